@@ -1,0 +1,87 @@
+//! One generation as the HTTP API sees it: what is asked of the cluster, and the events that come back.
+
+use brigade_proto::sampling::Sampling;
+use brigade_proto::step::TokenScore;
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+
+/// What to generate. Text has become token ids by now; stop strings stay with the caller, who ends a generation by
+/// dropping it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationRequest {
+    /// The prompt's token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// How to choose tokens; its `end_ids` end the generation, unless they are empty (`ignore_eos`).
+    pub sampling: Sampling,
+    /// Most tokens to generate; 0 only scores the prompt.
+    pub max_tokens: u32,
+    /// Whether the log-probabilities of the prompt's own tokens are wanted (`echo` with `logprobs`).
+    pub score_prompt: bool,
+}
+
+/// A generation under way. Dropping it cancels: its cache is freed within a step.
+#[derive(Debug)]
+pub struct Generation {
+    /// What happens, in order; ends after [`GenerationEvent::Done`] or [`GenerationEvent::Failed`]. The channel has room
+    /// for every event that the request can cause, so that no step ever waits for a client.
+    pub events: mpsc::Receiver<GenerationEvent>,
+    /// Tells the scheduler when the generation is dropped.
+    pub cancel: DropGuard,
+}
+
+/// Something that happened to a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GenerationEvent {
+    /// Scores of prompt tokens, in order; the first token has none, so `prompt - 1` come in all, chunk by chunk.
+    PromptScores(Vec<TokenScore>),
+    /// A token was drawn. An end token is reported too, before `Done`.
+    Token(TokenScore),
+    /// The generation has ended by itself.
+    Done(FinishReason),
+    /// The generation cannot go on.
+    Failed(GenerationError),
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token was drawn; it is the last token reported.
+    EndToken,
+    /// `max_tokens` or the context is full.
+    Length,
+}
+
+/// Why a generation was refused or broke off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationError {
+    /// No plan is being served.
+    #[error("the cluster is not serving: {reason}")]
+    NotReady {
+        /// What is missing.
+        reason: String,
+    },
+    /// Prompt and answer do not fit.
+    #[error(
+        "this model's context here is {context} tokens, but {prompt} in the prompt and {max_tokens} of the answer were asked for; shorten either, or start with a larger --ctx"
+    )]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt: u32,
+        /// Tokens of the answer asked for.
+        max_tokens: u32,
+        /// What fits.
+        context: u32,
+    },
+    /// Too many requests are waiting already.
+    #[error("{waiting} requests are waiting already; try again later")]
+    Overloaded {
+        /// How many.
+        waiting: usize,
+    },
+    /// A stage was lost or failed while the generation ran.
+    #[error("generation interrupted: {reason}")]
+    Interrupted {
+        /// What happened.
+        reason: String,
+    },
+}

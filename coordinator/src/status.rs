@@ -1,0 +1,189 @@
+//! The cluster's state as `/api/status` gives it and `brigade status` shows it.
+
+use serde::{Deserialize, Serialize};
+
+/// All of it, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Version of the coordinator.
+    pub version: String,
+    /// The coordinator's start on its state directory.
+    pub incarnation: u64,
+    /// What the cluster is doing.
+    pub phase: Phase,
+    /// What it is waiting for, or why it cannot serve.
+    pub reason: Option<String>,
+    /// The model.
+    pub model: ModelStatus,
+    /// The plan's number; 0 before the first plan.
+    pub epoch: u64,
+    /// Longest sequence, in tokens.
+    pub context: u32,
+    /// Cache tokens of the whole pipeline.
+    pub cache_tokens: u32,
+    /// Cache tokens promised to running sequences.
+    pub cache_tokens_reserved: u32,
+    /// The pipeline, from first to last.
+    pub stages: Vec<StageStatus>,
+    /// Every worker attached or lost lately.
+    pub workers: Vec<WorkerStatus>,
+    /// What the planner predicts.
+    pub predicted: PredictionStatus,
+    /// Requests.
+    pub requests: RequestStatus,
+    /// The last steps, together.
+    pub steps: StepStatus,
+}
+
+/// What the cluster is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Too few workers, or too little memory among them.
+    #[default]
+    Waiting,
+    /// Stages are being loaded.
+    Loading,
+    /// Links are being made.
+    Connecting,
+    /// Requests are served.
+    Serving,
+    /// The coordinator is shutting down.
+    Stopping,
+}
+
+/// The model served.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// The name that requests give.
+    pub id: String,
+    /// The model's identity, in hexadecimal.
+    pub fingerprint: String,
+    /// Number of layers.
+    pub layers: u32,
+    /// Bytes of all tensors.
+    pub weight_bytes: u64,
+}
+
+/// One stage of the pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageStatus {
+    /// Place in the pipeline, from 0.
+    pub stage: u32,
+    /// The worker that holds it.
+    pub worker: String,
+    /// That worker's name.
+    pub name: String,
+    /// First layer.
+    pub layer_start: u32,
+    /// One past the last layer.
+    pub layer_end: u32,
+    /// Whether it holds the embedding.
+    pub embedding: bool,
+    /// Whether it holds the head.
+    pub head: bool,
+    /// `loading`, `loaded`, `connected`, `active` or `failed`.
+    pub state: String,
+    /// Share of the weights read, from 0 to 1.
+    pub loaded: f64,
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// Bytes of KV cache.
+    pub cache_bytes: u64,
+    /// Bytes of activations and workspace.
+    pub workspace_bytes: u64,
+    /// The address that the next stage was reached at.
+    pub next_address: Option<String>,
+    /// Round trip to the next stage, in microseconds.
+    pub next_rtt_us: Option<u32>,
+    /// Median time a step waited here lately, in microseconds.
+    pub queued_us_p50: u32,
+    /// Median time a decode step was computed here lately, in microseconds.
+    pub decode_us_p50: u32,
+    /// Median time a prefill step was computed here lately, in microseconds.
+    pub prefill_us_p50: u32,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its lasting id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its machine's name.
+    pub host: String,
+    /// `attached` or `lost`.
+    pub state: String,
+    /// Where its control connection comes from.
+    pub address: String,
+    /// `cpu`, `cuda:0` or `metal`.
+    pub device: String,
+    /// The device in words.
+    pub device_name: String,
+    /// What it may use, in bytes.
+    pub budget_bytes: u64,
+    /// Resident memory of its process, in bytes.
+    pub resident_bytes: u64,
+    /// Highest resident memory of its process, in bytes.
+    pub peak_resident_bytes: u64,
+    /// Compute threads.
+    pub threads: u32,
+    /// Calibrated bytes per second of its matrix-vector product.
+    pub bandwidth_bytes_per_s: f64,
+    /// Calibrated floating-point operations per second of its matrix-matrix product.
+    pub flops_per_s: f64,
+    /// Seconds since its last message.
+    pub last_seen_s: f64,
+    /// Sequences that hold cache on it.
+    pub sequences: u32,
+    /// Cache tokens in use on it.
+    pub cache_tokens_used: u32,
+    /// Frames it dropped because their fence was not the active one.
+    pub frames_fenced: u64,
+}
+
+/// What the planner predicts of the plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PredictionStatus {
+    /// One stream's decode speed.
+    pub decode_tokens_per_s: f64,
+    /// Time to the first token of a prompt of 512 tokens, in milliseconds.
+    pub ttft_ms: f64,
+    /// What limits the plan, in words.
+    pub bottleneck: String,
+}
+
+/// Counts of requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestStatus {
+    /// Generations that hold cache.
+    pub running: u32,
+    /// Generations that wait for cache.
+    pub waiting: u32,
+    /// Ended by themselves, since the start.
+    pub finished: u64,
+    /// Ended by their client, since the start.
+    pub cancelled: u64,
+    /// Ended by a failure, since the start.
+    pub failed: u64,
+    /// Prompt tokens computed, since the start.
+    pub prompt_tokens: u64,
+    /// Tokens generated, since the start.
+    pub generated_tokens: u64,
+}
+
+/// The last steps of the pipeline, from sending to the result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// Steps since the start.
+    pub count: u64,
+    /// Median time of a decode step lately, in microseconds.
+    pub decode_us_p50: u32,
+    /// 99th percentile of it.
+    pub decode_us_p99: u32,
+    /// Median time of a prefill step lately, in microseconds.
+    pub prefill_us_p50: u32,
+    /// Median share of a decode step that no stage accounts for (links and coordinator), in microseconds.
+    pub wire_us_p50: u32,
+}

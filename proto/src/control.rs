@@ -1,0 +1,290 @@
+//! What coordinator and worker say to each other on the control plane.
+
+use std::net::SocketAddr;
+
+use brigade_shard::layers::Shard;
+use brigade_shard::units::Bytes;
+
+use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId};
+use crate::step::WireDtype;
+
+/// Version of both planes; the two ends must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// What a worker is and can do: the first message of an `Attach` stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capabilities {
+    /// The worker's name, chosen by its owner; for people.
+    pub name: String,
+    /// The machine's name.
+    pub host: String,
+    /// Version of the program.
+    pub version: String,
+    /// Where it computes.
+    pub device: DeviceKind,
+    /// The device in words, such as the processor's name.
+    pub device_name: String,
+    /// What it may use for weights, cache, activations and workspace.
+    pub budget: Bytes,
+    /// Compute threads.
+    pub threads: u32,
+    /// Weight bytes per second that its matrix-vector product reads, as calibrated.
+    pub bandwidth_bytes_per_s: f64,
+    /// Floating-point operations per second of its matrix-matrix product, as calibrated.
+    pub flops_per_s: f64,
+    /// Where its data plane can be reached.
+    pub data_addresses: Vec<SocketAddr>,
+}
+
+/// The kind of device a worker computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA card, by its index.
+    Cuda(u32),
+    /// An Apple GPU.
+    Metal,
+}
+
+/// From the coordinator to a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// The answer to the capabilities: the worker is attached.
+    Welcome(Welcome),
+    /// Read a shard into memory.
+    Load(LoadStage),
+    /// Open the links of a loaded stage.
+    Connect(ConnectStage),
+    /// Accept frames of this fence from now on.
+    Activate {
+        /// The deployment whose stage is meant.
+        deployment: DeploymentId,
+        /// What frames must carry.
+        fence: Fence,
+    },
+    /// Drop a stage, its cache and its links; also ends a load under way.
+    Retire {
+        /// The deployment whose stage is meant.
+        deployment: DeploymentId,
+    },
+    /// Answer with the same number.
+    Probe {
+        /// Any number.
+        nonce: u64,
+    },
+    /// End: the coordinator will not use this worker again.
+    Shutdown {
+        /// Why, for the worker's log.
+        reason: String,
+    },
+}
+
+/// What a worker must know of its coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcome {
+    /// The coordinator's start.
+    pub incarnation: Incarnation,
+    /// UDP port of its data plane, at the host the worker dialled.
+    pub data_port: u16,
+    /// How often the worker reports, in milliseconds.
+    pub heartbeat_ms: u32,
+}
+
+/// A shard to load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadStage {
+    /// The deployment that the stage belongs to.
+    pub deployment: DeploymentId,
+    /// The plan.
+    pub epoch: Epoch,
+    /// The model's identity ([`brigade_shard::gguf::Header::fingerprint`]), in hexadecimal.
+    pub fingerprint: String,
+    /// The file's base name on the coordinator's machine: where to look first, never a path.
+    pub file_hint: String,
+    /// Which part of the model.
+    pub shard: Shard,
+    /// Place in the pipeline, from 0.
+    pub stage: u32,
+    /// Number of stages.
+    pub stages: u32,
+    /// What the stage must be able to hold.
+    pub room: StageRoom,
+}
+
+/// What a stage makes room for besides its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageRoom {
+    /// Tokens that the cache holds, over all sequences together; a multiple of the page size.
+    pub cache_tokens: u32,
+    /// Longest sequence, in tokens.
+    pub context: u32,
+    /// Most rows in one step.
+    pub step_rows: u32,
+    /// Most sequences at a time.
+    pub sequences: u32,
+    /// How keys and values are kept.
+    pub cache_dtype: CacheDtype,
+}
+
+/// How the KV cache stores a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheDtype {
+    /// 2 bytes.
+    F16,
+    /// 4 bytes.
+    F32,
+}
+
+/// The neighbours of a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectStage {
+    /// The deployment that the stage belongs to.
+    pub deployment: DeploymentId,
+    /// The plan.
+    pub epoch: Epoch,
+    /// Who sends steps to this stage. The worker dials it only where it is the coordinator.
+    pub previous: Peer,
+    /// Who gets what this stage makes: the next stage, or the coordinator after the last one. The worker dials it.
+    pub next: Peer,
+    /// Where `next` can be reached, where it is a worker.
+    pub next_addresses: Vec<SocketAddr>,
+    /// How hidden states cross the link to `next`.
+    pub wire: WireDtype,
+}
+
+/// From a worker to the coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToCoordinator {
+    /// Who attaches; comes first and once.
+    Hello(Capabilities),
+    /// A stage has changed its state.
+    Stage(StageReport),
+    /// Still here.
+    Heartbeat(Telemetry),
+    /// The answer to a probe.
+    Probed {
+        /// The number asked with.
+        nonce: u64,
+    },
+    /// A step could not be computed; it will bring no result.
+    StepFailed {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// The step.
+        step: StepId,
+        /// The stage's place in the pipeline.
+        stage: u32,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A link has broken.
+    LinkLost {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// The other end.
+        peer: Peer,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The worker ends of its own will.
+    Leaving,
+}
+
+/// A stage's state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageReport {
+    /// The deployment that the stage belongs to.
+    pub deployment: DeploymentId,
+    /// The plan that the report is about.
+    pub epoch: Epoch,
+    /// What it is.
+    pub state: StageState,
+}
+
+/// The life of a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageState {
+    /// Weights are being read.
+    Loading {
+        /// Read so far.
+        loaded: Bytes,
+        /// To be read.
+        total: Bytes,
+    },
+    /// Weights are resident and the cache is allocated.
+    Loaded(StageMemory),
+    /// The links to its neighbours stand.
+    Connected {
+        /// The address that `next` was reached at.
+        next_address: SocketAddr,
+        /// Round trip to `next`, in microseconds.
+        rtt_us: u32,
+    },
+    /// Frames of the fence are accepted.
+    Active,
+    /// It cannot be: the reason is for people.
+    Failed {
+        /// What went wrong, where, and what to do.
+        reason: String,
+    },
+    /// It is gone, and its memory free.
+    Retired,
+}
+
+/// What a stage takes of its worker's budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageMemory {
+    /// Tensors, in their file's blocks.
+    pub weights: Bytes,
+    /// KV cache.
+    pub cache: Bytes,
+    /// Activations and workspace.
+    pub workspace: Bytes,
+}
+
+impl StageMemory {
+    /// All of it.
+    pub fn total(&self) -> Bytes {
+        self.weights + self.cache + self.workspace
+    }
+}
+
+/// How a worker is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Resident memory of the process.
+    pub resident: Bytes,
+    /// Highest resident memory of the process so far.
+    pub peak_resident: Bytes,
+    /// Cache tokens in use.
+    pub cache_tokens_used: u32,
+    /// Sequences that hold cache.
+    pub sequences: u32,
+    /// Steps computed.
+    pub steps: u64,
+    /// Frames dropped because their fence was not the active one.
+    pub frames_fenced: u64,
+}
+
+/// A worker's certificate request, sent once with a join token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnrolRequest {
+    /// The token's secret part.
+    pub secret: String,
+    /// Name wanted.
+    pub name: String,
+    /// PKCS#10 request for the worker's own key, DER.
+    pub csr_der: Vec<u8>,
+}
+
+/// What enrolling yields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enrolment {
+    /// The worker's id, also in its certificate.
+    pub worker: WorkerId,
+    /// The worker's certificate, DER.
+    pub certificate_der: Vec<u8>,
+    /// The coordinator's CA, DER.
+    pub ca_der: Vec<u8>,
+}
