@@ -1,0 +1,10 @@
+//! The harness of the tests that need more than one crate: it builds both programs, fetches the real model, and starts
+//! real clusters of real processes on loopback.
+//!
+//! Whatever a test starts ends with it: [`process::Process`] kills what it started, by id, when it is dropped.
+
+pub mod cluster;
+pub mod http;
+pub mod process;
+pub mod reference;
+pub mod setup;

@@ -1,0 +1,160 @@
+//! A started program: its output line by line, its memory, its children and its end.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// A program under test; killed when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts `command` with its standard output and error captured together.
+    pub fn start(command: &mut Command) -> Process {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("failed to start {command:?}: {error}"));
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let readers = vec![
+            collect(child.stdout.take().expect("standard output was piped"), lines.clone()),
+            collect(child.stderr.take().expect("standard error was piped"), lines.clone()),
+        ];
+        Process { child, lines, readers }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All lines so far, standard output and error in the order they came.
+    pub fn output(&self) -> String {
+        self.lines.lock().expect("a reader never panics").join("\n")
+    }
+
+    /// Waits for a line for which `pick` finds something.
+    pub fn wait_for<T>(&mut self, what: &str, limit: Duration, pick: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + limit;
+        loop {
+            let found = self.lines.lock().expect("a reader never panics").iter().find_map(|line| pick(line));
+            if let Some(found) = found {
+                return found;
+            }
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                self.join_readers();
+                let found = self.lines.lock().expect("a reader never panics").iter().find_map(|line| pick(line));
+                return found.unwrap_or_else(|| {
+                    panic!("the program ended with {status} before {what}; it said:\n{}", self.output())
+                });
+            }
+            assert!(Instant::now() < deadline, "no {what} within {limit:?}; the program said:\n{}", self.output());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Sends a signal, such as `libc::SIGINT`.
+    pub fn signal(&self, signal: i32) {
+        send_signal(self.id(), signal);
+    }
+
+    /// Waits for the end, and gives the status and everything that was said.
+    pub fn wait(&mut self, limit: Duration) -> (ExitStatus, String) {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+                self.join_readers();
+                return (status, self.output());
+            }
+            assert!(Instant::now() < deadline, "still running after {limit:?}; the program said:\n{}", self.output());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn join_readers(&mut self) {
+        // A grandchild that outlives the program may hold the pipe: its output is no reason to wait.
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+        for reader in self.readers.drain(..).filter(JoinHandle::is_finished) {
+            reader.join().expect("a reader never panics");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn collect(pipe: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            lines.lock().expect("a test never panics while it holds the lines").push(String::from_utf8_lossy(&line).into_owned());
+        }
+    })
+}
+
+/// Sends a signal to a process that a test started.
+pub fn send_signal(process: u32, signal: i32) {
+    // SAFETY: kill takes plain numbers and has no memory effects.
+    let result = unsafe { libc::kill(process as i32, signal) };
+    assert_eq!(result, 0, "failed to signal process {process}: {}", std::io::Error::last_os_error());
+}
+
+/// Whether a process is there and not yet ended.
+pub fn is_running(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    matches!(state_and_parent(&stat), Some((state, _)) if state != 'Z')
+}
+
+/// The processes whose parent is `process`.
+pub fn children(process: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc is there on Linux");
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        state_and_parent(&stat).is_some_and(|(_, parent)| parent == process)
+    })
+    .collect()
+}
+
+/// The highest resident memory of a process so far, in bytes (`VmHWM`).
+pub fn peak_resident_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))
+        .unwrap_or_else(|error| panic!("failed to read the memory of process {process}: {error}"));
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a running process has VmHWM");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
+    kib * 1024
+}
+
+/// Waits until `done` holds.
+pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+// The program's name stands in parentheses and may itself hold spaces and parentheses.
+fn state_and_parent(stat: &str) -> Option<(char, u32)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
+}

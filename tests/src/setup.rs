@@ -1,0 +1,133 @@
+//! What the tests need before they can start: both programs, the real model and a Python environment.
+//!
+//! Everything is made once and kept in the target folder; a file lock keeps test programs that run side by side from
+//! making it twice.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The two programs.
+#[derive(Debug)]
+pub struct Programs {
+    /// The coordinator and every command a user types.
+    pub brigade: PathBuf,
+    /// The worker.
+    pub worker: PathBuf,
+}
+
+/// Builds both programs, in the profile that the tests themselves were built with, and says where they are.
+pub fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let _lock = lock("programs");
+        let target = target_folder();
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--quiet", "--release", "--locked", "--workspace", "--bins", "--target-dir"]).arg(&target);
+        run(build.current_dir(repository()), "build both programs");
+        let folder = target.join("release");
+        Programs { brigade: folder.join("brigade"), worker: folder.join("brigade-worker") }
+    })
+}
+
+/// The real model, SmolLM2-135M-Instruct as Q4_1; fetched if it is not there.
+pub fn smollm2() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let _lock = lock("model");
+        let folder = target_folder().join("models");
+        run(
+            Command::new(repository().join("deploy/fetch-model.sh")).arg(&folder),
+            "fetch SmolLM2 with deploy/fetch-model.sh",
+        );
+        folder.join("SmolLM2-135M-Instruct.Q4_1.gguf")
+    })
+}
+
+/// The real model with its weights widened exactly to `f32`, or rounded to `f16`; made if it is not there.
+pub fn smollm2_as(kind: &str) -> PathBuf {
+    let file = target_folder().join("models").join(format!("SmolLM2-135M-Instruct.{kind}.gguf"));
+    let python = python();
+    let _lock = lock("model");
+    if !file.exists() {
+        let partial = file.with_extension("partial");
+        let mut convert = Command::new(python);
+        convert.arg(repository().join("tests/python/dequantise.py")).arg(smollm2_unlocked()).arg(&partial);
+        run(convert.args(["--type", kind]), "dequantise SmolLM2");
+        std::fs::rename(&partial, &file).expect("the partial file was just written");
+    }
+    file
+}
+
+fn smollm2_unlocked() -> PathBuf {
+    let file = target_folder().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !file.exists() {
+        let folder = target_folder().join("models");
+        run(Command::new(repository().join("deploy/fetch-model.sh")).arg(folder), "fetch SmolLM2");
+    }
+    file
+}
+
+/// A Python interpreter with the packages of `tests/python/requirements.txt`; the environment is made if it is not there.
+pub fn python() -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| {
+        let _lock = lock("python");
+        let folder = target_folder().join("python");
+        let python = folder.join("bin/python");
+        let wanted_file = repository().join("tests/python/requirements.txt");
+        let wanted = std::fs::read_to_string(&wanted_file).expect("tests/python/requirements.txt is in the repository");
+        let made = folder.join("made-from.txt");
+        if std::fs::read_to_string(&made).ok().as_deref() != Some(wanted.as_str()) {
+            run(
+                Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder),
+                "make a Python environment (Debian: apt-get install python3-venv)",
+            );
+            run(
+                Command::new(&python)
+                    .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+                    .arg(&wanted_file),
+                "install the Python packages of the tests",
+            );
+            std::fs::write(&made, &wanted).expect("the environment's folder is writable");
+        }
+        python
+    })
+}
+
+/// The root of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate lies in the repository")
+}
+
+/// The target folder that this test program lies in.
+pub fn target_folder() -> PathBuf {
+    let program = std::env::current_exe().expect("the system knows this program's path");
+    let release = program.ancestors().find(|folder| folder.ends_with("release"));
+    release
+        .and_then(Path::parent)
+        .unwrap_or_else(|| {
+            panic!("{} does not lie in target/release: run `cargo test --release`", program.display())
+        })
+        .to_owned()
+}
+
+/// Held until it is dropped; the system lets go of it if this process ends.
+fn lock(name: &str) -> File {
+    let path = target_folder().join(format!("tests-{name}.lock"));
+    let file = File::create(&path).unwrap_or_else(|error| panic!("failed to make {}: {error}", path.display()));
+    file.lock().unwrap_or_else(|error| panic!("failed to lock {}: {error}", path.display()));
+    file
+}
+
+fn run(command: &mut Command, what: &str) {
+    let output = command.output().unwrap_or_else(|error| panic!("failed to {what}: {command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "failed to {what}: {command:?} ended with {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -1,0 +1,201 @@
+//! Starting, joining and ending: nothing is left behind, and nothing hangs.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use brigade_tests::cluster::{Cluster, START, STOP, Up, brigade, served_url, worker};
+use brigade_tests::http::Client;
+use brigade_tests::process::{Process, is_running, send_signal, wait_until};
+use brigade_tests::setup;
+use serde_json::json;
+
+fn small_cluster() -> Cluster {
+    Up::new(setup::smollm2()).workers(2).memory("160MiB").args(["--ctx", "1024"]).start()
+}
+
+#[test]
+fn ctrl_c_ends_everything_within_two_seconds() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut cluster = small_cluster();
+        let workers = cluster.workers();
+        assert_eq!(workers.len(), 2);
+        let start = Instant::now();
+        cluster.process.signal(signal);
+        let (status, output) = cluster.process.wait(STOP);
+        assert_eq!(status.code(), Some(0), "{output}");
+        println!("signal {signal}: all ended after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
+        assert!(workers.iter().all(|id| !is_running(*id)), "a worker is left behind");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_it_at_once() {
+    let mut cluster = small_cluster();
+    let workers = cluster.workers();
+    // A stopped worker cannot end by itself, so that the first Ctrl-C has something to wait for.
+    send_signal(workers[0], libc::SIGSTOP);
+    cluster.process.signal(libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    if is_running(cluster.process.id()) {
+        cluster.process.signal(libc::SIGINT);
+    }
+    let (_, output) = cluster.process.wait(STOP);
+    assert!(start.elapsed() < Duration::from_secs(1), "took {:?}:\n{output}", start.elapsed());
+    wait_until("all workers are gone", STOP, || workers.iter().all(|id| !is_running(*id)));
+}
+
+#[test]
+fn workers_end_even_if_the_coordinator_is_killed() {
+    let mut cluster = small_cluster();
+    let workers = cluster.workers();
+    cluster.process.signal(libc::SIGKILL);
+    let (status, _) = cluster.process.wait(STOP);
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    wait_until("all workers are gone", STOP, || workers.iter().all(|id| !is_running(*id)));
+}
+
+#[test]
+fn ctrl_c_while_loading_ends_everything_too() {
+    let up = Up::new(setup::smollm2()).workers(2).memory("160MiB");
+    let (mut process, _home) = up.spawn();
+    std::thread::sleep(Duration::from_millis(400));
+    process.signal(libc::SIGINT);
+    let (status, output) = process.wait(STOP);
+    assert!(matches!(status.code(), Some(0 | 130)), "{status}: {output}");
+    assert!(!output.contains("panicked"), "{output}");
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_and_service_resumes() {
+    let cluster = small_cluster();
+    let before = cluster.workers();
+    send_signal(before[0], libc::SIGKILL);
+    let client = cluster.client.clone();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let now = cluster.workers();
+        let replaced = now.len() == 2 && !now.contains(&before[0]);
+        if replaced && client.get("/health").await.status == 200 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not serving again:\n{}", cluster.process.output());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let answer = client.complete(json!({ "prompt": "The bucket", "max_tokens": 4, "ignore_eos": true })).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 4);
+    cluster.stop();
+}
+
+#[tokio::test]
+async fn a_request_whose_worker_dies_gets_an_error_and_does_not_hang() {
+    let cluster = small_cluster();
+    let client = cluster.client.clone();
+    let workers = cluster.workers();
+    let request = json!({ "model": client.model().await, "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": true });
+    let running = tokio::spawn(async move { client.post("/v1/completions", &request).await });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    send_signal(workers[1], libc::SIGKILL);
+    let answer = tokio::time::timeout(Duration::from_secs(15), running).await.expect("the request hangs").unwrap();
+    assert!((500..=503).contains(&answer.status), "{answer:?}");
+    assert!(answer.body["error"]["message"].as_str().unwrap().contains("interrupted"), "{answer:?}");
+    cluster.stop();
+}
+
+/// A coordinator started by `brigade serve`, with the join token that it printed.
+struct Served {
+    process: Process,
+    home: tempfile::TempDir,
+    token: String,
+    control: String,
+}
+
+fn serve(arguments: &[&str]) -> Served {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = brigade(&home);
+    command.arg("serve").arg(setup::smollm2()).args(["--http", "127.0.0.1:0", "--control", "127.0.0.1:0"]).args(arguments);
+    let mut process = Process::start(&mut command);
+    let (control, token) = process.wait_for("join command", Duration::from_secs(20), |line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let join = words.windows(2).position(|pair| pair[0].ends_with("brigade-worker") && pair[1] == "join")?;
+        let token = words.iter().position(|word| *word == "--token")?;
+        Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
+    });
+    Served { process, home, token, control }
+}
+
+fn join(control: &str, name: &str, home: &tempfile::TempDir, token: Option<&str>) -> Process {
+    let mut command = worker(home);
+    command.args(["join", control, "--name", name, "--memory", "160MiB", "--threads", "1", "--models"]);
+    command.arg(setup::smollm2().parent().unwrap());
+    if let Some(token) = token {
+        command.env("BRIGADE_TOKEN", token);
+    }
+    Process::start(&mut command)
+}
+
+#[tokio::test]
+async fn a_worker_rejoins_without_a_token() {
+    let mut served = serve(&["--min-workers", "1"]);
+    let home = tempfile::tempdir().unwrap();
+    let mut first = join(&served.control, "anna", &home, Some(&served.token));
+    let url = served.process.wait_for("address", START, served_url);
+    let client = Client::new(&url);
+    let id = client.status().await["workers"][0]["id"].clone();
+    first.signal(libc::SIGTERM);
+    let (status, output) = first.wait(STOP);
+    assert_eq!(status.code(), Some(0), "{output}");
+
+    let _second = join(&served.control, "anna", &home, None);
+    let deadline = Instant::now() + START;
+    while client.get("/health").await.status != 200 {
+        assert!(Instant::now() < deadline, "not serving again:\n{}", served.process.output());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let status = client.status().await;
+    let attached: Vec<_> = status["workers"].as_array().unwrap().iter().filter(|w| w["state"] == "attached").collect();
+    assert_eq!(attached.len(), 1, "{status:#}");
+    assert_eq!(attached[0]["id"], id, "the same identity as before");
+}
+
+#[test]
+fn tokens_that_are_wrong_used_expired_or_revoked_are_refused() {
+    let served = serve(&[]);
+    let token_command = |arguments: &[&str]| {
+        let mut command = brigade(&served.home);
+        command.arg("token").args(arguments);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let refused = |name: &str, token: &str, words: &[&str]| {
+        let home = tempfile::tempdir().unwrap();
+        let (status, output) = join(&served.control, name, &home, Some(token)).wait(Duration::from_secs(20));
+        assert_ne!(status.code(), Some(0), "{name}: {output}");
+        assert!(words.iter().any(|word| output.contains(word)), "{name}: none of {words:?} in:\n{output}");
+        assert!(!output.contains("panicked"), "{output}");
+    };
+
+    let (ca, _) = served.token.rsplit_once('-').unwrap();
+    refused("unknown", &format!("{ca}-{}", "0".repeat(32)), &["unknown", "not known"]);
+    refused("malformed", "bg1-nonsense", &["token"]);
+    let foreign = format!("bg1-{}-{}", "ab".repeat(32), "0".repeat(32));
+    refused("foreign", &foreign, &["not the one this token was made for"]);
+
+    let single = token_command(&["create", "--uses", "1"]).trim().to_owned();
+    let home = tempfile::tempdir().unwrap();
+    let mut first = join(&served.control, "first", &home, Some(&single));
+    first.wait_for("attachment", Duration::from_secs(20), |line| (line.contains("attached") || line.contains("joined")).then_some(()));
+    refused("second", &single, &["used"]);
+
+    let short = token_command(&["create", "--ttl", "1s"]).trim().to_owned();
+    std::thread::sleep(Duration::from_millis(1500));
+    refused("late", &short, &["expired"]);
+
+    let revoked = token_command(&["create"]).trim().to_owned();
+    let listed = token_command(&["ls"]);
+    let newest = listed.lines().last().and_then(|line| line.split_whitespace().next()).unwrap().to_owned();
+    token_command(&["revoke", &newest]);
+    refused("revoked", &revoked, &["revoked", "unknown", "not known"]);
+}

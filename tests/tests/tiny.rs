@@ -1,0 +1,76 @@
+//! Every part of the llama family, on tiny random models that llama.cpp has run: `rope_freqs`, scaled rope, heads whose
+//! width is not hidden / heads, tied and untied output, both tokenizers, every tensor type.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use brigade_tests::cluster::Up;
+use brigade_tests::reference::{self, Distance};
+use brigade_tests::setup;
+use serde::Deserialize;
+
+/// Largest distance of a model with F32 weights from llama.cpp's log-probabilities.
+const FLOAT_BOUND: f64 = 0.02;
+/// Mean distance of a quantised model from the exact, against llama.cpp's own.
+const QUANTISED_BOUND: f64 = 1.25;
+
+#[derive(Deserialize)]
+struct Variant {
+    name: String,
+    flags: String,
+    path: Vec<u32>,
+    exact: Vec<Option<f64>>,
+    llama_cpp: Vec<Option<f64>>,
+}
+
+fn made(variant: &Variant) -> PathBuf {
+    let folder = setup::target_folder().join("models/tiny");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join(format!("{}.gguf", variant.name));
+    let output = Command::new(setup::python())
+        .arg(setup::repository().join("tests/reference/make_tiny.py"))
+        .arg(&file)
+        .args(variant.flags.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}: {}", variant.name, String::from_utf8_lossy(&output.stderr));
+    file
+}
+
+#[tokio::test]
+async fn every_part_of_the_family_computes_what_llama_cpp_computes() {
+    #[derive(Deserialize)]
+    struct Document {
+        variants: Vec<Variant>,
+    }
+    let document: Document = reference::read("tiny.json");
+    assert!(document.variants.len() >= 15, "{} variants", document.variants.len());
+    let mut wrong = Vec::new();
+    for variant in &document.variants {
+        let cluster = Up::new(&made(variant)).workers(2).memory("64MiB").args(["--ctx", "256"]).start();
+        let scores = cluster.client.score(&variant.path).await;
+        cluster.stop();
+        let (mut ours, mut theirs) = (Distance::default(), Distance::default());
+        ours.add(&scores, &variant.exact);
+        theirs.add(&variant.llama_cpp, &variant.exact);
+        println!(
+            "{:14} mean {:.4} (llama.cpp {:.4}), largest {:.4} (llama.cpp {:.4})",
+            variant.name,
+            ours.mean(),
+            theirs.mean(),
+            ours.largest,
+            theirs.largest
+        );
+        // llama.cpp rounds activations with F16 and BF16 weights, so its own distance is the measure there, too.
+        let near = ours.largest <= FLOAT_BOUND || ours.mean() <= QUANTISED_BOUND * theirs.mean();
+        let float = theirs.largest <= FLOAT_BOUND;
+        if !near || (float && ours.largest > FLOAT_BOUND) {
+            let first = scores.iter().zip(&variant.exact).position(|(a, b)| match (a, b) {
+                (Some(a), Some(b)) => (a - b).abs() > FLOAT_BOUND,
+                _ => false,
+            });
+            wrong.push(format!("{} ({}): first difference at token {first:?}", variant.name, variant.flags));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
