@@ -73,7 +73,9 @@ impl WorkerId {
 
 /// A worker id that is not of its form.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is not a worker id: 1 to 63 lower-case letters, digits and dashes, not starting or ending with a dash")]
+#[error(
+    "`{0}` is not a worker id: 1 to 63 lower-case letters, digits and dashes, not starting or ending with a dash"
+)]
 pub struct WorkerIdError(String);
 
 impl TryFrom<String> for WorkerId {
@@ -81,10 +83,16 @@ impl TryFrom<String> for WorkerId {
 
     fn try_from(id: String) -> Result<Self, Self::Error> {
         let fits = (1..=Self::MAX_BYTES).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !id.starts_with('-')
             && !id.ends_with('-');
-        if fits { Ok(WorkerId(id)) } else { Err(WorkerIdError(id)) }
+        if fits {
+            Ok(WorkerId(id))
+        } else {
+            Err(WorkerIdError(id))
+        }
     }
 }
 

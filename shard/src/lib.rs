@@ -4,6 +4,14 @@
 //! async code and no compute device. The main types are [`gguf::Header`] (what a file says), [`spec::ModelSpec`]
 //! (what the model computes), [`layers::Shard`] (a part of it) and [`plan::Plan`] (who holds which part).
 
+pub mod cost;
+pub mod family;
+pub mod gguf;
 pub mod layers;
+pub mod plan;
 pub mod spec;
+pub mod template;
+pub mod tensor_type;
+pub mod tensors;
+pub mod tokenizer;
 pub mod units;

@@ -72,7 +72,7 @@ impl FromStr for Bytes {
         };
         let number: f64 = number.parse().map_err(|_| error())?;
         let bytes = number * factor;
-        if !bytes.is_finite() || bytes < 0.0 || bytes > 9e18 {
+        if !(0.0..=9e18).contains(&bytes) {
             return Err(error());
         }
         Ok(Bytes(bytes.round() as u64))

@@ -1,0 +1,230 @@
+//! Messages from a worker to the coordinator.
+
+use brigade_shard::units::Bytes;
+
+use crate::control::{
+    Capabilities, DeviceKind, PROTOCOL_VERSION, StageMemory, StageReport, StageState, Telemetry,
+    ToCoordinator,
+};
+use crate::convert::InvalidMessage;
+use crate::convert::fields::{
+    MAX_NAME_BYTES, address, addresses, peer, positive, rate, reason, required, shortened, text,
+};
+use crate::ids::{DeploymentId, Epoch, StepId};
+use crate::pb;
+
+use pb::to_coordinator::Message;
+
+impl From<ToCoordinator> for pb::ToCoordinator {
+    fn from(message: ToCoordinator) -> pb::ToCoordinator {
+        let message = match message {
+            ToCoordinator::Hello(capabilities) => Message::Hello(pb::Hello {
+                protocol_version: PROTOCOL_VERSION,
+                capabilities: Some(capabilities.into()),
+            }),
+            ToCoordinator::Stage(report) => Message::Stage(report.into()),
+            ToCoordinator::Heartbeat(telemetry) => Message::Heartbeat(telemetry.into()),
+            ToCoordinator::Probed { nonce } => Message::Probed(pb::Probed { nonce }),
+            ToCoordinator::StepFailed {
+                deployment,
+                step,
+                stage,
+                reason,
+            } => Message::StepFailed(pb::StepFailed {
+                deployment: deployment.0,
+                step: step.0,
+                stage,
+                reason: shortened(reason),
+            }),
+            ToCoordinator::LinkLost {
+                deployment,
+                peer,
+                reason,
+            } => Message::LinkLost(pb::LinkLost {
+                deployment: deployment.0,
+                peer: Some(peer.into()),
+                reason: shortened(reason),
+            }),
+            ToCoordinator::Leaving => Message::Leaving(pb::Leaving {}),
+        };
+        pb::ToCoordinator {
+            message: Some(message),
+        }
+    }
+}
+
+impl TryFrom<pb::ToCoordinator> for ToCoordinator {
+    type Error = InvalidMessage;
+
+    fn try_from(message: pb::ToCoordinator) -> Result<ToCoordinator, InvalidMessage> {
+        Ok(match required("message", message.message)? {
+            Message::Hello(hello) => {
+                let capabilities = required("hello.capabilities", hello.capabilities)?;
+                ToCoordinator::Hello(capabilities.try_into()?)
+            }
+            Message::Stage(report) => ToCoordinator::Stage(report.try_into()?),
+            Message::Heartbeat(telemetry) => ToCoordinator::Heartbeat(telemetry.into()),
+            Message::Probed(pb::Probed { nonce }) => ToCoordinator::Probed { nonce },
+            Message::StepFailed(failed) => ToCoordinator::StepFailed {
+                deployment: DeploymentId(failed.deployment),
+                step: StepId(failed.step),
+                stage: failed.stage,
+                reason: reason("step_failed.reason", failed.reason)?,
+            },
+            Message::LinkLost(lost) => ToCoordinator::LinkLost {
+                deployment: DeploymentId(lost.deployment),
+                peer: peer("link_lost.peer", lost.peer)?,
+                reason: reason("link_lost.reason", lost.reason)?,
+            },
+            Message::Leaving(pb::Leaving {}) => ToCoordinator::Leaving,
+        })
+    }
+}
+
+impl From<Capabilities> for pb::Capabilities {
+    fn from(capabilities: Capabilities) -> pb::Capabilities {
+        let device = match capabilities.device {
+            DeviceKind::Cpu => pb::device::Kind::Cpu(true),
+            DeviceKind::Cuda(index) => pb::device::Kind::Cuda(index),
+            DeviceKind::Metal => pb::device::Kind::Metal(true),
+        };
+        pb::Capabilities {
+            name: capabilities.name,
+            host: capabilities.host,
+            version: capabilities.version,
+            device: Some(pb::Device { kind: Some(device) }),
+            device_name: capabilities.device_name,
+            budget_bytes: capabilities.budget.0,
+            threads: capabilities.threads,
+            bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
+            flops_per_s: capabilities.flops_per_s,
+            data_addresses: capabilities
+                .data_addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Capabilities> for Capabilities {
+    type Error = InvalidMessage;
+
+    fn try_from(capabilities: pb::Capabilities) -> Result<Capabilities, InvalidMessage> {
+        let device = capabilities.device.and_then(|device| device.kind);
+        let device = match required("capabilities.device", device)? {
+            pb::device::Kind::Cpu(_) => DeviceKind::Cpu,
+            pb::device::Kind::Cuda(index) => DeviceKind::Cuda(index),
+            pb::device::Kind::Metal(_) => DeviceKind::Metal,
+        };
+        Ok(Capabilities {
+            name: text("capabilities.name", capabilities.name, MAX_NAME_BYTES)?,
+            host: text("capabilities.host", capabilities.host, MAX_NAME_BYTES)?,
+            version: text("capabilities.version", capabilities.version, MAX_NAME_BYTES)?,
+            device,
+            device_name: text(
+                "capabilities.device_name",
+                capabilities.device_name,
+                MAX_NAME_BYTES,
+            )?,
+            budget: Bytes(capabilities.budget_bytes),
+            threads: positive("capabilities.threads", capabilities.threads)?,
+            bandwidth_bytes_per_s: rate(
+                "capabilities.bandwidth_bytes_per_s",
+                capabilities.bandwidth_bytes_per_s,
+            )?,
+            flops_per_s: rate("capabilities.flops_per_s", capabilities.flops_per_s)?,
+            data_addresses: addresses("capabilities.data_addresses", capabilities.data_addresses)?,
+        })
+    }
+}
+
+impl From<StageReport> for pb::StageReport {
+    fn from(report: StageReport) -> pb::StageReport {
+        use pb::stage_report::{Active, Connected, Failed, Loading, Retired, State};
+        let state = match report.state {
+            StageState::Loading { loaded, total } => State::Loading(Loading {
+                loaded_bytes: loaded.0,
+                total_bytes: total.0,
+            }),
+            StageState::Loaded(memory) => State::Loaded(pb::StageMemory {
+                weights_bytes: memory.weights.0,
+                cache_bytes: memory.cache.0,
+                workspace_bytes: memory.workspace.0,
+            }),
+            StageState::Connected { next_address, rtt_us } => State::Connected(Connected {
+                next_address: next_address.to_string(),
+                rtt_us,
+            }),
+            StageState::Active => State::Active(Active {}),
+            StageState::Failed { reason } => State::Failed(Failed {
+                reason: shortened(reason),
+            }),
+            StageState::Retired => State::Retired(Retired {}),
+        };
+        pb::StageReport {
+            deployment: report.deployment.0,
+            epoch: report.epoch.0,
+            state: Some(state),
+        }
+    }
+}
+
+impl TryFrom<pb::StageReport> for StageReport {
+    type Error = InvalidMessage;
+
+    fn try_from(report: pb::StageReport) -> Result<StageReport, InvalidMessage> {
+        use pb::stage_report::State;
+        let state = match required("stage.state", report.state)? {
+            State::Loading(loading) => StageState::Loading {
+                loaded: Bytes(loading.loaded_bytes),
+                total: Bytes(loading.total_bytes),
+            },
+            State::Loaded(memory) => StageState::Loaded(StageMemory {
+                weights: Bytes(memory.weights_bytes),
+                cache: Bytes(memory.cache_bytes),
+                workspace: Bytes(memory.workspace_bytes),
+            }),
+            State::Connected(connected) => StageState::Connected {
+                next_address: address("stage.connected.next_address", &connected.next_address)?,
+                rtt_us: connected.rtt_us,
+            },
+            State::Active(_) => StageState::Active,
+            State::Failed(failed) => StageState::Failed {
+                reason: reason("stage.failed.reason", failed.reason)?,
+            },
+            State::Retired(_) => StageState::Retired,
+        };
+        Ok(StageReport {
+            deployment: DeploymentId(report.deployment),
+            epoch: Epoch(report.epoch),
+            state,
+        })
+    }
+}
+
+impl From<Telemetry> for pb::Telemetry {
+    fn from(telemetry: Telemetry) -> pb::Telemetry {
+        pb::Telemetry {
+            resident_bytes: telemetry.resident.0,
+            peak_resident_bytes: telemetry.peak_resident.0,
+            cache_tokens_used: telemetry.cache_tokens_used,
+            sequences: telemetry.sequences,
+            steps: telemetry.steps,
+            frames_fenced: telemetry.frames_fenced,
+        }
+    }
+}
+
+impl From<pb::Telemetry> for Telemetry {
+    fn from(telemetry: pb::Telemetry) -> Telemetry {
+        Telemetry {
+            resident: Bytes(telemetry.resident_bytes),
+            peak_resident: Bytes(telemetry.peak_resident_bytes),
+            cache_tokens_used: telemetry.cache_tokens_used,
+            sequences: telemetry.sequences,
+            steps: telemetry.steps,
+            frames_fenced: telemetry.frames_fenced,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Everything that crosses a wire between coordinator and workers.
+//!
+//! The control plane is gRPC ([`control`], served by [`control_server`] and dialled by [`control_client`]), the data
+//! plane is QUIC ([`link`]) carrying [`step`] frames; both are mutual TLS with the same [`identity`]. Protobuf types
+//! stop at the edge of this crate: callers see the domain types of [`ids`], [`control`], [`sampling`] and [`step`].
+//! What to send and when is decided elsewhere.
+
+mod convert;
+mod hidden;
+mod pb;
+mod tls_listener;
+
+pub mod control;
+pub mod control_client;
+pub mod control_server;
+pub mod frame;
+pub mod health;
+pub mod identity;
+pub mod ids;
+pub mod link;
+pub mod refusal;
+pub mod sampling;
+pub mod step;
+
+pub use convert::InvalidMessage;
+pub use hidden::HiddenShapeError;

@@ -1,0 +1,106 @@
+//! Settings of QUIC and its socket, each with its reason.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::identity::TransportIdentity;
+
+/// How often a link without traffic is used, so that a broken one is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long a silent peer is believed to be there: five keep-alives.
+const IDLE_TIMEOUT_MS: u32 = 5_000;
+/// How long the peer may keep an acknowledgement back. A lost last packet of a frame is sent again only after the
+/// round trip and this, so that the default of 25 ms would be a stall of several decode steps.
+const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
+/// Round trip assumed before one is measured: what a lost first packet costs, on networks that are mostly local.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Largest datagram tried: what fits a jumbo Ethernet frame of 9,000 bytes under IPv6. Fewer datagrams per frame are
+/// what makes a fast local link fast; where the path does not carry them, discovery settles lower.
+const MAX_DATAGRAM_BYTES: u16 = 8952;
+/// Bytes of one stream that may be under way or unread: the bandwidth-delay product of 10 Gbit/s over 6 ms.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes of a connection that may be under way or unread: both streams' windows, so that an unread prefill stream never
+/// holds up decode.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
+/// Bytes written and not yet acknowledged: enough to keep 10 Gbit/s over 3 ms busy, and little enough that the time a
+/// large frame takes to be written is the time that the link takes for it.
+const SEND_WINDOW_BYTES: u64 = 4 << 20;
+/// The two kinds of step.
+const UNI_STREAMS: u32 = 2;
+/// The one on which the dialling end says that it has chosen this path.
+const BIDI_STREAMS: u32 = 1;
+/// Socket buffers asked for: one window, so that a burst does not overflow while the process is not running. Systems
+/// give less where their limits say so.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+fn transport() -> Arc<TransportConfig> {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MAX_DATAGRAM_BYTES);
+    let mut ack = AckFrequencyConfig::default();
+    ack.max_ack_delay(Some(MAX_ACK_DELAY));
+    let mut config = TransportConfig::default();
+    config
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .ack_frequency_config(Some(ack))
+        .initial_rtt(INITIAL_RTT)
+        .mtu_discovery_config(Some(mtu))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
+        .datagram_receive_buffer_size(None);
+    Arc::new(config)
+}
+
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // The only failure is a size outside of QUIC's range, which this constant is in; the default then stays.
+    let _ = config.max_udp_payload_size(MAX_DATAGRAM_BYTES);
+    config
+}
+
+pub(super) fn server(identity: &TransportIdentity) -> Result<ServerConfig, String> {
+    let tls = identity.quic_server().map_err(|error| error.to_string())?;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| error.to_string())?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+pub(super) fn client(identity: &TransportIdentity) -> Result<ClientConfig, String> {
+    let tls = identity.quic_client().map_err(|error| error.to_string())?;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+/// A UDP socket at `addr`; `[::]` takes IPv4 too.
+pub(super) fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if let IpAddr::V6(ip) = addr.ip() {
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    for (direction, result) in [
+        ("receive", socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)),
+        ("send", socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)),
+    ] {
+        if let Err(error) = result {
+            tracing::debug!(direction, %error, "failed to enlarge a socket buffer");
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,21 @@
+//! The data plane: QUIC links that carry frames between neighbours.
+//!
+//! A [`Transport`] is one UDP socket that both dials and accepts; a [`Link`] is one authenticated connection. Decode
+//! and prefill frames travel on a stream each, and a decode frame never waits behind a prefill frame: not in the sender
+//! (which writes a large frame in pieces and lets others pass), not on the wire (stream priority), and not in the
+//! receiver (a queue each, decode first). What a frame means, and whether its fence is the active one, is the caller's
+//! business.
+
+mod config;
+mod connection;
+mod dial;
+mod error;
+mod receive;
+mod send;
+mod transport;
+
+pub use connection::Link;
+pub use error::LinkError;
+pub use receive::LinkReceiver;
+pub use send::LinkSender;
+pub use transport::Transport;

@@ -1,0 +1,288 @@
+//! What a model's parts cost: bytes of weights, cache and workspace, and arithmetic per token.
+//!
+//! The memory formulas are a contract: a worker allocates what [`Cost::memory`] says and nothing else that grows with
+//! the model, so that a plan which fits on paper fits in the machine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::layers::{LayerRange, Shard};
+use crate::spec::{Attention, FeedForward, ModelSpec};
+use crate::tensors::{Role, TensorTable};
+use crate::units::Bytes;
+
+/// Tokens in one page of the KV cache. Small enough that a short sequence wastes little, large enough that a page's
+/// keys fill several cache lines per head.
+pub const PAGE_TOKENS: u32 = 32;
+/// Rows whose logits exist at the same time: the head is computed in blocks of this many rows, since a whole chunk's
+/// logits would take more memory than its layers.
+pub const HEAD_BLOCK_ROWS: u32 = 16;
+/// Bytes that a worker keeps for every 32 values of the quantised copy of its matrix products' inputs. The largest
+/// block format that weights ask for (ggml's `Q8_K`, 292 bytes for 256 values) stays below it.
+pub const QUANTISED_BYTES_PER_32: u64 = 40;
+/// Frames of hidden states that a stage holds at a time: one arriving and one leaving.
+pub const FRAME_BUFFERS: u64 = 2;
+/// Bytes of an f32.
+const F32_BYTES: u64 = 4;
+
+/// What a stage makes room for besides its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Tokens that the cache holds, over all sequences together; whole pages are allocated.
+    pub cache_tokens: u32,
+    /// Longest sequence, in tokens.
+    pub context: u32,
+    /// Most rows in one step.
+    pub step_rows: u32,
+    /// Most sequences at a time. They share `cache_tokens`, so that their number takes no memory of its own.
+    pub sequences: u32,
+    /// Bytes of a cached value: 2 for f16, 4 for f32.
+    pub cache_value_bytes: u32,
+}
+
+/// What a stage takes of its worker's budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageBytes {
+    /// Tensors, as in the file.
+    pub weights: Bytes,
+    /// KV cache.
+    pub cache: Bytes,
+    /// Activations, scores, logits and frame buffers.
+    pub workspace: Bytes,
+}
+
+impl StageBytes {
+    /// All of it.
+    pub fn total(&self) -> Bytes {
+        self.weights + self.cache + self.workspace
+    }
+}
+
+/// The widths that a stage's buffers are made for, each the largest of all layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// Hidden state.
+    pub hidden: u64,
+    /// All query heads together.
+    pub query: u64,
+    /// All key heads together.
+    pub key: u64,
+    /// All value heads together.
+    pub value: u64,
+    /// Output of all heads together.
+    pub attention: u64,
+    /// Feed-forward.
+    pub feed_forward: u64,
+    /// Number of query heads.
+    pub heads: u64,
+    /// Number of token ids.
+    pub vocab: u64,
+}
+
+/// What one layer costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerCost {
+    /// Its tensors.
+    pub weights: Bytes,
+    /// Weight bytes that are read to compute one row.
+    pub active: Bytes,
+    /// Floating-point operations of its matrix products for one row: two per weight.
+    pub flops: u64,
+    /// Values that the cache keeps for one token: keys and values of all heads.
+    pub cache_values: u64,
+}
+
+/// What one end of a model costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndCost {
+    /// Its tensors; for a tied head that is the token embedding too.
+    pub weights: Bytes,
+    /// Weight bytes that are read to compute one row.
+    pub active: Bytes,
+    /// Floating-point operations for one row.
+    pub flops: u64,
+}
+
+/// What every part of a model costs.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    layers: Vec<LayerCost>,
+    embedding: EndCost,
+    head: EndCost,
+    /// What embedding and head share where the head is tied; counted once on a shard with both.
+    shared: Bytes,
+    rope: Bytes,
+    widths: Widths,
+    context_length: u32,
+}
+
+/// Bytes of buffers that a stage computes in, beside weights and cache.
+///
+/// With `R` = [`Room::step_rows`], all of them f32 unless said otherwise:
+/// - activations: `R x (3 hidden + query + key + value + attention + 2 feed-forward)` for the residual stream, its norm,
+///   a product's output, the attention's inputs and output, gate and up;
+/// - the quantised copy of the widest input of a matrix product: `R` rows of blocks of 32 values,
+///   [`QUANTISED_BYTES_PER_32`] bytes each;
+/// - scores of one row: `heads x context`;
+/// - [`FRAME_BUFFERS`] frames of `R x hidden`;
+/// - with the head, `2 x` [`HEAD_BLOCK_ROWS`] ` x vocab`: a block's logits, and the same once more for sorting and
+///   log-probabilities.
+pub fn workspace_bytes(widths: &Widths, room: &Room, head: bool) -> Bytes {
+    let rows = u64::from(room.step_rows);
+    let row_values =
+        3 * widths.hidden + widths.query + widths.key + widths.value + widths.attention + 2 * widths.feed_forward;
+    let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
+    let activations = Bytes(row_values * F32_BYTES) * rows;
+    let quantised = Bytes(widest.div_ceil(32) * QUANTISED_BYTES_PER_32) * rows;
+    let scores = Bytes(widths.heads * F32_BYTES) * u64::from(room.context);
+    let frames = Bytes(widths.hidden * F32_BYTES * FRAME_BUFFERS) * rows;
+    let head_rows = if head { 2 * u64::from(HEAD_BLOCK_ROWS) } else { 0 };
+    let logits = Bytes(widths.vocab * F32_BYTES) * head_rows;
+    activations + quantised + scores + frames + logits
+}
+
+/// Bytes of a cache that keeps `values` values per token: whole pages of [`PAGE_TOKENS`].
+pub fn cache_bytes(values: u64, room: &Room) -> Bytes {
+    let tokens = u64::from(room.cache_tokens).next_multiple_of(u64::from(PAGE_TOKENS));
+    Bytes(values) * u64::from(room.cache_value_bytes) * tokens
+}
+
+impl Cost {
+    /// What the parts of the model `spec` cost with the tensors in `table`.
+    pub fn new(spec: &ModelSpec, table: &TensorTable) -> Cost {
+        let size = |role| table.get(role).map_or(Bytes::ZERO, |tensor| tensor.bytes);
+        let embedding_bytes = size(Role::TokenEmbedding);
+        let head_matrix = size(table.head_role());
+        let head_flops = 2 * spec.hidden as u64 * spec.vocab as u64;
+        let norm = size(Role::OutputNorm);
+        Cost {
+            layers: (0..spec.layers.len()).map(|layer| layer_cost(spec, table, layer)).collect(),
+            embedding: EndCost {
+                weights: embedding_bytes,
+                active: Bytes(embedding_bytes.0 / (spec.vocab as u64).max(1)),
+                flops: 0,
+            },
+            head: EndCost { weights: head_matrix + norm, active: head_matrix + norm, flops: head_flops },
+            shared: if spec.head.tied { embedding_bytes } else { Bytes::ZERO },
+            rope: size(Role::RopeFrequencies),
+            widths: Widths::of(spec),
+            context_length: u32::try_from(spec.context_length).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// One entry per layer.
+    pub fn layers(&self) -> &[LayerCost] {
+        &self.layers
+    }
+
+    /// The token embedding.
+    pub fn embedding(&self) -> EndCost {
+        self.embedding
+    }
+
+    /// The output norm and matrix.
+    pub fn head(&self) -> EndCost {
+        self.head
+    }
+
+    /// The widths of the stages' buffers.
+    pub fn widths(&self) -> &Widths {
+        &self.widths
+    }
+
+    /// The longest context that the model was trained for, in tokens.
+    pub fn context_length(&self) -> u32 {
+        self.context_length
+    }
+
+    /// Number of layers.
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The shard that is the whole model.
+    pub fn whole(&self) -> Shard {
+        let layers = LayerRange { start: 0, end: self.layers.len() };
+        Shard { layers, embedding: true, head: true }
+    }
+
+    /// Weight bytes of a shard.
+    pub fn weights(&self, shard: &Shard) -> Bytes {
+        let layers: Bytes = self.held(shard).map(|layer| layer.weights).sum();
+        layers + self.weights_beside_layers(shard)
+    }
+
+    /// What a stage that holds `shard` takes of its worker's budget.
+    pub fn memory(&self, shard: &Shard, room: &Room) -> StageBytes {
+        StageBytes {
+            weights: self.weights(shard),
+            cache: cache_bytes(self.held(shard).map(|layer| layer.cache_values).sum(), room),
+            workspace: workspace_bytes(&self.widths, room, shard.head),
+        }
+    }
+
+    /// Weight bytes of a shard that belong to none of its layers: the ends it holds and the rope frequencies.
+    pub(crate) fn weights_beside_layers(&self, shard: &Shard) -> Bytes {
+        let mut bytes = Bytes::ZERO;
+        if shard.embedding {
+            bytes += self.embedding.weights;
+        }
+        if shard.head {
+            bytes += self.head.weights;
+        }
+        if shard.embedding && shard.head {
+            bytes = bytes.saturating_sub(self.shared);
+        }
+        if !shard.layers.is_empty() {
+            bytes += self.rope;
+        }
+        bytes
+    }
+
+    fn held(&self, shard: &Shard) -> impl Iterator<Item = &LayerCost> {
+        let end = shard.layers.end.min(self.layers.len());
+        self.layers[shard.layers.start.min(end)..end].iter()
+    }
+}
+
+impl Widths {
+    /// The largest widths of any layer of `spec`.
+    pub fn of(spec: &ModelSpec) -> Widths {
+        let mut widths = Widths {
+            hidden: spec.hidden as u64,
+            query: 0,
+            key: 0,
+            value: 0,
+            attention: 0,
+            feed_forward: 0,
+            heads: 0,
+            vocab: spec.vocab as u64,
+        };
+        for layer in &spec.layers {
+            let Attention::Grouped(attention) = &layer.attention;
+            let FeedForward::Gated { width, .. } = layer.feed_forward;
+            let raise = |field: &mut u64, value: usize| *field = (*field).max(value as u64);
+            raise(&mut widths.query, attention.heads * attention.key_width);
+            raise(&mut widths.key, attention.kv_heads * attention.key_width);
+            raise(&mut widths.value, attention.kv_heads * attention.value_width);
+            raise(&mut widths.attention, attention.heads * attention.value_width);
+            raise(&mut widths.feed_forward, width);
+            raise(&mut widths.heads, attention.heads);
+        }
+        widths
+    }
+}
+
+fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
+    let mut cost = LayerCost::default();
+    for role in spec.family.layer_roles() {
+        let Some(tensor) = table.get(Role::Layer(layer, *role)) else { continue };
+        cost.weights += tensor.bytes;
+        cost.active += tensor.bytes;
+        if tensor.dims.len() > 1 {
+            cost.flops += 2 * tensor.values();
+        }
+    }
+    let Attention::Grouped(attention) = &spec.layers[layer].attention;
+    cost.cache_values = (attention.kv_heads * (attention.key_width + attention.value_width)) as u64;
+    cost
+}

@@ -1,0 +1,169 @@
+//! Why there is no plan.
+
+use std::fmt;
+
+use super::search::Search;
+use super::{MAX_DEVICES, PlanInput, largest, least_room, room, sequence_tokens};
+use crate::cost::{Cost, PAGE_TOKENS, Room};
+use crate::layers::LayerRange;
+use crate::units::Bytes;
+
+/// The missing memory is found to within this many bytes, and rounded up to it.
+const SHORTAGE_STEP: u64 = 64 << 10;
+
+/// Why a model cannot be placed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
+pub enum PlanError {
+    /// There is nothing to plan with.
+    #[error("there is no worker to place the model on: join one")]
+    NoDevices,
+    /// More devices than the search can tell apart.
+    #[error("{devices} workers are more than a plan can have, {MAX_DEVICES}: use fewer")]
+    TooManyDevices { devices: usize },
+    /// More stages are asked for than there are devices.
+    #[error("{wanted} stages need as many workers, but there are {devices}: join more or ask for fewer stages")]
+    TooFewDevices { wanted: usize, devices: usize },
+    /// A stage would have no layer.
+    #[error("{stages} stages are more than the model has layers, {layers}: ask for at most {layers} workers")]
+    MoreStagesThanLayers { stages: usize, layers: usize },
+    /// A device's calibrated speed is no speed.
+    #[error("worker {name} reports a speed that is zero or not a number: calibrate it again")]
+    Speed { name: String },
+    /// A link's cost is no cost.
+    #[error("the links' round trip or rate is negative, zero or not a number")]
+    Hop,
+    /// The context asked for is none that the model can have.
+    #[error("a context of {asked} tokens is not possible: the model was trained for 1 to {model}")]
+    Context { asked: u32, model: u32 },
+    /// The devices have too little memory together.
+    #[error("{0}")]
+    TooLittleMemory(Box<MemoryShortage>),
+}
+
+/// How much memory is missing, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryShortage {
+    /// What the workers would have to offer together: `offered` and `missing`.
+    pub needed: Bytes,
+    /// What the workers offer together.
+    pub offered: Bytes,
+    /// The least that must be added: to one worker, or to all evenly, whichever is less.
+    pub missing: Bytes,
+    /// The worker that the missing memory would be best added to; `None` where all need some of it.
+    pub add_to: Option<String>,
+    /// What `needed` was computed for.
+    pub room: Room,
+    /// A shorter context than the stated one that would fit, in tokens.
+    pub shorter_context: Option<u32>,
+    /// Every worker.
+    pub devices: Vec<DeviceRoom>,
+}
+
+/// A worker with too little memory, or just not enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRoom {
+    /// Its name.
+    pub name: String,
+    /// What it offers.
+    pub budget: Bytes,
+    /// What the smallest useful shard, one layer, would take on it.
+    pub smallest_shard: Bytes,
+    /// How many layers in the middle of the model it could hold.
+    pub layers: usize,
+}
+
+impl fmt::Display for MemoryShortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: Bytes| format!("{:.1} MiB", bytes.as_mib());
+        let place = match &self.add_to {
+            Some(name) => format!("give {name} that much more"),
+            None => format!("give every worker {} more", mib(Bytes(self.missing.0 / self.devices.len().max(1) as u64))),
+        };
+        write!(
+            f,
+            "too little memory: the model needs {} more ({} with a context of {} tokens, the workers offer {}); \
+             {place}, or join another worker",
+            mib(self.missing),
+            mib(self.needed),
+            self.room.context,
+            mib(self.offered),
+        )?;
+        if let Some(context) = self.shorter_context {
+            write!(f, ", or lower the context to {context} tokens")?;
+        }
+        for (index, device) in self.devices.iter().enumerate() {
+            let separator = if index == 0 { ": " } else { "; " };
+            write!(f, "{separator}{} offers {}, ", device.name, mib(device.budget))?;
+            match device.layers {
+                0 => write!(f, "its smallest useful shard takes {}", mib(device.smallest_shard))?,
+                1 => write!(f, "enough for one layer")?,
+                n => write!(f, "enough for {n} layers")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds out how much memory is missing.
+pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_stages: usize) -> PlanError {
+    let room_wanted = least_room(cost, input);
+    let most_stages = search.budgets().len().min(search.layers());
+    let fits = |search: &Search<'_>, room: &Room| (min_stages..=most_stages).any(|n| search.fits(room, n));
+    // Enough for any device to hold any shard.
+    let ample = search.bytes(LayerRange { start: 0, end: search.layers() }, &room_wanted);
+    let steps = ample.0.div_ceil(SHORTAGE_STEP) + 1;
+    let added = |index: Option<usize>, steps: u64| -> Vec<Bytes> {
+        let extra = Bytes(steps * SHORTAGE_STEP);
+        let budgets = search.budgets().iter().enumerate();
+        budgets.map(|(i, b)| if index.is_none_or(|index| index == i) { *b + extra } else { *b }).collect()
+    };
+    let least_steps = |index: Option<usize>| -> Option<u64> {
+        let enough = |n: u64| fits(&search.with_budgets(added(index, n)), &room_wanted);
+        // `largest` finds the last amount that is too little, since too little has no gaps either.
+        enough(steps).then(|| largest(0, steps, |n| !enough(n)) + 1)
+    };
+    let biggest = (0..input.devices.len()).max_by_key(|i| (search.budgets()[*i], usize::MAX - i)).unwrap_or(0);
+    let for_all = least_steps(None).unwrap_or(steps);
+    let total_for_all = for_all * input.devices.len() as u64;
+    let for_one = least_steps(Some(biggest)).filter(|n| *n <= total_for_all);
+    let (missing_steps, add_to) = match for_one {
+        Some(n) => (n, Some(input.devices[biggest].name.clone())),
+        None => (total_for_all, None),
+    };
+    let offered: Bytes = search.budgets().iter().copied().sum();
+    let missing = Bytes(missing_steps * SHORTAGE_STEP);
+    PlanError::TooLittleMemory(Box::new(MemoryShortage {
+        needed: offered + missing,
+        offered,
+        missing,
+        add_to,
+        room: room_wanted,
+        shorter_context: shorter_context(input, |room| fits(search, room)),
+        devices: (0..input.devices.len()).map(|device| device_room(search, input, device, &room_wanted)).collect(),
+    }))
+}
+
+/// The longest context below the stated one that fits for all sequences.
+fn shorter_context(input: &PlanInput, fits: impl Fn(&Room) -> bool) -> Option<u32> {
+    let page = u64::from(PAGE_TOKENS);
+    let fits = |pages: u64| {
+        let context = (pages * page) as u32;
+        fits(&room(input, context, sequence_tokens(context) * u64::from(input.parallel.max(1))))
+    };
+    let most = u64::from(input.context?) / page;
+    (most > 0 && fits(1)).then(|| (largest(1, most, fits) * page) as u32)
+}
+
+fn device_room(search: &Search<'_>, input: &PlanInput, device: usize, room: &Room) -> DeviceRoom {
+    let budget = search.budgets()[device];
+    // Layers after the first and before the last, where there are any, so that no end is counted.
+    let (first, last) = if search.layers() > 2 { (1, search.layers() - 1) } else { (0, search.layers()) };
+    let holds = |n: u64| {
+        let range = LayerRange { start: first, end: first + n as usize };
+        n == 0 || search.bytes(range, room) <= budget
+    };
+    let layers = largest(0, (last - first) as u64, holds) as usize;
+    let name = input.devices[device].name.clone();
+    DeviceRoom { name, budget, smallest_shard: search.smallest_shard(room), layers }
+}

@@ -1,0 +1,314 @@
+//! The search for partitions: which layers on which device, in which order.
+//!
+//! Whether a device can go on from some layer to another only gets harder with more layers, so for a set of devices the
+//! one number that matters is how far they reach together: the furthest layer is always the best. That makes the
+//! search over orders a dynamic programme over sets.
+
+use std::collections::HashMap;
+
+use super::PlanInput;
+use super::predict::stage_s;
+use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
+use crate::layers::{LayerRange, Shard};
+use crate::units::Bytes;
+
+/// Sets of devices that are followed at every length of the pipeline. Eight devices have at most 70 sets of one size,
+/// so up to there nothing is missed.
+const BEAM: usize = 70;
+/// Sets followed where there are more devices than [`EXACT_DEVICES`], so that planning stays below 0.1 s.
+const NARROW_BEAM: usize = 12;
+/// Up to here all sets are followed.
+const EXACT_DEVICES: usize = 8;
+/// The search for the least time of the slowest stage ends at this relative distance.
+const TIME_PRECISION: f64 = 1e-3;
+
+/// Devices in order, and where the model is cut between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Partition {
+    /// Indices of the devices, in the order of the stages.
+    pub(super) order: Vec<usize>,
+    /// One past each stage's last layer; the last is the number of layers.
+    pub(super) ends: Vec<usize>,
+}
+
+impl Partition {
+    /// The layers of every stage.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (usize, LayerRange)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        self.order.iter().zip(starts).zip(&self.ends).map(|((device, start), end)| {
+            let range = LayerRange { start, end: *end };
+            (*device, range)
+        })
+    }
+
+    /// The device and shard of every stage.
+    pub(super) fn stages(&self, search: &Search<'_>) -> impl Iterator<Item = (usize, Shard)> {
+        self.ranges().map(|(device, range)| (device, Shard::of(range, search.layers())))
+    }
+}
+
+/// Sums up to every layer, so that any range costs two look-ups.
+struct Sums(Vec<u64>);
+
+impl Sums {
+    fn of(values: impl Iterator<Item = u64>) -> Sums {
+        let sums = values.scan(0u64, |sum, value| {
+            *sum = sum.saturating_add(value);
+            Some(*sum)
+        });
+        Sums(std::iter::once(0).chain(sums).collect())
+    }
+
+    fn over(&self, range: LayerRange) -> u64 {
+        self.0[range.end] - self.0[range.start]
+    }
+}
+
+/// What a stage may take at most.
+#[derive(Clone, Copy)]
+struct Bound<'r> {
+    room: &'r Room,
+    /// Time to decode one row, in seconds.
+    slowest_s: f64,
+}
+
+/// A model and devices, ready to be matched.
+pub(super) struct Search<'a> {
+    cost: &'a Cost,
+    input: &'a PlanInput,
+    budgets: Vec<Bytes>,
+    weights: Sums,
+    active: Sums,
+    flops: Sums,
+    cache_values: Sums,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(cost: &'a Cost, input: &'a PlanInput) -> Search<'a> {
+        let layers = cost.layers();
+        Search {
+            cost,
+            input,
+            budgets: input.devices.iter().map(|device| device.budget).collect(),
+            weights: Sums::of(layers.iter().map(|layer| layer.weights.0)),
+            active: Sums::of(layers.iter().map(|layer| layer.active.0)),
+            flops: Sums::of(layers.iter().map(|layer| layer.flops)),
+            cache_values: Sums::of(layers.iter().map(|layer| layer.cache_values)),
+        }
+    }
+
+    /// The same search where the devices have other budgets.
+    pub(super) fn with_budgets(&self, budgets: Vec<Bytes>) -> Search<'a> {
+        Search { budgets, ..Search::new(self.cost, self.input) }
+    }
+
+    pub(super) fn budgets(&self) -> &[Bytes] {
+        &self.budgets
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.cost.layer_count()
+    }
+
+    /// What a stage of `range` takes.
+    pub(super) fn bytes(&self, range: LayerRange, room: &Room) -> Bytes {
+        let shard = Shard::of(range, self.layers());
+        let weights = Bytes(self.weights.over(range)) + self.cost.weights_beside_layers(&shard);
+        let cache = cache_bytes(self.cache_values.over(range), room);
+        weights + cache + workspace_bytes(self.cost.widths(), room, shard.head)
+    }
+
+    /// Weight bytes read, and operations, to compute one row of a stage; the head's apart.
+    pub(super) fn work(&self, range: LayerRange) -> Work {
+        let shard = Shard::of(range, self.layers());
+        let (embedding, head) = (self.cost.embedding(), self.cost.head());
+        let embedding_active = if shard.embedding { embedding.active.0 } else { 0 };
+        Work {
+            active: (self.active.over(range) + embedding_active) as f64,
+            flops: self.flops.over(range) as f64,
+            head_active: if shard.head { head.active.0 as f64 } else { 0.0 },
+            head_flops: if shard.head { head.flops as f64 } else { 0.0 },
+        }
+    }
+
+    /// The least that a stage can take: one layer without the ends, where there is such a layer.
+    pub(super) fn smallest_shard(&self, room: &Room) -> Bytes {
+        let one = |start| self.bytes(LayerRange { start, end: start + 1 }, room);
+        (0..self.layers()).map(one).min().unwrap_or(Bytes::ZERO)
+    }
+
+    /// Whether the model fits into exactly `stages` stages.
+    pub(super) fn fits(&self, room: &Room, stages: usize) -> bool {
+        self.find(Bound { room, slowest_s: f64::INFINITY }, stages).is_some()
+    }
+
+    /// The partition into exactly `stages` stages whose slowest stage decodes fastest; `None` where none fits.
+    pub(super) fn fastest(&self, room: &Room, stages: usize) -> Option<Partition> {
+        let mut best = self.find(Bound { room, slowest_s: f64::INFINITY }, stages)?;
+        let (mut low, mut high) = (0.0, self.slowest_s(&best));
+        while high - low > TIME_PRECISION * high {
+            let slowest_s = (low + high) / 2.0;
+            match self.find(Bound { room, slowest_s }, stages) {
+                Some(found) => {
+                    high = self.slowest_s(&found);
+                    best = found;
+                }
+                None => low = slowest_s,
+            }
+        }
+        // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
+        let bound = Bound { room, slowest_s: high };
+        let mut given = best.order.clone();
+        given.sort_unstable();
+        let order = if self.chain(&given, bound).is_some() { given } else { best.order.clone() };
+        Some(self.balance(order, bound).unwrap_or(best))
+    }
+
+    fn slowest_s(&self, partition: &Partition) -> f64 {
+        partition.ranges().map(|(device, range)| self.decode_s(device, range)).fold(0.0, f64::max)
+    }
+
+    fn decode_s(&self, device: usize, range: LayerRange) -> f64 {
+        stage_s(&self.input.devices[device], &self.work(range), 1)
+    }
+
+    fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
+        self.bytes(range, bound.room) <= self.budgets[device] && self.decode_s(device, range) <= bound.slowest_s
+    }
+
+    /// The furthest layer, at most `most`, that a device reaches from `start`; `None` where it holds not even one.
+    fn reach(&self, device: usize, start: usize, most: usize, bound: Bound<'_>) -> Option<usize> {
+        let holds = |end| self.holds(device, LayerRange { start, end }, bound);
+        if start >= most || !holds(start + 1) {
+            return None;
+        }
+        let (mut low, mut high) = (start + 1, most + 1);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if holds(middle) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Some(low)
+    }
+
+    /// The partition in this order where every stage but the last holds as much as it can.
+    fn chain(&self, order: &[usize], bound: Bound<'_>) -> Option<Partition> {
+        let (last, others) = order.split_last()?;
+        let mut ends = Vec::with_capacity(order.len());
+        let mut at = 0;
+        for (index, device) in others.iter().enumerate() {
+            let stages_after = others.len() - index;
+            at = self.reach(*device, at, self.layers().checked_sub(stages_after)?, bound)?;
+            ends.push(at);
+        }
+        ends.push(self.layers());
+        let rest = LayerRange::new(at, self.layers()).filter(|rest| !rest.is_empty())?;
+        self.holds(*last, rest, bound).then(|| Partition { order: order.to_vec(), ends })
+    }
+
+    /// Some partition into exactly `stages` stages within the bound.
+    fn find(&self, bound: Bound<'_>, stages: usize) -> Option<Partition> {
+        let devices = self.budgets.len();
+        let width = if devices <= EXACT_DEVICES { BEAM } else { NARROW_BEAM };
+        let mut beam = vec![Reached { layer: 0, used: 0, order: Vec::new() }];
+        for stage in 1..stages {
+            let most = self.layers().checked_sub(stages - stage)?;
+            let mut next: HashMap<u128, Reached> = HashMap::new();
+            for reached in &beam {
+                for device in self.choices(reached.used) {
+                    let Some(layer) = self.reach(device, reached.layer, most, bound) else { continue };
+                    let used = reached.used | 1 << device;
+                    if next.get(&used).is_none_or(|other| other.layer < layer) {
+                        let order = reached.order.iter().copied().chain([device]).collect();
+                        next.insert(used, Reached { layer, used, order });
+                    }
+                }
+            }
+            beam = next.into_values().collect();
+            // The set decides between equals, so that a plan does not depend on the order of a hash table.
+            beam.sort_unstable_by_key(|reached| (usize::MAX - reached.layer, reached.used));
+            beam.truncate(width);
+        }
+        beam.iter().find_map(|reached| {
+            let rest = LayerRange::new(reached.layer, self.layers()).filter(|rest| !rest.is_empty())?;
+            let device = self.choices(reached.used).find(|device| self.holds(*device, rest, bound))?;
+            let order: Vec<usize> = reached.order.iter().copied().chain([device]).collect();
+            self.chain(&order, bound)
+        })
+    }
+
+    /// The devices not in `used`, of several equal ones only the first.
+    fn choices(&self, used: u128) -> impl Iterator<Item = usize> {
+        let free = move |device: &usize| used & (1 << device) == 0;
+        (0..self.budgets.len()).filter(free).filter(move |device| {
+            let twin = |other: usize| self.are_equal(other, *device);
+            !(0..*device).filter(free).any(twin)
+        })
+    }
+
+    fn are_equal(&self, one: usize, other: usize) -> bool {
+        let (a, b) = (&self.input.devices[one], &self.input.devices[other]);
+        self.budgets[one] == self.budgets[other]
+            && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
+            && a.flops_per_s == b.flops_per_s
+    }
+
+    /// The partition in this order, within the bound, whose stages' times have the least sum of squares: no slower than
+    /// it must be as a whole, and even.
+    fn balance(&self, order: Vec<usize>, bound: Bound<'_>) -> Option<Partition> {
+        let layers = self.layers();
+        // best[end] is the least sum for the stages so far when they end at `end`; from[stage][end] is where the last
+        // of them starts.
+        let mut best = vec![f64::INFINITY; layers + 1];
+        best[0] = 0.0;
+        let mut from = Vec::with_capacity(order.len());
+        for device in &order {
+            let mut next = vec![f64::INFINITY; layers + 1];
+            let mut starts = vec![0; layers + 1];
+            for start in (0..layers).filter(|start| best[*start].is_finite()) {
+                for end in start + 1..=layers {
+                    let range = LayerRange { start, end };
+                    if !self.holds(*device, range, bound) {
+                        break;
+                    }
+                    let sum = best[start] + self.decode_s(*device, range).powi(2);
+                    if sum < next[end] {
+                        (next[end], starts[end]) = (sum, start);
+                    }
+                }
+            }
+            best = next;
+            from.push(starts);
+        }
+        best[layers].is_finite().then(|| {
+            let mut ends = vec![layers];
+            for starts in from.iter().skip(1).rev() {
+                ends.push(starts[ends[ends.len() - 1]]);
+            }
+            ends.reverse();
+            Partition { order, ends }
+        })
+    }
+}
+
+/// How far a set of devices gets.
+struct Reached {
+    layer: usize,
+    used: u128,
+    order: Vec<usize>,
+}
+
+/// What computing one row of a stage takes.
+pub(super) struct Work {
+    /// Weight bytes read, without the head.
+    pub(super) active: f64,
+    /// Operations, without the head.
+    pub(super) flops: f64,
+    /// Weight bytes of the head.
+    pub(super) head_active: f64,
+    /// Operations of the head.
+    pub(super) head_flops: f64,
+}

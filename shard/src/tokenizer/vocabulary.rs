@@ -1,0 +1,229 @@
+//! The tokens of a model, and cutting special ones out of a text.
+
+use std::collections::HashMap;
+
+use super::{ParseSpecial, TokenizerError};
+use crate::gguf::Header;
+
+/// What a token is (`tokenizer.ggml.token_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl TokenKind {
+    fn of(number: i32) -> TokenKind {
+        match number {
+            1 => TokenKind::Normal,
+            2 => TokenKind::Unknown,
+            3 => TokenKind::Control,
+            4 => TokenKind::UserDefined,
+            6 => TokenKind::Byte,
+            _ => TokenKind::Unused,
+        }
+    }
+}
+
+/// Tokens that end an answer wherever a vocabulary has them, as llama.cpp knows them by their text.
+const END_TEXTS: [&str; 17] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<end_of_utterance>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
+];
+
+/// Tokens that never come from plain text, whatever their type in the file says: those of fill-in-the-middle prompts.
+const CONTROL_TEXTS: [&str; 31] = [
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "▁<PRE>",
+    "<|code_prefix|>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<｜fim▁hole｜>",
+    "<SUF>",
+    "▁<SUF>",
+    "<|code_suffix|>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<｜fim▁end｜>",
+    "<MID>",
+    "▁<MID>",
+    "<|code_middle|>",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// A piece of a text on its way to ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fragment<'t> {
+    /// To be split by the model; never empty.
+    Text(&'t str),
+    /// A special token that stood in the text.
+    Token(u32),
+}
+
+/// All tokens with their kinds.
+pub(super) struct Vocabulary {
+    texts: Vec<String>,
+    kinds: Vec<TokenKind>,
+    ids: HashMap<String, u32>,
+    /// The ids of special tokens by the first byte of their text.
+    special: HashMap<u8, Vec<u32>>,
+}
+
+impl Vocabulary {
+    pub(super) fn from_header(header: &Header) -> Result<Vocabulary, TokenizerError> {
+        let key = "tokenizer.ggml.tokens";
+        let mut texts = header.strings(key)?.ok_or(TokenizerError::Missing { key })?;
+        let mut ids = HashMap::with_capacity(texts.len());
+        for (id, text) in texts.iter_mut().enumerate() {
+            if text.is_empty() {
+                *text = format!("[EMPTY_{id}]");
+            }
+            // A header has at most 2^24 elements in an array.
+            if let Some(first) = ids.insert(text.clone(), id as u32) {
+                let problem = format!("has `{text}` twice, as {first} and {id}");
+                return Err(TokenizerError::Damaged { key, problem });
+            }
+        }
+        let key = "tokenizer.ggml.token_type";
+        let kinds = match header.i32s(key)? {
+            None => vec![TokenKind::Normal; texts.len()],
+            Some(kinds) if kinds.len() == texts.len() => kinds.into_iter().map(TokenKind::of).collect(),
+            Some(kinds) => {
+                let problem = format!("has {} entries for {} tokens", kinds.len(), texts.len());
+                return Err(TokenizerError::Damaged { key, problem });
+            }
+        };
+        let mut vocabulary = Vocabulary { texts, kinds, ids, special: HashMap::new() };
+        for text in CONTROL_TEXTS {
+            vocabulary.make_control(text);
+        }
+        Ok(vocabulary)
+    }
+
+    fn make_control(&mut self, text: &str) -> Option<u32> {
+        let id = self.id_of(text)?;
+        self.kinds[id as usize] = TokenKind::Control;
+        Some(id)
+    }
+
+    /// Finds the tokens that end an answer: those in `stated`, and those known by their text, which become control
+    /// tokens. In ascending order. Then gets ready to cut special tokens out of texts.
+    pub(super) fn mark_ends(&mut self, stated: impl Iterator<Item = u32>) -> Vec<u32> {
+        let mut ends: Vec<u32> = stated.collect();
+        for text in END_TEXTS {
+            ends.extend(self.make_control(text));
+        }
+        // With tool calls in channels `<|end|>` ends a message of several, not the answer.
+        if self.id_of("<|return|>").is_some() && self.id_of("<|call|>").is_some() {
+            let message_end = self.id_of("<|end|>");
+            ends.retain(|id| Some(*id) != message_end);
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        for (id, (text, kind)) in self.texts.iter().zip(&self.kinds).enumerate() {
+            if matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown) {
+                self.special.entry(text.as_bytes()[0]).or_default().push(id as u32);
+            }
+        }
+        ends
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    pub(super) fn id_of(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.texts.iter().zip(0..).map(|(text, id)| (text.as_str(), id))
+    }
+
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        self.texts.get(id as usize).map(String::as_str)
+    }
+
+    /// The token's kind; unused where the id is past the vocabulary.
+    pub(super) fn kind(&self, id: u32) -> TokenKind {
+        self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused)
+    }
+
+    /// Cuts special tokens out of a text, the longest first. Tokens that users added to a vocabulary always stand for
+    /// themselves; control tokens do where `special` says so.
+    pub(super) fn fragments<'t>(&self, text: &'t str, special: ParseSpecial) -> Vec<Fragment<'t>> {
+        let mut fragments = if text.is_empty() { Vec::new() } else { vec![Fragment::Text(text)] };
+        for id in self.present(text, special) {
+            let token = &self.texts[id as usize];
+            let mut cut = Vec::with_capacity(fragments.len());
+            for fragment in fragments {
+                let Fragment::Text(mut rest) = fragment else {
+                    cut.push(fragment);
+                    continue;
+                };
+                while let Some(at) = rest.find(token.as_str()) {
+                    if at > 0 {
+                        cut.push(Fragment::Text(&rest[..at]));
+                    }
+                    cut.push(Fragment::Token(id));
+                    rest = &rest[at + token.len()..];
+                }
+                if !rest.is_empty() {
+                    cut.push(Fragment::Text(rest));
+                }
+            }
+            fragments = cut;
+        }
+        fragments
+    }
+
+    /// The special tokens whose text occurs in `text`, longest first.
+    fn present(&self, text: &str, special: ParseSpecial) -> Vec<u32> {
+        let parsed = |id: u32| special == ParseSpecial::Yes || self.kind(id) == TokenKind::UserDefined;
+        let mut present: Vec<u32> = Vec::new();
+        for (at, byte) in text.bytes().enumerate() {
+            let Some(ids) = self.special.get(&byte) else { continue };
+            for id in ids.iter().copied().filter(|id| parsed(*id)) {
+                if text.as_bytes()[at..].starts_with(self.texts[id as usize].as_bytes()) && !present.contains(&id) {
+                    present.push(id);
+                }
+            }
+        }
+        present.sort_unstable_by_key(|id| (usize::MAX - self.texts[*id as usize].len(), *id));
+        present
+    }
+}
