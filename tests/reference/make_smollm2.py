@@ -23,8 +23,8 @@ N_CTX = 2048
 DEQUANTISE = pathlib.Path(__file__).parent.parent / "python" / "dequantise.py"
 
 
-def converted(source, work_dir, kind):
-    target = work_dir / f"smollm2-{kind}.gguf"
+def converted(source, work_dir, name, kind):
+    target = work_dir / f"smollm2-{name}.gguf"
     if not target.exists():
         subprocess.run([sys.executable, DEQUANTISE, source, target, "--type", kind], check=True)
     return target
@@ -69,8 +69,8 @@ def make_cases(path, render_chat, threads):
     return cases
 
 
-def add_measured(cases, key, path, threads):
-    model = reference.load(path, threads, N_CTX, cache_f32=False)
+def add_measured(cases, key, path, threads, cache_f32=False):
+    model = reference.load(path, threads, N_CTX, cache_f32=cache_f32)
     for case in cases:
         case[key] = reference.of_path(reference.log_probabilities(model, case["path"]), case["path"])
     model.close()
@@ -108,11 +108,13 @@ def main():
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
-    f32 = converted(args.model, args.work_dir, "f32")
-    f16 = converted(args.model, args.work_dir, "f16")
+    f32 = converted(args.model, args.work_dir, "f32", "f32")
+    f16 = converted(args.model, args.work_dir, "f16", "f16")
+    widened = converted(f16, args.work_dir, "f16-widened", "f32")
     cases = make_cases(f32, chat_renderer(args.model), args.threads)
     add_measured(cases, "quantised", args.model, args.threads)
     add_measured(cases, "f16", f16, args.threads)
+    add_measured(cases, "f16_exact", widened, args.threads, cache_f32=True)
     summary = summarise(cases)
     versions = {"llama-cpp-python": llama_cpp.__version__, "gguf": metadata.version("gguf"), "numpy": np.__version__}
     write(args.output, {"model": args.model.name, "versions": versions, "continuation": CONTINUATION, "summary": summary, "cases": cases})

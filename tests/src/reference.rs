@@ -21,6 +21,8 @@ pub struct Case {
     pub exact: Vec<Option<f64>>,
     /// Log-probabilities on the path from the quantised file, with llama.cpp's default cache.
     pub quantised: Vec<Option<f64>>,
+    /// Log-probabilities on the path from the weights rounded to `f16`, but computed in `f32` with an `f32` cache.
+    pub f16_exact: Vec<Option<f64>>,
     /// How far the greedy token leads the second best, for each token of the continuation.
     pub margins: Vec<f64>,
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 const NEIGHBOUR_TOLERANCE: f64 = 0.0;
 
 fn cluster(workers: usize, arguments: &[&str]) -> Cluster {
-    let up = Up::new(setup::smollm2()).workers(workers).memory("160MiB");
+    let up = Up::new(setup::smollm2()).workers(workers).memory("256MiB");
     up.args(["--ctx", "1024", "--parallel", "4"]).args(arguments.iter().copied()).start()
 }
 

@@ -49,7 +49,7 @@ fn three_hosts() -> Result<(), Failed> {
 
     let answer = run(network
         .host(0, &programs.brigade, home.path())
-        .args(["run", "--url", &url, "--max-tokens", "12", "--temperature", "0", "SmolLM2", "What is the capital of France?"]))?;
+        .args(["run", "--url", &url, "--max-tokens", "12", "--temperature", "0", "SmolLM2-135M-Instruct.Q4_1", "What is the capital of France?"]))?;
     println!("{answer}");
     if !answer.contains("Paris") {
         return Err(format!("`Paris` is missing in the answer: {answer}").into());
