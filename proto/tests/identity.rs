@@ -9,7 +9,7 @@ use brigade_proto::identity::{
     peer_of,
 };
 use brigade_proto::ids::{Peer, WorkerId};
-use harness::{coordinator_identity, mixed_identity, pem_section, worker_identity};
+use harness::{coordinator_identity, pem_section, worker_identity};
 use tempfile::TempDir;
 
 #[test]
@@ -230,14 +230,5 @@ fn junk_is_not_signed() {
     assert!(
         coordinator.sign_worker(&request, &worker).is_err(),
         "a wrong signature"
-    );
-}
-
-#[test]
-fn a_mixed_identity_can_be_made_for_the_other_tests() {
-    let ((a, _), (b, _)) = (coordinator_identity(), coordinator_identity());
-    assert_eq!(
-        mixed_identity(&a, &b, "w1").ca_spki_sha256().unwrap(),
-        b.ca_spki_sha256()
     );
 }

@@ -128,8 +128,12 @@ pub struct Cost {
 ///   log-probabilities.
 pub fn workspace_bytes(widths: &Widths, room: &Room, head: bool) -> Bytes {
     let rows = u64::from(room.step_rows);
-    let row_values =
-        3 * widths.hidden + widths.query + widths.key + widths.value + widths.attention + 2 * widths.feed_forward;
+    let row_values = 3 * widths.hidden
+        + widths.query
+        + widths.key
+        + widths.value
+        + widths.attention
+        + 2 * widths.feed_forward;
     let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
     let activations = Bytes(row_values * F32_BYTES) * rows;
     let quantised = Bytes(widest.div_ceil(32) * QUANTISED_BYTES_PER_32) * rows;
@@ -155,14 +159,24 @@ impl Cost {
         let head_flops = 2 * spec.hidden as u64 * spec.vocab as u64;
         let norm = size(Role::OutputNorm);
         Cost {
-            layers: (0..spec.layers.len()).map(|layer| layer_cost(spec, table, layer)).collect(),
+            layers: (0..spec.layers.len())
+                .map(|layer| layer_cost(spec, table, layer))
+                .collect(),
             embedding: EndCost {
                 weights: embedding_bytes,
                 active: Bytes(embedding_bytes.0 / (spec.vocab as u64).max(1)),
                 flops: 0,
             },
-            head: EndCost { weights: head_matrix + norm, active: head_matrix + norm, flops: head_flops },
-            shared: if spec.head.tied { embedding_bytes } else { Bytes::ZERO },
+            head: EndCost {
+                weights: head_matrix + norm,
+                active: head_matrix + norm,
+                flops: head_flops,
+            },
+            shared: if spec.head.tied {
+                embedding_bytes
+            } else {
+                Bytes::ZERO
+            },
             rope: size(Role::RopeFrequencies),
             widths: Widths::of(spec),
             context_length: u32::try_from(spec.context_length).unwrap_or(u32::MAX),
@@ -201,8 +215,15 @@ impl Cost {
 
     /// The shard that is the whole model.
     pub fn whole(&self) -> Shard {
-        let layers = LayerRange { start: 0, end: self.layers.len() };
-        Shard { layers, embedding: true, head: true }
+        let layers = LayerRange {
+            start: 0,
+            end: self.layers.len(),
+        };
+        Shard {
+            layers,
+            embedding: true,
+            head: true,
+        }
     }
 
     /// Weight bytes of a shard.
@@ -275,7 +296,9 @@ impl Widths {
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
     let mut cost = LayerCost::default();
     for role in spec.family.layer_roles() {
-        let Some(tensor) = table.get(Role::Layer(layer, *role)) else { continue };
+        let Some(tensor) = table.get(Role::Layer(layer, *role)) else {
+            continue;
+        };
         cost.weights += tensor.bytes;
         cost.active += tensor.bytes;
         if tensor.dims.len() > 1 {

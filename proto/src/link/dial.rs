@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::error::LinkError;
@@ -118,8 +118,13 @@ async fn choose(connection: &Connection, peer: &Peer) -> Result<(), LinkError> {
     match exchange.await {
         Some(()) => Ok(()),
         None => {
+            // Closing would replace the reason that the connection already has.
+            let reason = connection.close_reason();
             connection.close(CLOSE_CODE, b"the path was not confirmed");
-            Err(LinkError::from_connection(peer, connection.closed().await))
+            Err(LinkError::from_connection(
+                peer,
+                reason.unwrap_or(ConnectionError::LocallyClosed),
+            ))
         }
     }
 }

@@ -130,6 +130,11 @@ impl LinkError {
                 peer,
                 reason: "nothing was heard from it for 5 seconds".to_owned(),
             },
+            // An end that closed while its window was full, or that has started anew, answers like this.
+            ConnectionError::Reset => LinkError::Lost {
+                peer,
+                reason: "it no longer knows of the link".to_owned(),
+            },
             other => LinkError::Lost {
                 peer,
                 reason: other.to_string(),

@@ -15,7 +15,10 @@ pub struct GgufError {
 
 impl GgufError {
     pub(super) fn new(path: &Path, problem: Problem) -> GgufError {
-        GgufError { path: path.to_owned(), problem }
+        GgufError {
+            path: path.to_owned(),
+            problem,
+        }
     }
 }
 
@@ -29,11 +32,15 @@ pub enum Problem {
     NotAFile,
     #[error("not a GGUF file: it begins with {found:02x?} instead of `GGUF`")]
     Magic { found: [u8; 4] },
-    #[error("GGUF version {version} is not supported, only 2 and 3: convert the model again with a current tool")]
+    #[error(
+        "GGUF version {version} is not supported, only 2 and 3: convert the model again with a current tool"
+    )]
     Version { version: u32 },
     #[error("a big-endian GGUF file: only little-endian files are supported, convert it")]
     BigEndian,
-    #[error("file ends at byte {end} inside {inside}, which reaches to byte {wanted}: it is cut off, fetch it again")]
+    #[error(
+        "file ends at byte {end} inside {inside}, which reaches to byte {wanted}: it is cut off, fetch it again"
+    )]
     Truncated { end: u64, wanted: u64, inside: String },
     #[error("{what} is {found}, past the limit of {limit}: the file is damaged")]
     Limit { what: String, found: u64, limit: u64 },
@@ -50,19 +57,34 @@ pub enum Problem {
     #[error("tensors `{first}` and `{second}` overlap: the file is damaged")]
     Overlap { first: String, second: String },
     #[error("metadata key `{key}` holds {found}, wanted {wanted}")]
-    WrongType { key: String, wanted: &'static str, found: String },
+    WrongType {
+        key: String,
+        wanted: &'static str,
+        found: String,
+    },
     #[error("metadata key `{key}`: entry {index} {problem}")]
-    BadEntry { key: String, index: u64, problem: &'static str },
+    BadEntry {
+        key: String,
+        index: u64,
+        problem: &'static str,
+    },
     #[error("the file has changed since it was opened")]
     Changed,
     #[error("part {part} of {count} of a split model: give its first part, {}", first.display())]
     NotFirstPart { part: u64, count: u64, first: PathBuf },
     #[error("part {part} of {count} is missing: put it beside the first one")]
     MissingPart { part: u64, count: u64 },
-    #[error("split model of {count} parts, but its name does not end in `-00001-of-{count:05}.gguf`: restore the name")]
+    #[error(
+        "split model of {count} parts, but its name does not end in `-00001-of-{count:05}.gguf`: restore the name"
+    )]
     SplitName { count: u64 },
     #[error("says it is part {found} of {found_count} where part {wanted} of {wanted_count} was expected")]
-    WrongPart { found: u64, found_count: u64, wanted: u64, wanted_count: u64 },
+    WrongPart {
+        found: u64,
+        found_count: u64,
+        wanted: u64,
+        wanted_count: u64,
+    },
     #[error("the parts hold {found} tensors together, but `split.tensors.count` says {wanted}")]
     SplitTensors { found: u64, wanted: u64 },
 }

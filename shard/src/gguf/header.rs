@@ -39,8 +39,16 @@ impl Header {
     pub fn open(path: &Path) -> Result<Header, GgufError> {
         let name = SplitName::of(path);
         let first = Part::read(path, 0)?;
-        let count = first.metadata.get("split.count").map_or(Some(1), Value::as_u64).unwrap_or(u64::MAX);
-        let number = first.metadata.get("split.no").map_or(Some(0), Value::as_u64).unwrap_or(u64::MAX);
+        let count = first
+            .metadata
+            .get("split.count")
+            .map_or(Some(1), Value::as_u64)
+            .unwrap_or(u64::MAX);
+        let number = first
+            .metadata
+            .get("split.no")
+            .map_or(Some(0), Value::as_u64)
+            .unwrap_or(u64::MAX);
         let mut header = Header {
             parts: vec![path.to_owned()],
             first_len: first.len,
@@ -54,12 +62,22 @@ impl Header {
             let problem = |problem| GgufError::new(path, problem);
             if count > limits::MAX_PARTS {
                 let what = "`split.count`".to_owned();
-                return Err(problem(Problem::Limit { what, found: count, limit: limits::MAX_PARTS }));
+                return Err(problem(Problem::Limit {
+                    what,
+                    found: count,
+                    limit: limits::MAX_PARTS,
+                }));
             }
-            let name = name.filter(|name| name.count == count).ok_or(problem(Problem::SplitName { count }))?;
+            let name = name
+                .filter(|name| name.count == count)
+                .ok_or(problem(Problem::SplitName { count }))?;
             if number != 0 || name.part != 1 {
                 let part = number.saturating_add(1);
-                return Err(problem(Problem::NotFirstPart { part, count, first: name.path_of(1) }));
+                return Err(problem(Problem::NotFirstPart {
+                    part,
+                    count,
+                    first: name.path_of(1),
+                }));
             }
             header.add_parts(&name, first.digest)?;
         }
@@ -73,7 +91,10 @@ impl Header {
         for number in 2..=name.count {
             let path = name.path_of(number);
             if !path.exists() {
-                let problem = Problem::MissingPart { part: number, count: name.count };
+                let problem = Problem::MissingPart {
+                    part: number,
+                    count: name.count,
+                };
                 return Err(GgufError::new(&path, problem));
             }
             let part = Part::read(&path, self.parts.len())?;
@@ -81,7 +102,12 @@ impl Header {
             let (found, found_count) = (said("split.no").saturating_add(1), said("split.count"));
             if (found, found_count) != (number, name.count) {
                 let (wanted, wanted_count) = (number, name.count);
-                let problem = Problem::WrongPart { found, found_count, wanted, wanted_count };
+                let problem = Problem::WrongPart {
+                    found,
+                    found_count,
+                    wanted,
+                    wanted_count,
+                };
                 return Err(GgufError::new(&path, problem));
             }
             hash.update(part.digest);
@@ -91,7 +117,11 @@ impl Header {
             let found = self.tensors.len() as u64;
             if found > limits::MAX_TENSORS {
                 let what = "the number of tensors of all parts".to_owned();
-                let problem = Problem::Limit { what, found, limit: limits::MAX_TENSORS };
+                let problem = Problem::Limit {
+                    what,
+                    found,
+                    limit: limits::MAX_TENSORS,
+                };
                 return Err(GgufError::new(&self.parts[0], problem));
             }
         }
@@ -106,7 +136,9 @@ impl Header {
     fn index(&mut self) -> Result<(), GgufError> {
         for (index, tensor) in self.tensors.iter().enumerate() {
             if self.by_name.insert(tensor.name.clone(), index).is_some() {
-                return Err(self.error(Problem::DuplicateTensor { name: tensor.name.clone() }));
+                return Err(self.error(Problem::DuplicateTensor {
+                    name: tensor.name.clone(),
+                }));
             }
         }
         Ok(())
@@ -152,7 +184,11 @@ impl Header {
     }
 
     fn wrong(&self, key: &str, wanted: &'static str, value: &Value) -> GgufError {
-        self.error(Problem::WrongType { key: key.to_owned(), wanted, found: value.describe() })
+        self.error(Problem::WrongType {
+            key: key.to_owned(),
+            wanted,
+            found: value.describe(),
+        })
     }
 
     fn scalar<'h, T>(
@@ -161,8 +197,12 @@ impl Header {
         wanted: &'static str,
         read: impl FnOnce(&'h Value) -> Option<T>,
     ) -> Result<Option<T>, GgufError> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| self.wrong(key, wanted, value))
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        read(value)
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, wanted, value))
     }
 
     /// The count under `key`; `None` where the key is absent.
@@ -223,11 +263,25 @@ impl Header {
     /// Where the value is not an array of UTF-8 strings, or the file has changed or cannot be read.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<String>>, GgufError> {
         let read_text = |reader: &mut Reader<'_>, index: u64| {
-            let text = reader.string(limits::MAX_ELEMENT_BYTES, format_args!("entry {index} of `{key}`"))?;
+            let text = reader.string(
+                limits::MAX_ELEMENT_BYTES,
+                format_args!("entry {index} of `{key}`"),
+            )?;
             let problem = "is not UTF-8";
-            text.ok_or_else(|| reader.error(Problem::BadEntry { key: key.to_owned(), index, problem }))
+            text.ok_or_else(|| {
+                reader.error(Problem::BadEntry {
+                    key: key.to_owned(),
+                    index,
+                    problem,
+                })
+            })
         };
-        self.array(key, "an array of strings", |kind| kind == Kind::Str, |reader, _, index| read_text(reader, index))
+        self.array(
+            key,
+            "an array of strings",
+            |kind| kind == Kind::Str,
+            |reader, _, index| read_text(reader, index),
+        )
     }
 
     /// The floating-point numbers of the array under `key`, read from the file; `None` where the key is absent.
@@ -235,12 +289,17 @@ impl Header {
     /// # Errors
     /// Where the value is not an array of such numbers, or the file has changed or cannot be read.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
-        self.array(key, "an array of floating-point numbers", |kind| matches!(kind, Kind::F32 | Kind::F64), {
-            |reader, kind, index| match number(reader, key, kind, index)? {
-                Value::Float(x) => Ok(x as f32),
-                _ => Err(bad_entry(reader, key, index, "is not a floating-point number")),
-            }
-        })
+        self.array(
+            key,
+            "an array of floating-point numbers",
+            |kind| matches!(kind, Kind::F32 | Kind::F64),
+            {
+                |reader, kind, index| match number(reader, key, kind, index)? {
+                    Value::Float(x) => Ok(x as f32),
+                    _ => Err(bad_entry(reader, key, index, "is not a floating-point number")),
+                }
+            },
+        )
     }
 
     /// The integers of the array under `key`, read from the file; `None` where the key is absent.
@@ -265,7 +324,9 @@ impl Header {
     pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, GgufError> {
         self.array(key, "an array of integers", is_integer, |reader, kind, index| {
             let value = number(reader, key, kind, index)?;
-            value.as_u64().ok_or_else(|| bad_entry(reader, key, index, "is negative"))
+            value
+                .as_u64()
+                .ok_or_else(|| bad_entry(reader, key, index, "is negative"))
         })
     }
 
@@ -276,8 +337,12 @@ impl Header {
         fits: impl FnOnce(Kind) -> bool,
         mut read: impl FnMut(&mut Reader<'_>, Kind, u64) -> Result<T, GgufError>,
     ) -> Result<Option<Vec<T>>, GgufError> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let Value::Array { kind, count, at, .. } = *value else { return Err(self.wrong(key, wanted, value)) };
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        let Value::Array { kind, count, at, .. } = *value else {
+            return Err(self.wrong(key, wanted, value));
+        };
         if !fits(kind) {
             return Err(self.wrong(key, wanted, value));
         }
@@ -297,7 +362,11 @@ fn is_integer(kind: Kind) -> bool {
 }
 
 fn bad_entry(reader: &Reader<'_>, key: &str, index: u64, problem: &'static str) -> GgufError {
-    reader.error(Problem::BadEntry { key: key.to_owned(), index, problem })
+    reader.error(Problem::BadEntry {
+        key: key.to_owned(),
+        index,
+        problem,
+    })
 }
 
 fn number(reader: &mut Reader<'_>, key: &str, kind: Kind, index: u64) -> Result<Value, GgufError> {

@@ -9,7 +9,7 @@ use crate::layers::LayerRange;
 use crate::units::Bytes;
 
 /// The missing memory is found to within this many bytes, and rounded up to it.
-const SHORTAGE_STEP: u64 = 64 << 10;
+const SHORTAGE_STEP: u64 = 4 << 10;
 
 /// Why a model cannot be placed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -22,7 +22,9 @@ pub enum PlanError {
     #[error("{devices} workers are more than a plan can have, {MAX_DEVICES}: use fewer")]
     TooManyDevices { devices: usize },
     /// More stages are asked for than there are devices.
-    #[error("{wanted} stages need as many workers, but there are {devices}: join more or ask for fewer stages")]
+    #[error(
+        "{wanted} stages need as many workers, but there are {devices}: join more or ask for fewer stages"
+    )]
     TooFewDevices { wanted: usize, devices: usize },
     /// A stage would have no layer.
     #[error("{stages} stages are more than the model has layers, {layers}: ask for at most {layers} workers")]
@@ -76,16 +78,21 @@ pub struct DeviceRoom {
 impl fmt::Display for MemoryShortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: Bytes| format!("{:.1} MiB", bytes.as_mib());
+        // Rounded up, so that whoever adds what they read has added enough.
+        let mib_up = |bytes: Bytes| format!("{:.1} MiB", (bytes.as_mib() * 10.0).ceil() / 10.0);
         let place = match &self.add_to {
             Some(name) => format!("give {name} that much more"),
-            None => format!("give every worker {} more", mib(Bytes(self.missing.0 / self.devices.len().max(1) as u64))),
+            None => {
+                let each = Bytes(self.missing.0 / self.devices.len().max(1) as u64);
+                format!("give every worker {} more", mib_up(each))
+            }
         };
         write!(
             f,
             "too little memory: the model needs {} more ({} with a context of {} tokens, the workers offer {}); \
              {place}, or join another worker",
-            mib(self.missing),
-            mib(self.needed),
+            mib_up(self.missing),
+            mib_up(self.needed),
             self.room.context,
             mib(self.offered),
         )?;
@@ -96,7 +103,11 @@ impl fmt::Display for MemoryShortage {
             let separator = if index == 0 { ": " } else { "; " };
             write!(f, "{separator}{} offers {}, ", device.name, mib(device.budget))?;
             match device.layers {
-                0 => write!(f, "its smallest useful shard takes {}", mib(device.smallest_shard))?,
+                0 => write!(
+                    f,
+                    "its smallest useful shard takes {}",
+                    mib_up(device.smallest_shard)
+                )?,
                 1 => write!(f, "enough for one layer")?,
                 n => write!(f, "enough for {n} layers")?,
             }
@@ -111,19 +122,35 @@ pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_
     let most_stages = search.budgets().len().min(search.layers());
     let fits = |search: &Search<'_>, room: &Room| (min_stages..=most_stages).any(|n| search.fits(room, n));
     // Enough for any device to hold any shard.
-    let ample = search.bytes(LayerRange { start: 0, end: search.layers() }, &room_wanted);
+    let ample = search.bytes(
+        LayerRange {
+            start: 0,
+            end: search.layers(),
+        },
+        &room_wanted,
+    );
     let steps = ample.0.div_ceil(SHORTAGE_STEP) + 1;
     let added = |index: Option<usize>, steps: u64| -> Vec<Bytes> {
         let extra = Bytes(steps * SHORTAGE_STEP);
         let budgets = search.budgets().iter().enumerate();
-        budgets.map(|(i, b)| if index.is_none_or(|index| index == i) { *b + extra } else { *b }).collect()
+        budgets
+            .map(|(i, b)| {
+                if index.is_none_or(|index| index == i) {
+                    *b + extra
+                } else {
+                    *b
+                }
+            })
+            .collect()
     };
     let least_steps = |index: Option<usize>| -> Option<u64> {
         let enough = |n: u64| fits(&search.with_budgets(added(index, n)), &room_wanted);
         // `largest` finds the last amount that is too little, since too little has no gaps either.
         enough(steps).then(|| largest(0, steps, |n| !enough(n)) + 1)
     };
-    let biggest = (0..input.devices.len()).max_by_key(|i| (search.budgets()[*i], usize::MAX - i)).unwrap_or(0);
+    let biggest = (0..input.devices.len())
+        .max_by_key(|i| (search.budgets()[*i], usize::MAX - i))
+        .unwrap_or(0);
     let for_all = least_steps(None).unwrap_or(steps);
     let total_for_all = for_all * input.devices.len() as u64;
     let for_one = least_steps(Some(biggest)).filter(|n| *n <= total_for_all);
@@ -140,7 +167,9 @@ pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_
         add_to,
         room: room_wanted,
         shorter_context: shorter_context(input, |room| fits(search, room)),
-        devices: (0..input.devices.len()).map(|device| device_room(search, input, device, &room_wanted)).collect(),
+        devices: (0..input.devices.len())
+            .map(|device| device_room(search, input, device, &room_wanted))
+            .collect(),
     }))
 }
 
@@ -149,7 +178,11 @@ fn shorter_context(input: &PlanInput, fits: impl Fn(&Room) -> bool) -> Option<u3
     let page = u64::from(PAGE_TOKENS);
     let fits = |pages: u64| {
         let context = (pages * page) as u32;
-        fits(&room(input, context, sequence_tokens(context) * u64::from(input.parallel.max(1))))
+        fits(&room(
+            input,
+            context,
+            sequence_tokens(context) * u64::from(input.parallel.max(1)),
+        ))
     };
     let most = u64::from(input.context?) / page;
     (most > 0 && fits(1)).then(|| (largest(1, most, fits) * page) as u32)
@@ -158,12 +191,24 @@ fn shorter_context(input: &PlanInput, fits: impl Fn(&Room) -> bool) -> Option<u3
 fn device_room(search: &Search<'_>, input: &PlanInput, device: usize, room: &Room) -> DeviceRoom {
     let budget = search.budgets()[device];
     // Layers after the first and before the last, where there are any, so that no end is counted.
-    let (first, last) = if search.layers() > 2 { (1, search.layers() - 1) } else { (0, search.layers()) };
+    let (first, last) = if search.layers() > 2 {
+        (1, search.layers() - 1)
+    } else {
+        (0, search.layers())
+    };
     let holds = |n: u64| {
-        let range = LayerRange { start: first, end: first + n as usize };
+        let range = LayerRange {
+            start: first,
+            end: first + n as usize,
+        };
         n == 0 || search.bytes(range, room) <= budget
     };
     let layers = largest(0, (last - first) as u64, holds) as usize;
     let name = input.devices[device].name.clone();
-    DeviceRoom { name, budget, smallest_shard: search.smallest_shard(room), layers }
+    DeviceRoom {
+        name,
+        budget,
+        smallest_shard: search.smallest_shard(room),
+        layers,
+    }
 }

@@ -42,7 +42,10 @@ pub(super) struct Predictor<'a> {
 
 impl<'a> Predictor<'a> {
     pub(super) fn new(cost: &'a Cost, input: &'a PlanInput) -> Predictor<'a> {
-        Predictor { input, hidden: cost.widths().hidden as f64 }
+        Predictor {
+            input,
+            hidden: cost.widths().hidden as f64,
+        }
     }
 
     /// Time of a stage to decode one token of each of `rows` sequences, in seconds.
@@ -53,8 +56,10 @@ impl<'a> Predictor<'a> {
     /// Time of a stage for a chunk of `rows` prompt tokens; the head computes one row of it at most.
     fn chunk_s(&self, search: &Search<'_>, device: usize, range: LayerRange, rows: f64) -> f64 {
         let (device, work) = (&self.input.devices[device], search.work(range));
-        let layers_s = (work.active / device.bandwidth_bytes_per_s).max(rows * work.flops / device.flops_per_s);
-        let head_s = (work.head_active / device.bandwidth_bytes_per_s).max(work.head_flops / device.flops_per_s);
+        let layers_s =
+            (work.active / device.bandwidth_bytes_per_s).max(rows * work.flops / device.flops_per_s);
+        let head_s =
+            (work.head_active / device.bandwidth_bytes_per_s).max(work.head_flops / device.flops_per_s);
         layers_s + head_s + STAGE_OVERHEAD_S
     }
 
@@ -76,14 +81,20 @@ impl<'a> Predictor<'a> {
         // Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
         let ends_s = self.input.hop.rtt_us * 1e-6;
         let times = |rows: u32| -> (f64, f64) {
-            let stage_s = partition.ranges().map(|(device, range)| self.decode_s(search, device, range, rows));
+            let stage_s = partition
+                .ranges()
+                .map(|(device, range)| self.decode_s(search, device, range, rows));
             stage_s.fold((0.0, 0.0), |(sum, slowest), s: f64| (sum + s, slowest.max(s)))
         };
         let (one_s, _) = times(1);
         let streams = self.input.parallel.max(1);
         let group = streams.div_ceil(stages as u32);
         let (sum_s, slowest_s) = times(group);
-        let group_hop_s = if stages > 1 { self.hop_s(f64::from(group)) } else { 0.0 };
+        let group_hop_s = if stages > 1 {
+            self.hop_s(f64::from(group))
+        } else {
+            0.0
+        };
         let round_s = sum_s + between * group_hop_s + ends_s;
         let cycle_s = slowest_s.max(group_hop_s);
         Prediction {
@@ -97,20 +108,35 @@ impl<'a> Predictor<'a> {
     fn ttft_s(&self, search: &Search<'_>, partition: &Partition) -> f64 {
         let chunks = PROMPT_TOKENS.div_ceil(self.input.step_rows.max(1));
         let rows = f64::from(PROMPT_TOKENS) / f64::from(chunks);
-        let hop_s = if partition.order.len() > 1 { self.hop_s(rows) } else { 0.0 };
-        let chunk_s = partition.ranges().map(|(device, range)| self.chunk_s(search, device, range, rows));
-        let (sum_s, slowest_s) = chunk_s.fold((0.0, hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
+        let hop_s = if partition.order.len() > 1 {
+            self.hop_s(rows)
+        } else {
+            0.0
+        };
+        let chunk_s = partition
+            .ranges()
+            .map(|(device, range)| self.chunk_s(search, device, range, rows));
+        let (sum_s, slowest_s) =
+            chunk_s.fold((0.0, hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
         let first_s = sum_s + hop_s * (partition.order.len() - 1) as f64 + self.input.hop.rtt_us * 1e-6;
         first_s + f64::from(chunks - 1) * slowest_s
     }
 
     /// What limits a stream, in words.
     pub(super) fn bottleneck(&self, search: &Search<'_>, stages: &[PlannedStage]) -> String {
-        let slowest = stages.iter().enumerate().max_by(|a, b| a.1.decode_ms.total_cmp(&b.1.decode_ms));
-        let Some((index, stage)) = slowest else { return String::new() };
+        let slowest = stages
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.decode_ms.total_cmp(&b.1.decode_ms));
+        let Some((index, stage)) = slowest else {
+            return String::new();
+        };
         let hop_ms = self.hop_s(1.0) * 1e3;
         if stages.len() > 1 && hop_ms > stage.decode_ms {
-            return format!("the links: {hop_ms:.2} ms per hop, the slowest stage takes {:.2} ms", stage.decode_ms);
+            return format!(
+                "the links: {hop_ms:.2} ms per hop, the slowest stage takes {:.2} ms",
+                stage.decode_ms
+            );
         }
         let device = &self.input.devices[stage.device];
         let work = search.work(stage.shard.layers);
@@ -120,11 +146,20 @@ impl<'a> Predictor<'a> {
             "the fixed cost of a step".to_owned()
         } else if read_s >= compute_s {
             let mib = (work.active + work.head_active) / (1u64 << 20) as f64;
-            format!("reading {mib:.1} MiB of weights per token at {:.1} GB/s", device.bandwidth_bytes_per_s / 1e9)
+            format!(
+                "reading {mib:.1} MiB of weights per token at {:.1} GB/s",
+                device.bandwidth_bytes_per_s / 1e9
+            )
         } else {
             let gflop = (work.flops + work.head_flops) / 1e9;
-            format!("{gflop:.2} GFLOP per token at {:.0} GFLOP/s", device.flops_per_s / 1e9)
+            format!(
+                "{gflop:.2} GFLOP per token at {:.0} GFLOP/s",
+                device.flops_per_s / 1e9
+            )
         };
-        format!("stage {index} on {}: {reason}, {:.2} ms", device.name, stage.decode_ms)
+        format!(
+            "stage {index} on {}: {reason}, {:.2} ms",
+            device.name, stage.decode_ms
+        )
     }
 }

@@ -46,7 +46,9 @@ pub enum TemplateError {
     #[error(transparent)]
     File(#[from] GgufError),
     /// The file has no template.
-    #[error("the model has no chat template: use plain completions, or a file of the instruction-tuned model")]
+    #[error(
+        "the model has no chat template: use plain completions, or a file of the instruction-tuned model"
+    )]
     Missing,
     /// The template's source is too long.
     #[error("the chat template has {bytes} bytes, more than the limit of {MAX_TEMPLATE_BYTES}")]
@@ -90,7 +92,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Missing`] where the file has none; others where it is too long, nested too deep, or no Jinja.
     pub fn from_header(header: &Header, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
-        let source = header.str("tokenizer.chat_template")?.ok_or(TemplateError::Missing)?;
+        let source = header
+            .str("tokenizer.chat_template")?
+            .ok_or(TemplateError::Missing)?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
     }
@@ -99,27 +103,43 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Where the source is too long, nested too deep, or no Jinja.
-    pub fn new(source: &str, bos: Option<String>, eos: Option<String>) -> Result<ChatTemplate, TemplateError> {
+    pub fn new(
+        source: &str,
+        bos: Option<String>,
+        eos: Option<String>,
+    ) -> Result<ChatTemplate, TemplateError> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(TemplateError::TooLong { bytes: source.len() });
         }
         let mut environment = environment()?;
         let compiled = sandbox::run(|| environment.add_template_owned(NAME, source.to_owned()))?;
-        compiled.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?;
-        Ok(ChatTemplate { environment, bos, eos })
+        compiled.map_err(|error| TemplateError::Syntax {
+            problem: describe(&error),
+        })?;
+        Ok(ChatTemplate {
+            environment,
+            bos,
+            eos,
+        })
     }
 
     /// Lets the template ask for the date through `strftime_now`, in UTC. Without a clock it finds no such function,
     /// and templates write a fixed date then.
     pub fn with_clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> ChatTemplate {
         let now = Arc::new(now);
-        self.environment.add_function("strftime_now", move |format: String| strftime::format(now(), &format));
+        self.environment
+            .add_function("strftime_now", move |format: String| {
+                strftime::format(now(), &format)
+            });
         self
     }
 
     /// The prompt for `messages`, each with at least a role and a content ([`Message`], or JSON objects with more).
     /// With `add_generation_prompt` it ends where the model's answer begins. `extra` are further variables that
     /// templates know, such as `enable_thinking`; they do not replace the ones given here.
+    ///
+    /// Waits for a thread that renders, which a hostile template can keep busy for about a second: call it where
+    /// blocking is allowed.
     ///
     /// The text holds special tokens, the one at its beginning included where the template writes it: encode it with
     /// [`ParseSpecial::Yes`](crate::tokenizer::ParseSpecial).
@@ -134,7 +154,9 @@ impl ChatTemplate {
         extra: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TemplateError> {
         let messages = serde_json::to_value(messages);
-        let messages = messages.map_err(|error| TemplateError::Failed { problem: error.to_string() })?;
+        let messages = messages.map_err(|error| TemplateError::Failed {
+            problem: error.to_string(),
+        })?;
         let mut variables = serde_json::Map::new();
         variables.insert("tools".to_owned(), serde_json::Value::Null);
         variables.insert("documents".to_owned(), serde_json::Value::Null);
@@ -149,7 +171,10 @@ impl ChatTemplate {
         sandbox::run(|| self.render_here(&variables))?
     }
 
-    fn render_here(&self, variables: &serde_json::Map<String, serde_json::Value>) -> Result<String, TemplateError> {
+    fn render_here(
+        &self,
+        variables: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, TemplateError> {
         let mut output = Limited::new(MAX_OUTPUT_BYTES);
         let template = self.environment.get_template(NAME);
         let rendered = template.and_then(|template| {
@@ -157,7 +182,9 @@ impl ChatTemplate {
             Ok(())
         });
         match rendered {
-            Ok(()) => output.into_text().ok_or_else(|| TemplateError::Failed { problem: "no UTF-8".to_owned() }),
+            Ok(()) => output.into_text().ok_or_else(|| TemplateError::Failed {
+                problem: "no UTF-8".to_owned(),
+            }),
             Err(_) if output.is_full() => Err(TemplateError::TooMuchOutput),
             Err(error) => Err(failure(&error)),
         }
@@ -166,23 +193,31 @@ impl ChatTemplate {
 
 fn environment() -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?);
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
+    environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax {
+        problem: describe(&error),
+    })?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    environment.add_filter("tojson", |value: &Value, options: Kwargs| -> Result<Value, Error> {
-        let indent = options.get::<Option<usize>>("indent")?;
-        // Python knows more options, which change nothing here.
-        for option in ["ensure_ascii", "separators", "sort_keys"] {
-            let _ = options.get::<Option<Value>>(option)?;
-        }
-        options.assert_all_used()?;
-        json::format(value, indent).map(Value::from_safe_string)
-    });
+    environment.add_filter(
+        "tojson",
+        |value: &Value, options: Kwargs| -> Result<Value, Error> {
+            let indent = options.get::<Option<usize>>("indent")?;
+            // Python knows more options, which change nothing here.
+            for option in ["ensure_ascii", "separators", "sort_keys"] {
+                let _ = options.get::<Option<Value>>(option)?;
+            }
+            options.assert_all_used()?;
+            json::format(value, indent).map(Value::from_safe_string)
+        },
+    );
     Ok(environment)
 }
 
@@ -190,13 +225,17 @@ fn failure(error: &Error) -> TemplateError {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref::<Raised>() {
-            return TemplateError::Refused { message: message.clone() };
+            return TemplateError::Refused {
+                message: message.clone(),
+            };
         }
         cause = current.source();
     }
     match error.kind() {
         ErrorKind::OutOfFuel => TemplateError::TooManySteps,
-        _ => TemplateError::Failed { problem: describe(error) },
+        _ => TemplateError::Failed {
+            problem: describe(error),
+        },
     }
 }
 

@@ -17,7 +17,15 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const DAYS: [&str; 7] = [
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+];
 
 /// `time` as `format` asks for it. Directives that are not known stay as they are; a time before 1970 counts as its
 /// first second.
@@ -79,7 +87,8 @@ struct Date {
 impl Date {
     /// The day so many days after 1970-01-01.
     fn of(days: u64) -> Date {
-        let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let is_leap =
+            |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         // 400 years always have 146,097 days.
         let (mut year, mut left) = (1970 + days / 146_097 * 400, days % 146_097);
         while left >= 365 + u64::from(is_leap(year)) {
@@ -88,14 +97,31 @@ impl Date {
         }
         let day_of_year = left + 1;
         let mut month = 1;
-        for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        for length in [
+            31,
+            28 + u64::from(is_leap(year)),
+            31,
+            30,
+            31,
+            30,
+            31,
+            31,
+            30,
+            31,
+            30,
+        ] {
             if left < length {
                 break;
             }
             left -= length;
             month += 1;
         }
-        Date { year, month, day: left + 1, day_of_year }
+        Date {
+            year,
+            month,
+            day: left + 1,
+            day_of_year,
+        }
     }
 }
 
@@ -122,7 +148,10 @@ mod tests {
     #[test]
     fn directives_are_those_that_templates_use() {
         let time = UNIX_EPOCH + Duration::from_secs(1_721_952_000 + 13 * 3600);
-        assert_eq!(format(time, "%d %b %Y, %A %B %y %I %p %e"), "26 Jul 2024, Friday July 24 01 PM 26");
+        assert_eq!(
+            format(time, "%d %b %Y, %A %B %y %I %p %e"),
+            "26 Jul 2024, Friday July 24 01 PM 26"
+        );
         assert_eq!(format(time, "100%% %Q %"), "100% %Q %");
     }
 }

@@ -127,7 +127,12 @@ impl Vocabulary {
                 return Err(TokenizerError::Damaged { key, problem });
             }
         };
-        let mut vocabulary = Vocabulary { texts, kinds, ids, special: HashMap::new() };
+        let mut vocabulary = Vocabulary {
+            texts,
+            kinds,
+            ids,
+            special: HashMap::new(),
+        };
         for text in CONTROL_TEXTS {
             vocabulary.make_control(text);
         }
@@ -155,8 +160,14 @@ impl Vocabulary {
         ends.sort_unstable();
         ends.dedup();
         for (id, (text, kind)) in self.texts.iter().zip(&self.kinds).enumerate() {
-            if matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown) {
-                self.special.entry(text.as_bytes()[0]).or_default().push(id as u32);
+            if matches!(
+                kind,
+                TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown
+            ) {
+                self.special
+                    .entry(text.as_bytes()[0])
+                    .or_default()
+                    .push(id as u32);
             }
         }
         ends
@@ -186,7 +197,11 @@ impl Vocabulary {
     /// Cuts special tokens out of a text, the longest first. Tokens that users added to a vocabulary always stand for
     /// themselves; control tokens do where `special` says so.
     pub(super) fn fragments<'t>(&self, text: &'t str, special: ParseSpecial) -> Vec<Fragment<'t>> {
-        let mut fragments = if text.is_empty() { Vec::new() } else { vec![Fragment::Text(text)] };
+        let mut fragments = if text.is_empty() {
+            Vec::new()
+        } else {
+            vec![Fragment::Text(text)]
+        };
         for id in self.present(text, special) {
             let token = &self.texts[id as usize];
             let mut cut = Vec::with_capacity(fragments.len());
@@ -216,9 +231,13 @@ impl Vocabulary {
         let parsed = |id: u32| special == ParseSpecial::Yes || self.kind(id) == TokenKind::UserDefined;
         let mut present: Vec<u32> = Vec::new();
         for (at, byte) in text.bytes().enumerate() {
-            let Some(ids) = self.special.get(&byte) else { continue };
+            let Some(ids) = self.special.get(&byte) else {
+                continue;
+            };
             for id in ids.iter().copied().filter(|id| parsed(*id)) {
-                if text.as_bytes()[at..].starts_with(self.texts[id as usize].as_bytes()) && !present.contains(&id) {
+                if text.as_bytes()[at..].starts_with(self.texts[id as usize].as_bytes())
+                    && !present.contains(&id)
+                {
                     present.push(id);
                 }
             }

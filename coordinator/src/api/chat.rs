@@ -1,0 +1,243 @@
+//! `POST /v1/chat/completions`: the assistant's answer to messages.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use brigade_shard::tokenizer::Tokenizer;
+use futures_util::StreamExt;
+use serde::Serialize;
+
+use super::answers::{self, Deltas, Job};
+use super::body;
+use super::chat_request::ChatRequest;
+use super::choice::{Delta, Reading};
+use super::engine::Engine;
+use super::envelope::{Envelope, Usage};
+use super::error::ApiError;
+use super::logprobs::ChatLogprobs;
+use super::params::Delivery;
+use super::prompts;
+use super::sse::{self, Chunks};
+use super::state::Api;
+use crate::generation::GenerationRequest;
+
+/// Whom the answer is from.
+const ROLE: &str = "assistant";
+
+/// Answers a chat request, whole or as a stream.
+pub(crate) async fn chat<E: Engine>(
+    State(api): State<Api<E>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = body::read(request).await?;
+    let mut request = ChatRequest::parse(&body, api.vocabulary())?;
+    drop(body);
+    api.check_model(request.model.as_deref())?;
+    let messages = std::mem::take(&mut request.messages);
+    let prompt = prompts::encode_chat(&api, messages, std::mem::take(&mut request.template_kwargs)).await?;
+    let max_tokens = api.answer_tokens(prompt.tokens.len(), request.max_tokens)?;
+
+    let shared = request.shared;
+    let logprobs = shared.sampling.logprobs.is_some();
+    let object = match shared.delivery {
+        Delivery::Whole => "chat.completion",
+        Delivery::Stream { .. } => "chat.completion.chunk",
+    };
+    let writing = Writing {
+        envelope: Envelope::new(api.engine(), "chatcmpl", object)?,
+        usage: Usage::of_prompt(prompt.tokens.len()),
+        tokenizer: Arc::clone(&api.engine().model().tokenizer),
+        logprobs,
+        token_ids: shared.token_ids,
+        prompt_ids: shared.token_ids.then(|| prompt.tokens.clone()),
+    };
+    let job = Job {
+        reading: Reading {
+            stops: shared.stops,
+            end_ids: shared.sampling.end_ids.clone(),
+            min_tokens: shared.sampling.min_tokens,
+            details: logprobs,
+            echo: None,
+        },
+        request: GenerationRequest {
+            prompt: prompt.tokens,
+            sampling: shared.sampling,
+            max_tokens,
+            score_prompt: false,
+        },
+    };
+    let deltas = answers::start(api.engine(), vec![job], api.shutdown()).await?;
+    match shared.delivery {
+        Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
+        Delivery::Stream { usage } => Ok(sse::respond(deltas, Streaming { writing, usage })),
+    }
+}
+
+/// A chat completion.
+#[derive(Serialize)]
+struct ChatCompletion {
+    #[serde(flatten)]
+    envelope: Envelope,
+    choices: [ChatChoice; 1],
+    usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Serialize)]
+struct ChatChoice {
+    index: usize,
+    message: ChatMessage,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Serialize)]
+struct ChatMessage {
+    role: &'static str,
+    content: String,
+    refusal: Option<()>,
+}
+
+/// A chunk of a chat completion.
+#[derive(Serialize)]
+struct ChatChunk<'a> {
+    #[serde(flatten)]
+    envelope: &'a Envelope,
+    choices: Vec<ChunkChoice>,
+    /// Absent in a stream without usage, `null` in all chunks but the last of a stream with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Default, Serialize)]
+struct ChunkChoice {
+    index: usize,
+    delta: ChunkDelta,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Default, Serialize)]
+struct ChunkDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Turns deltas into chat completions.
+struct Writing {
+    envelope: Envelope,
+    usage: Usage,
+    tokenizer: Arc<Tokenizer>,
+    logprobs: bool,
+    token_ids: bool,
+    /// The prompt's token ids, until they have been told.
+    prompt_ids: Option<Vec<u32>>,
+}
+
+impl Writing {
+    /// The log-probabilities and token ids of a delta, where they are wanted.
+    fn details(&self, delta: &mut Delta) -> (Option<ChatLogprobs>, Option<Vec<u32>>) {
+        let logprobs = self.logprobs.then(|| {
+            let mut logprobs = ChatLogprobs::default();
+            logprobs.extend(&delta.pieces, &self.tokenizer);
+            logprobs
+        });
+        (logprobs, self.token_ids.then(|| std::mem::take(&mut delta.drawn)))
+    }
+
+    async fn whole(mut self, mut deltas: Deltas) -> Result<ChatCompletion, ApiError> {
+        let mut all = Delta::default();
+        while let Some(item) = deltas.next().await {
+            let (_, delta) = item?;
+            all.text.push_str(&delta.text);
+            all.pieces.extend(delta.pieces);
+            all.drawn.extend(delta.drawn);
+            all.finish = delta.finish;
+        }
+        self.usage.add(all.drawn.len());
+        let (logprobs, token_ids) = self.details(&mut all);
+        let choice = ChatChoice {
+            index: 0,
+            message: ChatMessage {
+                role: ROLE,
+                content: all.text,
+                refusal: None,
+            },
+            logprobs,
+            finish_reason: all.finish.map(|finish| finish.as_str()),
+            token_ids,
+        };
+        Ok(ChatCompletion {
+            envelope: self.envelope,
+            choices: [choice],
+            usage: self.usage,
+            prompt_token_ids: self.prompt_ids,
+        })
+    }
+}
+
+/// Turns deltas into chunks.
+struct Streaming {
+    writing: Writing,
+    /// Whether the last chunk tells the usage.
+    usage: bool,
+}
+
+impl Streaming {
+    fn chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
+        let prompt_token_ids = self.writing.prompt_ids.take();
+        let usage = self.usage.then_some(usage);
+        sse::event_text(&ChatChunk {
+            envelope: &self.writing.envelope,
+            choices,
+            usage,
+            prompt_token_ids,
+        })
+    }
+}
+
+impl Chunks for Streaming {
+    fn opening(&mut self) -> Vec<String> {
+        let delta = ChunkDelta {
+            role: Some(ROLE),
+            content: Some(String::new()),
+        };
+        vec![self.chunk(
+            vec![ChunkChoice {
+                delta,
+                ..ChunkChoice::default()
+            }],
+            None,
+        )]
+    }
+
+    fn delta(&mut self, index: usize, mut delta: Delta) -> String {
+        self.writing.usage.add(delta.drawn.len());
+        let (logprobs, token_ids) = self.writing.details(&mut delta);
+        let content = (!delta.text.is_empty()).then_some(delta.text);
+        let choice = ChunkChoice {
+            index,
+            delta: ChunkDelta { role: None, content },
+            logprobs,
+            finish_reason: delta.finish.map(|finish| finish.as_str()),
+            token_ids,
+        };
+        self.chunk(vec![choice], None)
+    }
+
+    fn closing(&mut self) -> Option<String> {
+        let usage = self.writing.usage;
+        self.usage.then(|| self.chunk(Vec::new(), Some(usage)))
+    }
+}

@@ -1,0 +1,294 @@
+//! One choice of an answer: a generation's events become text, with stop strings cut off and every token at its place.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use brigade_proto::step::TokenScore;
+use brigade_shard::tokenizer::{SpecialText, TextStart, TextStream, Tokenizer};
+
+use super::echo::Echo;
+use super::stop::{Matched, StopMatcher};
+use crate::generation::{FinishReason, Generation, GenerationError, GenerationEvent};
+
+/// How a generation is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    /// Texts that end the answer and are not part of it.
+    pub(crate) stops: Vec<String>,
+    /// Token ids that end the answer and give no text.
+    pub(crate) end_ids: Vec<u32>,
+    /// Stop strings are not looked for in this many first tokens.
+    pub(crate) min_tokens: u32,
+    /// Whether each token is wanted beside the text.
+    pub(crate) details: bool,
+    /// The prompt, where the answer begins with it.
+    pub(crate) echo: Option<Echo>,
+}
+
+/// A token and the text that it adds to the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Piece {
+    /// The token id.
+    pub(crate) token: u32,
+    /// Its part of the answer's text: empty for special tokens, and for those that only begin a character.
+    pub(crate) text: String,
+    /// Its log-probability; none for the first token of all.
+    pub(crate) logprob: Option<f32>,
+    /// The most likely tokens in its place, best first.
+    pub(crate) top: Vec<(u32, f32)>,
+    /// Bytes of the generated text up to the end of this token.
+    end: usize,
+}
+
+/// What has become certain of an answer since the last time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Delta {
+    /// More text.
+    pub(crate) text: String,
+    /// The tokens of that text, where they were wanted.
+    pub(crate) pieces: Vec<Piece>,
+    /// Tokens drawn since the last delta; also those whose text is held back or cut off.
+    pub(crate) drawn: Vec<u32>,
+    /// Set in the last delta.
+    pub(crate) finish: Option<Finish>,
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finish {
+    /// With an end token or a stop string.
+    Stop,
+    /// By its length.
+    Length,
+}
+
+impl Finish {
+    /// OpenAI's word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// A generation on its way to text. Dropping it cancels the generation.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    /// Gone once the answer has ended, so that the cluster stops at once.
+    generation: Option<Generation>,
+    reading: Reading,
+    tokenizer: Arc<Tokenizer>,
+    text: TextStream,
+    stop: StopMatcher,
+    prompt_scores: Vec<TokenScore>,
+    count: u32,
+    drawn: Vec<u32>,
+    /// Tokens whose text is not certain yet, where they are wanted.
+    waiting: VecDeque<Piece>,
+    /// How many of `waiting` end with a whole character.
+    whole: usize,
+    /// Bytes of generated text that tokens have given.
+    arrived: usize,
+    /// Bytes of generated text that have been handed on.
+    released: usize,
+}
+
+impl Choice {
+    /// Reads `generation` as told.
+    pub(crate) fn new(generation: Generation, reading: Reading, tokenizer: Arc<Tokenizer>) -> Choice {
+        Choice {
+            generation: Some(generation),
+            stop: StopMatcher::new(reading.stops.clone()),
+            reading,
+            tokenizer,
+            text: TextStream::new(TextStart::Continued, SpecialText::Skip),
+            prompt_scores: Vec::new(),
+            count: 0,
+            drawn: Vec::new(),
+            waiting: VecDeque::new(),
+            whole: 0,
+            arrived: 0,
+            released: 0,
+        }
+    }
+
+    /// Waits for what comes next; `None` once the answer has ended.
+    ///
+    /// # Errors
+    /// What ended the generation before its time.
+    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, GenerationError> {
+        loop {
+            if let Some(echoed) = self.echo_when_ready() {
+                return Ok(Some(echoed));
+            }
+            let Some(generation) = &mut self.generation else {
+                return Ok(None);
+            };
+            let event = generation.events.recv().await.unwrap_or_else(|| {
+                let reason = "the scheduler dropped it; ask again".to_owned();
+                GenerationEvent::Failed(GenerationError::Interrupted { reason })
+            });
+            let delta = match event {
+                GenerationEvent::PromptScores(scores) => {
+                    self.prompt_scores.extend(scores);
+                    continue;
+                }
+                GenerationEvent::Token(score) => self.take(score),
+                GenerationEvent::Done(reason) if self.reading.echo.is_none() => self.end(reason),
+                GenerationEvent::Done(_) => {
+                    self.generation = None;
+                    let reason = "log-probabilities of the prompt are missing".to_owned();
+                    return Err(GenerationError::Interrupted { reason });
+                }
+                GenerationEvent::Failed(error) => {
+                    self.generation = None;
+                    return Err(error);
+                }
+            };
+            if delta.finish.is_some() {
+                self.generation = None;
+            }
+            if delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
+                return Ok(Some(Delta {
+                    drawn: std::mem::take(&mut self.drawn),
+                    ..delta
+                }));
+            }
+        }
+    }
+
+    /// The prompt as the answer's beginning, once all its scores are here.
+    fn echo_when_ready(&mut self) -> Option<Delta> {
+        let ready = |echo: &mut Echo| !echo.scored || self.prompt_scores.len() + 1 >= echo.tokens.len();
+        let echo = self.reading.echo.take_if(ready)?;
+        let texts = echo.pieces(&self.tokenizer);
+        let text = echo.text.unwrap_or_else(|| texts.concat());
+        if !self.reading.details {
+            return Some(Delta {
+                text,
+                ..Delta::default()
+            });
+        }
+        let mut scores = std::mem::take(&mut self.prompt_scores).into_iter();
+        let pieces = echo
+            .tokens
+            .iter()
+            .zip(texts)
+            .enumerate()
+            .map(|(at, (&token, text))| {
+                let score = if at == 0 { None } else { scores.next() };
+                let (logprob, top) =
+                    score.map_or((None, Vec::new()), |score| (Some(score.logprob), score.top));
+                Piece {
+                    token,
+                    text,
+                    logprob,
+                    top,
+                    end: 0,
+                }
+            });
+        Some(Delta {
+            pieces: pieces.collect(),
+            text,
+            ..Delta::default()
+        })
+    }
+
+    /// A token was drawn.
+    fn take(&mut self, score: TokenScore) -> Delta {
+        self.count += 1;
+        self.drawn.push(score.token);
+        let ends = self.reading.end_ids.contains(&score.token);
+        let text = if ends {
+            self.close_character()
+        } else {
+            self.text.push(&self.tokenizer, score.token)
+        };
+        self.arrived += text.len();
+        if self.reading.details {
+            self.waiting.push_back(Piece {
+                token: score.token,
+                text: if ends { String::new() } else { text.clone() },
+                logprob: Some(score.logprob),
+                top: score.top,
+                end: self.arrived,
+            });
+        }
+        if ends || self.text.is_whole() {
+            self.whole = self.waiting.len();
+        }
+        self.release(&text)
+    }
+
+    /// What a character that was never completed leaves in the text; it becomes part of the token that began it.
+    fn close_character(&mut self) -> String {
+        let tail = self.text.finish();
+        if let Some(last) = self.waiting.back_mut().filter(|_| !tail.is_empty()) {
+            last.text.push_str(&tail);
+            last.end = self.arrived + tail.len();
+        }
+        tail
+    }
+
+    /// Hands on what is certain after `text` was added.
+    fn release(&mut self, text: &str) -> Delta {
+        if self.count <= self.reading.min_tokens {
+            return self.hand_on(text.to_owned());
+        }
+        match self.stop.push(text) {
+            Matched::No(text) => self.hand_on(text),
+            Matched::Yes(text) => self.cut(text),
+        }
+    }
+
+    fn hand_on(&mut self, text: String) -> Delta {
+        self.released += text.len();
+        let certain = self
+            .waiting
+            .iter()
+            .take(self.whole)
+            .take_while(|piece| piece.end <= self.released);
+        let certain = certain.count();
+        self.whole -= certain;
+        Delta {
+            text,
+            pieces: self.waiting.drain(..certain).collect(),
+            ..Delta::default()
+        }
+    }
+
+    /// A stop string stands after `text`: drops the tokens behind it, and the rest of the one it begins in.
+    fn cut(&mut self, text: String) -> Delta {
+        let end = self.released + text.len();
+        let kept = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .filter_map(|mut piece| {
+                let start = piece.end - piece.text.len();
+                piece.text.truncate(end.saturating_sub(start));
+                (start < end).then_some(piece)
+            });
+        Delta {
+            text,
+            pieces: kept.collect(),
+            drawn: Vec::new(),
+            finish: Some(Finish::Stop),
+        }
+    }
+
+    /// The generation has ended by itself.
+    fn end(&mut self, reason: FinishReason) -> Delta {
+        let tail = self.close_character();
+        self.arrived += tail.len();
+        let mut delta = self.release(&tail);
+        if delta.finish.is_none() {
+            delta.text.push_str(&self.stop.finish());
+            delta.pieces.extend(self.waiting.drain(..));
+            delta.finish = Some(match reason {
+                FinishReason::EndToken => Finish::Stop,
+                FinishReason::Length => Finish::Length,
+            });
+        }
+        delta
+    }
+}

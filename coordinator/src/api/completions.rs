@@ -1,0 +1,193 @@
+//! `POST /v1/completions`: text that goes on from a prompt.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use brigade_shard::tokenizer::Tokenizer;
+use futures_util::StreamExt;
+use serde::Serialize;
+
+use super::answers::{self, Deltas, Job};
+use super::body;
+use super::choice::{Delta, Reading};
+use super::completion_request::CompletionRequest;
+use super::engine::Engine;
+use super::envelope::{Envelope, Usage};
+use super::error::ApiError;
+use super::logprobs::CompletionLogprobs;
+use super::params::Delivery;
+use super::prompts;
+use super::sse::{self, Chunks};
+use super::state::Api;
+use crate::generation::GenerationRequest;
+
+/// Answers a completion request, whole or as a stream.
+pub(crate) async fn complete<E: Engine>(
+    State(api): State<Api<E>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = body::read(request).await?;
+    let mut request = CompletionRequest::parse(&body, api.vocabulary())?;
+    drop(body);
+    api.check_model(request.model.as_deref())?;
+    let encoded = prompts::encode(&api, std::mem::take(&mut request.prompts)).await?;
+    for prompt in &encoded {
+        api.answer_tokens(prompt.tokens.len(), Some(request.max_tokens))?;
+    }
+
+    let logprobs = request.shared.sampling.logprobs.is_some();
+    let mut writing = Writing {
+        envelope: Envelope::new(api.engine(), "cmpl", "text_completion")?,
+        usage: Usage::of_prompt(encoded.iter().map(|prompt| prompt.tokens.len()).sum()),
+        tokenizer: Arc::clone(&api.engine().model().tokenizer),
+        logprobs,
+        choices: encoded
+            .iter()
+            .map(|prompt| Position {
+                offset: 0,
+                prompt_ids: request.shared.token_ids.then(|| prompt.tokens.clone()),
+            })
+            .collect(),
+        token_ids: request.shared.token_ids,
+        stream_usage: None,
+    };
+    let jobs = encoded.into_iter().map(|prompt| {
+        let scored = request.echo && logprobs;
+        let tokens = prompt.tokens.clone();
+        Job {
+            request: GenerationRequest {
+                prompt: tokens,
+                sampling: request.shared.sampling.clone(),
+                max_tokens: request.max_tokens,
+                score_prompt: scored,
+            },
+            reading: Reading {
+                stops: request.shared.stops.clone(),
+                end_ids: request.shared.sampling.end_ids.clone(),
+                min_tokens: request.shared.sampling.min_tokens,
+                details: logprobs,
+                echo: request.echo.then(|| prompt.echo(scored)),
+            },
+        }
+    });
+    let deltas = answers::start(api.engine(), jobs.collect(), api.shutdown()).await?;
+    match request.shared.delivery {
+        Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
+        Delivery::Stream { usage } => {
+            writing.stream_usage = usage.then_some(None);
+            Ok(sse::respond(deltas, writing))
+        }
+    }
+}
+
+/// A completion, or a chunk of one.
+#[derive(Serialize)]
+struct Completion {
+    #[serde(flatten)]
+    envelope: Envelope,
+    choices: Vec<CompletionChoice>,
+    /// Absent in chunks of a stream without usage, `null` in those of a stream whose last chunk has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+#[derive(Default, Serialize)]
+struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+/// Turns deltas into completions.
+struct Writing {
+    envelope: Envelope,
+    usage: Usage,
+    tokenizer: Arc<Tokenizer>,
+    logprobs: bool,
+    token_ids: bool,
+    choices: Vec<Position>,
+    /// What chunks of a stream say of the usage.
+    stream_usage: Option<Option<Usage>>,
+}
+
+/// How far a choice has been written.
+struct Position {
+    /// Length of its text so far, in characters.
+    offset: usize,
+    /// Its prompt's token ids, until they have been told.
+    prompt_ids: Option<Vec<u32>>,
+}
+
+impl Writing {
+    /// Adds a delta to `choice`, whose index is set.
+    fn add(&mut self, choice: &mut CompletionChoice, delta: Delta) {
+        self.usage.add(delta.drawn.len());
+        let position = &mut self.choices[choice.index];
+        choice.text.push_str(&delta.text);
+        if self.logprobs {
+            let logprobs = choice.logprobs.get_or_insert_default();
+            logprobs.extend(&delta.pieces, &mut position.offset, &self.tokenizer);
+        }
+        if self.token_ids {
+            choice.token_ids.get_or_insert_default().extend(delta.drawn);
+            choice.prompt_token_ids = choice
+                .prompt_token_ids
+                .take()
+                .or_else(|| position.prompt_ids.take());
+        }
+        choice.finish_reason = delta.finish.map(|finish| finish.as_str());
+    }
+
+    async fn whole(mut self, mut deltas: Deltas) -> Result<Completion, ApiError> {
+        let mut choices: Vec<CompletionChoice> = (0..self.choices.len())
+            .map(|index| CompletionChoice {
+                index,
+                ..CompletionChoice::default()
+            })
+            .collect();
+        while let Some(item) = deltas.next().await {
+            let (index, delta) = item?;
+            self.add(&mut choices[index], delta);
+        }
+        Ok(Completion {
+            envelope: self.envelope,
+            choices,
+            usage: Some(Some(self.usage)),
+        })
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
+        sse::event_text(&Completion {
+            envelope: self.envelope.clone(),
+            choices,
+            usage,
+        })
+    }
+}
+
+impl Chunks for Writing {
+    fn opening(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn delta(&mut self, index: usize, delta: Delta) -> String {
+        let mut choice = CompletionChoice {
+            index,
+            ..CompletionChoice::default()
+        };
+        self.add(&mut choice, delta);
+        self.chunk(vec![choice], self.stream_usage)
+    }
+
+    fn closing(&mut self) -> Option<String> {
+        self.stream_usage?;
+        Some(self.chunk(Vec::new(), Some(Some(self.usage))))
+    }
+}

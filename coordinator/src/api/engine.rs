@@ -1,0 +1,51 @@
+//! All that the HTTP API sees of a cluster.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::cluster::{ClusterHandle, ModelInfo};
+use crate::generation::{Generation, GenerationError, GenerationRequest};
+use crate::status::ClusterStatus;
+
+/// What the API needs of the cluster behind it, and nothing more. [`ClusterHandle`] is the one that serves; a test can
+/// stand in another.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// Starts a generation, or queues it.
+    ///
+    /// # Errors
+    /// [`GenerationError::NotReady`], [`GenerationError::ContextExceeded`] or [`GenerationError::Overloaded`].
+    fn generate(
+        &self,
+        request: GenerationRequest,
+    ) -> impl Future<Output = Result<Generation, GenerationError>> + Send;
+
+    /// The cluster's state as of now.
+    fn status(&self) -> Arc<ClusterStatus>;
+
+    /// The model served.
+    fn model(&self) -> &ModelInfo;
+
+    /// All metrics in the OpenMetrics text format, with its end marker.
+    fn metrics(&self) -> String;
+}
+
+impl Engine for ClusterHandle {
+    fn generate(
+        &self,
+        request: GenerationRequest,
+    ) -> impl Future<Output = Result<Generation, GenerationError>> + Send {
+        ClusterHandle::generate(self, request)
+    }
+
+    fn status(&self) -> Arc<ClusterStatus> {
+        ClusterHandle::status(self)
+    }
+
+    fn model(&self) -> &ModelInfo {
+        ClusterHandle::model(self)
+    }
+
+    fn metrics(&self) -> String {
+        ClusterHandle::metrics(self).encode()
+    }
+}

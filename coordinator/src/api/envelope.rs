@@ -1,0 +1,74 @@
+//! What all answers carry: an id, a time, the model, the usage.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::engine::Engine;
+use super::error::ApiError;
+
+/// Characters of the model's fingerprint that clients see.
+const FINGERPRINT_CHARS: usize = 12;
+
+/// The fields that every answer and every chunk of it begins with.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Envelope {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+}
+
+impl Envelope {
+    /// A new answer's envelope; `prefix` begins its random id.
+    pub(crate) fn new<E: Engine>(
+        engine: &E,
+        prefix: &str,
+        object: &'static str,
+    ) -> Result<Envelope, ApiError> {
+        let random = getrandom::u64().map_err(|error| {
+            ApiError::internal(format!("the operating system gave no random number: {error}"))
+        })?;
+        let model = engine.model();
+        let fingerprint = model.fingerprint.to_string();
+        Ok(Envelope {
+            id: format!("{prefix}-{random:016x}"),
+            object,
+            created: unix_seconds(SystemTime::now()),
+            model: model.id.clone(),
+            system_fingerprint: format!("fp_{}", &fingerprint[..FINGERPRINT_CHARS.min(fingerprint.len())]),
+        })
+    }
+}
+
+/// Tokens of a request and its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Usage {
+    /// Of a request whose answer has no tokens yet.
+    pub(crate) fn of_prompt(prompt_tokens: usize) -> Usage {
+        Usage {
+            prompt_tokens,
+            completion_tokens: 0,
+            total_tokens: prompt_tokens,
+        }
+    }
+
+    /// Counts tokens of the answer.
+    pub(crate) fn add(&mut self, completion_tokens: usize) {
+        self.completion_tokens += completion_tokens;
+        self.total_tokens += completion_tokens;
+    }
+}
+
+/// Seconds since 1970; 0 for earlier times.
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}

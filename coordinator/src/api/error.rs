@@ -1,0 +1,235 @@
+//! Errors as clients see them: a status code and OpenAI's error object.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::generation::GenerationError;
+
+/// Seconds after which a client may try again while the cluster is not serving: about what a small shard takes to load.
+const NOT_READY_RETRY_S: u32 = 5;
+
+/// Seconds after which a client may try again when the queue is full or a generation was interrupted.
+const BUSY_RETRY_S: u32 = 1;
+
+/// A request that got no answer, or an answer that broke off.
+///
+/// As a response it is `{"error": {"message", "type", "param", "code"}}` with the status code below; in a stream that has
+/// begun, the same object is sent as an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after_s: Option<u32>,
+}
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> ApiError {
+        ApiError {
+            status,
+            kind,
+            code: Some(code),
+            param: None,
+            message: message.into(),
+            retry_after_s: None,
+        }
+    }
+
+    /// 400: the request is wrong as a whole.
+    pub fn bad_request(code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message)
+    }
+
+    /// 400: a parameter is wrong; the message must name it.
+    pub fn bad_param(param: &str, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::bad_request(code, message).with_param(param)
+    }
+
+    /// 400: a parameter that OpenAI's API has and this server has not.
+    pub fn unsupported(param: &str) -> ApiError {
+        let message = format!("`{param}` is not supported by this server; leave it out");
+        ApiError::bad_param(param, "unsupported_parameter", message)
+    }
+
+    /// 401: no API key, or a wrong one.
+    pub fn unauthorized(message: impl Into<String>) -> ApiError {
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            "invalid_api_key",
+            message,
+        )
+    }
+
+    /// 403: the request came by a way that could be a foreign web page's.
+    pub fn forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "invalid_request_error",
+            "forbidden",
+            message,
+        )
+    }
+
+    /// 404: the model is not the one that is served.
+    pub fn unknown_model(wanted: &str, served: &str) -> ApiError {
+        let message = format!("the model `{wanted}` does not exist here; this server has `{served}`");
+        let error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "model_not_found",
+            message,
+        );
+        error.with_param("model")
+    }
+
+    /// 404: no such path.
+    pub fn unknown_route(method: &str, path: &str) -> ApiError {
+        let message = format!("there is nothing at {method} {path}; GET / lists what there is");
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "unknown_url",
+            message,
+        )
+    }
+
+    /// 405: the path exists for other methods.
+    pub fn wrong_method(method: &str, path: &str) -> ApiError {
+        let message = format!("{path} does not answer {method}; GET / lists what there is");
+        ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            "method_not_allowed",
+            message,
+        )
+    }
+
+    /// 408: the client took too long to send its request.
+    pub fn slow_body(seconds: u64) -> ApiError {
+        let message = format!("the request's body did not arrive within {seconds} s; send it faster");
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            "request_timeout",
+            message,
+        )
+    }
+
+    /// 413: the body is longer than the server reads.
+    pub fn body_too_large(limit_bytes: usize) -> ApiError {
+        let message =
+            format!("the request's body is longer than {limit_bytes} bytes; send fewer prompts at a time");
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            "request_too_large",
+            message,
+        )
+    }
+
+    /// 500: something that no client can help.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "internal_error",
+            message,
+        )
+    }
+
+    /// 503: the server is being stopped.
+    pub fn stopping() -> ApiError {
+        let message = "the server is shutting down; ask again once it is back";
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "shutting_down",
+            message,
+        )
+        .with_retry(NOT_READY_RETRY_S)
+    }
+
+    fn with_param(mut self, param: &str) -> ApiError {
+        self.param = Some(param.to_owned());
+        self
+    }
+
+    fn with_retry(mut self, seconds: u32) -> ApiError {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// The status code of the response.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The error object, `{"error": {"message", "type", "param", "code"}}`.
+    pub fn to_json(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl From<GenerationError> for ApiError {
+    fn from(error: GenerationError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            GenerationError::NotReady { .. } => ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "not_ready",
+                message,
+            )
+            .with_retry(NOT_READY_RETRY_S),
+            GenerationError::ContextExceeded { .. } => {
+                ApiError::bad_request("context_length_exceeded", message)
+            }
+            GenerationError::Overloaded { .. } => ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "overloaded",
+                message,
+            )
+            .with_retry(BUSY_RETRY_S),
+            GenerationError::Interrupted { .. } => ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                "interrupted",
+                message,
+            )
+            .with_retry(BUSY_RETRY_S),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.to_json())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

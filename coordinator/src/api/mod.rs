@@ -1,0 +1,44 @@
+//! The HTTP API: OpenAI's completions and chat, the models, health, metrics and the cluster's status.
+//!
+//! A request is parsed once, at the edge, into typed parameters: whatever is wrong, not built yet or not known is
+//! refused by name, and nothing is ignored. Its prompt becomes token ids, the cluster behind [`Engine`] generates, and
+//! `choice` turns tokens back into text, looking for stop strings on the way. What a client is told of an error is an
+//! [`ApiError`]. Prompts and answers are never logged.
+//!
+//! Main entry: [`serve`].
+
+mod answers;
+mod auth;
+mod body;
+mod chat;
+mod chat_request;
+mod choice;
+mod completion_request;
+mod completions;
+mod echo;
+mod engine;
+mod envelope;
+mod error;
+mod fields;
+mod logprobs;
+mod pages;
+mod params;
+mod prompts;
+mod server;
+mod sse;
+mod state;
+mod stop;
+
+pub use engine::Engine;
+pub use error::ApiError;
+pub use server::{ServeError, serve};
+
+/// Who may use the API.
+#[derive(Clone, Debug, Default)]
+pub struct ApiSettings {
+    /// Keys, any of which opens `/v1/`, `/api/` and `/metrics`. Where there are none, everyone who reaches the server
+    /// may ask, except web pages of other hosts.
+    pub api_keys: Vec<String>,
+    /// Host names besides `localhost` and IP addresses that requests may be made to while there are no keys.
+    pub hosts: Vec<String>,
+}

@@ -1,0 +1,143 @@
+//! Connections: accepted within bounds, served, and ended in time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::auth::{self, Guard};
+use super::engine::Engine;
+use super::state::Api;
+use super::{ApiSettings, body, chat, completions, pages};
+
+/// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
+/// serve, and below the usual limit of 1024 open files together with everything else.
+const MAX_CONNECTIONS: usize = 768;
+
+/// How long a client may take to send a request's headers, and may leave a connection idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long connections may take to end at shutdown: streams only have an error event left to send.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(700);
+
+/// Rest after a failure to accept, which is mostly a lack of file descriptors that connections still hold.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A server that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener is not usable.
+    #[error("failed to listen for HTTP: {0}; give a free address with --http")]
+    Listener(#[from] std::io::Error),
+}
+
+/// Serves the HTTP API on `listener` until `shutdown` is cancelled. Then nothing more is accepted, running streams get an
+/// error event and end, and every connection is closed; that takes less than a second.
+///
+/// # Errors
+/// Where the listener itself does not work. Failures of single connections are logged and end nothing else.
+pub async fn serve<E: Engine>(
+    listener: TcpListener,
+    engine: E,
+    settings: ApiSettings,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    listener.local_addr()?;
+    let api = Api::new(engine, Guard::new(&settings), shutdown.clone());
+    let router = router(api);
+    let connections = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = async {
+                let slot = Arc::clone(&slots).acquire_owned().await;
+                (slot, listener.accept().await)
+            } => accepted,
+        };
+        match accepted {
+            (slot, Ok((stream, remote))) => {
+                tracing::debug!(%remote, "HTTP connection accepted");
+                let serving = serve_connection(stream, router.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    let _slot = slot;
+                    serving.await;
+                });
+            }
+            (_, Err(error)) => {
+                tracing::warn!(%error, "failed to accept an HTTP connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Ok(())
+}
+
+async fn serve_connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    // Tokens are small and must leave at once; a socket that cannot be told so still works.
+    let _ = stream.set_nodelay(true);
+    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(SHUTDOWN_GRACE, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "HTTP connection broke");
+    }
+}
+
+fn router<E: Engine>(api: Api<E>) -> Router {
+    Router::new()
+        .route("/", get(pages::index::<E>))
+        .route("/v1/completions", post(completions::complete::<E>))
+        .route("/v1/chat/completions", post(chat::chat::<E>))
+        .route("/v1/models", get(pages::models::<E>))
+        .route("/v1/models/{*id}", get(pages::model::<E>))
+        .route("/health", get(pages::health::<E>))
+        .route("/livez", get(pages::livez))
+        .route("/metrics", get(pages::metrics::<E>))
+        .route("/api/status", get(pages::status::<E>))
+        .fallback(pages::unknown_route)
+        .method_not_allowed_fallback(pages::wrong_method)
+        .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(api.clone(), auth::guard::<E>))
+        .layer(middleware::from_fn(log))
+        .with_state(api)
+}
+
+/// Logs that a request was answered, or its stream begun; never what it said.
+async fn log(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let start = Instant::now();
+    let response = next.run(request).await;
+    let (status, took_ms) = (response.status().as_u16(), start.elapsed().as_millis());
+    tracing::debug!(%method, path, status, took_ms, "HTTP request");
+    response
+}

@@ -1,0 +1,140 @@
+//! What every handler shares.
+
+use std::sync::Arc;
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::auth::Guard;
+use super::engine::Engine;
+use super::error::ApiError;
+use super::params::Vocabulary;
+use crate::generation::GenerationError;
+use crate::status::Phase;
+
+/// Most prompts that are encoded at a time: encoding keeps a core busy, and the coordinator shares its machine.
+const CONCURRENT_ENCODINGS: usize = 4;
+
+/// The engine and the settings, shared by all requests; cheap to clone.
+pub(crate) struct Api<E> {
+    shared: Arc<Shared<E>>,
+}
+
+struct Shared<E> {
+    engine: E,
+    guard: Guard,
+    shutdown: CancellationToken,
+    encodings: Arc<Semaphore>,
+}
+
+impl<E> Clone for Api<E> {
+    fn clone(&self) -> Api<E> {
+        Api {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<E: Engine> Api<E> {
+    /// Serves `engine` until `shutdown`.
+    pub(crate) fn new(engine: E, guard: Guard, shutdown: CancellationToken) -> Api<E> {
+        let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
+        Api {
+            shared: Arc::new(Shared {
+                engine,
+                guard,
+                shutdown,
+                encodings,
+            }),
+        }
+    }
+
+    /// The cluster.
+    pub(crate) fn engine(&self) -> &E {
+        &self.shared.engine
+    }
+
+    /// Who may ask.
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.shared.guard
+    }
+
+    /// Cancelled when the server is to end.
+    pub(crate) fn shutdown(&self) -> &CancellationToken {
+        &self.shared.shutdown
+    }
+
+    /// Leave to encode a prompt; waits for its turn.
+    pub(crate) async fn text_permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.shared.encodings).acquire_owned().await
+    }
+
+    /// What requests are checked against.
+    pub(crate) fn vocabulary(&self) -> Vocabulary<'_> {
+        let model = self.engine().model();
+        Vocabulary {
+            size: model.vocab,
+            end_ids: model.tokenizer.end_ids(),
+        }
+    }
+
+    /// Refuses a model other than the one served; none at all means that one.
+    pub(crate) fn check_model(&self, wanted: Option<&str>) -> Result<(), ApiError> {
+        let served = &self.engine().model().id;
+        match wanted {
+            Some(wanted) if wanted != served => Err(ApiError::unknown_model(wanted, served)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The longest sequence that is served now, in tokens.
+    ///
+    /// # Errors
+    /// 503 while nothing is served, with what is missing.
+    pub(crate) fn context(&self) -> Result<u32, ApiError> {
+        if self.shutdown().is_cancelled() {
+            return Err(ApiError::stopping());
+        }
+        let status = self.engine().status();
+        match status.phase {
+            Phase::Serving => Ok(status.context),
+            phase => {
+                let reason = status
+                    .reason
+                    .clone()
+                    .unwrap_or_else(|| phase_in_words(phase).to_owned());
+                Err(GenerationError::NotReady { reason }.into())
+            }
+        }
+    }
+
+    /// How many tokens to generate after a prompt: as many as asked for, or what is left of the context.
+    ///
+    /// # Errors
+    /// 400 `context_length_exceeded` where prompt and answer do not fit, 503 while nothing is served.
+    pub(crate) fn answer_tokens(&self, prompt: usize, wanted: Option<u32>) -> Result<u32, ApiError> {
+        let context = self.context()?;
+        let prompt = u32::try_from(prompt).unwrap_or(u32::MAX);
+        let max_tokens = wanted.unwrap_or_else(|| context.saturating_sub(prompt).max(1));
+        if prompt.saturating_add(max_tokens) > context {
+            return Err(GenerationError::ContextExceeded {
+                prompt,
+                max_tokens,
+                context,
+            }
+            .into());
+        }
+        Ok(max_tokens)
+    }
+}
+
+/// What the cluster is doing while it does not serve.
+pub(crate) fn phase_in_words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waiting for workers",
+        Phase::Loading => "loading the model",
+        Phase::Connecting => "connecting the stages",
+        Phase::Serving => "serving",
+        Phase::Stopping => "shutting down",
+    }
+}

@@ -1,0 +1,347 @@
+//! Flags that several commands share, and the forms of their values.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use brigade_proto::control::CacheDtype;
+use brigade_proto::step::WireDtype;
+use brigade_shard::units::Bytes;
+use clap::{Args, ValueEnum};
+
+use super::UsageError;
+use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
+use crate::discovery;
+
+/// Port of the control plane (TCP) and the data plane (UDP) unless told otherwise.
+pub(super) const CONTROL_PORT: u16 = 7481;
+
+/// Requests that wait for cache before further ones are refused: a client gives up before the last of more has its turn.
+const MAX_WAITING: usize = 256;
+
+/// Share of this machine's memory that all local workers may use together, unless told otherwise.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// How much is served at a time, and how.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ServingOptions {
+    /// Longest sequence, in tokens [default: what fits]
+    #[arg(long, env = "BRIGADE_CTX", value_name = "N", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) ctx: Option<u32>,
+
+    /// Sequences served at a time
+    #[arg(long, env = "BRIGADE_PARALLEL", value_name = "N", hide_env = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) parallel: u32,
+
+    /// Most prompt tokens computed in one step
+    #[arg(long, env = "BRIGADE_PREFILL_CHUNK", value_name = "N", hide_env = true, default_value_t = DEFAULT_PREFILL_CHUNK, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub(super) prefill_chunk: u32,
+
+    /// How keys and values are kept
+    #[arg(
+        long,
+        env = "BRIGADE_KV_DTYPE",
+        value_name = "TYPE",
+        hide_env = true,
+        default_value = "f16"
+    )]
+    pub(super) kv_dtype: KvDtype,
+}
+
+/// How keys and values are kept, as a flag's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum KvDtype {
+    /// 2 bytes
+    F16,
+    /// 4 bytes
+    F32,
+}
+
+impl From<KvDtype> for CacheDtype {
+    fn from(dtype: KvDtype) -> CacheDtype {
+        match dtype {
+            KvDtype::F16 => CacheDtype::F16,
+            KvDtype::F32 => CacheDtype::F32,
+        }
+    }
+}
+
+impl KvDtype {
+    /// Bytes of one value.
+    pub(super) fn bytes(self) -> u32 {
+        match self {
+            KvDtype::F16 => 2,
+            KvDtype::F32 => 4,
+        }
+    }
+}
+
+/// Who may use the HTTP API, and where it listens.
+#[derive(Clone, Debug, Args)]
+pub(super) struct HttpOptions {
+    /// Where HTTP listens
+    #[arg(long, env = "BRIGADE_HTTP", value_name = "ADDR", hide_env = true, default_value = "127.0.0.1:7480", value_parser = parse_address)]
+    pub(super) http: SocketAddr,
+
+    /// A key that HTTP requests must carry; may be given several times (BRIGADE_API_KEY keeps it off the command line)
+    #[arg(
+        long,
+        env = "BRIGADE_API_KEY",
+        value_name = "KEY",
+        hide_env = true,
+        value_delimiter = ','
+    )]
+    pub(super) api_key: Vec<String>,
+}
+
+impl HttpOptions {
+    /// Refuses an API that everyone on the network could use.
+    pub(super) fn check(&self) -> Result<(), UsageError> {
+        if self.api_key.iter().any(String::is_empty) {
+            return Err(UsageError("an API key must not be empty".to_owned()));
+        }
+        if self.http.ip().is_loopback() || !self.api_key.is_empty() {
+            return Ok(());
+        }
+        Err(UsageError(format!(
+            "HTTP on {} can be reached from other machines and needs an API key: set BRIGADE_API_KEY or give --api-key KEY, or listen on 127.0.0.1:{}",
+            self.http,
+            self.http.port()
+        )))
+    }
+}
+
+/// Workers on this machine.
+#[derive(Clone, Debug, Args)]
+pub(super) struct WorkerOptions {
+    /// Workers to start on this machine
+    #[arg(long, env = "BRIGADE_WORKERS", value_name = "N", hide_env = true, default_value_t = 1, value_parser = parse_workers)]
+    pub(super) workers: usize,
+
+    /// What each worker may use for weights, cache, activations and workspace, such as 64MiB or 24GB [default: their
+    /// share of 80% of this machine's memory]
+    #[arg(long, env = "BRIGADE_MEMORY", value_name = "SIZE", hide_env = true)]
+    pub(super) memory: Option<Bytes>,
+
+    /// Compute threads of each worker [default: their share of this machine's cores]
+    #[arg(long, env = "BRIGADE_THREADS", value_name = "N", hide_env = true, value_parser = parse_threads)]
+    pub(super) threads: Option<usize>,
+}
+
+impl WorkerOptions {
+    /// What each worker may use.
+    ///
+    /// # Errors
+    /// Where it was not given and this machine's memory cannot be found out.
+    pub(super) fn memory(&self) -> anyhow::Result<Bytes> {
+        if let Some(memory) = self.memory {
+            return Ok(memory);
+        }
+        let mut system =
+            sysinfo::System::new().context("failed to find out this machine's memory; give --memory SIZE")?;
+        system.refresh_memory();
+        let together = (system.total_memory() as f64 * MEMORY_SHARE) as u64;
+        Ok(Bytes(together / self.workers.max(1) as u64))
+    }
+
+    /// Compute threads of each worker.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            (cores / self.workers.max(1)).max(1)
+        })
+    }
+}
+
+/// Most workers on one machine: each is a process with threads of its own.
+const MAX_LOCAL_WORKERS: usize = 256;
+
+/// Most threads of a worker.
+const MAX_THREADS: usize = 1024;
+
+fn parse_workers(text: &str) -> Result<usize, String> {
+    parse_count(text, MAX_LOCAL_WORKERS)
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    parse_count(text, MAX_THREADS)
+}
+
+fn parse_count(text: &str, most: usize) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=most).contains(n))
+        .ok_or_else(|| format!("write a number from 1 to {most}"))
+}
+
+/// An address to listen on: `IP:PORT`, `localhost:PORT`, or a port alone for loopback.
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse() {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    }
+    let numeric = text
+        .strip_prefix("localhost:")
+        .map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
+        "write an IP address and a port, such as 127.0.0.1:7480, 0.0.0.0:7480 or [::]:7480".to_owned()
+    })
+}
+
+/// A time such as `24h`, `30m`, `90s` or `7d`.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let error = || "write a number and a unit, such as 24h, 30m, 90s or 7d".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
+    let (number, unit) = text.split_at(digits);
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(error()),
+    };
+    let seconds = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(seconds))
+        .ok_or_else(error)?;
+    if seconds == 0 {
+        return Err("a token must live for at least a second".to_owned());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// The state directory: the one given, else `brigade` in the user's state directory.
+pub(super) fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let dir = given.map(Path::to_owned).or_else(discovery::default_state_dir);
+    dir.ok_or_else(|| {
+        UsageError(
+            "there is no place for the state: give --state DIR, or set HOME or XDG_STATE_HOME".to_owned(),
+        )
+        .into()
+    })
+}
+
+/// Checks that `model` is a file, and gives its absolute path.
+pub(super) fn model_file(model: &Path) -> anyhow::Result<PathBuf> {
+    let path = model.canonicalize().map_err(|error| {
+        anyhow::anyhow!(
+            "failed to open the model {}: {error}; give the path of a GGUF file",
+            model.display()
+        )
+    })?;
+    if path.is_dir() {
+        anyhow::bail!(
+            "failed to open the model {}: it is a directory; give the path of a GGUF file, or of the first part of a split one",
+            model.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The id that requests give for the model in this file: its name without `.gguf` and without the number of a part.
+pub(super) fn model_id(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+    without_part(stem).unwrap_or(stem).to_owned()
+}
+
+/// `name` of `name-00001-of-00003`.
+fn without_part(stem: &str) -> Option<&str> {
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (name, number) = rest.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    (is_number(count) && is_number(number) && !name.is_empty()).then_some(name)
+}
+
+/// The settings of a cluster for `model` (absolute, checked).
+pub(super) fn cluster_settings(
+    model: &Path,
+    state_dir: PathBuf,
+    control: SocketAddr,
+    min_workers: usize,
+    serving: &ServingOptions,
+) -> ClusterSettings {
+    ClusterSettings {
+        model: model.to_owned(),
+        model_id: model_id(model),
+        state_dir,
+        control,
+        data: None,
+        min_workers,
+        context: serving.ctx,
+        parallel: serving.parallel,
+        prefill_chunk: serving.prefill_chunk,
+        cache_dtype: serving.kv_dtype.into(),
+        wire: WireDtype::F32,
+        max_waiting: MAX_WAITING,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_users_write_them() {
+        for (text, address) in [
+            ("7480", "127.0.0.1:7480"),
+            (":0", "127.0.0.1:0"),
+            ("localhost:80", "127.0.0.1:80"),
+            ("0.0.0.0:7480", "0.0.0.0:7480"),
+            ("[::]:7480", "[::]:7480"),
+        ] {
+            assert_eq!(parse_address(text).unwrap().to_string(), address, "{text}");
+        }
+        for text in ["", "host", "1.2.3.4", "127.0.0.1:99999", "localhost:"] {
+            assert!(parse_address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86400)));
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        for text in [
+            "",
+            "24",
+            "h",
+            "1w",
+            "0s",
+            "-1h",
+            "99999999999999999999d",
+            "999999999999999999d",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_models_id_is_its_files_name() {
+        for (path, id) in [
+            ("/m/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1"),
+            ("/m/R1-Q4_K_M-00001-of-00009.gguf", "R1-Q4_K_M"),
+            ("/m/one-of-many.gguf", "one-of-many"),
+            ("/m/plain", "plain"),
+        ] {
+            assert_eq!(model_id(Path::new(path)), id, "{path}");
+        }
+    }
+
+    #[test]
+    fn http_off_loopback_needs_a_key() {
+        let options = |http: &str, keys: &[&str]| HttpOptions {
+            http: parse_address(http).unwrap(),
+            api_key: keys.iter().map(|key| (*key).to_owned()).collect(),
+        };
+        assert!(options("127.0.0.1:1", &[]).check().is_ok());
+        assert!(options("[::1]:1", &[]).check().is_ok());
+        assert!(options("0.0.0.0:1", &["secret"]).check().is_ok());
+        let error = options("0.0.0.0:1", &[]).check().unwrap_err().to_string();
+        assert!(
+            error.contains("BRIGADE_API_KEY") && error.contains("127.0.0.1:1"),
+            "{error}"
+        );
+        assert!(options("127.0.0.1:1", &[""]).check().is_err());
+    }
+}

@@ -1,0 +1,381 @@
+//! `brigade run`: a chat in the terminal, against a running coordinator or one that lives as long as the chat.
+
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::sync::mpsc;
+
+use super::connect::{self, ConnectOptions};
+use super::host::Embedded;
+use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id};
+use super::report::{Reporter, local_event_line, note};
+use super::{INTERRUPTED, UsageError, up};
+use crate::client::{ChatEvent, ChatMessage, ChatRequest, Client};
+use crate::signals::Signals;
+
+/// Most bytes of a prompt on standard input: more than any model's context.
+const MAX_INPUT_BYTES: u64 = 16 << 20;
+
+/// Flags of `brigade run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: brigade run SmolLM2.gguf 'Why is the sky blue?'")]
+pub struct RunArgs {
+    /// The model: a GGUF file, or the id of a model that a running coordinator serves
+    #[arg(env = "BRIGADE_MODEL", hide_env = true)]
+    model: PathBuf,
+
+    /// What to ask; without it standard input is read, line by line on a terminal, else as one question
+    prompt: Option<String>,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+
+    /// What the model is told before the chat
+    #[arg(long, env = "BRIGADE_SYSTEM", value_name = "TEXT", hide_env = true)]
+    system: Option<String>,
+
+    /// Most tokens of an answer [default: the rest of the context]
+    #[arg(long, env = "BRIGADE_MAX_TOKENS", value_name = "N", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: Option<u32>,
+
+    /// Sampling temperature; 0 takes the likeliest token
+    #[arg(long, env = "BRIGADE_TEMPERATURE", value_name = "T", hide_env = true, value_parser = parse_temperature)]
+    temperature: Option<f64>,
+
+    /// Seed of the sampling [default: random]
+    #[arg(long, env = "BRIGADE_SEED", value_name = "N", hide_env = true, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    seed: Option<u64>,
+
+    /// Tell the speed of each answer on standard error
+    #[arg(long)]
+    stats: bool,
+
+    #[command(flatten)]
+    workers: WorkerOptions,
+
+    #[command(flatten)]
+    serving: ServingOptions,
+}
+
+fn parse_temperature(text: &str) -> Result<f64, String> {
+    let temperature = text.parse::<f64>().ok().filter(|t| (0.0..=2.0).contains(t));
+    temperature.ok_or_else(|| "write a number from 0 to 2".to_owned())
+}
+
+/// Where the questions come from.
+enum Questions {
+    /// There is one.
+    One(String),
+    /// A person types them.
+    Typed(Typist),
+}
+
+/// Chats until there are no more questions.
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let questions = questions(args.prompt.clone())?;
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    if let Some((client, model)) = find_running(&args).await? {
+        let mut chat = Chat::new(client, model, &args);
+        return chat.hold(questions, &mut signals).await;
+    }
+    let model = model_file(&args.model)?;
+    // Only this chat uses it: any free loopback port will do.
+    let http = HttpOptions {
+        http: ([127, 0, 0, 1], 0).into(),
+        api_key: Vec::new(),
+    };
+    let mut embedded = up::start(&model, &args.workers, &args.serving, &http, None, false).await?;
+    let mut reporter = Reporter::new(None);
+    let mut watcher = up::Watcher::new(&embedded, args.workers.workers);
+    let serving = tokio::select! {
+        serving = watcher.watch(&mut embedded, &mut reporter, true) => serving.map(|()| true),
+        () = signals.next() => Ok(false),
+    };
+    reporter.clear();
+    let outcome = match serving {
+        Ok(true) => chat_embedded(&mut embedded, model_id(&model), &args, questions, &mut signals).await,
+        Ok(false) => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => Err(error),
+    };
+    let code = embedded.stop(&mut signals, ExitCode::SUCCESS).await;
+    outcome.map(|outcome| if code == ExitCode::SUCCESS { outcome } else { code })
+}
+
+/// Chats with an embedded cluster, and tells what happens to it meanwhile.
+async fn chat_embedded(
+    embedded: &mut Embedded,
+    model: String,
+    args: &RunArgs,
+    questions: Questions,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
+    let client = Client::new(embedded.host().url(), None)?;
+    let mut chat = Chat::new(client, model, args);
+    let (events, host) = embedded.parts();
+    let told = async {
+        while let Some(event) = events.recv().await {
+            note(&local_event_line(&event));
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = chat.hold(questions, signals) => ended,
+        error = host.failed() => Err(error),
+        never = told => never,
+    }
+}
+
+/// The coordinator to use instead of an embedded one: the one named, else one on this machine that serves the model.
+async fn find_running(args: &RunArgs) -> anyhow::Result<Option<(Client, String)>> {
+    let given = args.model.to_string_lossy().into_owned();
+    let names = [given, model_id(&args.model)];
+    if args.connect.url.is_some() {
+        let client = args.connect.client().await?;
+        let served = client.models().await?;
+        return match served.iter().find(|id| names.contains(id)) {
+            Some(model) => Ok(Some((client, model.clone()))),
+            None => anyhow::bail!(
+                "the coordinator at {} serves {}, not {}; give that id as MODEL",
+                client.url(),
+                served.join(", "),
+                names[0]
+            ),
+        };
+    }
+    let running = connect::running(args.connect.api_key.as_deref()).await;
+    Ok(running
+        .into_iter()
+        .find(|(_, announcement)| names.contains(&announcement.model))
+        .map(|(client, announcement)| (client, announcement.model)))
+}
+
+fn questions(prompt: Option<String>) -> anyhow::Result<Questions> {
+    if let Some(prompt) = prompt {
+        return Ok(Questions::One(prompt));
+    }
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(Questions::Typed(Typist::start()?));
+    }
+    let mut text = String::new();
+    let read = stdin.lock().take(MAX_INPUT_BYTES + 1).read_to_string(&mut text);
+    let read = read.context("failed to read the prompt from standard input (it must be UTF-8)")?;
+    if read as u64 > MAX_INPUT_BYTES {
+        return Err(UsageError(format!(
+            "the prompt on standard input has more than {MAX_INPUT_BYTES} bytes"
+        ))
+        .into());
+    }
+    if text.trim().is_empty() {
+        return Err(UsageError("standard input is empty: give a PROMPT, or pipe one in".to_owned()).into());
+    }
+    Ok(Questions::One(text))
+}
+
+/// A conversation under way.
+struct Chat<'a> {
+    client: Client,
+    request: ChatRequest,
+    args: &'a RunArgs,
+}
+
+impl<'a> Chat<'a> {
+    fn new(client: Client, model: String, args: &'a RunArgs) -> Chat<'a> {
+        let system = args.system.iter().map(|text| ChatMessage {
+            role: "system",
+            content: text.clone(),
+        });
+        let request = ChatRequest {
+            model,
+            messages: system.collect(),
+            max_tokens: args.max_tokens,
+            temperature: args.temperature,
+            seed: args.seed,
+        };
+        Chat {
+            client,
+            request,
+            args,
+        }
+    }
+
+    /// Asks one question, or all that are typed.
+    async fn hold(&mut self, questions: Questions, signals: &mut Signals) -> anyhow::Result<ExitCode> {
+        let mut typist = match questions {
+            Questions::One(question) => {
+                let whole = self.ask(question, signals).await?;
+                return Ok(if whole {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::from(INTERRUPTED)
+                });
+            }
+            Questions::Typed(typist) => typist,
+        };
+        note(&format!(
+            "{}: Ctrl-C ends an answer, Ctrl-D the chat",
+            self.request.model
+        ));
+        loop {
+            let line = tokio::select! {
+                line = typist.line() => line,
+                () = signals.next() => None,
+            };
+            let Some(line) = line else {
+                note("");
+                return Ok(ExitCode::SUCCESS);
+            };
+            if line.trim().is_empty() {
+                continue;
+            }
+            if let Err(error) = self.ask(line, signals).await {
+                if super::is_broken_pipe(&error) {
+                    return Err(error);
+                }
+                // The chat goes on without the question that failed.
+                note(&format!("error: {error:#}"));
+                self.request.messages.pop();
+            }
+        }
+    }
+
+    /// Asks, and writes the answer as it comes. Returns whether it came to its end before a signal.
+    async fn ask(&mut self, question: String, signals: &mut Signals) -> anyhow::Result<bool> {
+        self.request.messages.push(ChatMessage {
+            role: "user",
+            content: question,
+        });
+        let mut answer = String::new();
+        let mut stats = Stats::new();
+        let whole = tokio::select! {
+            told = tell(&self.client, &self.request, &mut answer, &mut stats) => told.map(|()| true)?,
+            () = signals.next() => false,
+        };
+        if !answer.ends_with('\n') {
+            writeln!(std::io::stdout())?;
+        }
+        self.request.messages.push(ChatMessage {
+            role: "assistant",
+            content: answer,
+        });
+        if self.args.stats {
+            note(&stats.line());
+        }
+        Ok(whole)
+    }
+}
+
+/// Writes the answer to standard output as it comes, and keeps it in `answer`.
+async fn tell(
+    client: &Client,
+    request: &ChatRequest,
+    answer: &mut String,
+    stats: &mut Stats,
+) -> anyhow::Result<()> {
+    let mut stream = client.chat(request).await?;
+    let on_terminal = std::io::stdout().is_terminal();
+    while let Some(event) = stream.next().await? {
+        match event {
+            ChatEvent::Text(text) => {
+                stats.text();
+                let mut out = std::io::stdout().lock();
+                out.write_all(shown(&text, on_terminal).as_bytes())?;
+                out.flush()?;
+                answer.push_str(&text);
+            }
+            ChatEvent::Usage { prompt, completion } => stats.usage = Some((prompt, completion)),
+            ChatEvent::Finished(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Text for a terminal without what could steer the terminal.
+fn shown(text: &str, on_terminal: bool) -> String {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(|c| !on_terminal || harmless(*c)).collect()
+}
+
+/// How fast an answer came.
+struct Stats {
+    asked: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    usage: Option<(u64, u64)>,
+}
+
+impl Stats {
+    fn new() -> Stats {
+        Stats {
+            asked: Instant::now(),
+            first: None,
+            last: None,
+            usage: None,
+        }
+    }
+
+    fn text(&mut self) {
+        let now = Instant::now();
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+    }
+
+    fn line(&self) -> String {
+        let (Some(first), Some(last)) = (self.first, self.last) else {
+            return "no answer".to_owned();
+        };
+        let ttft = first.duration_since(self.asked).as_secs_f64();
+        match self.usage {
+            Some((prompt, completion)) => {
+                // The first token's time is the prompt's; the others come one after the other.
+                let seconds = last.duration_since(first).as_secs_f64();
+                let rate = match seconds > 0.0 && completion > 1 {
+                    true => format!(" at {:.1} tokens/s", (completion - 1) as f64 / seconds),
+                    false => String::new(),
+                };
+                format!("first token after {ttft:.2} s ({prompt} prompt tokens), {completion} tokens{rate}")
+            }
+            None => format!("first token after {ttft:.2} s, cancelled"),
+        }
+    }
+}
+
+/// Reads lines from the terminal in a thread of its own: reading a terminal cannot be interrupted, so the thread ends
+/// with the process.
+struct Typist {
+    wanted: mpsc::Sender<()>,
+    lines: mpsc::Receiver<Option<String>>,
+}
+
+impl Typist {
+    fn start() -> anyhow::Result<Typist> {
+        // One line is asked for at a time.
+        let (wanted, mut asked) = mpsc::channel::<()>(1);
+        let (sender, lines) = mpsc::channel(1);
+        let read = move || {
+            while asked.blocking_recv().is_some() {
+                let _ = write!(std::io::stderr(), "> ");
+                let mut line = String::new();
+                let read = std::io::stdin().lock().take(MAX_INPUT_BYTES).read_line(&mut line);
+                let line = matches!(read, Ok(1..)).then_some(line);
+                if sender.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("typist".to_owned())
+            .spawn(read)?;
+        Ok(Typist { wanted, lines })
+    }
+
+    /// The next line; `None` at the end of the input.
+    async fn line(&mut self) -> Option<String> {
+        self.wanted.send(()).await.ok()?;
+        self.lines.recv().await.flatten()
+    }
+}

@@ -1,0 +1,187 @@
+//! `brigade up`: a coordinator and its workers on this machine, in one go.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::host::{Embedded, EmbeddedPlace};
+use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file};
+use super::plan::check_memory;
+use super::report::{Place, Reporter, local_event_line};
+use crate::local::LocalEvent;
+use crate::signals::Signals;
+use crate::status::{ClusterStatus, Phase};
+
+/// How long the cluster may stay without a plan, with all of its workers there, before it is given up: no other worker
+/// will come, and a plan takes a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Flags of `brigade up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: brigade up SmolLM2.gguf --workers 3 --memory 64MiB")]
+pub struct UpArgs {
+    /// The model: a GGUF file, or the first part of a split one
+    #[arg(env = "BRIGADE_MODEL", hide_env = true)]
+    model: PathBuf,
+
+    #[command(flatten)]
+    workers: WorkerOptions,
+
+    #[command(flatten)]
+    http: HttpOptions,
+
+    #[command(flatten)]
+    serving: ServingOptions,
+
+    /// Where the coordinator keeps its identity [default: a temporary directory]
+    #[arg(long, env = "BRIGADE_STATE", value_name = "DIR", hide_env = true)]
+    state: Option<PathBuf>,
+}
+
+/// Serves until a signal or a failure that nothing here can mend.
+pub(super) async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
+    args.http.check()?;
+    let model = model_file(&args.model)?;
+    let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let mut embedded = start(
+        &model,
+        &args.workers,
+        &args.serving,
+        &args.http,
+        args.state.as_deref(),
+        true,
+    )
+    .await?;
+    let place = Place {
+        url: embedded.host().url().to_owned(),
+        needs_key: !args.http.api_key.is_empty(),
+    };
+    let mut reporter = Reporter::new(Some(place));
+    reporter.line(&format!(
+        "starting a coordinator and {} for {}",
+        workers_in_words(&args.workers)?,
+        model.display()
+    ));
+    let mut watcher = Watcher::new(&embedded, args.workers.workers);
+    let outcome = tokio::select! {
+        error = watcher.watch(&mut embedded, &mut reporter, false) => error.map(|()| ExitCode::SUCCESS),
+        () = signals.next() => Ok(ExitCode::SUCCESS),
+    };
+    reporter.clear();
+    if outcome.is_ok() {
+        reporter.line("stopping");
+    }
+    let code = embedded.stop(&mut signals, ExitCode::SUCCESS).await;
+    outcome.map(|_| code)
+}
+
+/// Checks that the model fits the workers, and starts them.
+pub(super) async fn start(
+    model: &Path,
+    workers: &WorkerOptions,
+    serving: &ServingOptions,
+    http: &HttpOptions,
+    state: Option<&Path>,
+    announce: bool,
+) -> anyhow::Result<Embedded> {
+    check_memory(model, workers, serving)?;
+    Embedded::start(model, workers, serving, http, EmbeddedPlace { state, announce }).await
+}
+
+fn workers_in_words(workers: &WorkerOptions) -> anyhow::Result<String> {
+    let (count, memory, threads) = (workers.workers, workers.memory()?, workers.threads());
+    let plural = if count == 1 { "" } else { "s" };
+    let threads_plural = if threads == 1 { "" } else { "s" };
+    Ok(format!(
+        "{count} worker{plural} of {memory} and {threads} thread{threads_plural}"
+    ))
+}
+
+/// Watches an embedded cluster and decides when it cannot go on.
+pub(super) struct Watcher {
+    status: watch::Receiver<Arc<ClusterStatus>>,
+    workers: usize,
+    /// Since when all workers have been there without a plan.
+    stuck: Option<Instant>,
+}
+
+impl Watcher {
+    /// Watches `embedded`, which has `workers` workers.
+    pub(super) fn new(embedded: &Embedded, workers: usize) -> Watcher {
+        Watcher {
+            status: embedded.host().handle().subscribe(),
+            workers,
+            stuck: None,
+        }
+    }
+
+    /// Reports what happens until the cluster fails, or, where `until_serving`, until it serves.
+    pub(super) async fn watch(
+        &mut self,
+        embedded: &mut Embedded,
+        reporter: &mut Reporter,
+        until_serving: bool,
+    ) -> anyhow::Result<()> {
+        self.status.mark_changed();
+        loop {
+            tokio::select! {
+                changed = self.status.changed() => {
+                    changed.context("the cluster ended")?;
+                    let status = self.status.borrow_and_update().clone();
+                    if reporter.status(&status) && until_serving {
+                        return Ok(());
+                    }
+                    if !reporter.has_served() {
+                        self.check_stuck(&status)?;
+                    }
+                }
+                event = next_event(embedded) => match event {
+                    Happening::Local(event @ LocalEvent::Fatal { .. }) => {
+                        anyhow::bail!(local_event_line(&event));
+                    }
+                    Happening::Local(event) => reporter.local_event(&event),
+                    Happening::Failed(error) => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Fails where all workers have been there for a while and there is still no plan.
+    fn check_stuck(&mut self, status: &ClusterStatus) -> anyhow::Result<()> {
+        let attached = status
+            .workers
+            .iter()
+            .filter(|worker| worker.state == "attached")
+            .count();
+        if status.phase != Phase::Waiting || attached < self.workers {
+            self.stuck = None;
+            return Ok(());
+        }
+        if self.stuck.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+            let reason = status.reason.as_deref().unwrap_or("no plan was found");
+            anyhow::bail!("failed to serve {}: {reason}", status.model.id);
+        }
+        Ok(())
+    }
+}
+
+/// Something that happened in an embedded cluster, apart from its status.
+enum Happening {
+    Local(LocalEvent),
+    Failed(anyhow::Error),
+}
+
+async fn next_event(embedded: &mut Embedded) -> Happening {
+    let (events, host) = embedded.parts();
+    tokio::select! {
+        // Where all supervisors have ended there is a fatal event before, so that the end itself says nothing.
+        Some(event) = events.recv() => Happening::Local(event),
+        error = host.failed() => Happening::Failed(error),
+    }
+}

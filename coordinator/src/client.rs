@@ -1,0 +1,409 @@
+//! A coordinator's HTTP as the commands use it: its status, its models, and a chat whose answer is streamed.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::status::ClusterStatus;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an answer that is not streamed may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stream may be silent: the server sends a comment every few seconds while it has nothing else to say.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The longest line of a stream, in bytes.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// Why a coordinator gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The URL is not one we can use.
+    #[error("`{url}` is not a URL of a coordinator: write it as http://HOST:PORT")]
+    BadUrl {
+        /// What was given.
+        url: String,
+    },
+    /// Nobody answers there.
+    #[error("no coordinator answers at {url}: {reason}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The request was refused.
+    #[error("the coordinator at {url} answered {status}: {message}{remedy}")]
+    Refused {
+        /// Where.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The server's message.
+        message: String,
+        /// What to do, as the end of the sentence.
+        remedy: &'static str,
+    },
+    /// The answer is not what a coordinator answers.
+    #[error("what answers at {url} is not a coordinator of this version: {reason}")]
+    Malformed {
+        /// Where.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The answer broke off.
+    #[error("the answer broke off: {0}")]
+    Broken(String),
+}
+
+/// A coordinator to ask.
+#[derive(Clone, Debug)]
+pub struct Client {
+    url: String,
+    api_key: Option<String>,
+    http: reqwest::Client,
+}
+
+/// What to ask in a chat.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatRequest {
+    /// The model's id.
+    pub model: String,
+    /// The conversation so far.
+    pub messages: Vec<ChatMessage>,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature.
+    pub temperature: Option<f64>,
+    /// Seed of the sampling.
+    pub seed: Option<u64>,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What was said.
+    pub content: String,
+}
+
+/// A piece of a chat's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChatEvent {
+    /// More text.
+    Text(String),
+    /// The answer has ended, with the reason in OpenAI's words.
+    Finished(String),
+    /// Tokens counted by the server.
+    Usage {
+        /// Tokens of the prompt.
+        prompt: u64,
+        /// Tokens of the answer.
+        completion: u64,
+    },
+}
+
+/// A chat's answer on its way. Dropping it ends the generation.
+pub struct ChatStream {
+    body: BoxStream<'static, reqwest::Result<Bytes>>,
+    lines: LineBuffer,
+    waiting: Vec<ChatEvent>,
+    ended: bool,
+}
+
+impl Client {
+    /// A client of the coordinator at `url` (`http://HOST:PORT`).
+    ///
+    /// # Errors
+    /// Where `url` is not of that form.
+    pub fn new(url: &str, api_key: Option<String>) -> Result<Client, ClientError> {
+        let bad = || ClientError::BadUrl { url: url.to_owned() };
+        let parsed = reqwest::Url::parse(url).map_err(|_| bad())?;
+        if parsed.scheme() != "http" || parsed.host_str().is_none() {
+            return Err(bad());
+        }
+        // A proxy stands between us and the internet, not between us and our own cluster.
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .no_proxy()
+            .build();
+        let http = http.map_err(|error| ClientError::Unreachable {
+            url: url.to_owned(),
+            reason: chain(&error),
+        })?;
+        let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        Ok(Client { url, api_key, http })
+    }
+
+    /// Where the coordinator is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether a coordinator answers there at all.
+    pub async fn is_alive(&self) -> bool {
+        let answer = self
+            .http
+            .get(format!("{}/livez", self.url))
+            .timeout(ANSWER_TIMEOUT)
+            .send()
+            .await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// The cluster's state.
+    ///
+    /// # Errors
+    /// Where there is no answer, or not the wanted one.
+    pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
+        self.get("/api/status").await
+    }
+
+    /// The ids of the models served.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn models(&self) -> Result<Vec<String>, ClientError> {
+        #[derive(Deserialize)]
+        struct Models {
+            data: Vec<Model>,
+        }
+        #[derive(Deserialize)]
+        struct Model {
+            id: String,
+        }
+        let models: Models = self.get("/v1/models").await?;
+        Ok(models.data.into_iter().map(|model| model.id).collect())
+    }
+
+    /// Asks for the answer in a chat.
+    ///
+    /// # Errors
+    /// Where it is refused at once.
+    pub async fn chat(&self, request: &ChatRequest) -> Result<ChatStream, ClientError> {
+        let messages: Vec<Value> = request
+            .messages
+            .iter()
+            .map(|m| json!({"role": m.role, "content": m.content}))
+            .collect();
+        let mut body = json!({
+            "model": request.model,
+            "messages": messages,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                body[key] = value;
+            }
+        };
+        set("max_tokens", request.max_tokens.map(Value::from));
+        set("temperature", request.temperature.map(Value::from));
+        set("seed", request.seed.map(Value::from));
+        let answer = self
+            .send(
+                self.http
+                    .post(format!("{}/v1/chat/completions", self.url))
+                    .json(&body),
+            )
+            .await?;
+        Ok(ChatStream {
+            body: answer.bytes_stream().boxed(),
+            lines: LineBuffer::default(),
+            waiting: Vec::new(),
+            ended: false,
+        })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let request = self
+            .http
+            .get(format!("{}{path}", self.url))
+            .timeout(ANSWER_TIMEOUT);
+        let answer = self.send(request).await?;
+        answer.json().await.map_err(|error| ClientError::Malformed {
+            url: self.url.clone(),
+            reason: chain(&error),
+        })
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, ClientError> {
+        let request = match &self.api_key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
+        let answer = request.send().await.map_err(|error| ClientError::Unreachable {
+            url: self.url.clone(),
+            reason: chain(&error),
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let body: Value = answer.json().await.unwrap_or_default();
+        let message = body["error"]["message"]
+            .as_str()
+            .or_else(|| body["reason"].as_str());
+        let remedy = if status.as_u16() == 401 {
+            "; give --api-key or BRIGADE_API_KEY"
+        } else {
+            ""
+        };
+        Err(ClientError::Refused {
+            url: self.url.clone(),
+            status: status.as_u16(),
+            message: message.unwrap_or("no message").to_owned(),
+            remedy,
+        })
+    }
+}
+
+impl ChatStream {
+    /// The next piece of the answer; `None` after the last.
+    ///
+    /// # Errors
+    /// Where the answer breaks off or the server reports a failure.
+    pub async fn next(&mut self) -> Result<Option<ChatEvent>, ClientError> {
+        loop {
+            if !self.waiting.is_empty() {
+                return Ok(Some(self.waiting.remove(0)));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.lines.next()? {
+                Some(line) => self.line(&line)?,
+                None => {
+                    let more = tokio::time::timeout(SILENCE_TIMEOUT, self.body.next()).await;
+                    let broken = |reason: String| Err(ClientError::Broken(reason));
+                    match more {
+                        Ok(Some(Ok(bytes))) => self.lines.push(&bytes),
+                        Ok(Some(Err(error))) => return broken(chain(&error)),
+                        Ok(None) => return broken("the coordinator closed the stream".to_owned()),
+                        Err(_) => return broken(format!("nothing came for {} s", SILENCE_TIMEOUT.as_secs())),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes one line of the event stream.
+    fn line(&mut self, line: &str) -> Result<(), ClientError> {
+        let Some(data) = line.strip_prefix("data:").map(str::trim) else {
+            return Ok(());
+        };
+        if data == "[DONE]" {
+            self.ended = true;
+            return Ok(());
+        }
+        let event: Value = serde_json::from_str(data).map_err(|e| ClientError::Broken(e.to_string()))?;
+        if let Some(message) = event["error"]["message"].as_str() {
+            return Err(ClientError::Broken(message.to_owned()));
+        }
+        let choice = &event["choices"][0];
+        if let Some(text) = choice["delta"]["content"]
+            .as_str()
+            .filter(|text| !text.is_empty())
+        {
+            self.waiting.push(ChatEvent::Text(text.to_owned()));
+        }
+        if let Some(reason) = choice["finish_reason"].as_str() {
+            self.waiting.push(ChatEvent::Finished(reason.to_owned()));
+        }
+        if let Some(usage) = event["usage"].as_object() {
+            let count = |key: &str| usage.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+            self.waiting.push(ChatEvent::Usage { prompt, completion });
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a stream of bytes into lines.
+#[derive(Debug, Default)]
+struct LineBuffer {
+    bytes: BytesMut,
+    /// Bytes at the front in which no line ends.
+    searched: usize,
+}
+
+impl LineBuffer {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole line, without its end.
+    fn next(&mut self) -> Result<Option<String>, ClientError> {
+        match self.bytes[self.searched..].iter().position(|b| *b == b'\n') {
+            Some(at) => {
+                let line = self.bytes.split_to(self.searched + at);
+                self.bytes.advance(1);
+                self.searched = 0;
+                Ok(Some(
+                    String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned(),
+                ))
+            }
+            None if self.bytes.len() > MAX_LINE_BYTES => Err(ClientError::Broken(format!(
+                "a line of more than {MAX_LINE_BYTES} bytes came"
+            ))),
+            None => {
+                self.searched = self.bytes.len();
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// An error and its causes, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut parts = vec![error.to_string()];
+    parts.extend(causes.map(ToString::to_string));
+    parts.dedup();
+    // The outermost says that sending failed and repeats the URL; the innermost says why.
+    parts.pop().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_wherever_the_bytes_were() {
+        let mut lines = LineBuffer::default();
+        let mut seen = Vec::new();
+        for byte in "data: é\r\n\ndata: [DONE]\nrest".as_bytes() {
+            lines.push(&[*byte]);
+            while let Some(line) = lines.next().unwrap() {
+                seen.push(line);
+            }
+        }
+        assert_eq!(seen, ["data: é", "", "data: [DONE]"]);
+        lines.push(&vec![b'x'; MAX_LINE_BYTES + 1]);
+        assert!(lines.next().is_err());
+    }
+
+    #[test]
+    fn only_http_urls_are_taken() {
+        for url in ["", "127.0.0.1:7480", "https://host", "ftp://host", "http://"] {
+            assert!(
+                matches!(Client::new(url, None), Err(ClientError::BadUrl { .. })),
+                "{url}"
+            );
+        }
+        assert_eq!(
+            Client::new("http://host:1/v1/", None).unwrap().url(),
+            "http://host:1"
+        );
+    }
+}

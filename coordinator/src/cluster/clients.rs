@@ -1,0 +1,143 @@
+//! The generations that clients listen to.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use brigade_proto::ids::SequenceId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::generation::{Generation, GenerationEvent, GenerationRequest};
+use crate::metrics::{Metrics, Outcome, TokenUse};
+use crate::scheduler::Counts;
+
+/// Where events go, by sequence.
+pub(super) struct Clients {
+    clients: HashMap<SequenceId, Client>,
+    next: u64,
+    metrics: Metrics,
+    counted: Counts,
+}
+
+struct Client {
+    events: mpsc::Sender<GenerationEvent>,
+    submitted: Instant,
+    last_token: Option<Instant>,
+}
+
+/// A generation just made, before anyone listens.
+pub(super) struct NewGeneration {
+    pub(super) sequence: SequenceId,
+    /// Cancelled when the client drops the generation.
+    pub(super) cancelled: CancellationToken,
+    pub(super) generation: Generation,
+}
+
+impl Clients {
+    pub(super) fn new(metrics: Metrics) -> Clients {
+        Clients {
+            clients: HashMap::new(),
+            next: 0,
+            metrics,
+            counted: Counts::default(),
+        }
+    }
+
+    /// Makes a generation for a request.
+    pub(super) fn add(&mut self, request: &GenerationRequest) -> NewGeneration {
+        self.next += 1;
+        let sequence = SequenceId(self.next);
+        let (sender, events) = mpsc::channel(most_events(request));
+        let cancelled = CancellationToken::new();
+        let generation = Generation {
+            events,
+            cancel: cancelled.clone().drop_guard(),
+        };
+        let client = Client {
+            events: sender,
+            submitted: Instant::now(),
+            last_token: None,
+        };
+        self.clients.insert(sequence, client);
+        NewGeneration {
+            sequence,
+            cancelled,
+            generation,
+        }
+    }
+
+    /// Forgets a generation that nobody listens to any more.
+    pub(super) fn forget(&mut self, sequence: SequenceId) {
+        self.clients.remove(&sequence);
+    }
+
+    /// Forgets a generation that was not taken.
+    pub(super) fn refuse(&mut self, sequence: SequenceId) {
+        self.forget(sequence);
+        self.metrics.count_request(Outcome::Refused);
+    }
+
+    /// Tells a client. It has room for every event of its request, so that nothing is ever lost or waited for.
+    pub(super) fn emit(&mut self, sequence: SequenceId, event: GenerationEvent, now: Instant) {
+        let Some(client) = self.clients.get_mut(&sequence) else {
+            return;
+        };
+        let last = matches!(event, GenerationEvent::Done(_) | GenerationEvent::Failed(_));
+        if matches!(event, GenerationEvent::Token(_)) {
+            match client.last_token.replace(now) {
+                None => {
+                    let waited = now.saturating_duration_since(client.submitted);
+                    self.metrics.time_to_first_token.observe(waited.as_secs_f64());
+                }
+                Some(before) => {
+                    self.metrics
+                        .inter_token
+                        .observe(now.saturating_duration_since(before).as_secs_f64());
+                }
+            }
+        }
+        // The client may have gone: its generation is being cancelled then.
+        let _ = client.events.try_send(event);
+        if last {
+            self.forget(sequence);
+        }
+    }
+
+    /// Brings the counters to what the scheduler has counted.
+    pub(super) fn count(&mut self, counts: &Counts) {
+        let before = std::mem::replace(&mut self.counted, *counts);
+        for (outcome, now, before) in [
+            (Outcome::Finished, counts.finished, before.finished),
+            (Outcome::Cancelled, counts.cancelled, before.cancelled),
+            (Outcome::Failed, counts.failed, before.failed),
+        ] {
+            self.metrics.count_requests(outcome, now.saturating_sub(before));
+        }
+        for (kind, now, before) in [
+            (TokenUse::Prompt, counts.prompt_tokens, before.prompt_tokens),
+            (
+                TokenUse::Generated,
+                counts.generated_tokens,
+                before.generated_tokens,
+            ),
+        ] {
+            self.metrics.count_tokens(kind, now.saturating_sub(before));
+        }
+        self.metrics
+            .results_fenced
+            .inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
+    }
+}
+
+/// Most events that a request can cause: scores per chunk of its prompt (a chunk has a token at least), a token each,
+/// and the end.
+fn most_events(request: &GenerationRequest) -> usize {
+    let scores = if request.score_prompt {
+        request.prompt.len()
+    } else {
+        0
+    };
+    let tokens = usize::try_from(request.max_tokens).unwrap_or(usize::MAX);
+    // A request this large is refused for its context; the bound keeps the channel constructible until then.
+    scores.saturating_add(tokens).saturating_add(1).min(1 << 24)
+}

@@ -1,0 +1,154 @@
+//! Carrying out what the machines want.
+
+use std::time::Instant;
+
+use brigade_proto::control::ToWorker;
+use brigade_proto::ids::Epoch;
+use brigade_proto::step::StepFrame;
+
+use super::{Core, CoreEvent};
+use crate::deployment;
+use crate::membership::{self, SessionId};
+use crate::scheduler;
+
+impl Core {
+    /// Carries out what the machines want, until none wants anything.
+    pub(super) fn carry_out(&mut self, now: Instant) {
+        loop {
+            if let Some(command) = self.membership.poll_command() {
+                self.carry_out_membership(command, now);
+            } else if let Some(command) = self.deployment.poll_command() {
+                self.carry_out_deployment(command, now);
+            } else if let Some(command) = self.scheduler.poll_command(now) {
+                self.carry_out_scheduler(command, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn carry_out_membership(&mut self, command: membership::Command, now: Instant) {
+        match command {
+            membership::Command::Close(session) => {
+                if let Some(session) = self.sessions.remove(&session) {
+                    session.end.cancel();
+                }
+            }
+            membership::Command::Changed => {
+                self.deployment
+                    .handle(deployment::Event::MembersChanged, &self.membership, now);
+            }
+        }
+        self.changed = true;
+    }
+
+    fn carry_out_deployment(&mut self, command: deployment::Command, now: Instant) {
+        self.changed = true;
+        match command {
+            deployment::Command::PersistEpoch(epoch) => self.write_epoch(epoch, now),
+            deployment::Command::Send { worker, message } => {
+                if let Some(session) = self
+                    .membership
+                    .member(&worker)
+                    .and_then(|member| member.session())
+                {
+                    self.tell(session, message);
+                }
+            }
+            deployment::Command::CloseLinks => self.links.close(),
+            deployment::Command::Start(pipeline) => {
+                let stages = self.deployment.stages();
+                tracing::info!(fence = %pipeline.fence, stages = stages.len(), "serving");
+                self.first = stages.first().map(|stage| stage.worker.clone());
+                self.statistics.restart(stages.len());
+                self.steps_before = stages
+                    .iter()
+                    .filter_map(|stage| self.membership.member(&stage.worker))
+                    .map(|member| (member.id.clone(), member.telemetry.steps))
+                    .collect();
+                self.scheduler.start(pipeline, now);
+            }
+            deployment::Command::Stop { reason } => {
+                self.first = None;
+                self.scheduler.stop(&reason);
+            }
+            deployment::Command::Failed { reason } => {
+                self.metrics.plan_failures.inc();
+                tracing::warn!("the plan failed: {reason}");
+            }
+        }
+    }
+
+    fn carry_out_scheduler(&mut self, command: scheduler::Command, now: Instant) {
+        match command {
+            scheduler::Command::Send(step) => self.send_step(step, now),
+            scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
+            scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
+            scheduler::Command::Broken { reason, silent } => {
+                let reason = match self.silent_stage().filter(|_| silent) {
+                    Some(stage) => format!("{stage} has not answered: {reason}"),
+                    None => reason,
+                };
+                self.deployment
+                    .handle(deployment::Event::Broken { reason }, &self.membership, now);
+            }
+        }
+    }
+
+    fn send_step(&mut self, step: StepFrame, now: Instant) {
+        let Some(first) = self.first.clone() else { return };
+        if let Err(reason) = self.links.send(&first, step) {
+            let event = deployment::Event::LinkDown {
+                worker: first,
+                reason,
+            };
+            self.deployment.handle(event, &self.membership, now);
+        }
+    }
+
+    fn write_epoch(&mut self, epoch: Epoch, now: Instant) {
+        let Some(mut state) = self.state_dir.take() else {
+            let result = Err("the last one is still being written".into());
+            let event = deployment::Event::EpochPersisted(result);
+            return self.deployment.handle(event, &self.membership, now);
+        };
+        let events = self.events_sender.clone();
+        self.tasks.spawn_blocking(move || {
+            let result = state.persist_epoch(epoch);
+            // An error means that the core has ended: the directory is given up with the event.
+            let _ = events.blocking_send(CoreEvent::EpochWritten { state, result });
+        });
+    }
+
+    /// Queues a message for a worker. A worker that does not take its messages is cut off, and attaches anew.
+    pub(super) fn tell(&mut self, session: SessionId, message: ToWorker) {
+        let Some(open) = self.sessions.get(&session) else {
+            return;
+        };
+        if open.outbox.try_send(message).is_err()
+            && let Some(open) = self.sessions.remove(&session)
+        {
+            open.end.cancel();
+            let reason = "it does not take its messages".to_owned();
+            self.membership
+                .handle(membership::Event::Detached { session, reason }, Instant::now());
+        }
+    }
+
+    /// The first stage that has computed fewer steps than those before it.
+    fn silent_stage(&self) -> Option<String> {
+        let mut before = u64::MAX;
+        for (place, stage) in self.deployment.stages().iter().enumerate() {
+            let steps = self.membership.member(&stage.worker)?.telemetry.steps;
+            let computed = steps.saturating_sub(*self.steps_before.get(&stage.worker)?);
+            if place > 0 && computed < before {
+                return Some(format!("stage {place} on {}", stage.name));
+            }
+            before = computed;
+        }
+        self.deployment
+            .stages()
+            .first()
+            .map(|stage| format!("stage 0 on {}", stage.name))
+    }
+}

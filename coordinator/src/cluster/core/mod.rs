@@ -1,0 +1,332 @@
+//! The one task that owns the state machines: it takes events in, and carries their commands out.
+
+mod commands;
+mod publish;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::{Capabilities, ToCoordinator, ToWorker, Welcome};
+use brigade_proto::health::Health;
+use brigade_proto::ids::{Incarnation, SequenceId, WorkerId};
+use brigade_proto::link::Link;
+use brigade_proto::step::StepResult;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::clients::Clients;
+use super::control::Session;
+use super::handle::Submission;
+use super::links::{LinkId, Links};
+use super::statistics::Statistics;
+use crate::deployment::{self, Deployment};
+use crate::membership::{self, HEARTBEAT, Membership, SessionId};
+use crate::metrics::Metrics;
+use crate::scheduler::Scheduler;
+use crate::state_dir::{StateDir, StateDirError};
+use crate::status::{ClusterStatus, ModelStatus};
+
+/// Events that wait for the core: some from every worker and link at once. Their tasks wait when it is full.
+pub(super) const EVENT_QUEUE: usize = 1024;
+/// Requests that wait for the core to look at them; they wait microseconds.
+pub(super) const SUBMISSION_QUEUE: usize = 64;
+/// The status is never older than this.
+const STATUS_PERIOD: Duration = Duration::from_millis(250);
+/// Changes within this time are published together.
+const STATUS_PAUSE: Duration = Duration::from_millis(20);
+
+/// Something that a shell task tells the core.
+pub(super) enum CoreEvent {
+    /// A worker has attached.
+    Attached {
+        session: Session,
+        worker: WorkerId,
+        remote: SocketAddr,
+        hello: Box<Capabilities>,
+    },
+    /// A worker has said something.
+    Said {
+        session: SessionId,
+        message: ToCoordinator,
+    },
+    /// A worker's stream has ended.
+    Detached { session: SessionId, reason: String },
+    /// A worker has dialled the data plane.
+    LinkAccepted(Box<Link>),
+    /// A result came.
+    Result { link: LinkId, result: Box<StepResult> },
+    /// A data link has ended.
+    LinkEnded { link: LinkId, reason: String },
+    /// The state directory is back from writing an epoch.
+    EpochWritten {
+        state: StateDir,
+        result: Result<(), StateDirError>,
+    },
+}
+
+/// What the core is made with.
+pub(super) struct CoreParts {
+    pub(super) incarnation: Incarnation,
+    pub(super) data_port: u16,
+    pub(super) model: ModelStatus,
+    pub(super) state_dir: StateDir,
+    pub(super) deployment: Deployment,
+    pub(super) max_waiting: usize,
+    pub(super) metrics: Metrics,
+    pub(super) health: Health,
+    pub(super) tasks: TaskTracker,
+    pub(super) events: (mpsc::Sender<CoreEvent>, mpsc::Receiver<CoreEvent>),
+    pub(super) submissions: mpsc::Receiver<Submission>,
+    pub(super) status: watch::Sender<Arc<ClusterStatus>>,
+}
+
+type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
+
+/// The owner of all decisions.
+pub(super) struct Core {
+    incarnation: Incarnation,
+    data_port: u16,
+    model: ModelStatus,
+    /// `None` while a task writes an epoch.
+    state_dir: Option<StateDir>,
+    membership: Membership,
+    deployment: Deployment,
+    scheduler: Scheduler,
+    sessions: HashMap<SessionId, Session>,
+    links: Links,
+    /// The worker of the first stage, while a plan is served.
+    first: Option<WorkerId>,
+    /// Each worker's count of steps when the plan began to serve.
+    steps_before: BTreeMap<WorkerId, u64>,
+    clients: Clients,
+    cancelled: FuturesUnordered<Cancelled>,
+    statistics: Statistics,
+    metrics: Metrics,
+    health: Health,
+    tasks: TaskTracker,
+    events_sender: mpsc::Sender<CoreEvent>,
+    events: mpsc::Receiver<CoreEvent>,
+    submissions: mpsc::Receiver<Submission>,
+    status: watch::Sender<Arc<ClusterStatus>>,
+    published: Instant,
+    changed: bool,
+}
+
+impl Core {
+    pub(super) fn new(parts: CoreParts) -> Core {
+        let now = Instant::now();
+        let (events_sender, events) = parts.events;
+        Core {
+            incarnation: parts.incarnation,
+            data_port: parts.data_port,
+            model: parts.model,
+            state_dir: Some(parts.state_dir),
+            membership: Membership::new(),
+            deployment: parts.deployment,
+            scheduler: Scheduler::new(parts.max_waiting, now),
+            sessions: HashMap::new(),
+            links: Links::new(events_sender.clone(), parts.tasks.clone()),
+            first: None,
+            steps_before: BTreeMap::new(),
+            clients: Clients::new(parts.metrics.clone()),
+            cancelled: FuturesUnordered::new(),
+            statistics: Statistics::default(),
+            metrics: parts.metrics,
+            health: parts.health,
+            tasks: parts.tasks,
+            events_sender,
+            events,
+            submissions: parts.submissions,
+            status: parts.status,
+            published: now,
+            changed: true,
+        }
+    }
+
+    /// Runs until `shutdown`; stages are retired and clients told before it returns.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            self.carry_out(Instant::now());
+            self.publish_if_due(Instant::now()).await;
+            let wake_at = self.wake_at();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(event) = self.events.recv() => self.handle(event, Instant::now()),
+                Some(submission) = self.submissions.recv() => self.submit(submission),
+                Some(sequence) = self.cancelled.next() => {
+                    self.clients.forget(sequence);
+                    self.scheduler.cancel(sequence);
+                    self.changed = true;
+                }
+                () = sleep_until(wake_at.into()) => self.handle_timeout(Instant::now()),
+            }
+        }
+        let now = Instant::now();
+        self.deployment
+            .handle(deployment::Event::Stop, &self.membership, now);
+        self.carry_out(now);
+        self.publish(now).await;
+    }
+
+    fn wake_at(&self) -> Instant {
+        let status = self.published + if self.changed { STATUS_PAUSE } else { STATUS_PERIOD };
+        let machines = [
+            self.membership.next_timeout(),
+            self.deployment.next_timeout(),
+            self.scheduler.next_timeout(),
+        ];
+        machines.into_iter().flatten().fold(status, Instant::min)
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.membership.handle_timeout(now);
+        self.deployment.handle_timeout(&self.membership, now);
+        self.scheduler.handle_timeout(now);
+    }
+
+    fn handle(&mut self, event: CoreEvent, now: Instant) {
+        // Results come by the hundred a second, and change nothing that cannot wait for the period.
+        self.changed |= !matches!(event, CoreEvent::Result { .. });
+        match event {
+            CoreEvent::Attached {
+                session,
+                worker,
+                remote,
+                hello,
+            } => {
+                tracing::info!(%worker, %remote, name = hello.name, budget = %hello.budget, "a worker attached");
+                let welcome = Welcome {
+                    incarnation: self.incarnation,
+                    data_port: self.data_port,
+                    heartbeat_ms: HEARTBEAT.as_millis() as u32,
+                };
+                let id = session.id;
+                self.sessions.insert(id, session);
+                self.tell(id, ToWorker::Welcome(welcome));
+                let event = membership::Event::Attached {
+                    session: id,
+                    worker,
+                    remote,
+                    hello,
+                };
+                self.membership.handle(event, now);
+            }
+            CoreEvent::Said { session, message } => self.heard(session, message, now),
+            CoreEvent::Detached { session, reason } => {
+                if let Some(worker) = self.membership.worker_of(session) {
+                    tracing::warn!(%worker, "a worker's control stream ended: {reason}");
+                }
+                self.sessions.remove(&session);
+                self.membership
+                    .handle(membership::Event::Detached { session, reason }, now);
+            }
+            CoreEvent::LinkAccepted(link) => self.link_accepted(*link, now),
+            CoreEvent::Result { link, result } => {
+                if self.links.worker_of(link).is_some() {
+                    self.scheduler.handle_result(*result, now);
+                }
+            }
+            CoreEvent::LinkEnded { link, reason } => {
+                if let Some(worker) = self.links.remove(link) {
+                    let event = deployment::Event::LinkDown { worker, reason };
+                    self.deployment.handle(event, &self.membership, now);
+                }
+            }
+            CoreEvent::EpochWritten { state, result } => {
+                self.state_dir = Some(state);
+                let result = result.map_err(|error| error.to_string());
+                let event = deployment::Event::EpochPersisted(result);
+                self.deployment.handle(event, &self.membership, now);
+            }
+        }
+    }
+
+    /// Takes in what a worker said; streams that were replaced are not listened to.
+    fn heard(&mut self, session: SessionId, message: ToCoordinator, now: Instant) {
+        let Some(worker) = self.membership.worker_of(session).cloned() else {
+            return;
+        };
+        let telemetry = match &message {
+            ToCoordinator::Heartbeat(telemetry) => Some(*telemetry),
+            _ => None,
+        };
+        self.membership
+            .handle(membership::Event::Heard { session, telemetry }, now);
+        let event = match message {
+            ToCoordinator::Stage(report) => deployment::Event::Stage { worker, report },
+            ToCoordinator::LinkLost {
+                deployment,
+                peer,
+                reason,
+            } if deployment == self.deployment.id() => deployment::Event::LinkLost { worker, peer, reason },
+            ToCoordinator::Probed { nonce } => deployment::Event::Probed { worker, nonce },
+            ToCoordinator::StepFailed {
+                deployment,
+                step,
+                stage,
+                reason,
+            } => {
+                tracing::warn!(%worker, stage, %step, "a step failed: {reason}");
+                return self
+                    .scheduler
+                    .handle_failure(deployment, step, stage, &reason, now);
+            }
+            ToCoordinator::Leaving => {
+                tracing::info!(%worker, "a worker leaves");
+                return self
+                    .membership
+                    .handle(membership::Event::Leaving { session }, now);
+            }
+            ToCoordinator::Hello(_) | ToCoordinator::Heartbeat(_) | ToCoordinator::LinkLost { .. } => return,
+        };
+        self.deployment.handle(event, &self.membership, now);
+    }
+
+    fn link_accepted(&mut self, link: Link, now: Instant) {
+        let stages = self.deployment.stages();
+        let ends = [stages.first(), stages.last()];
+        let expected = ends.into_iter().flatten().any(|stage| {
+            matches!(link.peer(), brigade_proto::ids::Peer::Worker(worker) if *worker == stage.worker)
+        });
+        if !expected {
+            tracing::warn!(peer = %link.peer(), "closed a data link that no plan asks for");
+            link.split()
+                .0
+                .close("the coordinator does not expect a link from this worker");
+            return;
+        }
+        if let Some(worker) = self.links.open(link) {
+            self.deployment
+                .handle(deployment::Event::LinkUp { worker }, &self.membership, now);
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { request, reply } = submission;
+        let generation = self.clients.add(&request);
+        let result = self.scheduler.submit(generation.sequence, request);
+        match result {
+            Ok(()) => {
+                let (sequence, cancelled) = (generation.sequence, generation.cancelled);
+                self.cancelled.push(Box::pin(async move {
+                    cancelled.cancelled_owned().await;
+                    sequence
+                }));
+                // A client that has gone already drops the generation, which cancels it.
+                let _ = reply.send(Ok(generation.generation));
+            }
+            Err(error) => {
+                self.clients.refuse(generation.sequence);
+                let _ = reply.send(Err(error));
+            }
+        }
+        self.changed = true;
+    }
+}

@@ -1,0 +1,48 @@
+//! Telling the rest of the program how the cluster is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Core, STATUS_PAUSE, STATUS_PERIOD};
+use crate::cluster::overview::{self, Sources};
+use crate::scheduler::Counts;
+use crate::status::{ClusterStatus, Phase};
+
+impl Core {
+    pub(super) async fn publish_if_due(&mut self, now: Instant) {
+        let due = self.published + if self.changed { STATUS_PAUSE } else { STATUS_PERIOD };
+        if now >= due {
+            self.publish(now).await;
+        }
+    }
+
+    pub(super) async fn publish(&mut self, now: Instant) {
+        let counts = self.scheduler.counts();
+        let status = self.current_status(counts, now);
+        if let Some(reason) = &status.reason {
+            self.scheduler.explain(reason);
+        }
+        overview::set_gauges(&status, &self.metrics);
+        self.clients.count(&counts);
+        let serving = status.phase == Phase::Serving;
+        let was_serving = self.status.borrow().phase == Phase::Serving;
+        self.status.send_replace(Arc::new(status));
+        if serving != was_serving {
+            self.health.set_serving(serving).await;
+        }
+        self.published = now;
+        self.changed = false;
+    }
+
+    fn current_status(&self, counts: Counts, now: Instant) -> ClusterStatus {
+        let sources = Sources {
+            incarnation: self.incarnation,
+            model: &self.model,
+            membership: &self.membership,
+            deployment: &self.deployment,
+            counts,
+            statistics: &self.statistics,
+        };
+        sources.status(now)
+    }
+}

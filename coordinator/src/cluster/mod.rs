@@ -1,0 +1,20 @@
+//! The running cluster: the shell around the state machines, with the sockets, the clock and the tasks.
+//!
+//! One task owns [`Membership`](crate::membership::Membership), [`Deployment`](crate::deployment::Deployment) and
+//! [`Scheduler`](crate::scheduler::Scheduler) (`core`); everything else holds a [`ClusterHandle`] or sends it events.
+
+mod clients;
+mod control;
+mod core;
+mod handle;
+mod links;
+mod model;
+mod overview;
+mod settings;
+mod start;
+mod statistics;
+
+pub use handle::{ClusterHandle, ModelInfo};
+pub use model::{ModelError, ModelProblem};
+pub use settings::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
+pub use start::{Cluster, CreateTokenError, StartError};

@@ -1,0 +1,114 @@
+//! What the coordinator reads of a model: its header, its tokenizer and its template; never its weights.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use brigade_proto::control::CacheDtype;
+use brigade_shard::cost::Cost;
+use brigade_shard::family::SpecError;
+use brigade_shard::gguf::{GgufError, Header};
+use brigade_shard::plan::{HopCost, PlanInput, plan};
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::template::{ChatTemplate, TemplateError};
+use brigade_shard::tensors::{TensorError, TensorTable};
+use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
+
+use super::handle::ModelInfo;
+use super::settings::ClusterSettings;
+use crate::deployment::Planner;
+
+/// A model that can be planned and served.
+pub(super) struct Model {
+    pub(super) info: ModelInfo,
+    cost: Cost,
+}
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot serve {}: {problem}", .path.display())]
+pub struct ModelError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: ModelProblem,
+}
+
+/// What is wrong with a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelProblem {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] GgufError),
+    /// The model cannot be run.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Its tensors are not those of the model.
+    #[error(transparent)]
+    Tensors(#[from] TensorError),
+    /// Its tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Its chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+impl Model {
+    /// Reads everything but the weights. Blocks.
+    pub(super) fn open(path: &Path, id: String) -> Result<Model, ModelError> {
+        Model::read(path, id).map_err(|problem| ModelError {
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
+    fn read(path: &Path, id: String) -> Result<Model, ModelProblem> {
+        let header = Header::open(path)?;
+        let spec = ModelSpec::from_header(&header)?;
+        let table = TensorTable::new(&header, &spec)?;
+        let tokenizer = Tokenizer::from_header(&header)?;
+        let template = match ChatTemplate::from_header(&header, &tokenizer) {
+            Ok(template) => Some(template),
+            // Completions are served all the same; chats are refused with a message of their own.
+            Err(TemplateError::Missing) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let cost = Cost::new(&spec, &table);
+        let info = ModelInfo {
+            id,
+            name: spec.name.clone(),
+            fingerprint: *header.fingerprint(),
+            layers: spec.layers.len(),
+            vocab: spec.vocab,
+            weights: table.iter().map(|(_, tensor)| tensor.bytes).sum(),
+            context_length: cost.context_length(),
+            tokenizer: Arc::new(tokenizer),
+            template,
+            created: SystemTime::now(),
+        };
+        Ok(Model { info, cost })
+    }
+
+    /// Plans this model with a cluster's settings.
+    pub(super) fn planner(&self, settings: &ClusterSettings) -> Planner {
+        let cost = self.cost.clone();
+        let (context, parallel, step_rows) = (settings.context, settings.parallel, settings.prefill_chunk);
+        let cache_value_bytes = match settings.cache_dtype {
+            CacheDtype::F16 => 2,
+            CacheDtype::F32 => 4,
+        };
+        Box::new(move |devices, min_stages| {
+            let input = PlanInput {
+                devices: devices.to_vec(),
+                context,
+                parallel,
+                min_stages,
+                step_rows,
+                cache_value_bytes,
+                hop: HopCost::default(),
+            };
+            plan(&cost, &input).map_err(|error| error.to_string())
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! The cluster's state in the words of the API.
+
+use std::time::Instant;
+
+use brigade_proto::control::{DeviceKind, StageMemory};
+use brigade_proto::ids::Incarnation;
+
+use super::handle::ModelInfo;
+use super::statistics::Statistics;
+use crate::deployment::{Deployment, StageRun};
+use crate::membership::{Member, Membership, Presence};
+use crate::metrics::{Metrics, WorkerLabel};
+use crate::scheduler::Counts;
+use crate::status::{
+    ClusterStatus, ModelStatus, Phase, PredictionStatus, RequestStatus, StageStatus, WorkerStatus,
+};
+
+/// What the status is made of.
+pub(super) struct Sources<'a> {
+    pub(super) incarnation: Incarnation,
+    pub(super) model: &'a ModelStatus,
+    pub(super) membership: &'a Membership,
+    pub(super) deployment: &'a Deployment,
+    pub(super) counts: Counts,
+    pub(super) statistics: &'a Statistics,
+}
+
+impl Sources<'_> {
+    /// The status at this moment.
+    pub(super) fn status(&self, now: Instant) -> ClusterStatus {
+        let deployment = self.deployment;
+        let plan = deployment.plan();
+        ClusterStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            incarnation: self.incarnation.0,
+            phase: deployment.phase(),
+            reason: deployment.reason(),
+            model: self.model.clone(),
+            epoch: deployment.epoch().0,
+            context: plan.map_or(0, |plan| plan.context),
+            cache_tokens: plan.map_or(0, |plan| plan.cache_tokens),
+            cache_tokens_reserved: self.counts.cache_tokens_reserved,
+            stages: deployment
+                .stages()
+                .iter()
+                .enumerate()
+                .map(|(i, stage)| self.stage(i, stage))
+                .collect(),
+            workers: self
+                .membership
+                .members()
+                .map(|member| worker(member, now))
+                .collect(),
+            predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
+                decode_tokens_per_s: plan.predicted.decode_tokens_per_s,
+                ttft_ms: plan.predicted.ttft_ms,
+                bottleneck: plan.bottleneck.clone(),
+            }),
+            requests: requests(&self.counts),
+            steps: self.statistics.summary(),
+        }
+    }
+
+    fn stage(&self, place: usize, stage: &StageRun) -> StageStatus {
+        let shard = stage.planned.shard;
+        let times = self.statistics.stage(place);
+        let StageMemory {
+            weights,
+            cache,
+            workspace,
+        } = stage.memory;
+        StageStatus {
+            stage: place as u32,
+            worker: stage.worker.to_string(),
+            name: stage.name.clone(),
+            layer_start: shard.layers.start as u32,
+            layer_end: shard.layers.end as u32,
+            embedding: shard.embedding,
+            head: shard.head,
+            state: stage.progress.as_str().into(),
+            loaded: stage.loaded_share,
+            weight_bytes: weights.0,
+            cache_bytes: cache.0,
+            workspace_bytes: workspace.0,
+            next_address: stage.next_address.map(|address| address.to_string()),
+            next_rtt_us: stage.next_rtt_us,
+            queued_us_p50: times.map_or(0, |times| times.queued.median()),
+            decode_us_p50: times.map_or(0, |times| times.decode.median()),
+            prefill_us_p50: times.map_or(0, |times| times.prefill.median()),
+        }
+    }
+}
+
+fn worker(member: &Member, now: Instant) -> WorkerStatus {
+    let (capabilities, telemetry) = (&member.capabilities, &member.telemetry);
+    let (state, last_seen) = match &member.presence {
+        Presence::Attached { heard, .. } => ("attached", *heard),
+        Presence::Suspected { since } | Presence::Lost { since, .. } => ("lost", *since),
+    };
+    WorkerStatus {
+        id: member.id.to_string(),
+        name: capabilities.name.clone(),
+        host: capabilities.host.clone(),
+        state: state.into(),
+        address: member.remote.to_string(),
+        device: device(capabilities.device),
+        device_name: capabilities.device_name.clone(),
+        budget_bytes: capabilities.budget.0,
+        resident_bytes: telemetry.resident.0,
+        peak_resident_bytes: telemetry.peak_resident.0,
+        threads: capabilities.threads,
+        bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
+        flops_per_s: capabilities.flops_per_s,
+        last_seen_s: now.saturating_duration_since(last_seen).as_secs_f64(),
+        sequences: telemetry.sequences,
+        cache_tokens_used: telemetry.cache_tokens_used,
+        frames_fenced: telemetry.frames_fenced,
+    }
+}
+
+fn device(kind: DeviceKind) -> String {
+    match kind {
+        DeviceKind::Cpu => "cpu".into(),
+        DeviceKind::Cuda(index) => format!("cuda:{index}"),
+        DeviceKind::Metal => "metal".into(),
+    }
+}
+
+fn requests(counts: &Counts) -> RequestStatus {
+    RequestStatus {
+        running: counts.running,
+        waiting: counts.waiting,
+        finished: counts.finished,
+        cancelled: counts.cancelled,
+        failed: counts.failed,
+        prompt_tokens: counts.prompt_tokens,
+        generated_tokens: counts.generated_tokens,
+    }
+}
+
+/// What the API says of the model.
+pub(super) fn model_status(model: &ModelInfo) -> ModelStatus {
+    ModelStatus {
+        id: model.id.clone(),
+        fingerprint: model.fingerprint.to_string(),
+        layers: model.layers as u32,
+        weight_bytes: model.weights.0,
+    }
+}
+
+/// Sets the gauges to what the status says.
+pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
+    metrics.running.set(i64::from(status.requests.running));
+    metrics.waiting.set(i64::from(status.requests.waiting));
+    metrics.cache_tokens.set(i64::from(status.cache_tokens));
+    metrics
+        .cache_tokens_reserved
+        .set(i64::from(status.cache_tokens_reserved));
+    metrics.serving.set(i64::from(status.phase == Phase::Serving));
+    metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
+    let attached = status.workers.iter().filter(|worker| worker.state == "attached");
+    metrics.workers.set(attached.clone().count() as i64);
+    // A worker that is gone must not keep its last value.
+    metrics.worker_resident.clear();
+    for worker in attached {
+        let label = WorkerLabel {
+            worker: worker.id.clone(),
+        };
+        metrics
+            .worker_resident
+            .get_or_create(&label)
+            .set(worker.resident_bytes as f64);
+    }
+}

@@ -1,0 +1,40 @@
+//! What a cluster is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use brigade_proto::control::CacheDtype;
+use brigade_proto::step::WireDtype;
+
+/// Rows of a prompt chunk unless told otherwise: long enough that weights are read once for many rows, short enough
+/// that running streams wait little for one.
+pub const DEFAULT_PREFILL_CHUNK: u32 = 128;
+
+/// What to serve, where, and for whom.
+#[derive(Clone, Debug)]
+pub struct ClusterSettings {
+    /// The model's file, or the first part of a split one. Only headers are read.
+    pub model: PathBuf,
+    /// The name that requests give.
+    pub model_id: String,
+    /// Where identity, tokens and numbers are kept.
+    pub state_dir: PathBuf,
+    /// TCP address of the control plane; port 0 takes any free one.
+    pub control: SocketAddr,
+    /// UDP address of the data plane; `None` for the address and port that the control plane got.
+    pub data: Option<SocketAddr>,
+    /// How many workers must be attached before the first plan is made; they all get a stage.
+    pub min_workers: usize,
+    /// Longest sequence, in tokens; `None` for what fits.
+    pub context: Option<u32>,
+    /// How many sequences of that length must fit at a time; at least 1.
+    pub parallel: u32,
+    /// Most rows of a prompt chunk, and of any step; at least 1.
+    pub prefill_chunk: u32,
+    /// How stages keep keys and values.
+    pub cache_dtype: CacheDtype,
+    /// How hidden states cross links.
+    pub wire: WireDtype,
+    /// Most requests that wait for cache before further ones are refused.
+    pub max_waiting: usize,
+}

@@ -1,0 +1,293 @@
+//! One model being served: from waiting for workers, over loading and connecting, to serving; and back when a stage is
+//! lost.
+//!
+//! A pure state machine: events, the members and the time go in, commands come out. Every plan has an epoch of its own,
+//! which is made durable before a worker hears of it. A plan goes through its steps on all stages together: all load,
+//! all connect, all are activated; the first request is sent only after every stage has said that it is active. When a
+//! stage fails or its worker is lost, running requests are interrupted and a new plan is made over what is left; plans
+//! that keep failing are tried again ever more slowly.
+
+mod running;
+mod transitions;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::{CacheDtype, StageReport, ToWorker};
+use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
+use brigade_proto::step::WireDtype;
+use brigade_shard::plan::{Plan, PlanDevice};
+
+use crate::scheduler::Pipeline;
+use crate::status::Phase;
+
+use self::running::Running;
+pub use self::running::{Progress, StageRun};
+
+/// How long a stage may load without saying anything: a large tensor from a slow disk.
+pub const LOAD_SILENCE: Duration = Duration::from_secs(120);
+/// How long the links of a plan may take: several dial attempts over a slow network.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// How long activation may take: one message each way.
+pub const ACTIVATE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a worker that has attached anew may take to answer a probe: one message each way.
+pub const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
+/// After this long in service a plan has proved itself, and a failure does not count as repeated.
+const SETTLED: Duration = Duration::from_secs(30);
+/// The wait before the third plan in a row; it doubles with each further one. The second is tried at once.
+const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+/// The longest wait between two plans.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
+/// Sequences that a pipeline serves at a time, where its cache holds them: enough that decoding is bound by arithmetic.
+const SEQUENCES: u32 = 32;
+
+/// Cuts the model for the devices, into at least as many stages as said; the error is for people.
+pub type Planner = Box<dyn Fn(&[PlanDevice], usize) -> Result<Plan, String> + Send>;
+
+/// What is served, and how.
+#[derive(Clone, Debug)]
+pub struct DeploymentSettings {
+    /// The deployment's id.
+    pub id: DeploymentId,
+    /// The coordinator's start.
+    pub incarnation: Incarnation,
+    /// The newest epoch that was ever used.
+    pub last_epoch: Epoch,
+    /// How many workers must be attached before the first plan is made; they all get a stage.
+    pub min_workers: usize,
+    /// The model's identity, in hexadecimal.
+    pub fingerprint: String,
+    /// The base name of the model's file.
+    pub file_hint: String,
+    /// Sequences of full length that must fit at a time.
+    pub parallel: u32,
+    /// Most rows of a prompt chunk, and of any step.
+    pub prefill_chunk: u32,
+    /// How stages keep keys and values.
+    pub cache_dtype: CacheDtype,
+    /// How hidden states cross links.
+    pub wire: WireDtype,
+}
+
+/// Something that concerns the deployment.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The set of attached workers has changed.
+    MembersChanged,
+    /// The epoch asked for is durable, or could not be made so.
+    EpochPersisted(Result<(), String>),
+    /// A worker has reported on its stage.
+    Stage {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it said.
+        report: StageReport,
+    },
+    /// A data link from a worker to the coordinator stands.
+    LinkUp {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A data link between a worker and the coordinator is gone.
+    LinkDown {
+        /// Which worker.
+        worker: WorkerId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A worker has lost a link.
+    LinkLost {
+        /// Which worker.
+        worker: WorkerId,
+        /// The other end.
+        peer: Peer,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A worker has answered a probe. What it has to say of its stage it said before.
+    Probed {
+        /// Which worker.
+        worker: WorkerId,
+        /// The probe's number.
+        nonce: u64,
+    },
+    /// The pipeline does not work as it should.
+    Broken {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The coordinator shuts down.
+    Stop,
+}
+
+/// What is to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Make the epoch durable, then say so with [`Event::EpochPersisted`].
+    PersistEpoch(Epoch),
+    /// Send a message; it is lost where the worker is not attached, which is noticed apart from this.
+    Send {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        message: ToWorker,
+    },
+    /// Close the coordinator's data links: the next plan opens its own.
+    CloseLinks,
+    /// Every stage is active: serve requests.
+    Start(Pipeline),
+    /// Serve no more: interrupt what runs.
+    Stop {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A plan has failed: for the log and the counters.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What the deployment is doing.
+#[derive(Debug)]
+enum State {
+    /// No plan: not enough workers or memory, or the last plan failed.
+    Waiting {
+        reason: String,
+        /// Not to plan before this moment.
+        not_before: Option<Instant>,
+    },
+    /// A plan is being brought up, or serves.
+    Running(Running),
+    /// The coordinator shuts down.
+    Stopped,
+}
+
+/// The controller of one deployment.
+pub struct Deployment {
+    settings: DeploymentSettings,
+    planner: Planner,
+    state: State,
+    epoch: Epoch,
+    /// Whether some plan has served: from then on fewer workers than wanted at first are better than none.
+    has_served: bool,
+    /// Plans that failed in a row.
+    failures: u32,
+    /// The last failure, while nothing has served since.
+    last_failure: Option<String>,
+    /// Workers that may hold a stage.
+    holders: BTreeSet<WorkerId>,
+    commands: VecDeque<Command>,
+}
+
+impl Deployment {
+    /// A deployment that waits for workers.
+    pub fn new(settings: DeploymentSettings, planner: Planner) -> Deployment {
+        let reason = waiting_for_workers(0, settings.min_workers.max(1));
+        Deployment {
+            epoch: settings.last_epoch,
+            settings,
+            planner,
+            state: State::Waiting {
+                reason,
+                not_before: None,
+            },
+            has_served: false,
+            failures: 0,
+            last_failure: None,
+            holders: BTreeSet::new(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// The deployment's id.
+    pub fn id(&self) -> DeploymentId {
+        self.settings.id
+    }
+
+    /// What it is doing.
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Waiting { .. } => Phase::Waiting,
+            State::Running(running) => running.phase(),
+            State::Stopped => Phase::Stopping,
+        }
+    }
+
+    /// What it waits for, or why it does not serve; `None` while it serves.
+    pub fn reason(&self) -> Option<String> {
+        match &self.state {
+            State::Waiting { reason, .. } => Some(reason.clone()),
+            State::Running(running) => {
+                let doing = running.doing()?;
+                Some(match &self.last_failure {
+                    Some(failure) => format!("{doing}, after a plan failed: {failure}"),
+                    None => doing.to_owned(),
+                })
+            }
+            State::Stopped => Some("the coordinator is shutting down".into()),
+        }
+    }
+
+    /// The newest plan's number; 0 before the first one of this state directory.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The plan being brought up or served.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.running().map(|running| &running.plan)
+    }
+
+    /// The stages of that plan, first to last.
+    pub fn stages(&self) -> &[StageRun] {
+        self.running().map_or(&[], |running| &running.stages)
+    }
+
+    /// The next thing to do.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When [`Deployment::handle_timeout`] has something to do next.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Waiting { not_before, .. } => *not_before,
+            State::Running(running) => running.next_timeout(),
+            State::Stopped => None,
+        }
+    }
+
+    fn running(&self) -> Option<&Running> {
+        match &self.state {
+            State::Running(running) => Some(running),
+            State::Waiting { .. } | State::Stopped => None,
+        }
+    }
+}
+
+impl fmt::Debug for Deployment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Deployment {
+            state,
+            epoch,
+            failures,
+            ..
+        } = self;
+        f.debug_struct("Deployment")
+            .field("epoch", epoch)
+            .field("failures", failures)
+            .field("state", state)
+            .finish_non_exhaustive()
+    }
+}
+
+fn waiting_for_workers(attached: usize, wanted: usize) -> String {
+    let more = wanted.saturating_sub(attached);
+    let plural = if more == 1 { "" } else { "s" };
+    format!("waiting for {more} more worker{plural} ({attached} of {wanted} attached)")
+}
+
+#[cfg(test)]
+mod tests;

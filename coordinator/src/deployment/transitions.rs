@@ -1,0 +1,367 @@
+//! How a deployment goes from one state to the next.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
+
+use brigade_proto::control::{StageReport, ToWorker};
+use brigade_proto::ids::{Epoch, WorkerId};
+use brigade_shard::plan::PlanDevice;
+
+use super::running::{Progress, Running, Step};
+use super::{
+    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, LONGEST_BACK_OFF, SETTLED, State,
+    waiting_for_workers,
+};
+use crate::membership::{Membership, Presence};
+
+/// The doubling of the back-off ends here, where it is past its limit anyway.
+const MAX_DOUBLINGS: u32 = 10;
+
+impl Deployment {
+    /// Takes in what happened.
+    pub fn handle(&mut self, event: Event, members: &Membership, now: Instant) {
+        if matches!(self.state, State::Stopped) {
+            return;
+        }
+        match event {
+            Event::MembersChanged => self.members_changed(members, now),
+            Event::EpochPersisted(Ok(())) => self.begin_loading(members, now),
+            Event::EpochPersisted(Err(reason)) => {
+                self.fail(
+                    format!("failed to write down the plan's number: {reason}"),
+                    members,
+                    now,
+                );
+            }
+            Event::Stage { worker, report } => self.stage_reported(&worker, report, members, now),
+            Event::LinkUp { worker } => {
+                self.link_changed(&worker, true);
+                self.advance(members, now);
+            }
+            Event::LinkDown { worker, reason } => {
+                let name = self.name_of(&worker);
+                if self.link_changed(&worker, false) >= Some(Step::Activating) {
+                    self.fail(format!("the data link to {name} broke: {reason}"), members, now);
+                }
+            }
+            Event::LinkLost { worker, peer, reason } => {
+                // Links of the plan before break while this one comes up: that says nothing about this one.
+                let active = self.running().is_some_and(|running| {
+                    running
+                        .stage_of(&worker)
+                        .is_some_and(|i| running.stages[i].progress == Progress::Active)
+                });
+                if active {
+                    let name = self.name_of(&worker);
+                    self.fail(
+                        format!("the data link from {name} to {peer} broke: {reason}"),
+                        members,
+                        now,
+                    );
+                }
+            }
+            Event::Probed { worker, nonce } => self.probed(&worker, nonce, members, now),
+            Event::Broken { reason } => self.fail(reason, members, now),
+            Event::Stop => self.stop(),
+        }
+    }
+
+    /// Takes in that time has passed.
+    pub fn handle_timeout(&mut self, members: &Membership, now: Instant) {
+        match &self.state {
+            State::Waiting {
+                not_before: Some(due),
+                ..
+            } if now >= *due => self.plan_anew(members, now),
+            State::Running(running) => {
+                if let Some(reason) = running.overdue(now) {
+                    self.fail(reason, members, now);
+                }
+            }
+            State::Waiting { .. } | State::Stopped => {}
+        }
+    }
+
+    fn members_changed(&mut self, members: &Membership, now: Instant) {
+        match &mut self.state {
+            State::Waiting { not_before, .. } => {
+                if not_before.is_none_or(|due| now >= due) {
+                    self.plan_anew(members, now);
+                }
+            }
+            State::Running(running) => {
+                if let Some(reason) = lost_stage(running, &mut self.commands, members, now) {
+                    self.fail(reason, members, now);
+                }
+            }
+            State::Stopped => {}
+        }
+    }
+
+    fn stage_reported(&mut self, worker: &WorkerId, report: StageReport, members: &Membership, now: Instant) {
+        let State::Running(running) = &mut self.state else {
+            return;
+        };
+        let current = report.deployment == self.settings.id
+            && report.epoch == running.fence.epoch
+            && running.step > Step::Persisting;
+        let Some(stage) = running.stage_of(worker).filter(|_| current) else {
+            return;
+        };
+        match running.report(stage, report.state, now) {
+            Ok(()) => self.advance(members, now),
+            Err(reason) => self.fail(reason, members, now),
+        }
+    }
+
+    /// A worker that attached anew has said all it has to say: without a word on its stage, it is not the process that
+    /// held it.
+    fn probed(&mut self, worker: &WorkerId, nonce: u64, members: &Membership, now: Instant) {
+        let Some(running) = self.running() else { return };
+        let Some(stage) = running.stage_of(worker) else {
+            return;
+        };
+        let run = &running.stages[stage];
+        if run.confirm_by.is_some() && run.session.0 == nonce {
+            let who = running.describe(stage);
+            self.fail(
+                format!("{who} was lost: its worker was started anew"),
+                members,
+                now,
+            );
+        }
+    }
+
+    /// Notes whether the coordinator's link to a worker stands; says what the plan is doing, where that concerns it.
+    fn link_changed(&mut self, worker: &WorkerId, up: bool) -> Option<Step> {
+        let State::Running(running) = &mut self.state else {
+            return None;
+        };
+        let stage = running.stage_of(worker)?;
+        running.stages[stage].link_up = up;
+        let is_end = stage == 0 || stage + 1 == running.stages.len();
+        is_end.then_some(running.step)
+    }
+
+    /// Goes on to the plan's next step, as long as one is done.
+    fn advance(&mut self, members: &Membership, now: Instant) {
+        while let State::Running(running) = &mut self.state {
+            if !running.step_is_done() {
+                return;
+            }
+            running.since = now;
+            let stages = 0..running.stages.len();
+            match running.step {
+                Step::Persisting | Step::Serving => return,
+                Step::Loading => {
+                    running.step = Step::Connecting;
+                    for stage in stages {
+                        let message = running.connect(&self.settings, stage, members);
+                        let worker = running.stages[stage].worker.clone();
+                        self.commands.push_back(Command::Send { worker, message });
+                    }
+                }
+                Step::Connecting => {
+                    running.step = Step::Activating;
+                    for stage in &running.stages {
+                        let (deployment, fence) = (self.settings.id, running.fence);
+                        let message = ToWorker::Activate { deployment, fence };
+                        self.commands.push_back(Command::Send {
+                            worker: stage.worker.clone(),
+                            message,
+                        });
+                    }
+                }
+                Step::Activating => {
+                    running.step = Step::Serving;
+                    self.commands
+                        .push_back(Command::Start(running.pipeline(&self.settings)));
+                    self.has_served = true;
+                    self.last_failure = None;
+                }
+            }
+        }
+    }
+
+    /// Makes a plan over the workers attached, or says what is missing.
+    fn plan_anew(&mut self, members: &Membership, now: Instant) {
+        if members.any_suspected() {
+            // It is known within the grace whether the worker comes back; a plan without it would be wasted.
+            self.wait("a worker's control connection broke; waiting for it to come back".into());
+            return;
+        }
+        let attached: Vec<_> = members.attached().collect();
+        let wanted = if self.has_served {
+            1
+        } else {
+            self.settings.min_workers.max(1)
+        };
+        if attached.len() < wanted {
+            self.wait(waiting_for_workers(attached.len(), wanted));
+            return;
+        }
+        let devices: Vec<PlanDevice> = attached
+            .iter()
+            .map(|member| PlanDevice {
+                name: member.capabilities.name.clone(),
+                budget: member.capabilities.budget,
+                bandwidth_bytes_per_s: member.capabilities.bandwidth_bytes_per_s,
+                flops_per_s: member.capabilities.flops_per_s,
+            })
+            .collect();
+        let min_stages = self.settings.min_workers.clamp(1, attached.len());
+        let plan = match (self.planner)(&devices, min_stages) {
+            Ok(plan) => plan,
+            Err(reason) => return self.wait(reason),
+        };
+        let workers: Vec<WorkerId> = attached.iter().map(|member| member.id.clone()).collect();
+        let epoch = Epoch(self.epoch.0 + 1);
+        match Running::new(&self.settings, epoch, plan, &workers, members, now) {
+            Some(running) => {
+                self.epoch = epoch;
+                self.state = State::Running(running);
+                self.commands.push_back(Command::CloseLinks);
+                self.commands.push_back(Command::PersistEpoch(epoch));
+            }
+            None => self.wait("the plan names a device that is not attached".into()),
+        }
+    }
+
+    fn begin_loading(&mut self, members: &Membership, now: Instant) {
+        let State::Running(running) = &mut self.state else {
+            return;
+        };
+        if running.step != Step::Persisting {
+            return;
+        }
+        running.step = Step::Loading;
+        running.since = now;
+        let planned: BTreeSet<WorkerId> = running.stages.iter().map(|stage| stage.worker.clone()).collect();
+        // A worker that is away now may come back with its stage: it is told with a later plan.
+        let attached = |worker: &WorkerId| members.member(worker).is_some_and(|m| m.session().is_some());
+        for worker in self
+            .holders
+            .difference(&planned)
+            .filter(|worker| attached(worker))
+        {
+            let message = ToWorker::Retire {
+                deployment: self.settings.id,
+            };
+            self.commands.push_back(Command::Send {
+                worker: worker.clone(),
+                message,
+            });
+        }
+        running.stages.iter_mut().for_each(|stage| stage.heard = now);
+        for (stage, run) in running.stages.iter().enumerate() {
+            let message = running.load(&self.settings, stage);
+            self.commands.push_back(Command::Send {
+                worker: run.worker.clone(),
+                message,
+            });
+        }
+        self.holders
+            .retain(|worker| !attached(worker) && members.member(worker).is_some());
+        self.holders.extend(planned);
+    }
+
+    /// Gives the plan up; a new one is made at once, or after a while where plans keep failing.
+    fn fail(&mut self, reason: String, members: &Membership, now: Instant) {
+        let State::Running(running) = &self.state else {
+            return;
+        };
+        if running.step == Step::Serving && now >= running.since + SETTLED {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        self.commands.push_back(Command::Failed {
+            reason: reason.clone(),
+        });
+        self.commands.push_back(Command::Stop {
+            reason: reason.clone(),
+        });
+        self.commands.push_back(Command::CloseLinks);
+        self.last_failure = Some(reason.clone());
+        let Some(doublings) = self.failures.checked_sub(2) else {
+            self.state = State::Waiting {
+                reason,
+                not_before: None,
+            };
+            return self.plan_anew(members, now);
+        };
+        let back_off = (FIRST_BACK_OFF * 2u32.pow(doublings.min(MAX_DOUBLINGS))).min(LONGEST_BACK_OFF);
+        let reason = format!("{reason}; trying again after {} s", back_off.as_secs());
+        self.state = State::Waiting {
+            reason,
+            not_before: Some(now + back_off),
+        };
+    }
+
+    fn wait(&mut self, reason: String) {
+        let reason = match &self.last_failure {
+            Some(failure) => format!("{reason} (the last plan failed: {failure})"),
+            None => reason,
+        };
+        self.state = State::Waiting {
+            reason,
+            not_before: None,
+        };
+    }
+
+    fn stop(&mut self) {
+        self.commands.push_back(Command::Stop {
+            reason: "the coordinator is shutting down".into(),
+        });
+        for worker in std::mem::take(&mut self.holders) {
+            let message = ToWorker::Retire {
+                deployment: self.settings.id,
+            };
+            self.commands.push_back(Command::Send { worker, message });
+        }
+        self.commands.push_back(Command::CloseLinks);
+        self.state = State::Stopped;
+    }
+
+    fn name_of(&self, worker: &WorkerId) -> String {
+        let stage = self
+            .running()
+            .and_then(|running| Some(&running.stages[running.stage_of(worker)?]));
+        stage.map_or_else(|| worker.to_string(), |stage| stage.name.clone())
+    }
+}
+
+/// Why a plan cannot go on with the workers as they are now, if it cannot. Workers that attached anew while serving
+/// say by themselves what they hold, and then answer a probe.
+fn lost_stage(
+    running: &mut Running,
+    commands: &mut VecDeque<Command>,
+    members: &Membership,
+    now: Instant,
+) -> Option<String> {
+    for i in 0..running.stages.len() {
+        let who = running.describe(i);
+        let stage = &mut running.stages[i];
+        match members.member(&stage.worker).map(|member| &member.presence) {
+            None => return Some(format!("{who} was lost")),
+            Some(Presence::Lost { reason, .. }) => return Some(format!("{who} was lost: {reason}")),
+            Some(Presence::Suspected { .. }) => {}
+            Some(Presence::Attached { session, .. }) if *session == stage.session => {}
+            Some(Presence::Attached { session, .. }) => match running.step {
+                Step::Persisting => stage.session = *session,
+                Step::Serving => {
+                    stage.session = *session;
+                    stage.confirm_by = Some(now + CONFIRM_LIMIT);
+                    let message = ToWorker::Probe { nonce: session.0 };
+                    commands.push_back(Command::Send {
+                        worker: stage.worker.clone(),
+                        message,
+                    });
+                }
+                Step::Loading | Step::Connecting | Step::Activating => {
+                    return Some(format!("{who} attached anew before it was ready"));
+                }
+            },
+        }
+    }
+    None
+}

@@ -1,0 +1,26 @@
+//! The coordinator: who is in the cluster, what runs where, and every command a user types.
+//!
+//! Decisions live in pure state machines that take the time from outside; sockets, clocks and tasks live in thin shells
+//! around them. The coordinator runs no model: workers do, and it never imports their crate.
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod config;
+pub mod deployment;
+pub mod discovery;
+pub mod generation;
+pub mod local;
+pub mod membership;
+pub mod metrics;
+pub mod progress;
+pub mod render;
+pub mod scheduler;
+pub mod signals;
+pub mod state_dir;
+pub mod status;
+pub mod tokens;
+
+#[cfg(test)]
+mod test_random;

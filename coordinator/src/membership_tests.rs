@@ -1,0 +1,207 @@
+//! Tests of the membership machine.
+
+use super::*;
+use brigade_proto::control::DeviceKind;
+use brigade_shard::units::Bytes;
+
+fn id(name: &str) -> WorkerId {
+    WorkerId::try_from(name.to_owned()).unwrap()
+}
+
+fn attached(session: u64, name: &str) -> Event {
+    let hello = Box::new(Capabilities {
+        name: name.into(),
+        host: "host".into(),
+        version: "1".into(),
+        device: DeviceKind::Cpu,
+        device_name: "cpu".into(),
+        budget: Bytes::mib(64),
+        threads: 1,
+        bandwidth_bytes_per_s: 1e9,
+        flops_per_s: 1e9,
+        data_addresses: Vec::new(),
+    });
+    Event::Attached {
+        session: SessionId(session),
+        worker: id(name),
+        remote: ([127, 0, 0, 1], 1).into(),
+        hello,
+    }
+}
+
+fn detached(session: u64) -> Event {
+    Event::Detached {
+        session: SessionId(session),
+        reason: "reset".into(),
+    }
+}
+
+fn commands(membership: &mut Membership) -> Vec<Command> {
+    std::iter::from_fn(|| membership.poll_command()).collect()
+}
+
+fn seconds(s: f64) -> Duration {
+    Duration::from_secs_f64(s)
+}
+
+fn is_lost(membership: &Membership, name: &str) -> bool {
+    matches!(
+        membership.member(&id(name)).unwrap().presence,
+        Presence::Lost { .. }
+    )
+}
+
+#[test]
+fn a_broken_stream_alone_is_not_death() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    assert_eq!(commands(&mut membership), [Command::Changed]);
+
+    membership.handle(detached(1), t0);
+    assert_eq!(commands(&mut membership), [Command::Changed]);
+    assert!(membership.any_suspected());
+    assert_eq!(membership.next_timeout(), Some(t0 + REATTACH_GRACE));
+
+    membership.handle(attached(2, "w1"), t0 + seconds(1.9));
+    membership.handle_timeout(t0 + seconds(2.0));
+    assert!(!membership.any_suspected());
+    assert_eq!(membership.attached().count(), 1);
+}
+
+#[test]
+fn a_worker_that_does_not_come_back_is_lost_after_the_grace() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle(detached(1), t0);
+    commands(&mut membership);
+    membership.handle_timeout(t0 + seconds(1.9));
+    assert!(!is_lost(&membership, "w1"));
+    membership.handle_timeout(t0 + REATTACH_GRACE);
+    assert!(is_lost(&membership, "w1"));
+    assert_eq!(commands(&mut membership), [Command::Changed]);
+}
+
+#[test]
+fn silence_is_noticed_and_the_stream_closed() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle(attached(2, "w2"), t0);
+    commands(&mut membership);
+    let heard = Event::Heard {
+        session: SessionId(2),
+        telemetry: Some(Telemetry {
+            steps: 7,
+            ..Default::default()
+        }),
+    };
+    membership.handle(heard, t0 + seconds(3.0));
+    membership.handle_timeout(t0 + SILENCE_LIMIT);
+    assert_eq!(
+        commands(&mut membership),
+        [Command::Close(SessionId(1)), Command::Changed]
+    );
+    assert!(is_lost(&membership, "w1") && !is_lost(&membership, "w2"));
+    assert_eq!(membership.member(&id("w2")).unwrap().telemetry.steps, 7);
+}
+
+#[test]
+fn a_second_stream_of_the_same_worker_replaces_the_first() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle(attached(2, "w1"), t0);
+    assert_eq!(
+        commands(&mut membership),
+        [Command::Changed, Command::Close(SessionId(1)), Command::Changed]
+    );
+    // The end of the old stream says nothing of the new one.
+    membership.handle(detached(1), t0);
+    assert_eq!(
+        membership.member(&id("w1")).unwrap().session(),
+        Some(SessionId(2))
+    );
+    assert_eq!(membership.worker_of(SessionId(1)), None);
+    assert_eq!(commands(&mut membership), []);
+}
+
+#[test]
+fn a_worker_that_leaves_is_lost_at_once() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle(
+        Event::Leaving {
+            session: SessionId(1),
+        },
+        t0,
+    );
+    assert!(is_lost(&membership, "w1"));
+    membership.handle(detached(1), t0);
+    assert!(is_lost(&membership, "w1"));
+}
+
+#[test]
+fn lost_workers_are_remembered_for_a_while_and_not_without_bound() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    for i in 0..200 {
+        membership.handle(attached(i, &format!("w{i}")), t0);
+        membership.handle(
+            Event::Leaving {
+                session: SessionId(i),
+            },
+            t0 + seconds(i as f64),
+        );
+    }
+    membership.handle_timeout(t0 + seconds(200.0));
+    assert_eq!(membership.members().count(), MAX_LOST);
+    membership.handle_timeout(t0 + seconds(200.0) + REMEMBER_LOST);
+    assert_eq!(membership.members().count(), 0);
+    assert_eq!(membership.next_timeout(), None);
+}
+
+/// Any order of events leaves every stream with at most one worker, and every worker with at most one stream.
+#[test]
+fn random_events_keep_streams_and_workers_matched() {
+    let mut random = crate::test_random::Random::new(1);
+    let (mut membership, mut now) = (Membership::new(), Instant::now());
+    let mut open = std::collections::BTreeSet::new();
+    for session in 0..20_000u64 {
+        now += Duration::from_millis(random.below(700));
+        let any = SessionId(session.saturating_sub(random.below(12)));
+        match random.below(5) {
+            0 => {
+                membership.handle(attached(session, &format!("w{}", random.below(5))), now);
+                open.insert(SessionId(session));
+            }
+            1 => membership.handle(
+                Event::Heard {
+                    session: any,
+                    telemetry: None,
+                },
+                now,
+            ),
+            2 => membership.handle(Event::Leaving { session: any }, now),
+            3 => {
+                membership.handle(detached(any.0), now);
+                open.remove(&any);
+            }
+            _ => membership.handle_timeout(now),
+        }
+        for command in commands(&mut membership) {
+            if let Command::Close(closed) = command {
+                assert!(
+                    membership.worker_of(closed).is_none(),
+                    "{closed:?} was closed and is still used"
+                );
+                open.remove(&closed);
+            }
+        }
+        for member in membership.members() {
+            if let Some(session) = member.session() {
+                assert!(open.contains(&session), "{session:?} is used and has ended");
+                assert_eq!(membership.worker_of(session), Some(&member.id));
+            }
+        }
+        if let Some(due) = membership.next_timeout() {
+            assert!(due + REMEMBER_LOST > now, "a timeout that never comes");
+        }
+    }
+}

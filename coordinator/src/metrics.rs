@@ -1,0 +1,350 @@
+//! Counters, gauges and histograms, as Prometheus reads them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use brigade_proto::step::StepKind;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Buckets for computing and waiting: 0.1 ms to 26 s, so that a 10 ms step and a 10 s one are both told apart.
+const SHORT_BUCKETS: (f64, f64, u16) = (1e-4, 2.0, 19);
+/// Buckets for what a user waits for: 5 ms to 160 s.
+const LONG_BUCKETS: (f64, f64, u16) = (5e-3, 2.0, 16);
+
+/// The cluster's metrics. Clones share their values.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Requests that have ended, by how.
+    pub requests: Family<OutcomeLabel, Counter>,
+    /// Tokens computed (`prompt`) and drawn (`generated`).
+    pub tokens: Family<TokenLabel, Counter>,
+    /// From a request's arrival to its first token, in seconds.
+    pub time_to_first_token: Histogram,
+    /// Between two tokens of one request, in seconds.
+    pub inter_token: Histogram,
+    /// From sending a step to its result, in seconds.
+    pub step: Family<KindLabel, Histogram>,
+    /// A stage's computation of a step, in seconds.
+    pub stage_computed: Family<StageLabel, Histogram>,
+    /// A step's wait before a stage, in seconds.
+    pub stage_queued: Family<StageLabel, Histogram>,
+    /// Requests that hold cache.
+    pub running: Gauge,
+    /// Requests that wait for cache.
+    pub waiting: Gauge,
+    /// Cache tokens of the pipeline.
+    pub cache_tokens: Gauge,
+    /// Cache tokens promised to running requests.
+    pub cache_tokens_reserved: Gauge,
+    /// Workers attached.
+    pub workers: Gauge,
+    /// 1 where requests are served, otherwise 0.
+    pub serving: Gauge,
+    /// The plan's number.
+    pub epoch: Gauge,
+    /// Plans that have failed, while loading or while serving.
+    pub plan_failures: Counter,
+    /// Results dropped because their fence was not the active one.
+    pub results_fenced: Counter,
+    /// Resident memory of each worker's process, in bytes.
+    pub worker_resident: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// By itself.
+    Finished,
+    /// By its client.
+    Cancelled,
+    /// By a failure.
+    Failed,
+    /// Before it began.
+    Refused,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            Outcome::Finished => "finished",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Failed => "failed",
+            Outcome::Refused => "refused",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// Label of [`Metrics::requests`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What a token was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenUse {
+    /// Part of a prompt.
+    Prompt,
+    /// Part of an answer.
+    Generated,
+}
+
+impl EncodeLabelValue for TokenUse {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            TokenUse::Prompt => "prompt",
+            TokenUse::Generated => "generated",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// Label of [`Metrics::tokens`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TokenLabel {
+    /// What it was.
+    pub kind: TokenUse,
+}
+
+/// A step's kind as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Prompt chunks.
+    Prefill,
+    /// Generated tokens.
+    Decode,
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            Kind::Prefill => "prefill",
+            Kind::Decode => "decode",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl From<StepKind> for Kind {
+    fn from(kind: StepKind) -> Kind {
+        match kind {
+            StepKind::Prefill => Kind::Prefill,
+            StepKind::Decode => Kind::Decode,
+        }
+    }
+}
+
+/// Label of [`Metrics::step`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// The step's kind.
+    pub kind: Kind,
+}
+
+/// Label of the stages' histograms.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageLabel {
+    /// Place in the pipeline, from 0.
+    pub stage: u32,
+    /// The step's kind.
+    pub kind: Kind,
+}
+
+/// Label of the workers' gauges.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WorkerLabel {
+    /// The worker's id.
+    pub worker: String,
+}
+
+fn short() -> Histogram {
+    let (start, factor, length) = SHORT_BUCKETS;
+    Histogram::new(exponential_buckets(start, factor, length))
+}
+
+fn long() -> Histogram {
+    let (start, factor, length) = LONG_BUCKETS;
+    Histogram::new(exponential_buckets(start, factor, length))
+}
+
+impl Metrics {
+    /// Registers the cluster's metrics, under `brigade_`, in `registry`, which it takes over.
+    pub fn new(mut registry: Registry) -> Metrics {
+        let mut metrics = Metrics {
+            registry: Arc::default(),
+            requests: Family::default(),
+            tokens: Family::default(),
+            time_to_first_token: long(),
+            inter_token: short(),
+            step: Family::new_with_constructor(short),
+            stage_computed: Family::new_with_constructor(short),
+            stage_queued: Family::new_with_constructor(short),
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+            cache_tokens: Gauge::default(),
+            cache_tokens_reserved: Gauge::default(),
+            workers: Gauge::default(),
+            serving: Gauge::default(),
+            epoch: Gauge::default(),
+            plan_failures: Counter::default(),
+            results_fenced: Counter::default(),
+            worker_resident: Family::default(),
+        };
+        metrics.register(registry.sub_registry_with_prefix("brigade"));
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    fn register(&self, to: &mut Registry) {
+        to.register("requests", "Requests that have ended", self.requests.clone());
+        to.register(
+            "tokens",
+            "Prompt tokens computed and tokens drawn",
+            self.tokens.clone(),
+        );
+        let seconds = || Unit::Seconds;
+        for (name, help, histogram) in [
+            (
+                "time_to_first_token",
+                "From a request's arrival to its first token",
+                &self.time_to_first_token,
+            ),
+            (
+                "inter_token",
+                "Between two tokens of one request",
+                &self.inter_token,
+            ),
+        ] {
+            to.register_with_unit(name, help, seconds(), histogram.clone());
+        }
+        to.register_with_unit(
+            "step",
+            "From sending a step to its result",
+            seconds(),
+            self.step.clone(),
+        );
+        let computed = self.stage_computed.clone();
+        to.register_with_unit(
+            "stage_computed",
+            "A stage's computation of a step",
+            seconds(),
+            computed,
+        );
+        let queued = self.stage_queued.clone();
+        to.register_with_unit("stage_queued", "A step's wait before a stage", seconds(), queued);
+        for (name, help, gauge) in [
+            ("requests_running", "Requests that hold cache", &self.running),
+            ("requests_waiting", "Requests that wait for cache", &self.waiting),
+            ("cache_tokens", "Cache tokens of the pipeline", &self.cache_tokens),
+            (
+                "cache_tokens_reserved",
+                "Cache tokens promised to requests",
+                &self.cache_tokens_reserved,
+            ),
+            ("workers", "Workers attached", &self.workers),
+            ("serving", "1 where requests are served", &self.serving),
+            ("epoch", "The plan's number", &self.epoch),
+        ] {
+            to.register(name, help, gauge.clone());
+        }
+        to.register(
+            "plan_failures",
+            "Plans that have failed",
+            self.plan_failures.clone(),
+        );
+        to.register(
+            "results_fenced",
+            "Results dropped for an old fence",
+            self.results_fenced.clone(),
+        );
+        let resident = self.worker_resident.clone();
+        to.register_with_unit(
+            "worker_resident",
+            "Resident memory of a worker",
+            Unit::Bytes,
+            resident,
+        );
+    }
+
+    /// All values in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail; a value that cannot be written ends the text early.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// Counts a request that has ended.
+    pub fn count_request(&self, outcome: Outcome) {
+        self.count_requests(outcome, 1);
+    }
+
+    /// Counts requests that have ended.
+    pub fn count_requests(&self, outcome: Outcome, count: u64) {
+        self.requests
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc_by(count);
+    }
+
+    /// Counts tokens.
+    pub fn count_tokens(&self, kind: TokenUse, count: u64) {
+        self.tokens.get_or_create(&TokenLabel { kind }).inc_by(count);
+    }
+
+    /// Notes a step's way through the pipeline.
+    pub fn observe_step(&self, kind: StepKind, took: Duration) {
+        self.step
+            .get_or_create(&KindLabel { kind: kind.into() })
+            .observe(took.as_secs_f64());
+    }
+
+    /// Notes a stage's share of a step, in microseconds.
+    pub fn observe_stage(&self, stage: u32, kind: StepKind, queued_us: u32, computed_us: u32) {
+        let label = StageLabel {
+            stage,
+            kind: kind.into(),
+        };
+        self.stage_queued
+            .get_or_create(&label)
+            .observe(f64::from(queued_us) / 1e6);
+        self.stage_computed
+            .get_or_create(&label)
+            .observe(f64::from(computed_us) / 1e6);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_exposed() {
+        let metrics = Metrics::new(Registry::default());
+        metrics.count_request(Outcome::Finished);
+        metrics.count_tokens(TokenUse::Generated, 7);
+        metrics.observe_step(StepKind::Decode, Duration::from_millis(12));
+        metrics.observe_stage(1, StepKind::Prefill, 10, 2_000);
+        metrics.running.set(3);
+        let text = metrics.encode();
+        for line in [
+            "brigade_requests_total{outcome=\"finished\"} 1",
+            "brigade_tokens_total{kind=\"generated\"} 7",
+            "brigade_step_seconds_count{kind=\"decode\"} 1",
+            "brigade_stage_computed_seconds_count{stage=\"1\",kind=\"prefill\"} 1",
+            "brigade_requests_running 3",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

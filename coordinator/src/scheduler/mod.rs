@@ -1,0 +1,406 @@
+//! Continuous batching over a pipeline: which sequences have cache, and what goes into the next step.
+//!
+//! A pure state machine. Requests wait in a bounded queue until cache pages for prompt and answer are free; then their
+//! prompts are sent in chunks, several of which may be on their way, and after that one token at a time. A decode step
+//! takes every sequence that is ready; up to one decode step and one prefill step per stage are under way, so that
+//! every stage has something to do. A sequence that has ended is released with the next step, once none of its
+//! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
+
+mod compose;
+mod pages;
+mod results;
+mod sequence;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::StageRoom;
+use brigade_proto::ids::{DeploymentId, Fence, SequenceId, StepId};
+use brigade_proto::step::{StageTiming, StepFrame, StepKind};
+
+use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
+
+use self::pages::Pages;
+use self::sequence::{Expected, Sequence};
+
+/// How long nothing may come back while steps are under way, before the pipeline counts as hung; on top of
+/// [`SLOWEST_STEPS`]. Far beyond any step that a user would wait for.
+pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
+/// How many times the slowest step seen is added to [`STEP_DEADLINE`], for pipelines that are slow but alive.
+pub const SLOWEST_STEPS: u32 = 10;
+/// After how many failed steps in a row, without a result between them, the pipeline counts as broken; besides two for
+/// each stage, since one bad chunk makes those behind it fail too.
+const FAILED_STEPS_LIMIT: u32 = 8;
+/// How many decode steps per stage may come home while a prefill step is under way, before it is waited for: stages
+/// compute decode steps first, so that a pipeline full of them would never get to the prompt.
+const OVERTAKING_PER_STAGE: u32 = 2;
+
+/// What the scheduler may fill: a plan that is active on every stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// What frames carry.
+    pub fence: Fence,
+    /// What is being served.
+    pub deployment: DeploymentId,
+    /// Number of stages; at least 1.
+    pub stages: u32,
+    /// What every stage can hold.
+    pub room: StageRoom,
+    /// Most rows of a prompt chunk; at least 1.
+    pub prefill_chunk: u32,
+    /// How long the plan predicts the largest step to take, through all stages.
+    pub slowest_step: Duration,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Send a step to the first stage.
+    Send(StepFrame),
+    /// Tell a client. After [`GenerationEvent::Done`] or [`GenerationEvent::Failed`] nothing more comes for it.
+    Emit {
+        /// Which generation.
+        sequence: SequenceId,
+        /// What happened.
+        event: GenerationEvent,
+    },
+    /// A step has come home: for statistics.
+    Measured(Measured),
+    /// The pipeline does not work as it should: replace the plan. Comes once per pipeline.
+    Broken {
+        /// Why, for people.
+        reason: String,
+        /// Whether no stage has said anything: the caller may know which one hangs.
+        silent: bool,
+    },
+}
+
+/// What a step took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The step's kind.
+    pub kind: StepKind,
+    /// Rows computed.
+    pub rows: u32,
+    /// From sending to the result.
+    pub took: Duration,
+    /// One entry per stage, in order.
+    pub timings: Vec<StageTiming>,
+}
+
+/// Counts of requests and tokens. Those in the past tense only ever grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Generations that hold cache.
+    pub running: u32,
+    /// Generations that wait for cache.
+    pub waiting: u32,
+    /// Ended by themselves.
+    pub finished: u64,
+    /// Ended by their client.
+    pub cancelled: u64,
+    /// Ended by a failure.
+    pub failed: u64,
+    /// Prompt tokens computed.
+    pub prompt_tokens: u64,
+    /// Tokens drawn.
+    pub generated_tokens: u64,
+    /// Results dropped because their fence or step was not of this pipeline.
+    pub results_fenced: u64,
+    /// Cache tokens promised.
+    pub cache_tokens_reserved: u32,
+}
+
+/// A step on its way.
+#[derive(Debug)]
+struct Flight {
+    kind: StepKind,
+    sent: Instant,
+    expected: Vec<Expected>,
+    releases: Vec<SequenceId>,
+    /// Decode steps that came home since it was sent.
+    overtaken: u32,
+}
+
+/// The scheduler of one deployment.
+#[derive(Debug)]
+pub struct Scheduler {
+    max_waiting: usize,
+    /// Why there is no pipeline, where there is none.
+    closed: String,
+    pipeline: Option<Pipeline>,
+    pages: Pages,
+    waiting: VecDeque<(SequenceId, GenerationRequest)>,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    /// Sequences with prompt left to send, next first. May hold some that have ended meanwhile.
+    prefilling: VecDeque<SequenceId>,
+    /// Sequences with a token to send, longest ready first. May hold some that have ended meanwhile.
+    ready: VecDeque<SequenceId>,
+    /// Ended sequences whose release is still to be sent.
+    releases: VecDeque<SequenceId>,
+    /// Pages of ended sequences whose release has not come home.
+    releasing: BTreeMap<SequenceId, u32>,
+    flights: BTreeMap<StepId, Flight>,
+    next_step: StepId,
+    /// When the pipeline last gave a sign of life while it had work.
+    progress: Instant,
+    slowest: Duration,
+    failures_in_a_row: u32,
+    broken: bool,
+    counts: Counts,
+    commands: VecDeque<Command>,
+}
+
+impl Scheduler {
+    /// A scheduler without a pipeline. At most `max_waiting` requests wait for cache.
+    pub fn new(max_waiting: usize, now: Instant) -> Scheduler {
+        Scheduler {
+            max_waiting,
+            closed: "no plan yet".into(),
+            pipeline: None,
+            pages: Pages::new(0),
+            waiting: VecDeque::new(),
+            sequences: BTreeMap::new(),
+            prefilling: VecDeque::new(),
+            ready: VecDeque::new(),
+            releases: VecDeque::new(),
+            releasing: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            next_step: StepId(1),
+            progress: now,
+            slowest: Duration::ZERO,
+            failures_in_a_row: 0,
+            broken: false,
+            counts: Counts::default(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Counts, as of now.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            running: self.sequences.values().filter(|sequence| !sequence.ended).count() as u32,
+            waiting: self.waiting.len() as u32,
+            cache_tokens_reserved: self.pages.reserved_tokens(),
+            ..self.counts
+        }
+    }
+
+    /// Steps that have been sent and have not come home.
+    pub fn steps_in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Begins to fill a pipeline, whose stages hold no sequence. One that was filled before is stopped.
+    pub fn start(&mut self, pipeline: Pipeline, now: Instant) {
+        self.stop("the plan was replaced");
+        self.pages = Pages::new(pipeline.room.cache_tokens);
+        self.pipeline = Some(pipeline);
+        self.progress = now;
+        self.slowest = pipeline.slowest_step;
+        self.failures_in_a_row = 0;
+        self.broken = false;
+    }
+
+    /// Gives the pipeline up: running generations are interrupted and waiting ones refused, for `reason`.
+    pub fn stop(&mut self, reason: &str) {
+        self.closed = reason.to_owned();
+        self.pipeline = None;
+        for (sequence, state) in std::mem::take(&mut self.sequences) {
+            if !state.ended {
+                self.counts.failed += 1;
+                self.fail(
+                    sequence,
+                    GenerationError::Interrupted {
+                        reason: reason.to_owned(),
+                    },
+                );
+            }
+        }
+        for (sequence, _) in std::mem::take(&mut self.waiting) {
+            self.counts.failed += 1;
+            self.fail(
+                sequence,
+                GenerationError::NotReady {
+                    reason: reason.to_owned(),
+                },
+            );
+        }
+        self.prefilling.clear();
+        self.ready.clear();
+        self.releases.clear();
+        self.releasing.clear();
+        self.flights.clear();
+        self.pages = Pages::new(0);
+    }
+
+    /// Says why there is no pipeline, for requests that come until there is one.
+    pub fn explain(&mut self, reason: &str) {
+        if self.closed != reason {
+            self.closed = reason.to_owned();
+        }
+    }
+
+    /// Takes a request in. Its events carry `sequence`, which must be new.
+    ///
+    /// # Errors
+    /// Where nothing is served, the request does not fit, or too many are waiting.
+    pub fn submit(
+        &mut self,
+        sequence: SequenceId,
+        request: GenerationRequest,
+    ) -> Result<(), GenerationError> {
+        let Some(pipeline) = &self.pipeline else {
+            return Err(GenerationError::NotReady {
+                reason: self.closed.clone(),
+            });
+        };
+        if request.prompt.is_empty() {
+            return Err(GenerationError::Interrupted {
+                reason: "the prompt holds no token".into(),
+            });
+        }
+        let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
+        let context = u64::from(pipeline.room.context);
+        if tokens > context || !self.pages.could_hold(Pages::needed(tokens)) {
+            return Err(GenerationError::ContextExceeded {
+                prompt: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
+                max_tokens: request.max_tokens,
+                context: pipeline.room.context.min(pipeline.room.cache_tokens),
+            });
+        }
+        // What can run at once does not count as waiting.
+        if self.waiting.is_empty() && self.admit(&request) {
+            self.install(sequence, request);
+        } else if self.waiting.len() >= self.max_waiting {
+            return Err(GenerationError::Overloaded {
+                waiting: self.waiting.len(),
+            });
+        } else {
+            self.waiting.push_back((sequence, request));
+        }
+        Ok(())
+    }
+
+    /// Ends a generation whose client has left. One that has ended already is ignored.
+    pub fn cancel(&mut self, sequence: SequenceId) {
+        if let Some(place) = self.waiting.iter().position(|(id, _)| *id == sequence) {
+            self.waiting.remove(place);
+            self.counts.cancelled += 1;
+        } else if self.sequences.get(&sequence).is_some_and(|state| !state.ended) {
+            self.counts.cancelled += 1;
+            self.end(sequence);
+        }
+    }
+
+    /// The next thing to do. To be asked after every change until it says `None`.
+    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
+        if let Some(command) = self.commands.pop_front() {
+            return Some(command);
+        }
+        self.compose(now).map(Command::Send)
+    }
+
+    /// Takes in that time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due = self.next_timeout().is_some_and(|due| now >= due);
+        if due {
+            let oldest = self
+                .flights
+                .values()
+                .map(|flight| flight.sent)
+                .min()
+                .unwrap_or(now);
+            let waited = now.saturating_duration_since(oldest).as_secs();
+            self.give_up(format!("a step has had no answer for {waited} s"), true);
+        }
+    }
+
+    /// When [`Scheduler::handle_timeout`] has something to do next.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let oldest = self
+            .flights
+            .values()
+            .map(|flight| flight.sent)
+            .min()
+            .filter(|_| !self.broken)?;
+        let patience = STEP_DEADLINE + self.slowest * SLOWEST_STEPS;
+        // A single step may be lost while others go on.
+        Some((self.progress + patience).min(oldest + patience * 3))
+    }
+
+    /// Reserves cache and a place for a request, if there is room.
+    fn admit(&mut self, request: &GenerationRequest) -> bool {
+        let Some(pipeline) = &self.pipeline else {
+            return false;
+        };
+        // Sequences whose release is under way still have their place on the stages.
+        let places = self.sequences.len() + self.releasing.len();
+        if places >= pipeline.room.sequences as usize {
+            return false;
+        }
+        self.pages.reserve(pages_of(request))
+    }
+
+    fn install(&mut self, sequence: SequenceId, request: GenerationRequest) {
+        let pages = pages_of(&request);
+        self.sequences.insert(sequence, Sequence::new(request, pages));
+        self.prefilling.push_back(sequence);
+    }
+
+    /// Admits waiting requests, first come first served: a large one is not overtaken, so that it gets its turn.
+    fn admit_waiting(&mut self) {
+        while let Some((sequence, request)) = self.waiting.pop_front() {
+            if !self.admit(&request) {
+                self.waiting.push_front((sequence, request));
+                return;
+            }
+            self.install(sequence, request);
+        }
+    }
+
+    /// Marks a sequence as ended, and releases it as soon as none of its segments is under way.
+    fn end(&mut self, sequence: SequenceId) {
+        let Some(state) = self.sequences.get_mut(&sequence) else {
+            return;
+        };
+        state.ended = true;
+        if state.in_flight > 0 {
+            return;
+        }
+        let (pages, begun) = (state.pages, state.begun());
+        self.sequences.remove(&sequence);
+        if begun {
+            self.releasing.insert(sequence, pages);
+            self.releases.push_back(sequence);
+        } else {
+            self.pages.free(pages);
+        }
+    }
+
+    fn emit(&mut self, sequence: SequenceId, event: GenerationEvent) {
+        self.commands.push_back(Command::Emit { sequence, event });
+    }
+
+    fn fail(&mut self, sequence: SequenceId, error: GenerationError) {
+        self.emit(sequence, GenerationEvent::Failed(error));
+    }
+
+    fn give_up(&mut self, reason: String, silent: bool) {
+        if !self.broken {
+            self.broken = true;
+            self.commands.push_back(Command::Broken { reason, silent });
+        }
+    }
+}
+
+/// Pages for everything that a request may come to hold. What does not fit any cache was refused before.
+fn pages_of(request: &GenerationRequest) -> u32 {
+    let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
+    u32::try_from(Pages::needed(tokens)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod simulated_stage;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Taking in what steps brought, or that they failed.
+
+use std::time::Instant;
+
+use brigade_proto::ids::{DeploymentId, StepId};
+use brigade_proto::step::{SegmentOutput, StepKind, StepResult};
+
+use super::sequence::{Expected, Progress};
+use super::{Command, FAILED_STEPS_LIMIT, Flight, Measured, Scheduler};
+use crate::generation::GenerationError;
+
+impl Scheduler {
+    /// Takes in a step's result. Results of another fence, or of a step that is not under way, are dropped and counted;
+    /// one that does not hold what was asked for breaks the pipeline.
+    pub fn handle_result(&mut self, result: StepResult, now: Instant) {
+        let current = self
+            .pipeline
+            .is_some_and(|p| p.fence == result.fence && p.deployment == result.deployment);
+        let flight = if current {
+            self.flights.get(&result.step)
+        } else {
+            None
+        };
+        let Some(flight) = flight else {
+            self.counts.results_fenced += 1;
+            return;
+        };
+        if let Err(fault) = check(flight, &result).and_then(|()| self.check_order(&result)) {
+            self.give_up(
+                format!(
+                    "the last stage sent a wrong result for step {}: {fault}",
+                    result.step
+                ),
+                false,
+            );
+            return;
+        }
+        let Some(flight) = self.flights.remove(&result.step) else {
+            return;
+        };
+        let took = now.saturating_duration_since(flight.sent);
+        self.progress = now;
+        self.slowest = self.slowest.max(took);
+        self.failures_in_a_row = 0;
+        for released in &flight.releases {
+            if let Some(pages) = self.releasing.remove(released) {
+                self.pages.free(pages);
+            }
+        }
+        if flight.kind == StepKind::Decode {
+            self.flights.values_mut().for_each(|other| other.overtaken += 1);
+        }
+        let rows = flight.expected.iter().map(|expected| expected.rows).sum();
+        for (expected, output) in flight.expected.iter().zip(result.outputs) {
+            self.take(flight.kind, expected, output);
+        }
+        let timings = result.timings;
+        self.commands.push_back(Command::Measured(Measured {
+            kind: flight.kind,
+            rows,
+            took,
+            timings,
+        }));
+    }
+
+    /// Takes in that a stage could not compute a step: its sequences fail, and what it should have released is released
+    /// by a later step. A step that is not under way is ignored.
+    pub fn handle_failure(
+        &mut self,
+        deployment: DeploymentId,
+        step: StepId,
+        stage: u32,
+        reason: &str,
+        now: Instant,
+    ) {
+        if self
+            .pipeline
+            .is_none_or(|pipeline| pipeline.deployment != deployment)
+        {
+            return;
+        }
+        let Some(flight) = self.flights.remove(&step) else {
+            return;
+        };
+        self.progress = now;
+        self.failures_in_a_row += 1;
+        let reason = format!("stage {stage} failed to compute a step: {reason}");
+        for expected in &flight.expected {
+            let id = expected.sequence;
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                continue;
+            };
+            sequence.in_flight -= 1;
+            if !sequence.ended {
+                self.counts.failed += 1;
+                self.fail(
+                    id,
+                    GenerationError::Interrupted {
+                        reason: reason.clone(),
+                    },
+                );
+            }
+            self.end(id);
+        }
+        // Stages before the failed one have released them already; releasing twice does no harm.
+        self.releases.extend(&flight.releases);
+        let only_released = flight.expected.is_empty();
+        let stages = self.pipeline.map_or(1, |pipeline| pipeline.stages);
+        if only_released || self.failures_in_a_row >= FAILED_STEPS_LIMIT + 2 * stages {
+            self.give_up(reason, false);
+        }
+    }
+
+    /// Whether every segment came home after those of its sequence that were sent before it. Different sequences may
+    /// overtake each other: where a step failed, that is told on another way than results come.
+    fn check_order(&self, result: &StepResult) -> Result<(), String> {
+        let holds = |flight: &Flight, output: &SegmentOutput| {
+            flight
+                .expected
+                .iter()
+                .any(|expected| expected.sequence == output.sequence)
+        };
+        for (earlier, flight) in self.flights.range(..result.step) {
+            if let Some(output) = result.outputs.iter().find(|output| holds(flight, output)) {
+                let sequence = output.sequence;
+                return Err(format!(
+                    "step {earlier} of sequence {sequence} should have come first"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, kind: StepKind, expected: &Expected, output: SegmentOutput) {
+        let id = expected.sequence;
+        if kind == StepKind::Prefill {
+            self.counts.prompt_tokens += u64::from(expected.rows);
+        }
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        sequence.in_flight -= 1;
+        if sequence.ended {
+            // A late result: nobody waits for it, but the sequence may be released now.
+            self.end(id);
+            return;
+        }
+        let commands = &mut self.commands;
+        let mut emit = |event| commands.push_back(Command::Emit { sequence: id, event });
+        if expected.sample {
+            self.counts.generated_tokens += 1;
+        }
+        match sequence.take(output, expected, &mut emit) {
+            Progress::Continues if sequence.wants_decode() => self.ready.push_back(id),
+            Progress::Continues => {}
+            Progress::Finished => {
+                self.counts.finished += 1;
+                self.end(id);
+            }
+        }
+    }
+}
+
+/// Whether a result is what its step asked for.
+fn check(flight: &Flight, result: &StepResult) -> Result<(), String> {
+    if result.kind != flight.kind {
+        return Err("it is of the other kind".into());
+    }
+    if result.outputs.len() != flight.expected.len() {
+        return Err(format!(
+            "{} outputs for {} segments",
+            result.outputs.len(),
+            flight.expected.len()
+        ));
+    }
+    for (expected, output) in flight.expected.iter().zip(&result.outputs) {
+        let sequence = expected.sequence;
+        if output.sequence != sequence {
+            return Err(format!("sequence {} where {sequence} should be", output.sequence));
+        }
+        if output.scores.len() != expected.scores {
+            let found = output.scores.len();
+            return Err(format!(
+                "{found} scores for sequence {sequence} instead of {}",
+                expected.scores
+            ));
+        }
+        if output.sampled.is_some() != expected.sample {
+            let what = if expected.sample {
+                "no token"
+            } else {
+                "a token that was not asked for"
+            };
+            return Err(format!("{what} for sequence {sequence}"));
+        }
+    }
+    Ok(())
+}

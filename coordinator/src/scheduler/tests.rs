@@ -1,0 +1,584 @@
+//! Tests of the scheduler: single properties by hand, and all invariants under random events.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use brigade_proto::control::CacheDtype;
+use brigade_proto::ids::{Epoch, Incarnation};
+use brigade_proto::sampling::Sampling;
+use brigade_proto::step::StepResult;
+
+use super::simulated_stage::{END, SimulatedStage, drawn};
+use super::*;
+use crate::generation::FinishReason;
+use crate::test_random::Random;
+
+const DEPLOYMENT: DeploymentId = DeploymentId(1);
+
+fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
+    Pipeline {
+        fence: Fence {
+            incarnation: Incarnation(1),
+            epoch: Epoch(1),
+        },
+        deployment: DEPLOYMENT,
+        stages,
+        room: StageRoom {
+            cache_tokens,
+            context: 256,
+            step_rows: 16,
+            sequences: 8,
+            cache_dtype: CacheDtype::F16,
+        },
+        prefill_chunk: 16,
+        slowest_step: Duration::ZERO,
+    }
+}
+
+fn request(prompt: u32, max_tokens: u32) -> GenerationRequest {
+    GenerationRequest {
+        prompt: (0..prompt).map(|i| 100 + i).collect(),
+        sampling: Sampling::default(),
+        max_tokens,
+        score_prompt: false,
+    }
+}
+
+/// A scheduler with its pipeline, stepped by hand.
+struct Bench {
+    scheduler: Scheduler,
+    stage: SimulatedStage,
+    now: Instant,
+    events: BTreeMap<SequenceId, Vec<GenerationEvent>>,
+    decode: VecDeque<StepFrame>,
+    prefill: VecDeque<StepFrame>,
+    broken: Option<String>,
+}
+
+impl Bench {
+    fn new(pipeline: Pipeline, max_waiting: usize) -> Bench {
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(max_waiting, now);
+        scheduler.start(pipeline, now);
+        Bench {
+            scheduler,
+            stage: SimulatedStage::new(pipeline),
+            now,
+            events: BTreeMap::new(),
+            decode: VecDeque::new(),
+            prefill: VecDeque::new(),
+            broken: None,
+        }
+    }
+
+    fn submit(&mut self, id: u64, request: GenerationRequest) -> Result<(), GenerationError> {
+        let result = self.scheduler.submit(SequenceId(id), request);
+        self.poll();
+        result
+    }
+
+    fn cancel(&mut self, id: u64) {
+        self.scheduler.cancel(SequenceId(id));
+        self.poll();
+    }
+
+    /// Carries commands out: steps queue up before the stage.
+    fn poll(&mut self) {
+        while let Some(command) = self.scheduler.poll_command(self.now) {
+            match command {
+                Command::Send(step) => self.queue(step.kind).push_back(step),
+                Command::Emit { sequence, event } => self.events.entry(sequence).or_default().push(event),
+                Command::Measured(_) => {}
+                Command::Broken { reason, .. } => {
+                    assert!(
+                        self.broken.replace(reason).is_none(),
+                        "told twice that it is broken"
+                    );
+                }
+            }
+        }
+        let stages = self
+            .scheduler
+            .pipeline
+            .map_or(usize::MAX, |pipeline| pipeline.stages as usize);
+        assert!(
+            self.decode.len() <= stages && self.prefill.len() <= stages,
+            "too many steps under way"
+        );
+    }
+
+    fn queue(&mut self, kind: StepKind) -> &mut VecDeque<StepFrame> {
+        match kind {
+            StepKind::Decode => &mut self.decode,
+            StepKind::Prefill => &mut self.prefill,
+        }
+    }
+
+    /// The stage computes the oldest step of a kind.
+    fn run(&mut self, kind: StepKind) -> bool {
+        let Some(step) = self.queue(kind).pop_front() else {
+            return false;
+        };
+        match self.stage.run(&step) {
+            Ok(result) => self.scheduler.handle_result(result, self.now),
+            Err(reason) => self
+                .scheduler
+                .handle_failure(DEPLOYMENT, step.step, 0, &reason, self.now),
+        }
+        self.poll();
+        true
+    }
+
+    /// The oldest step of a kind fails before the stage has done anything for it.
+    fn fail(&mut self, kind: StepKind) -> bool {
+        let Some(step) = self.queue(kind).pop_front() else {
+            return false;
+        };
+        self.scheduler
+            .handle_failure(DEPLOYMENT, step.step, 0, "it was meant to", self.now);
+        self.poll();
+        true
+    }
+
+    fn run_all(&mut self) {
+        while self.run(StepKind::Decode) || self.run(StepKind::Prefill) {}
+    }
+
+    fn events(&self, id: u64) -> &[GenerationEvent] {
+        self.events.get(&SequenceId(id)).map_or(&[], Vec::as_slice)
+    }
+
+    fn tokens(&self, id: u64) -> Vec<u32> {
+        let token = |event: &GenerationEvent| match event {
+            GenerationEvent::Token(score) => Some(score.token),
+            _ => None,
+        };
+        self.events(id).iter().filter_map(token).collect()
+    }
+
+    fn scores(&self, id: u64) -> Vec<u32> {
+        let scores = |event: &GenerationEvent| match event {
+            GenerationEvent::PromptScores(scores) => scores.iter().map(|score| score.token).collect(),
+            _ => Vec::new(),
+        };
+        self.events(id).iter().flat_map(scores).collect()
+    }
+
+    fn assert_idle(&self) {
+        assert_eq!(self.scheduler.steps_in_flight(), 0);
+        assert_eq!(self.scheduler.counts().cache_tokens_reserved, 0);
+        assert!(
+            self.stage.held.is_empty(),
+            "the stage still holds {:?}",
+            self.stage.held.keys()
+        );
+        assert!(
+            self.stage.released.values().all(|times| *times == 1),
+            "{:?}",
+            self.stage.released
+        );
+    }
+}
+
+#[test]
+fn a_prompt_goes_in_chunks_and_the_answer_follows_token_by_token() {
+    let mut bench = Bench::new(pipeline(2, 512), 4);
+    bench.submit(7, request(40, 3)).unwrap();
+    // Two chunks may be under way at two stages, back to back.
+    assert_eq!(
+        bench
+            .prefill
+            .iter()
+            .map(|s| s.segments[0].start)
+            .collect::<Vec<_>>(),
+        [0, 16]
+    );
+    assert!(bench.prefill[0].segments[0].begin.is_some() && bench.prefill[1].segments[0].begin.is_none());
+    bench.run_all();
+    let expected: Vec<u32> = (40..43).map(|position| drawn(SequenceId(7), position)).collect();
+    assert_eq!(bench.tokens(7), expected);
+    assert_eq!(
+        bench.events(7).last(),
+        Some(&GenerationEvent::Done(FinishReason::Length))
+    );
+    bench.assert_idle();
+    let counts = bench.scheduler.counts();
+    assert_eq!(
+        (counts.prompt_tokens, counts.generated_tokens, counts.finished),
+        (40, 3, 1)
+    );
+}
+
+#[test]
+fn an_end_token_ends_the_answer_and_is_its_last_token() {
+    let ends = (1..)
+        .find(|id| drawn(SequenceId(*id), 12) == END && drawn(SequenceId(*id), 11) != END)
+        .unwrap();
+    let mut bench = Bench::new(pipeline(1, 512), 4);
+    let mut wanted = request(11, 20);
+    wanted.sampling.end_ids = vec![END];
+    bench.submit(ends, wanted).unwrap();
+    bench.run_all();
+    assert_eq!(bench.tokens(ends).len(), 2);
+    assert_eq!(
+        bench.events(ends).last(),
+        Some(&GenerationEvent::Done(FinishReason::EndToken))
+    );
+    bench.assert_idle();
+}
+
+#[test]
+fn every_prompt_token_but_the_first_is_scored_once_across_chunks() {
+    let mut bench = Bench::new(pipeline(3, 512), 4);
+    for (id, prompt, max_tokens) in [(1, 37, 0), (2, 16, 2), (3, 1, 0), (4, 1, 1)] {
+        let wanted = GenerationRequest {
+            score_prompt: true,
+            ..request(prompt, max_tokens)
+        };
+        let expected = wanted.prompt[1..].to_vec();
+        bench.submit(id, wanted).unwrap();
+        bench.run_all();
+        assert_eq!(bench.scores(id), expected, "prompt of {prompt}");
+        assert_eq!(bench.tokens(id).len(), max_tokens as usize);
+        assert_eq!(
+            bench.events(id).last(),
+            Some(&GenerationEvent::Done(FinishReason::Length))
+        );
+    }
+    bench.assert_idle();
+}
+
+#[test]
+fn sequences_that_are_ready_share_a_step() {
+    let mut bench = Bench::new(pipeline(1, 512), 4);
+    bench.submit(1, request(4, 10)).unwrap();
+    bench.submit(2, request(4, 10)).unwrap();
+    bench.submit(3, request(4, 10)).unwrap();
+    assert_eq!(bench.prefill[0].segments.len(), 1);
+    bench.run(StepKind::Prefill);
+    // The first decodes already; the others' prompts shared the next step.
+    assert_eq!(
+        (bench.decode[0].segments.len(), bench.prefill[0].segments.len()),
+        (1, 2)
+    );
+    bench.run(StepKind::Prefill);
+    bench.run(StepKind::Decode);
+    assert_eq!(bench.decode[0].segments.len(), 3);
+}
+
+#[test]
+fn a_long_prompt_does_not_keep_a_short_one_waiting() {
+    let mut bench = Bench::new(pipeline(1, 512), 4);
+    bench.submit(1, request(200, 1)).unwrap();
+    bench.submit(2, request(5, 1)).unwrap();
+    for _ in 0..3 {
+        bench.run(StepKind::Prefill);
+    }
+    assert_eq!(
+        bench.tokens(2).len(),
+        1,
+        "the short prompt waits for the long one"
+    );
+}
+
+#[test]
+fn decoding_does_not_keep_a_prompt_waiting_for_ever() {
+    let mut bench = Bench::new(pipeline(2, 512), 4);
+    bench.submit(1, request(4, 200)).unwrap();
+    bench.run(StepKind::Prefill);
+    bench.submit(2, request(4, 1)).unwrap();
+    // The stage prefers decode steps for as long as there are any.
+    let mut overtaken = 0;
+    while bench.run(StepKind::Decode) {
+        overtaken += 1;
+    }
+    assert_eq!(overtaken, 2 * OVERTAKING_PER_STAGE);
+    bench.run_all();
+    assert_eq!((bench.tokens(1).len(), bench.tokens(2).len()), (200, 1));
+}
+
+#[test]
+fn what_does_not_fit_waits_in_order_and_past_the_bound_is_refused() {
+    let mut bench = Bench::new(pipeline(1, 256), 2);
+    bench.submit(1, request(100, 28)).unwrap();
+    bench.submit(2, request(100, 60)).unwrap();
+    bench.submit(3, request(4, 4)).unwrap();
+    assert_eq!(
+        bench.scheduler.counts().waiting,
+        2,
+        "the small request must not overtake the large one"
+    );
+    assert_eq!(
+        bench.submit(4, request(4, 4)),
+        Err(GenerationError::Overloaded { waiting: 2 })
+    );
+    bench.cancel(2);
+    assert_eq!(bench.scheduler.counts().waiting, 0);
+    bench.run_all();
+    assert_eq!(
+        (
+            bench.tokens(1).len(),
+            bench.tokens(2).len(),
+            bench.tokens(3).len()
+        ),
+        (28, 0, 4)
+    );
+    bench.assert_idle();
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once() {
+    let mut bench = Bench::new(pipeline(1, 128), 2);
+    for (prompt, max_tokens) in [(257, 0), (200, 57), (129, 0), (1, u32::MAX)] {
+        let error = bench.submit(1, request(prompt, max_tokens)).unwrap_err();
+        assert_eq!(
+            error,
+            GenerationError::ContextExceeded {
+                prompt,
+                max_tokens,
+                context: 128
+            }
+        );
+    }
+    bench.submit(1, request(100, 28)).unwrap();
+    assert!(bench.submit(2, request(0, 1)).is_err());
+}
+
+#[test]
+fn a_cancelled_sequence_is_released_at_once_though_nothing_else_runs() {
+    let mut bench = Bench::new(pipeline(2, 512), 2);
+    bench.submit(1, request(40, 100)).unwrap();
+    assert_eq!(bench.prefill.len(), 2);
+    bench.cancel(1);
+    // Its chunks are under way: a release now could overtake them.
+    assert!(bench.decode.is_empty());
+    bench.run(StepKind::Prefill);
+    bench.run(StepKind::Prefill);
+    assert_eq!(bench.decode.len(), 1);
+    assert_eq!(
+        (bench.decode[0].segments.len(), bench.decode[0].release.as_slice()),
+        (0, &[SequenceId(1)][..])
+    );
+    assert!(bench.scheduler.counts().cache_tokens_reserved > 0);
+    bench.run(StepKind::Decode);
+    bench.assert_idle();
+    assert!(bench.events(1).is_empty());
+    assert_eq!(bench.scheduler.counts().cancelled, 1);
+}
+
+#[test]
+fn a_failed_step_ends_its_sequences_and_its_releases_are_sent_again() {
+    let mut bench = Bench::new(pipeline(1, 512), 2);
+    bench.submit(1, request(4, 50)).unwrap();
+    bench.run(StepKind::Prefill);
+    bench.submit(2, request(4, 1)).unwrap();
+    bench.run(StepKind::Prefill);
+    bench.run(StepKind::Decode);
+    assert_eq!(bench.decode[0].release, [SequenceId(2)]);
+    bench.fail(StepKind::Decode);
+    assert!(matches!(
+        bench.events(1).last(),
+        Some(GenerationEvent::Failed(GenerationError::Interrupted { reason })) if reason.contains("meant to")
+    ));
+    assert_eq!(bench.decode[0].release, [SequenceId(1), SequenceId(2)]);
+    bench.run_all();
+    bench.assert_idle();
+    assert_eq!(bench.broken, None);
+}
+
+#[test]
+fn a_pipeline_that_only_fails_is_broken() {
+    let mut bench = Bench::new(pipeline(1, 512), 100);
+    for id in 0..60 {
+        bench.submit(id, request(4, 4)).unwrap();
+    }
+    while bench.broken.is_none() && (bench.fail(StepKind::Decode) || bench.fail(StepKind::Prefill)) {}
+    assert!(
+        bench
+            .broken
+            .as_ref()
+            .is_some_and(|reason| reason.contains("meant to")),
+        "{:?}",
+        bench.broken
+    );
+}
+
+#[test]
+fn silence_breaks_the_pipeline_after_the_deadline_and_not_before() {
+    let mut bench = Bench::new(pipeline(1, 512), 2);
+    assert_eq!(
+        bench.scheduler.next_timeout(),
+        None,
+        "an idle pipeline owes nothing"
+    );
+    bench.submit(1, request(4, 4)).unwrap();
+    bench.now += STEP_DEADLINE - Duration::from_millis(1);
+    bench.scheduler.handle_timeout(bench.now);
+    bench.poll();
+    assert_eq!(bench.broken, None);
+    bench.now += Duration::from_millis(1);
+    bench.scheduler.handle_timeout(bench.now);
+    bench.poll();
+    assert!(bench.broken.is_some());
+    assert_eq!(bench.scheduler.next_timeout(), None);
+}
+
+#[test]
+fn wrong_results_break_the_pipeline_and_foreign_ones_are_dropped() {
+    type Change = fn(&mut StepResult);
+    let changes: [(Change, bool); 7] = [
+        (|r| r.fence.epoch = Epoch(9), false),
+        (|r| r.fence.incarnation = Incarnation(9), false),
+        (|r| r.deployment = DeploymentId(9), false),
+        (|r| r.step = StepId(99), false),
+        (|r| r.kind = StepKind::Decode, true),
+        (|r| r.outputs.clear(), true),
+        (|r| r.outputs[0].sampled = None, true),
+    ];
+    for (change, breaks) in changes {
+        let mut bench = Bench::new(pipeline(1, 512), 2);
+        bench.submit(1, request(4, 4)).unwrap();
+        let step = bench.prefill.pop_front().unwrap();
+        let good = bench.stage.run(&step).unwrap();
+        let mut bad = good.clone();
+        change(&mut bad);
+        bench.scheduler.handle_result(bad, bench.now);
+        bench.poll();
+        assert_eq!(bench.broken.is_some(), breaks);
+        assert_eq!(bench.scheduler.counts().results_fenced, u64::from(!breaks));
+        assert!(bench.events(1).is_empty());
+        if !breaks {
+            bench.scheduler.handle_result(good, bench.now);
+            bench.poll();
+            bench.run_all();
+            assert_eq!(bench.tokens(1).len(), 4);
+        }
+    }
+}
+
+#[test]
+fn stopping_ends_everything_and_says_why() {
+    let mut bench = Bench::new(pipeline(1, 128), 8);
+    bench.submit(1, request(100, 28)).unwrap();
+    bench.submit(2, request(100, 28)).unwrap();
+    bench.scheduler.stop("w2 was lost");
+    bench.poll();
+    let reason = || "w2 was lost".to_owned();
+    assert_eq!(
+        bench.events(1),
+        [GenerationEvent::Failed(GenerationError::Interrupted {
+            reason: reason()
+        })]
+    );
+    assert_eq!(
+        bench.events(2),
+        [GenerationEvent::Failed(GenerationError::NotReady {
+            reason: reason()
+        })]
+    );
+    assert_eq!(
+        bench.submit(3, request(1, 1)),
+        Err(GenerationError::NotReady { reason: reason() })
+    );
+    // The stopped plan's results come too late for the next plan.
+    let late = bench.prefill.pop_front().unwrap();
+    let late = bench.stage.run(&late).unwrap();
+    bench.scheduler.start(pipeline(1, 128), bench.now);
+    bench.scheduler.handle_result(late, bench.now);
+    bench.poll();
+    assert_eq!(bench.scheduler.counts().results_fenced, 1);
+}
+
+/// Submissions, cancellations, results and failures in any order: positions are sent once and in order (the stage
+/// panics otherwise), cache is never promised twice, every request ends exactly once, and all is free at the end.
+#[test]
+fn invariants_hold_under_random_events() {
+    for seed in 0..60 {
+        let mut random = Random::new(seed);
+        let stages = 1 + random.below(4) as u32;
+        let mut bench = Bench::new(pipeline(stages, 32 * (8 + random.below(12) as u32)), 6);
+        let failures = random.below(3) == 0;
+        let mut wanted = BTreeMap::new();
+        let mut cancelled = std::collections::BTreeSet::new();
+        let mut next = 1;
+        for _ in 0..1500 {
+            bench.now += Duration::from_millis(random.below(20));
+            match random.below(10) {
+                0 | 1 => {
+                    let mut asked = request(1 + random.below(120) as u32, random.below(20) as u32);
+                    asked.score_prompt = random.below(2) == 0;
+                    asked.sampling.end_ids = if random.below(2) == 0 {
+                        vec![END]
+                    } else {
+                        Vec::new()
+                    };
+                    if bench.submit(next, asked.clone()).is_ok() {
+                        wanted.insert(next, asked);
+                    }
+                    next += 1;
+                }
+                2 if next > 1 => {
+                    let id = 1 + random.below(next - 1);
+                    if bench.events(id).iter().all(|event| !is_end(event)) && wanted.contains_key(&id) {
+                        cancelled.insert(id);
+                    }
+                    bench.cancel(id);
+                }
+                3 if failures && random.below(4) == 0 && !bench.prefill.is_empty() => {
+                    bench.fail(StepKind::Prefill);
+                }
+                3..=6 => {
+                    bench.run(StepKind::Decode);
+                }
+                _ => {
+                    bench.run(StepKind::Prefill);
+                }
+            }
+            if bench.broken.is_some() {
+                break;
+            }
+        }
+        if bench.broken.is_some() {
+            assert!(failures, "seed {seed}: {:?}", bench.broken);
+            bench.scheduler.stop("it is broken");
+            bench.poll();
+        } else {
+            bench.run_all();
+            bench.assert_idle();
+        }
+        for (id, asked) in &wanted {
+            check_ending(&bench, *id, asked, cancelled.contains(id), seed);
+        }
+    }
+}
+
+fn is_end(event: &GenerationEvent) -> bool {
+    matches!(event, GenerationEvent::Done(_) | GenerationEvent::Failed(_))
+}
+
+fn check_ending(bench: &Bench, id: u64, asked: &GenerationRequest, cancelled: bool, seed: u64) {
+    let what = format!("seed {seed}, sequence {id}: {:?}", bench.events(id));
+    let events = bench.events(id);
+    let ends = events.iter().filter(|event| is_end(event)).count();
+    assert_eq!(ends, usize::from(!cancelled), "{what}");
+    let tokens = bench.tokens(id);
+    let prompt = asked.prompt.len() as u32;
+    for (place, token) in tokens.iter().enumerate() {
+        assert_eq!(*token, drawn(SequenceId(id), prompt + place as u32), "{what}");
+    }
+    match events.last() {
+        Some(GenerationEvent::Done(FinishReason::Length)) => {
+            assert_eq!(tokens.len(), asked.max_tokens as usize, "{what}");
+        }
+        Some(GenerationEvent::Done(FinishReason::EndToken)) => {
+            assert_eq!(tokens.last(), Some(&END), "{what}");
+            assert!(asked.sampling.end_ids.contains(&END), "{what}");
+        }
+        _ => return,
+    }
+    let scored = if asked.score_prompt {
+        &asked.prompt[1..]
+    } else {
+        &[]
+    };
+    assert_eq!(bench.scores(id), scored, "{what}");
+}

@@ -1,0 +1,158 @@
+//! Keys, hosts and origins; the pages besides generating.
+
+use brigade_coordinator::api::ApiSettings;
+use brigade_coordinator::status::{ClusterStatus, Phase};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::client::Server;
+use crate::engine::{CONTEXT, ScriptedEngine};
+use crate::model::{MODEL, bytes};
+
+#[tokio::test]
+async fn keys_open_what_they_guard() {
+    let settings = ApiSettings {
+        api_keys: vec!["alpha".into(), "beta".into()],
+        ..ApiSettings::default()
+    };
+    let server = Server::with(ScriptedEngine::saying(bytes("ok")), settings).await;
+    for path in ["/v1/models", "/api/status", "/metrics", "/v1/no-such"] {
+        let (status, answer) = server.get(path).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(answer["error"]["code"], "invalid_api_key", "{path}");
+        let wrong = server
+            .request(Method::GET, path)
+            .bearer_auth("gamma")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(wrong.status(), StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(wrong.headers()["www-authenticate"], "Bearer", "{path}");
+    }
+    let post = server.send("/v1/completions", json!({"prompt": "a"})).await;
+    assert_eq!(post.status(), StatusCode::UNAUTHORIZED);
+    let right = server
+        .request(Method::GET, "/v1/models")
+        .bearer_auth("beta")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(right.status(), StatusCode::OK);
+    for path in ["/", "/health", "/livez"] {
+        let open = server
+            .request(Method::GET, path)
+            .header("host", "any.example")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(open.status(), StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn without_keys_web_pages_of_other_hosts_are_refused() {
+    let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
+    for (name, value, status) in [
+        ("host", "rebound.example", 403),
+        ("origin", "http://evil.example", 403),
+        ("origin", "null", 403),
+        ("host", "localhost:1", 200),
+        ("origin", "http://localhost:3000", 200),
+    ] {
+        let response = server
+            .request(Method::GET, "/v1/models")
+            .header(name, value)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status().as_u16(), status, "{name}: {value}");
+    }
+}
+
+#[tokio::test]
+async fn the_model_is_listed() {
+    let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
+    let entry = json!({
+        "id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "brigade", "max_model_len": CONTEXT,
+    });
+    assert_eq!(
+        server.get("/v1/models").await.1,
+        json!({"object": "list", "data": [entry]})
+    );
+    assert_eq!(
+        server.get(&format!("/v1/models/{MODEL}")).await,
+        (StatusCode::OK, entry)
+    );
+}
+
+#[tokio::test]
+async fn health_tells_whether_a_request_would_be_served() {
+    let engine = ScriptedEngine::saying(bytes("ok"));
+    let server = Server::start(engine.clone()).await;
+    let (status, answer) = server.get("/health").await;
+    assert_eq!((status, &answer["status"]), (StatusCode::OK, &json!("ok")));
+
+    *engine.status.lock().unwrap() = ClusterStatus {
+        phase: Phase::Waiting,
+        reason: Some("needs 40.0 MiB more".to_owned()),
+        ..ClusterStatus::default()
+    };
+    let response = server.request(Method::GET, "/health").send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(response.headers().contains_key("retry-after"));
+    let answer: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(answer["status"], "waiting");
+    assert_eq!(answer["reason"], "needs 40.0 MiB more");
+    for (path, name, prompt) in [
+        ("/v1/completions", "prompt", json!("a")),
+        (
+            "/v1/chat/completions",
+            "messages",
+            json!([{"role": "user", "content": "a"}]),
+        ),
+    ] {
+        let response = server.send(path, json!({name: prompt, "stream": true})).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert!(response.headers().contains_key("retry-after"), "{path}");
+        let answer: serde_json::Value = response.json().await.unwrap();
+        assert_eq!(answer["error"]["code"], "not_ready", "{path}");
+        assert!(
+            answer["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("needs 40.0 MiB more"),
+            "{answer}"
+        );
+    }
+    let livez = server.request(Method::GET, "/livez").send().await.unwrap();
+    assert_eq!(livez.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn status_metrics_and_index_answer() {
+    let engine = ScriptedEngine::saying(bytes("ok"));
+    let server = Server::start(engine.clone()).await;
+    let (_, answer) = server.get("/api/status").await;
+    let status: ClusterStatus = serde_json::from_value(answer).unwrap();
+    assert_eq!(status, *engine.status.lock().unwrap());
+    let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
+    assert!(
+        metrics.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("application/openmetrics-text")
+    );
+    assert_eq!(metrics.text().await.unwrap(), "# EOF\n");
+    let index = server
+        .request(Method::GET, "/")
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    assert!(
+        index.contains("Brigade") && index.contains("/v1/chat/completions"),
+        "{index}"
+    );
+}

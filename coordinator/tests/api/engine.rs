@@ -1,0 +1,184 @@
+//! An engine that says what it is told to, token by token, by the rules that a cluster follows.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use brigade_coordinator::api::Engine;
+use brigade_coordinator::cluster::ModelInfo;
+use brigade_coordinator::generation::{
+    FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest,
+};
+use brigade_coordinator::status::{ClusterStatus, Phase};
+use brigade_proto::step::TokenScore;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{IM_END, model};
+
+/// The context that is served, in tokens.
+pub const CONTEXT: u32 = 256;
+
+/// What a generation does.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Draws a token.
+    Draw(u32),
+    /// Takes this long.
+    Wait(Duration),
+    /// Breaks off.
+    Fail(GenerationError),
+    /// Does nothing until it is cancelled.
+    Hang,
+}
+
+type Script = dyn Fn(&GenerationRequest) -> Vec<Act> + Send + Sync;
+
+/// An engine in memory; after its script it draws the end token.
+#[derive(Clone)]
+pub struct ScriptedEngine {
+    model: Arc<ModelInfo>,
+    script: Arc<Script>,
+    /// What `status` says.
+    pub status: Arc<Mutex<ClusterStatus>>,
+    /// Every request that came, in order.
+    pub requests: Arc<Mutex<Vec<GenerationRequest>>>,
+    /// Generations that were dropped before their end.
+    pub cancelled: Arc<AtomicUsize>,
+    /// Generations under way.
+    pub running: Arc<AtomicUsize>,
+    /// Most generations that may be under way.
+    pub most_running: usize,
+}
+
+impl ScriptedEngine {
+    /// Does what `script` says of each request.
+    pub fn new(script: impl Fn(&GenerationRequest) -> Vec<Act> + Send + Sync + 'static) -> ScriptedEngine {
+        ScriptedEngine::of(model(true), script)
+    }
+
+    /// The same with a model of its own.
+    pub fn of(
+        model: ModelInfo,
+        script: impl Fn(&GenerationRequest) -> Vec<Act> + Send + Sync + 'static,
+    ) -> ScriptedEngine {
+        let status = ClusterStatus {
+            phase: Phase::Serving,
+            context: CONTEXT,
+            ..ClusterStatus::default()
+        };
+        ScriptedEngine {
+            model: Arc::new(model),
+            script: Arc::new(script),
+            status: Arc::new(Mutex::new(status)),
+            requests: Arc::default(),
+            cancelled: Arc::default(),
+            running: Arc::default(),
+            most_running: 64,
+        }
+    }
+
+    /// Draws these tokens.
+    pub fn saying(tokens: Vec<u32>) -> ScriptedEngine {
+        ScriptedEngine::new(move |_| draw(&tokens))
+    }
+}
+
+/// Draws `tokens`, one after the other.
+pub fn draw(tokens: &[u32]) -> Vec<Act> {
+    tokens.iter().copied().map(Act::Draw).collect()
+}
+
+/// The log-probabilities that stand beside a token: its own the best, then those of the ids after it.
+fn score(token: u32, request: &GenerationRequest) -> TokenScore {
+    let Some(count) = request.sampling.logprobs else {
+        return TokenScore {
+            token,
+            logprob: 0.0,
+            top: Vec::new(),
+        };
+    };
+    let top = (0..count)
+        .map(|rank| (token + rank, -0.25 - rank as f32))
+        .collect();
+    TokenScore {
+        token,
+        logprob: -0.25,
+        top,
+    }
+}
+
+impl Engine for ScriptedEngine {
+    async fn generate(&self, request: GenerationRequest) -> Result<Generation, GenerationError> {
+        self.requests.lock().unwrap().push(request.clone());
+        let running = self.running.load(Ordering::SeqCst);
+        if running >= self.most_running {
+            return Err(GenerationError::Overloaded { waiting: running });
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let room = request.prompt.len() + request.max_tokens as usize + 2;
+        let (events, receiver) = mpsc::channel(room);
+        let token = CancellationToken::new();
+        let cancel = token.clone().drop_guard();
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let whole = token.run_until_cancelled(play(&engine, &request, &events)).await;
+            if whole.is_none() {
+                engine.cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+            engine.running.fetch_sub(1, Ordering::SeqCst);
+        });
+        Ok(Generation {
+            events: receiver,
+            cancel,
+        })
+    }
+
+    fn status(&self) -> Arc<ClusterStatus> {
+        Arc::new(self.status.lock().unwrap().clone())
+    }
+
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    fn metrics(&self) -> String {
+        "# EOF\n".to_owned()
+    }
+}
+
+async fn play(engine: &ScriptedEngine, request: &GenerationRequest, events: &mpsc::Sender<GenerationEvent>) {
+    let send = async |event| events.send(event).await.unwrap_or(());
+    if request.score_prompt {
+        // In two chunks, as a long prompt's scores come.
+        let scores: Vec<TokenScore> = request.prompt[1..]
+            .iter()
+            .map(|token| score(*token, request))
+            .collect();
+        let (first, second) = scores.split_at(scores.len() / 2);
+        send(GenerationEvent::PromptScores(first.to_vec())).await;
+        send(GenerationEvent::PromptScores(second.to_vec())).await;
+    }
+    let mut left = request.max_tokens;
+    let mut acts = (engine.script)(request);
+    acts.push(Act::Draw(IM_END));
+    for act in acts {
+        if left == 0 {
+            break;
+        }
+        match act {
+            Act::Draw(token) => {
+                left -= 1;
+                send(GenerationEvent::Token(score(token, request))).await;
+                if request.sampling.end_ids.contains(&token) {
+                    return send(GenerationEvent::Done(FinishReason::EndToken)).await;
+                }
+                tokio::task::yield_now().await;
+            }
+            Act::Wait(time) => tokio::time::sleep(time).await,
+            Act::Fail(error) => return send(GenerationEvent::Failed(error)).await,
+            Act::Hang => std::future::pending().await,
+        }
+    }
+    send(GenerationEvent::Done(FinishReason::Length)).await;
+}

@@ -1,0 +1,137 @@
+//! Clients that leave, and a server that ends.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::client::{Server, events_of, eventually};
+use crate::engine::{Act, ScriptedEngine, draw};
+use crate::model::bytes;
+
+/// Says "ab" and then nothing more.
+fn hanging() -> ScriptedEngine {
+    ScriptedEngine::new(|_| [draw(&bytes("ab")), vec![Act::Hang]].concat())
+}
+
+fn cancelled(engine: &ScriptedEngine) -> usize {
+    engine.cancelled.load(Ordering::SeqCst)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_stream_cancels_its_generation() {
+    let engine = hanging();
+    let server = Server::start(engine.clone()).await;
+    let response = server
+        .send("/v1/completions", json!({"prompt": ["a", "b"], "stream": true}))
+        .await;
+    let mut body = response.bytes_stream();
+    body.next().await.unwrap().unwrap();
+    assert_eq!(
+        (engine.running.load(Ordering::SeqCst), cancelled(&engine)),
+        (2, 0)
+    );
+    drop(body);
+    eventually("both generations are cancelled", || cancelled(&engine) == 2).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answer_cancels_its_generation() {
+    let engine = hanging();
+    let server = Server::start(engine.clone()).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let body = json!({"prompt": "a"}).to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream
+        .write_all(format!("{head}{body}").as_bytes())
+        .await
+        .unwrap();
+    eventually("the generation runs", || {
+        engine.running.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    drop(stream);
+    eventually("the generation is cancelled", || cancelled(&engine) == 1).await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_streams_with_an_error_and_all_connections_within_a_second() {
+    let engine = hanging();
+    let server = Server::start(engine.clone()).await;
+    let mut idle = TcpStream::connect(server.addr).await.unwrap();
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    half.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: loc")
+        .await
+        .unwrap();
+    let stream = server
+        .send("/v1/completions", json!({"prompt": "a", "stream": true}))
+        .await;
+    let whole = tokio::spawn({
+        let request = server
+            .request(reqwest::Method::POST, "/v1/completions")
+            .body(r#"{"prompt": "a"}"#);
+        request.send()
+    });
+    eventually("both generations run", || {
+        engine.running.load(Ordering::SeqCst) == 2
+    })
+    .await;
+
+    let start = Instant::now();
+    server.shutdown.cancel();
+    let events = events_of(&stream.text().await.unwrap());
+    assert_eq!(
+        events.last().unwrap()["error"]["code"],
+        "shutting_down",
+        "{events:?}"
+    );
+    let answer = whole.await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["error"]["code"], "shutting_down");
+    let addr = server.addr;
+    server.task.await.unwrap().unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "shutdown took {:?}",
+        start.elapsed()
+    );
+
+    eventually("the generations are cancelled", || cancelled(&engine) == 2).await;
+    for connection in [&mut idle, &mut half] {
+        let closed = connection.read(&mut [0; 64]).await;
+        assert!(matches!(&closed, Ok(0)) || closed.is_err(), "{closed:?}");
+    }
+    let refused = TcpStream::connect(addr).await.map_err(|error| error.kind());
+    assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
+}
+
+#[tokio::test]
+async fn a_slow_client_does_not_hold_up_the_others() {
+    let engine = ScriptedEngine::new(|request| {
+        let wait = if request.prompt == bytes("slow") { 300 } else { 0 };
+        [vec![Act::Wait(Duration::from_millis(wait))], draw(&bytes("ok"))].concat()
+    });
+    let server = Server::start(engine).await;
+    let slow = server.complete(json!({"prompt": "slow"}));
+    let fast = async {
+        let start = Instant::now();
+        for _ in 0..5 {
+            server.complete(json!({"prompt": "fast"})).await;
+        }
+        start.elapsed()
+    };
+    let (_, took) = tokio::join!(slow, fast);
+    assert!(
+        took < Duration::from_millis(250),
+        "five short requests took {took:?}"
+    );
+}

@@ -1,0 +1,133 @@
+//! Streams: order, usage, whole characters.
+
+use serde_json::{Value, json};
+
+use crate::client::Server;
+use crate::engine::{ScriptedEngine, draw};
+use crate::model::{IM_END, bytes, word};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+fn user() -> Value {
+    json!([{"role": "user", "content": "hi"}])
+}
+
+#[tokio::test]
+async fn a_chat_stream_has_the_role_first_and_done_last() {
+    let server = Server::start(ScriptedEngine::saying(vec![word("Hello"), word(" world")])).await;
+    let mut events = server
+        .events(CHAT, json!({"messages": user(), "stream": true}))
+        .await;
+    assert_eq!(events.pop().unwrap(), "[DONE]");
+    let ids: Vec<&Value> = events.iter().map(|event| &event["id"]).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    for event in &events {
+        assert_eq!(event["object"], "chat.completion.chunk");
+        assert_eq!(event.get("usage"), None, "usage that nobody asked for");
+    }
+    let choices: Vec<&Value> = events.iter().map(|event| &event["choices"][0]).collect();
+    let chunk = |delta: Value, finish: Value| json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
+    assert_eq!(
+        *choices[0],
+        chunk(json!({"role": "assistant", "content": ""}), Value::Null)
+    );
+    assert_eq!(*choices[1], chunk(json!({"content": "Hello"}), Value::Null));
+    assert_eq!(*choices[2], chunk(json!({"content": " world"}), Value::Null));
+    assert_eq!(*choices[3], chunk(json!({}), json!("stop")));
+    assert_eq!(choices.len(), 4);
+}
+
+#[tokio::test]
+async fn usage_comes_last_with_no_choices() {
+    let server = Server::start(ScriptedEngine::saying(bytes("abc"))).await;
+    let options = json!({"stream": true, "stream_options": {"include_usage": true}});
+    for (path, name, prompt) in [(COMPLETIONS, "prompt", json!("xy")), (CHAT, "messages", user())] {
+        let mut body = options.clone();
+        body[name] = prompt;
+        let mut events = server.events(path, &body).await;
+        assert_eq!(events.pop().unwrap(), "[DONE]");
+        let last = events.pop().unwrap();
+        assert_eq!(last["choices"], json!([]), "{path}");
+        assert_eq!(last["usage"]["completion_tokens"], 4, "{path}");
+        let total = last["usage"]["prompt_tokens"].as_u64().unwrap() + 4;
+        assert_eq!(last["usage"]["total_tokens"], total, "{path}");
+        for event in events {
+            assert_eq!(event.get("usage"), Some(&Value::Null), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn characters_are_never_split() {
+    let text = "naïve 漢字 🦀!";
+    let server = Server::start(ScriptedEngine::saying(bytes(text))).await;
+    let events = server
+        .events(CHAT, json!({"messages": user(), "stream": true}))
+        .await;
+    let contents = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    let contents: Vec<&str> = contents.filter(|content| !content.is_empty()).collect();
+    assert_eq!(contents.concat(), text);
+    assert_eq!(
+        contents.len(),
+        text.chars().count(),
+        "one event per character: {contents:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_of_several_prompts_keeps_each_in_order() {
+    let server = Server::start(ScriptedEngine::new(|request| draw(&request.prompt))).await;
+    let prompts = ["first prompt", "second", "x", "and a fourth to end it"];
+    let events = server
+        .events(
+            COMPLETIONS,
+            json!({"prompt": prompts, "stream": true, "max_tokens": 50, "return_token_ids": true}),
+        )
+        .await;
+    let (mut texts, mut ids) = (vec![String::new(); 4], vec![Vec::<Value>::new(); 4]);
+    let mut ended = [0; 4];
+    for event in &events[..events.len() - 1] {
+        let choice = &event["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        texts[index].push_str(choice["text"].as_str().unwrap());
+        ids[index].extend(choice["token_ids"].as_array().unwrap().iter().cloned());
+        ended[index] += usize::from(choice["finish_reason"] == "stop");
+    }
+    assert_eq!(texts, prompts);
+    assert_eq!(ended, [1; 4]);
+    for (ids, prompt) in ids.iter().zip(prompts) {
+        assert_eq!(json!(ids), json!([bytes(prompt), vec![IM_END]].concat()));
+    }
+}
+
+#[tokio::test]
+async fn streamed_log_probabilities_are_those_of_the_whole_answer() {
+    let server = Server::start(ScriptedEngine::saying(
+        [bytes("aé漢"), vec![word("end.")]].concat(),
+    ))
+    .await;
+    for echo in [false, true] {
+        let mut body = json!({"prompt": "né", "echo": echo, "logprobs": 2, "max_tokens": 20});
+        let whole = server.complete(&body).await["choices"][0]["logprobs"].clone();
+        body["stream"] = true.into();
+        let events = server.events(COMPLETIONS, &body).await;
+        for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let parts = events[..events.len() - 1]
+                .iter()
+                .map(|event| &event["choices"][0]["logprobs"][list]);
+            let joined: Vec<Value> = parts.flat_map(|part| part.as_array().unwrap().clone()).collect();
+            assert_eq!(json!(joined), whole[list], "{list}, echo {echo}");
+        }
+    }
+    let mut body = json!({"messages": user(), "logprobs": true, "top_logprobs": 3});
+    let whole = server.chat(&body).await["choices"][0]["logprobs"]["content"].clone();
+    body["stream"] = true.into();
+    let events = server.events(CHAT, &body).await;
+    let parts = events[..events.len() - 1]
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(json!(parts.flatten().cloned().collect::<Vec<Value>>()), whole);
+}

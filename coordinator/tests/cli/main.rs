@@ -1,0 +1,11 @@
+//! The commands of `brigade`, run as the built program, and the workers that it starts.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where its setup fails")]
+
+mod client;
+mod commands;
+#[cfg(unix)]
+mod local;
+mod plan;
+mod program;
+mod tiny_model;

@@ -1,0 +1,752 @@
+//! The data plane over real sockets: frames both ways, decode first, and everybody who must stay out.
+#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+
+mod harness;
+#[path = "harness/raw.rs"]
+mod raw;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brigade_proto::frame::{FrameError, FrameLimits, encode};
+use brigade_proto::identity::{CoordinatorIdentity, TransportIdentity};
+use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId, WorkerId};
+use brigade_proto::link::{Link, LinkError, LinkReceiver, LinkSender, Transport};
+use brigade_proto::step::{
+    Frame, Hidden, Segment, SegmentOutput, StepFrame, StepKind, StepResult, TokenScore, WireDtype,
+};
+use bytes::Bytes;
+use harness::{coordinator_identity, mixed_identity, soon, worker_identity};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+
+const MIB: usize = 1 << 20;
+
+fn peer(id: &str) -> Peer {
+    Peer::Worker(WorkerId::try_from(id.to_owned()).unwrap())
+}
+
+/// A step whose payload has `rows` rows of 4 KiB.
+fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
+    let data = Bytes::from(vec![number as u8; rows as usize * 4096]);
+    let segment = Segment {
+        sequence: SequenceId(1),
+        start: 0,
+        tokens: vec![5; rows as usize],
+        begin: None,
+        sample: true,
+        score: false,
+        next_token: None,
+    };
+    Frame::Step(StepFrame {
+        fence: Fence {
+            incarnation: Incarnation(1),
+            epoch: Epoch(2),
+        },
+        deployment: DeploymentId(3),
+        step: StepId(number),
+        kind,
+        segments: vec![segment],
+        release: Vec::new(),
+        timings: Vec::new(),
+        hidden: Some(Hidden {
+            rows,
+            width: 1024,
+            dtype: WireDtype::F32,
+            data,
+        }),
+    })
+}
+
+fn result(number: u64) -> Frame {
+    Frame::Result(StepResult {
+        fence: Fence {
+            incarnation: Incarnation(1),
+            epoch: Epoch(2),
+        },
+        deployment: DeploymentId(3),
+        step: StepId(number),
+        kind: StepKind::Decode,
+        outputs: vec![SegmentOutput {
+            sequence: SequenceId(1),
+            scores: Vec::new(),
+            sampled: Some(TokenScore {
+                token: 9,
+                logprob: -0.5,
+                top: Vec::new(),
+            }),
+        }],
+        timings: Vec::new(),
+    })
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn bind(identity: impl Into<TransportIdentity>) -> Transport {
+    Transport::bind(loopback(), identity.into(), FrameLimits::for_steps(16384, 1024)).expect("a socket")
+}
+
+/// Two workers of one brigade and a link from the first to the second.
+struct Pair {
+    dialled: Transport,
+    accepted: Transport,
+    near: Link,
+    far: Link,
+}
+
+async fn pair() -> Pair {
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (
+        bind(&worker_identity(&ca, "w1")),
+        bind(&worker_identity(&ca, "w2")),
+    );
+    let near = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()]))
+        .await
+        .expect("a link");
+    let far = soon("accepting", accepted.accept()).await.expect("a link");
+    Pair {
+        dialled,
+        accepted,
+        near,
+        far,
+    }
+}
+
+async fn received(receiver: &mut LinkReceiver) -> Frame {
+    soon("a frame", receiver.recv()).await.expect("a frame")
+}
+
+async fn sent(sender: &LinkSender, frame: &Frame) -> Duration {
+    soon("sending", sender.send(frame)).await.expect("sent")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_both_kinds_go_both_ways() {
+    let Pair {
+        dialled,
+        accepted,
+        near,
+        far,
+    } = pair().await;
+    assert_eq!((near.peer(), far.peer()), (&peer("w2"), &peer("w1")));
+    assert_eq!(near.remote_address(), accepted.local_addr());
+    assert_eq!(far.remote_address(), dialled.local_addr());
+    assert!(near.rtt() < Duration::from_secs(1), "{:?}", near.rtt());
+    let ((near_out, mut near_in), (far_out, mut far_in)) = (near.split(), far.split());
+    for number in 0..20 {
+        for kind in [StepKind::Prefill, StepKind::Decode] {
+            let frame = step(kind, number, 1 + number as u32 * 7);
+            sent(&near_out, &frame).await;
+            assert_eq!(received(&mut far_in).await, frame);
+        }
+        sent(&far_out, &result(number)).await;
+        assert_eq!(received(&mut near_in).await, result(number));
+    }
+    soon("closing", dialled.close()).await;
+    soon("closing", accepted.close()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_a_kind_keep_their_order() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    let sending = tokio::spawn(async move {
+        for number in 0..200 {
+            out.send(&step(StepKind::Decode, number, 1 + (number % 50) as u32))
+                .await
+                .unwrap();
+        }
+        out
+    });
+    for number in 0..200 {
+        let Frame::Step(frame) = received(&mut far_in).await else {
+            panic!("a result")
+        };
+        assert_eq!(frame.step, StepId(number));
+    }
+    sending.await.unwrap();
+    dialled.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decode_overtakes_a_large_prefill_on_the_wire() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    let prefill = step(StepKind::Prefill, 1, (48 * MIB / 4096) as u32);
+    let sending = tokio::spawn({
+        let (out, prefill) = (out.clone(), prefill.clone());
+        async move { out.send(&prefill).await }
+    });
+    // Long enough for it to begin, and far too short for it to end.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(
+        !sending.is_finished(),
+        "48 MiB were sent in 10 ms; make the frame larger"
+    );
+    let decode = step(StepKind::Decode, 2, 4);
+    let started = Instant::now();
+    sent(&out, &decode).await;
+    assert_eq!(received(&mut far_in).await, decode);
+    let overtaking = started.elapsed();
+    assert!(
+        !sending.is_finished(),
+        "the decode frame came when the prefill frame was sent: {overtaking:?}"
+    );
+    assert_eq!(received(&mut far_in).await, prefill);
+    soon("sending", sending).await.unwrap().unwrap();
+    println!("decode overtook in {overtaking:?}");
+    dialled.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decode_overtakes_prefill_that_nobody_takes() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    // More than the receiver's queue and the windows hold, so that the last ones cannot even be written.
+    let flooding = tokio::spawn({
+        let out = out.clone();
+        async move {
+            for number in 0..12 {
+                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32))
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        !flooding.is_finished(),
+        "48 MiB went into queues that should be bounded"
+    );
+    let decode = step(StepKind::Decode, 99, 4);
+    sent(&out, &decode).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(received(&mut far_in).await, decode);
+    for number in 0..12 {
+        let Frame::Step(frame) = received(&mut far_in).await else {
+            panic!("a result")
+        };
+        assert_eq!(frame.step, StepId(number));
+    }
+    soon("flooding", flooding).await.unwrap();
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn a_frame_above_the_receivers_limits_closes_the_link_with_the_reason() {
+    let Pair {
+        near,
+        far,
+        accepted,
+        dialled,
+    } = pair().await;
+    accepted.set_limits(FrameLimits {
+        max_header_bytes: 1000,
+        max_payload_bytes: 2 * 4096,
+    });
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    sent(&out, &step(StepKind::Decode, 1, 2)).await;
+    received(&mut far_in).await;
+    sent(&out, &step(StepKind::Decode, 2, 3)).await;
+    let error = soon("the error", far_in.recv()).await.unwrap_err();
+    let too_large = FrameError::PayloadTooLarge {
+        bytes: 3 * 4096,
+        limit: 2 * 4096,
+    };
+    assert_eq!(
+        error,
+        LinkError::Malformed {
+            peer: peer("w1"),
+            error: too_large
+        }
+    );
+    assert_eq!(soon("the error again", far_in.recv()).await.unwrap_err(), error);
+    let told = soon("the end", out.closed()).await;
+    assert!(
+        matches!(&told, LinkError::ClosedByPeer { reason, .. } if reason.contains("larger than")),
+        "{told}"
+    );
+    let error = soon("sending", out.send(&result(1))).await.unwrap_err();
+    assert!(matches!(error, LinkError::ClosedByPeer { .. }), "{error}");
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn a_frame_that_is_not_consistent_is_not_sent_and_does_no_harm() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    let Frame::Step(mut bad) = step(StepKind::Decode, 1, 2) else {
+        panic!("a result")
+    };
+    bad.segments.clear();
+    let error = out.send(&Frame::Step(bad)).await.unwrap_err();
+    assert_eq!(
+        error,
+        LinkError::Unsendable(FrameError::Rows { rows: 2, tokens: 0 })
+    );
+    sent(&out, &result(1)).await;
+    assert_eq!(received(&mut far_in).await, result(1));
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn closing_tells_the_peer_why_after_what_was_received() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, mut near_in), (far_out, mut far_in)) = (near.split(), far.split());
+    sent(&out, &result(1)).await;
+    assert_eq!(received(&mut far_in).await, result(1));
+    out.close("the plan has ended");
+    let error = soon("the end", far_in.recv()).await.unwrap_err();
+    assert_eq!(
+        error,
+        LinkError::ClosedByPeer {
+            peer: peer("w1"),
+            reason: "the plan has ended".to_owned()
+        }
+    );
+    assert_eq!(
+        soon("the end", near_in.recv()).await.unwrap_err(),
+        LinkError::Closed { peer: peer("w2") }
+    );
+    assert!(soon("sending", far_out.send(&result(2))).await.is_err());
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn a_link_lives_as_long_as_one_half() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, near_in), (far_out, mut far_in)) = (near.split(), far.split());
+    drop((near_in, far_out));
+    sent(&out, &result(1)).await;
+    assert_eq!(received(&mut far_in).await, result(1));
+    drop(out);
+    let error = soon("the end", far_in.recv()).await.unwrap_err();
+    assert!(matches!(error, LinkError::ClosedByPeer { .. }), "{error}");
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn a_frame_given_up_half_way_ends_the_link() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, mut near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    let large = step(StepKind::Prefill, 1, (48 * MIB / 4096) as u32);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(5), out.send(&large))
+            .await
+            .is_err(),
+        "sent at once"
+    );
+    let error = soon("the end", near_in.recv()).await.unwrap_err();
+    assert_eq!(error, LinkError::Interrupted { peer: peer("w2") });
+    // With a full window the reason may not come through, the end does.
+    let error = soon("the end", far_in.recv()).await.unwrap_err();
+    let named = error.to_string().contains("given up half way");
+    assert!(named || matches!(error, LinkError::Lost { .. }), "{error}");
+    dialled.close().await;
+}
+
+#[tokio::test]
+async fn a_closed_transport_ends_everything() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    // Frames that nobody takes: the reading task waits for room.
+    for number in 0..40 {
+        sent(&out, &step(StepKind::Decode, number, 1)).await;
+    }
+    let started = Instant::now();
+    soon("closing", accepted.close()).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(soon("accepting", accepted.accept()).await.is_none());
+    let ended = async { while far_in.recv().await.is_ok() {} };
+    soon("the end", ended).await;
+    let error = soon("the end", out.closed()).await;
+    assert!(matches!(error, LinkError::ClosedByPeer { .. }), "{error}");
+    soon("closing", dialled.close()).await;
+    let error = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_silent_is_lost() {
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (
+        bind(&worker_identity(&ca, "w1")),
+        bind(&worker_identity(&ca, "w2")),
+    );
+    let relay = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
+    let (through, ends) = (
+        relay.local_addr().unwrap(),
+        [dialled.local_addr(), accepted.local_addr()],
+    );
+    let relaying = tokio::spawn(async move {
+        let mut datagram = vec![0; 65536];
+        loop {
+            let Ok((length, from)) = relay.recv_from(&mut datagram).await else {
+                continue;
+            };
+            let to = if from == ends[0] { ends[1] } else { ends[0] };
+            let _ = relay.send_to(&datagram[..length], to).await;
+        }
+    });
+    let link = soon("dialling", dialled.dial(&peer("w2"), &[through]))
+        .await
+        .unwrap();
+    let _far = soon("accepting", accepted.accept()).await.unwrap();
+    // Keep-alives carry a link without traffic over the idle timeout of 5 seconds.
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    let (out, mut near_in) = link.split();
+    sent(&out, &result(1)).await;
+    relaying.abort();
+    let started = Instant::now();
+    let error = soon("the loss", near_in.recv()).await.unwrap_err();
+    assert!(matches!(error, LinkError::Lost { .. }), "{error}");
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn the_address_that_answers_is_taken_among_dead_ones() {
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&ca));
+    let silent = UdpSocket::bind(loopback()).unwrap();
+    let candidates = [
+        silent.local_addr().unwrap(),
+        "[::1]:9".parse().unwrap(),
+        "127.0.0.1:1".parse().unwrap(),
+        accepted.local_addr(),
+    ];
+    let started = Instant::now();
+    let link = soon("dialling", dialled.dial(&Peer::Coordinator, &candidates))
+        .await
+        .unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(link.remote_address(), accepted.local_addr());
+    assert_eq!(
+        soon("accepting", accepted.accept()).await.unwrap().peer(),
+        &peer("w1")
+    );
+}
+
+#[tokio::test]
+async fn one_link_comes_of_many_good_addresses() {
+    let (ca, _dir) = coordinator_identity();
+    let any: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let bind_any = |id: &str| {
+        Transport::bind(any, (&worker_identity(&ca, id)).into(), FrameLimits::default()).expect("a socket")
+    };
+    let (dialled, accepted) = (bind_any("w1"), bind_any("w2"));
+    let port = accepted.local_addr().port();
+    let candidates: Vec<SocketAddr> = (1..=5)
+        .map(|last| SocketAddr::from(([127, 0, 0, last], port)))
+        .collect();
+    let link = soon("dialling", dialled.dial(&peer("w2"), &candidates))
+        .await
+        .unwrap();
+    assert!(
+        candidates.contains(&link.remote_address()),
+        "{}",
+        link.remote_address()
+    );
+    let far = soon("accepting", accepted.accept()).await.unwrap();
+    let second = tokio::time::timeout(Duration::from_millis(300), accepted.accept()).await;
+    assert!(second.is_err(), "a path that was not chosen became a link");
+    let ((out, _near_in), (_far_out, mut far_in)) = (link.split(), far.split());
+    sent(&out, &result(1)).await;
+    assert_eq!(received(&mut far_in).await, result(1));
+}
+
+#[tokio::test]
+async fn a_dual_stack_socket_takes_both_families() {
+    let (ca, _dir) = coordinator_identity();
+    let both: SocketAddr = "[::]:0".parse().unwrap();
+    let identity = TransportIdentity::from(&worker_identity(&ca, "w2"));
+    let Ok(accepted) = Transport::bind(both, identity, FrameLimits::default()) else {
+        println!("skipped: this machine has no IPv6");
+        return;
+    };
+    let v4 = SocketAddr::from(([127, 0, 0, 1], accepted.local_addr().port()));
+    let dialled = bind(&worker_identity(&ca, "w1"));
+    let _near = soon("dialling", dialled.dial(&peer("w2"), &[v4])).await.unwrap();
+    let far = soon("accepting", accepted.accept()).await.unwrap();
+    assert_eq!(
+        far.remote_address(),
+        dialled.local_addr(),
+        "shown as what it is, not as mapped"
+    );
+    let back = soon("dialling", accepted.dial(&peer("w1"), &[dialled.local_addr()]))
+        .await
+        .unwrap();
+    assert_eq!(back.remote_address(), dialled.local_addr());
+}
+
+#[tokio::test]
+async fn where_nobody_answers_nobody_is_reached() {
+    let (ca, _dir) = coordinator_identity();
+    let dialled = bind(&worker_identity(&ca, "w1"));
+    let silent = UdpSocket::bind(loopback()).unwrap();
+    let started = Instant::now();
+    let dead = [silent.local_addr().unwrap()];
+    let error = soon("the error", dialled.dial(&peer("w2"), &dead))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
+    assert!(
+        started.elapsed() < Duration::from_secs(11),
+        "{:?}",
+        started.elapsed()
+    );
+    let error = dialled.dial(&peer("w2"), &[]).await.unwrap_err();
+    assert!(error.to_string().contains("no address"), "{error}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let (ca, _dir) = coordinator_identity();
+    let identity = TransportIdentity::from(&ca);
+    let taken = UdpSocket::bind(loopback()).unwrap();
+    let addr = taken.local_addr().unwrap();
+    let error = Transport::bind(addr, identity, FrameLimits::HEADERS_ONLY).unwrap_err();
+    assert!(error.to_string().contains(&addr.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn who_is_not_who_was_dialled_is_refused() {
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (
+        bind(&worker_identity(&ca, "w1")),
+        bind(&worker_identity(&ca, "w2")),
+    );
+    for wanted in [peer("w3"), Peer::Coordinator] {
+        let error = soon("dialling", dialled.dial(&wanted, &[accepted.local_addr()]))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, LinkError::Untrusted { .. }), "{error}");
+        assert!(error.to_string().contains(&wanted.to_string()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn another_ca_is_refused_by_both_ends() {
+    let ((ca, _dir), (other, _other_dir)) = (coordinator_identity(), coordinator_identity());
+    let accepted = bind(&worker_identity(&ca, "w2"));
+    let stranger = bind(&worker_identity(&other, "w1"));
+    let error = soon("dialling", stranger.dial(&peer("w2"), &[accepted.local_addr()]))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, LinkError::Untrusted { .. }),
+        "the dialling end's check: {error}"
+    );
+    let forged = bind(&mixed_identity(&other, &ca, "w1"));
+    let error = soon("dialling", forged.dial(&peer("w2"), &[accepted.local_addr()]))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, LinkError::Untrusted { .. }),
+        "the accepting end's check: {error}"
+    );
+    assert!(
+        error.to_string().contains("does not accept our certificate"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn another_protocol_version_is_named() {
+    let (ca, _dir) = coordinator_identity();
+    let tls = raw::server(&worker_identity(&ca, "w2"), "brigade/99");
+    let crypto = QuicServerConfig::try_from(tls).unwrap();
+    let newer =
+        quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(crypto)), loopback()).unwrap();
+    let accepting = tokio::spawn({
+        let newer = newer.clone();
+        async move { newer.accept().await.expect("a caller").await.map(|_| ()) }
+    });
+    let dialled = bind(&worker_identity(&ca, "w1"));
+    let addr = newer.local_addr().unwrap();
+    let error = soon("dialling", dialled.dial(&peer("w2"), &[addr]))
+        .await
+        .unwrap_err();
+    assert_eq!(error, LinkError::Version { peer: peer("w2") });
+    assert!(
+        error.to_string().contains("does not speak protocol version 1"),
+        "{error}"
+    );
+    assert!(soon("the other end", accepting).await.unwrap().is_err());
+    // The other way round: who offers another version is not let in.
+    let error = raw_connection(&ca, "w3", &dialled, "brigade/99", &peer("w1"))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("120"), "{error}");
+}
+
+/// A connection to `to` that shows a good certificate, for what comes after it.
+async fn raw_connection(
+    ca: &CoordinatorIdentity,
+    id: &str,
+    to: &Transport,
+    alpn: &str,
+    wanted: &Peer,
+) -> Result<quinn::Connection, quinn::ConnectionError> {
+    let tls = raw::client(ca, Some(&worker_identity(ca, id)), alpn);
+    let crypto = QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(loopback()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let name = format!("{wanted}.worker.brigade");
+    soon(
+        "connecting",
+        endpoint.connect_with(config, to.local_addr(), &name).unwrap(),
+    )
+    .await
+}
+
+/// A link whose other end sends these bytes, each on a stream of its own, and the error that this brings.
+async fn error_of(streams: &[Vec<u8>]) -> (LinkError, quinn::ConnectionError) {
+    let (ca, _dir) = coordinator_identity();
+    let accepted = bind(&worker_identity(&ca, "w2"));
+    let connection = raw_connection(&ca, "w1", &accepted, "brigade/1", &peer("w2"))
+        .await
+        .unwrap();
+    let (mut choose, mut confirm) = connection.open_bi().await.unwrap();
+    choose.write_all(&[1]).await.unwrap();
+    choose.finish().unwrap();
+    assert_eq!(
+        soon("the confirmation", confirm.read_to_end(10)).await.unwrap(),
+        [1]
+    );
+    let (_far_out, mut far_in) = soon("accepting", accepted.accept()).await.unwrap().split();
+    for bytes in streams {
+        let mut stream = connection.open_uni().await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.finish();
+    }
+    let error = loop {
+        if let Err(error) = soon("the error", far_in.recv()).await {
+            break error;
+        }
+    };
+    (error, soon("the end", connection.closed()).await)
+}
+
+/// A frame as the wire has it, on a stream of `mark`.
+fn on_stream(mark: u8, frame: &Frame) -> Vec<u8> {
+    let (header, payload) = encode(frame).unwrap();
+    let mut bytes = vec![mark];
+    bytes.extend((header.len() as u32).to_le_bytes());
+    bytes.extend((payload.len() as u32).to_le_bytes());
+    bytes.extend(header);
+    bytes.extend(payload);
+    bytes
+}
+
+#[tokio::test]
+async fn what_is_no_frame_closes_the_link_with_the_reason() {
+    let good = on_stream(2, &result(1));
+    let cut = good[..good.len() - 1].to_vec();
+    let junk_header = [&[2, 3, 0, 0, 0, 0, 0, 0, 0][..], &[0xff, 0xff, 0xff]].concat();
+    for (streams, words) in [
+        (vec![vec![7]], "byte 7"),
+        (
+            vec![vec![2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]],
+            "header of 4294967295 bytes",
+        ),
+        (
+            vec![vec![1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]],
+            "payload of 4294967295 bytes",
+        ),
+        (vec![junk_header], "cannot be read"),
+        (vec![vec![2, 0, 0, 0, 0, 0, 0, 0, 0]], "`frame` is missing"),
+        (vec![cut], "cut off"),
+        (vec![vec![2, 1, 2, 3]], "cut off"),
+        (
+            vec![on_stream(1, &result(1))],
+            "Decode frame came on the stream of Prefill",
+        ),
+        (vec![good.clone(), good.clone()], "second stream of Decode"),
+    ] {
+        let (error, told) = error_of(&streams).await;
+        assert!(matches!(error, LinkError::Malformed { .. }), "{words}: {error}");
+        assert!(error.to_string().contains(words), "{words}: {error}");
+        let quinn::ConnectionError::ApplicationClosed(close) = told else {
+            panic!("{words}: {told}")
+        };
+        let told = String::from_utf8_lossy(&close.reason).into_owned();
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn random_bytes_never_do_more_than_close_the_link() {
+    let mut state = 0x1234_5678_9abc_def1_u64;
+    for round in 0..30 {
+        let bytes: Vec<u8> = (0..200)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect();
+        // A known kind, so that the frame itself is read, and small lengths every other time.
+        let mut stream = vec![1 + (round % 2) as u8];
+        if round % 4 < 2 {
+            stream.extend([60, 0, 0, 0, 40, 0, 0, 0]);
+        }
+        stream.extend(bytes);
+        let (error, _) = error_of(&[stream]).await;
+        assert!(matches!(error, LinkError::Malformed { .. }), "{round}: {error}");
+    }
+}

@@ -1,0 +1,15 @@
+//! Tests of the crate through its public surface: every file here is about one module.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod cost;
+mod family;
+mod gguf_writer;
+mod header;
+mod hostile_header;
+mod plan;
+mod random;
+mod splits;
+mod template;
+mod tiny_llama;
+mod tokenizer;

@@ -1,0 +1,554 @@
+//! Plans against every plan there is, in cases small enough to try them all.
+
+use std::time::{Duration, Instant};
+
+use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
+use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, plan};
+use brigade_shard::units::Bytes;
+
+use crate::random::Random;
+use crate::tiny_llama;
+
+fn device(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
+    let name = name.to_owned();
+    PlanDevice {
+        name,
+        budget: Bytes(budget),
+        bandwidth_bytes_per_s: bandwidth,
+        flops_per_s: bandwidth * 4.0,
+    }
+}
+
+fn equal_devices(count: usize, budget: u64) -> Vec<PlanDevice> {
+    (0..count)
+        .map(|i| device(&format!("w{i}"), budget, 1e6))
+        .collect()
+}
+
+fn input(devices: Vec<PlanDevice>) -> PlanInput {
+    PlanInput {
+        devices,
+        context: Some(64),
+        parallel: 1,
+        min_stages: 1,
+        step_rows: 8,
+        cache_value_bytes: 2,
+        hop: HopCost {
+            rtt_us: 10.0,
+            bytes_per_s: 1e9,
+        },
+    }
+}
+
+/// Time of a stage to decode one row, by the formula of the design.
+fn stage_s(cost: &Cost, device: &PlanDevice, shard: &Shard) -> f64 {
+    let held = &cost.layers()[shard.layers.iter()];
+    let mut active: u64 = held.iter().map(|layer| layer.active.0).sum();
+    let mut flops: u64 = held.iter().map(|layer| layer.flops).sum();
+    if shard.embedding {
+        active += cost.embedding().active.0;
+    }
+    if shard.head {
+        active += cost.head().active.0;
+        flops += cost.head().flops;
+    }
+    (active as f64 / device.bandwidth_bytes_per_s).max(flops as f64 / device.flops_per_s) + STAGE_OVERHEAD_S
+}
+
+/// The least time of the slowest stage over every order and cut of exactly `stages` stages; `None` where nothing fits.
+fn brute_force(cost: &Cost, input: &PlanInput, room: &Room, stages: usize) -> Option<f64> {
+    struct Case<'a> {
+        cost: &'a Cost,
+        input: &'a PlanInput,
+        room: &'a Room,
+    }
+    fn go(case: &Case<'_>, used: u32, start: usize, left: usize, slowest: f64) -> Option<f64> {
+        let layers = case.cost.layer_count();
+        if left == 0 {
+            return (start == layers).then_some(slowest);
+        }
+        let mut best: Option<f64> = None;
+        for (index, device) in case
+            .input
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| used & 1 << i == 0)
+        {
+            for end in start + 1..=layers {
+                let shard = Shard::of(LayerRange { start, end }, layers);
+                if case.cost.memory(&shard, case.room).total() > device.budget {
+                    continue;
+                }
+                let slowest = slowest.max(stage_s(case.cost, device, &shard));
+                let found = go(case, used | 1 << index, end, left - 1, slowest);
+                best = [best, found].into_iter().flatten().min_by(f64::total_cmp);
+            }
+        }
+        best
+    }
+    go(&Case { cost, input, room }, 0, 0, stages, 0.0)
+}
+
+/// Checks what must hold of every plan, and returns its slowest stage's time in seconds.
+fn check(plan: &Plan, cost: &Cost, input: &PlanInput) -> f64 {
+    let mut next = 0;
+    let mut devices = Vec::new();
+    for stage in &plan.stages {
+        assert_eq!(stage.shard, Shard::of(stage.shard.layers, cost.layer_count()));
+        assert_eq!(stage.shard.layers.start, next);
+        assert!(!stage.shard.layers.is_empty());
+        next = stage.shard.layers.end;
+        assert_eq!(stage.memory, cost.memory(&stage.shard, &plan.room(input)));
+        assert!(stage.memory.total() <= input.devices[stage.device].budget);
+        devices.push(stage.device);
+    }
+    assert_eq!(next, cost.layer_count());
+    assert!(plan.stages.len() >= input.min_stages);
+    devices.extend(plan.unused.iter().map(|unused| unused.device));
+    devices.sort_unstable();
+    assert_eq!(devices, (0..input.devices.len()).collect::<Vec<_>>());
+    assert_eq!(plan.cache_tokens % PAGE_TOKENS, 0);
+    plan.stages
+        .iter()
+        .map(|stage| stage.decode_ms / 1e3)
+        .fold(0.0, f64::max)
+}
+
+#[test]
+fn small_cases_are_solved_as_well_as_by_trying_everything() {
+    let mut random = Random::new(3);
+    let mut solved = 0;
+    for _ in 0..400 {
+        let layers = 2 + random.below(5);
+        let file = if random.below(2) == 0 {
+            tiny_llama::file(layers as u32)
+        } else {
+            tiny_llama::untied(layers as u32)
+        };
+        let (_, _, _, cost) = tiny_llama::read(&file);
+        let whole = cost.memory(&cost.whole(), &Plan::default_room()).total().0;
+        let stages = 1 + random.below(layers.min(4)) as usize;
+        let devices = (0..stages).map(|i| {
+            let budget = random.between(0.15, 1.3) * whole as f64;
+            device(&format!("w{i}"), budget as u64, random.between(1e5, 4e6))
+        });
+        let input = PlanInput {
+            min_stages: stages,
+            ..input(devices.collect())
+        };
+        let found = plan(&cost, &input);
+        let room = Plan::default_room();
+        match (found, brute_force(&cost, &input, &room, stages)) {
+            (Ok(found), Some(best)) => {
+                let slowest = check(&found, &cost, &input);
+                assert!(slowest <= best * 1.002, "{slowest} against {best}: {found:?}");
+                solved += 1;
+            }
+            (Err(PlanError::TooLittleMemory(_)), None) => {}
+            (found, best) => panic!("{found:?} against {best:?}"),
+        }
+    }
+    assert!(solved > 100, "only {solved} cases had a solution");
+}
+
+trait DefaultRoom {
+    fn default_room() -> Room;
+}
+
+impl DefaultRoom for Plan {
+    /// The room that the inputs of this file ask for.
+    fn default_room() -> Room {
+        Room {
+            cache_tokens: 64,
+            context: 64,
+            step_rows: 8,
+            sequences: 1,
+            cache_value_bytes: 2,
+        }
+    }
+}
+
+#[test]
+fn equal_devices_keep_their_order_and_share_evenly() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(12));
+    let input = PlanInput {
+        min_stages: 3,
+        ..input(equal_devices(3, 1 << 30))
+    };
+    let found = plan(&cost, &input).unwrap();
+    check(&found, &cost, &input);
+    assert_eq!(
+        found.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    let sizes: Vec<usize> = found
+        .stages
+        .iter()
+        .map(|stage| stage.shard.layers.len())
+        .collect();
+    assert!(sizes.iter().all(|size| (3..=5).contains(size)), "{sizes:?}");
+}
+
+#[test]
+fn a_faster_device_gets_more_layers() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(12));
+    let devices = vec![device("slow", 1 << 30, 1e6), device("fast", 1 << 30, 3e6)];
+    let input = PlanInput {
+        min_stages: 2,
+        ..input(devices)
+    };
+    let found = plan(&cost, &input).unwrap();
+    let layers = |device: usize| {
+        let stage = found.stages.iter().find(|stage| stage.device == device).unwrap();
+        stage.shard.layers.len()
+    };
+    assert!(layers(1) >= 2 * layers(0), "{found:?}");
+    assert!(
+        found.bottleneck.contains("MiB of weights per token"),
+        "{}",
+        found.bottleneck
+    );
+}
+
+#[test]
+fn the_order_is_changed_where_only_another_one_fits() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::untied(4));
+    let room = Plan::default_room();
+    let end = cost
+        .memory(&Shard::of(LayerRange { start: 3, end: 4 }, 4), &room)
+        .total()
+        .0;
+    let middle = cost
+        .memory(&Shard::of(LayerRange { start: 1, end: 2 }, 4), &room)
+        .total()
+        .0;
+    // The first device holds a layer but neither end.
+    assert!(middle < end, "{middle} {end}");
+    let devices = vec![
+        device("thin", middle, 1e6),
+        device("a", 1 << 30, 1e6),
+        device("b", 1 << 30, 1e6),
+    ];
+    let input = PlanInput {
+        min_stages: 3,
+        ..input(devices)
+    };
+    let found = plan(&cost, &input).unwrap();
+    check(&found, &cost, &input);
+    assert_eq!(found.stages[1].device, 0);
+}
+
+#[test]
+fn among_many_devices_the_only_one_with_room_for_the_head_gets_it() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::untied(12));
+    let room = Plan::default_room();
+    let take = |start, end| {
+        cost.memory(&Shard::of(LayerRange { start, end }, 12), &room)
+            .total()
+            .0
+    };
+    // Ten different devices for one layer each, of which only the eleventh can hold the head too.
+    let mut devices: Vec<PlanDevice> = (0..10)
+        .map(|i| device(&format!("w{i}"), take(1, 2) + i, 1e6 + i as f64))
+        .collect();
+    devices.push(device("head", take(11, 12), 1e6));
+    devices.push(device("embedding", take(0, 1), 1e6));
+    let input = PlanInput {
+        min_stages: 12,
+        ..input(devices)
+    };
+    let found = plan(&cost, &input).unwrap();
+    check(&found, &cost, &input);
+    assert_eq!(found.stages.last().unwrap().device, 10);
+}
+
+#[test]
+fn the_context_is_the_longest_that_fits() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(4));
+    let least = Room {
+        cache_tokens: 256,
+        context: 256,
+        ..Plan::default_room()
+    };
+    let roomy = cost.memory(&cost.whole(), &least).total().0;
+    let input = |budget: u64| PlanInput {
+        context: None,
+        parallel: 3,
+        ..input(equal_devices(1, budget))
+    };
+    // The model's own context is below the least that a plan is made for, so it must fit whole.
+    assert!(matches!(
+        plan(&cost, &input(roomy - 1)),
+        Err(PlanError::TooLittleMemory(_))
+    ));
+    let found = plan(&cost, &input(roomy)).unwrap();
+    assert_eq!((found.context, found.cache_tokens), (256, 256));
+    assert!(
+        found
+            .notes
+            .iter()
+            .any(|note| note.contains("the cache holds 256 tokens")),
+        "{:?}",
+        found.notes
+    );
+    let found = plan(&cost, &input(1 << 30)).unwrap();
+    assert_eq!((found.context, found.cache_tokens), (256, 768));
+
+    let file = tiny_llama::file(4).key("llama.context_length", 8000);
+    let (_, _, _, cost) = tiny_llama::read(&file);
+    for context in [512u32, 1024, 4000 / 32 * 32] {
+        let room = Room {
+            cache_tokens: context,
+            context,
+            ..Plan::default_room()
+        };
+        let budget = cost.memory(&cost.whole(), &room).total().0;
+        assert_eq!(plan(&cost, &input(budget)).unwrap().context, context);
+        assert_eq!(
+            plan(&cost, &input(budget - 1))
+                .map(|found| found.context)
+                .unwrap_or(480),
+            context - 32
+        );
+    }
+    let found = plan(&cost, &input(1 << 30)).unwrap();
+    assert_eq!((found.context, found.cache_tokens), (8000, 24000));
+}
+
+#[test]
+fn a_stated_context_must_fit_for_every_sequence() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(4));
+    let room = Room {
+        cache_tokens: 300,
+        context: 100,
+        ..Plan::default_room()
+    };
+    let budget = cost
+        .memory(
+            &cost.whole(),
+            &Room {
+                cache_tokens: 3 * 128,
+                ..room
+            },
+        )
+        .total()
+        .0;
+    let with = |budget: u64| PlanInput {
+        context: Some(100),
+        parallel: 3,
+        ..input(equal_devices(1, budget))
+    };
+    let found = plan(&cost, &with(budget)).unwrap();
+    assert_eq!((found.context, found.cache_tokens), (100, 3 * 128));
+    let error = plan(&cost, &with(budget - 1)).unwrap_err();
+    let PlanError::TooLittleMemory(shortage) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(shortage.shorter_context, Some(96));
+    assert!(
+        error.to_string().contains("lower the context to 96 tokens"),
+        "{error}"
+    );
+}
+
+#[test]
+fn missing_memory_is_just_enough_and_named_per_worker() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(8));
+    let whole = cost.memory(&cost.whole(), &Plan::default_room()).total().0;
+    // The small one holds no layer, so that all that is missing is best added to the big one.
+    let budgets = [whole / 3, whole / 50];
+    let with = |extra: u64| {
+        let devices = vec![
+            device("big", budgets[0] + extra, 1e6),
+            device("small", budgets[1], 1e6),
+        ];
+        PlanInput {
+            min_stages: 1,
+            ..input(devices)
+        }
+    };
+    let error = plan(&cost, &with(0)).unwrap_err();
+    let PlanError::TooLittleMemory(shortage) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(shortage.add_to.as_deref(), Some("big"));
+    assert!(plan(&cost, &with(shortage.missing.0)).is_ok());
+    assert!(plan(&cost, &with(shortage.missing.0.saturating_sub(4 << 10))).is_err());
+    assert_eq!(shortage.offered, Bytes(budgets[0] + budgets[1]));
+    let message = error.to_string();
+    for part in [
+        "needs 0.",
+        "MiB more",
+        "big offers",
+        "small offers",
+        "join another worker",
+    ] {
+        assert!(message.contains(part), "{part:?} in {message:?}");
+    }
+    // Nothing at all is missing more than the model takes.
+    let error = plan(&cost, &input(equal_devices(1, 0))).unwrap_err();
+    let PlanError::TooLittleMemory(shortage) = &error else {
+        panic!("{error}")
+    };
+    assert!(shortage.missing.0 >= whole && shortage.missing.0 <= whole + (4 << 10));
+    assert!(
+        error.to_string().contains("its smallest useful shard takes"),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_device_is_enough_where_more_would_not_help() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(6));
+    let alone = plan(&cost, &input(equal_devices(3, 1 << 30))).unwrap();
+    assert_eq!(alone.stages.len(), 1);
+    assert_eq!(alone.unused.len(), 2);
+    assert!(
+        alone.unused[0].reason.contains("would not make answers faster"),
+        "{:?}",
+        alone.unused
+    );
+    let forced = PlanInput {
+        min_stages: 3,
+        ..input(equal_devices(3, 1 << 30))
+    };
+    let forced = plan(&cost, &forced).unwrap();
+    assert!(
+        forced.notes.iter().any(|note| note.contains("don't split")),
+        "{:?}",
+        forced.notes
+    );
+    assert!(forced.predicted.decode_tokens_per_s < alone.predicted.decode_tokens_per_s);
+}
+
+#[test]
+fn more_stages_are_used_where_arithmetic_limits_many_streams() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(6));
+    let mut devices = equal_devices(3, 1 << 30);
+    for device in &mut devices {
+        device.bandwidth_bytes_per_s = 1e12;
+        device.flops_per_s = 1e6;
+    }
+    let one = PlanInput {
+        parallel: 1,
+        ..input(devices.clone())
+    };
+    let many = PlanInput {
+        parallel: 12,
+        ..input(devices)
+    };
+    assert_eq!(plan(&cost, &one).unwrap().stages.len(), 1);
+    let found = plan(&cost, &many).unwrap();
+    assert_eq!(found.stages.len(), 3, "{found:?}");
+    assert!(found.bottleneck.contains("GFLOP"), "{}", found.bottleneck);
+}
+
+#[test]
+fn every_number_of_stages_up_to_the_layers_works() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(6));
+    for stages in 1..=6 {
+        let input = PlanInput {
+            min_stages: stages,
+            ..input(equal_devices(6, 1 << 30))
+        };
+        let found = plan(&cost, &input).unwrap();
+        check(&found, &cost, &input);
+        assert_eq!(found.stages.len(), stages);
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(2));
+    let base = || input(equal_devices(3, 1 << 30));
+    let error = |input: PlanInput| plan(&cost, &input).unwrap_err();
+    assert_eq!(error(input(Vec::new())), PlanError::NoDevices);
+    assert_eq!(
+        error(input(equal_devices(200, 1 << 30))),
+        PlanError::TooManyDevices { devices: 200 }
+    );
+    assert_eq!(
+        error(PlanInput {
+            min_stages: 4,
+            ..base()
+        }),
+        PlanError::TooFewDevices {
+            wanted: 4,
+            devices: 3
+        }
+    );
+    assert_eq!(
+        error(PlanInput {
+            min_stages: 3,
+            ..base()
+        }),
+        PlanError::MoreStagesThanLayers { stages: 3, layers: 2 }
+    );
+    assert_eq!(
+        error(PlanInput {
+            context: Some(0),
+            ..base()
+        }),
+        PlanError::Context { asked: 0, model: 256 }
+    );
+    assert_eq!(
+        error(PlanInput {
+            context: Some(257),
+            ..base()
+        }),
+        PlanError::Context {
+            asked: 257,
+            model: 256
+        }
+    );
+    let mut slow = base();
+    slow.devices[1].flops_per_s = f64::NAN;
+    assert_eq!(
+        error(slow),
+        PlanError::Speed {
+            name: "w1".to_owned()
+        }
+    );
+    assert_eq!(
+        error(PlanInput {
+            hop: HopCost {
+                rtt_us: -1.0,
+                bytes_per_s: 1.0
+            },
+            ..base()
+        }),
+        PlanError::Hop
+    );
+}
+
+#[test]
+fn sixteen_different_devices_and_126_layers_are_planned_at_once() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(126).key("llama.context_length", 131072));
+    let whole = cost.memory(&cost.whole(), &Plan::default_room()).total().0;
+    let mut random = Random::new(9);
+    let devices = (0..16).map(|i| {
+        let budget = random.between(0.1, 0.4) * whole as f64;
+        device(&format!("w{i}"), budget as u64, random.between(1e6, 4e6))
+    });
+    let devices: Vec<PlanDevice> = devices.collect();
+    for context in [Some(64), None] {
+        let input = PlanInput {
+            context,
+            parallel: 4,
+            ..input(devices.clone())
+        };
+        // The best of several runs, since other tests use the processor too.
+        let times = (0..5).map(|_| {
+            let started = Instant::now();
+            check(&plan(&cost, &input).unwrap(), &cost, &input);
+            started.elapsed()
+        });
+        let best = times.min().unwrap();
+        assert!(
+            best < Duration::from_millis(100),
+            "{best:?} with a context of {context:?}"
+        );
+    }
+}

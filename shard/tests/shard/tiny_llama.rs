@@ -1,0 +1,63 @@
+//! A llama model of a few kilobytes.
+
+use brigade_shard::cost::Cost;
+use brigade_shard::gguf::Header;
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::tensor_type::TensorType;
+use brigade_shard::tensors::TensorTable;
+
+use crate::gguf_writer::{Gguf, OnDisk};
+
+/// Widths of the model: 4 query heads and 2 key and value heads of 16.
+pub const HIDDEN: u64 = 64;
+pub const KV: u64 = 32;
+pub const FEED_FORWARD: u64 = 96;
+pub const VOCAB: u64 = 40;
+
+/// A file of `layers` layers with a tied head.
+pub fn file(layers: u32) -> Gguf {
+    let mut file = Gguf::default()
+        .key("general.architecture", "llama")
+        .key("general.name", "tiny")
+        .key("llama.context_length", 256)
+        .key("llama.embedding_length", HIDDEN as u32)
+        .key("llama.block_count", layers)
+        .key("llama.feed_forward_length", FEED_FORWARD as u32)
+        .key("llama.attention.head_count", 4)
+        .key("llama.attention.head_count_kv", 2)
+        .key("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .key("llama.rope.dimension_count", 16)
+        .key("llama.rope.freq_base", 10000.0)
+        .tensor("token_embd.weight", &[HIDDEN, VOCAB], TensorType::Q8_0)
+        .tensor("output_norm.weight", &[HIDDEN], TensorType::F32);
+    for layer in 0..layers {
+        for (name, dims, kind) in [
+            ("attn_norm", vec![HIDDEN], TensorType::F32),
+            ("attn_q", vec![HIDDEN, HIDDEN], TensorType::Q4_0),
+            ("attn_k", vec![HIDDEN, KV], TensorType::Q4_0),
+            ("attn_v", vec![HIDDEN, KV], TensorType::Q8_0),
+            ("attn_output", vec![HIDDEN, HIDDEN], TensorType::Q4_0),
+            ("ffn_norm", vec![HIDDEN], TensorType::F32),
+            ("ffn_gate", vec![HIDDEN, FEED_FORWARD], TensorType::Q4_0),
+            ("ffn_up", vec![HIDDEN, FEED_FORWARD], TensorType::Q4_0),
+            ("ffn_down", vec![FEED_FORWARD, HIDDEN], TensorType::Q4_1),
+        ] {
+            file = file.tensor(&format!("blk.{layer}.{name}.weight"), &dims, kind);
+        }
+    }
+    file
+}
+
+/// The same file with an output matrix of its own.
+pub fn untied(layers: u32) -> Gguf {
+    file(layers).tensor("output.weight", &[HIDDEN, VOCAB], TensorType::Q8_0)
+}
+
+/// Header, spec, table and cost of a sound file.
+pub fn read(file: &Gguf) -> (Header, ModelSpec, TensorTable, Cost) {
+    let header = OnDisk::new(file).header();
+    let spec = ModelSpec::from_header(&header).unwrap();
+    let table = TensorTable::new(&header, &spec).unwrap();
+    let cost = Cost::new(&spec, &table);
+    (header, spec, table, cost)
+}

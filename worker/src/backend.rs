@@ -1,0 +1,191 @@
+//! What a device must be able to do to run a model.
+//!
+//! The model code is written once over [`Backend`]; how weights, activations and the cache are kept, and which kernels
+//! run, is each backend's own. All activations are `[rows, width]` matrices of f32 with one row per token of the step.
+
+use std::ops::Range;
+
+use brigade_proto::control::CacheDtype;
+use brigade_shard::spec::{Activation, RopePairing};
+use brigade_shard::tensor_type::TensorType;
+
+use crate::weights::{LoadError, TensorSource};
+
+/// An operation that a device could not carry out.
+#[derive(Debug, thiserror::Error)]
+#[error("device failed to {operation}: {reason}")]
+pub struct BackendError {
+    /// What was being done, such as `multiply`.
+    pub operation: &'static str,
+    /// What the device said.
+    pub reason: String,
+}
+
+/// The form of a weight matrix: `rows` outputs of `width` inputs, stored row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixShape {
+    /// How values are stored.
+    pub kind: TensorType,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub width: usize,
+}
+
+/// The form of one layer's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Pages of [`PAGE_TOKENS`](brigade_shard::cost::PAGE_TOKENS) tokens.
+    pub pages: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Values of a key head.
+    pub key_width: usize,
+    /// Values of a value head.
+    pub value_width: usize,
+    /// How a value is kept.
+    pub dtype: CacheDtype,
+}
+
+/// Consecutive rows of a step that belong to one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// Position of the first row in its sequence.
+    pub start: usize,
+    /// The sequence's cache pages, in order; they hold every position up to the last row's.
+    pub pages: Vec<u32>,
+}
+
+/// A step's rows, sequence by sequence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// One entry per sequence; together they cover all rows in order.
+    pub spans: Vec<Span>,
+}
+
+impl Batch {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.spans.last().map_or(0, |span| span.rows.end)
+    }
+
+    /// Every row's position, in order.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.spans
+            .iter()
+            .flat_map(|span| span.start..span.start + span.rows.len())
+    }
+}
+
+/// How queries look at a cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads; `heads / kv_heads` neighbours share a key and value head.
+    pub heads: usize,
+    /// Factor on the scores before the softmax.
+    pub scale: f32,
+}
+
+/// A device, with the kernels that run on it.
+///
+/// Shapes are the caller's duty: the model code checks a file and a frame before it calls. Operations that write to
+/// `out` give it as many rows as their input has.
+pub trait Backend: Send + Sized {
+    /// A weight matrix in its file's blocks.
+    type Matrix: Send + Sync;
+    /// One f32 weight per channel.
+    type Vector: Send + Sync;
+    /// Activations, `[rows, width]`; the operation that writes them sets their shape.
+    type Rows: Send + Sync;
+    /// Keys and values of one layer.
+    type Cache: Send + Sync;
+
+    /// Makes room for the scratch memory of steps of `rows` rows and inputs of up to `width` values.
+    fn reserve(&mut self, rows: usize, width: usize);
+
+    /// Reads a matrix to where it stays. Fails where there is no kernel for its type, or the source cannot be read.
+    fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<Self::Matrix, LoadError>;
+
+    /// Places channel weights.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector, BackendError>;
+
+    /// An empty activation matrix with memory for `rows` rows of `width` values.
+    fn rows(&self, rows: usize, width: usize) -> Result<Self::Rows, BackendError>;
+
+    /// An empty cache.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache, BackendError>;
+
+    /// Runs `work` where the device's operations are cheapest to call; a step is one such call.
+    fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R;
+
+    /// Copies rows of `width` values to the device.
+    fn upload(&self, values: &[f32], width: usize, out: &mut Self::Rows) -> Result<(), BackendError>;
+
+    /// The rows' values on the host, in `scratch` where the device's memory is not the host's.
+    fn host<'a>(&self, rows: &'a Self::Rows, scratch: &'a mut Vec<f32>) -> Result<&'a [f32], BackendError>;
+
+    /// Takes the rows `which` of `rows`, in that order.
+    fn select(&self, rows: &Self::Rows, which: &[usize], out: &mut Self::Rows) -> Result<(), BackendError>;
+
+    /// Takes the row of `table` for each token.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<(), BackendError>;
+
+    /// Multiplies the input with each matrix: `[rows, width] x [outputs, width]^T -> [rows, outputs]`.
+    fn linear(
+        &mut self,
+        input: &Self::Rows,
+        products: &mut [(&Self::Matrix, &mut Self::Rows)],
+    ) -> Result<(), BackendError>;
+
+    /// x / sqrt(mean(x^2) + epsilon) * weight, row by row.
+    fn rms_norm(
+        &self,
+        input: &Self::Rows,
+        weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Turns the first `2 * angles` channels of each head of `head_width` channels by the row's angles, whose cosines
+    /// and sines are given as `[rows, angles]`.
+    fn rope(
+        &self,
+        rows: &mut Self::Rows,
+        head_width: usize,
+        pairing: RopePairing,
+        cos: &Self::Rows,
+        sin: &Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Writes each row's keys and values to its sequence's pages.
+    fn store(
+        &self,
+        cache: &mut Self::Cache,
+        batch: &Batch,
+        keys: &Self::Rows,
+        values: &Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Lets each row's queries look at its sequence's positions up to its own: softmax(q k^T scale) v per head.
+    fn attend(
+        &self,
+        cache: &Self::Cache,
+        batch: &Batch,
+        shape: AttentionShape,
+        queries: &Self::Rows,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// activation(gate) * up, into `gate`.
+    fn gate(
+        &self,
+        gate: &mut Self::Rows,
+        up: &Self::Rows,
+        activation: Activation,
+    ) -> Result<(), BackendError>;
+
+    /// Adds `other` to `rows`.
+    fn add(&self, rows: &mut Self::Rows, other: &Self::Rows) -> Result<(), BackendError>;
+}

@@ -1,0 +1,340 @@
+//! The command line of `brigade-worker`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use brigade_proto::control::DeviceKind;
+use brigade_shard::units::Bytes;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+/// What the program was asked to do.
+#[derive(Parser)]
+#[command(
+    name = "brigade-worker",
+    version,
+    about = "Runs a shard of a model for a Brigade coordinator",
+    after_help = "Exit codes: 0 done, 1 failed, 2 used wrongly."
+)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Join a coordinator and serve it until told to end
+    #[command(
+        after_help = "Example:\n  brigade-worker join studio.local:7481 --token bg1-... --memory 24GiB --models ~/models\n\n\
+                            The first start needs a token; its certificate is kept in the state directory, and later \
+                            starts need none."
+    )]
+    Join(Box<JoinArgs>),
+    /// Print the version
+    Version,
+}
+
+/// Arguments of `join`. Every one of them can be set by the environment variable named with it; flags win.
+#[derive(Args)]
+pub struct JoinArgs {
+    /// Where the coordinator listens for workers: HOST[:PORT]
+    #[arg(value_name = "ADDR", env = "BRIGADE_COORDINATOR")]
+    pub coordinator: CoordinatorAddress,
+
+    /// Join token, as printed by `brigade serve` or `brigade token create`
+    #[arg(long, env = "BRIGADE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// File that holds the join token
+    #[arg(long, value_name = "FILE", env = "BRIGADE_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Where to compute: cpu, cuda:N or metal
+    #[arg(long, default_value = "cpu", env = "BRIGADE_DEVICE")]
+    pub device: Device,
+
+    /// Memory for weights, cache and workspace, such as 24GiB [default: 80% of this machine's]
+    #[arg(long, value_name = "SIZE", env = "BRIGADE_MEMORY")]
+    pub memory: Option<Bytes>,
+
+    /// Compute threads [default: one per processor]
+    #[arg(long, value_name = "N", env = "BRIGADE_THREADS")]
+    pub threads: Option<NonZeroU16>,
+
+    /// Directory (or file) with models; may be given several times, or as a list separated by colons
+    /// [default: ~/.local/share/brigade/models]
+    #[arg(long, value_name = "DIR", env = "BRIGADE_MODELS", value_delimiter = ':')]
+    pub models: Vec<PathBuf>,
+
+    /// Directory that keeps this worker's certificate [default: ~/.local/state/brigade-worker/NAME]
+    #[arg(long, value_name = "DIR", env = "BRIGADE_STATE")]
+    pub state: Option<PathBuf>,
+
+    /// This worker's name, for people [default: the machine's name]
+    #[arg(long, env = "BRIGADE_NAME")]
+    pub name: Option<WorkerName>,
+
+    /// UDP address of the data plane [default: every interface, any free port]
+    #[arg(long, value_name = "ADDR", env = "BRIGADE_DATA")]
+    pub data: Option<SocketAddr>,
+
+    /// TCP address that answers grpc.health.v1 checks [default: none]
+    #[arg(long, value_name = "ADDR", env = "BRIGADE_HEALTH")]
+    pub health: Option<SocketAddr>,
+
+    /// How log lines look
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "BRIGADE_LOG_FORMAT"
+    )]
+    pub log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as brigade_worker=debug
+    #[arg(long, value_name = "FILTER", env = "BRIGADE_LOG")]
+    pub log: Option<String>,
+
+    /// End when standard input does: for a supervisor that holds the other end of the pipe
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Reads the arguments; `args` begins with the program's name.
+///
+/// # Errors
+/// Where they are wrong, or ask for help: print the error and end with its exit code.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(args)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Command::Join(join) = &mut cli.command
+        && let Some((_, matches)) = matches.subcommand()
+    {
+        choose_token(join, matches)?;
+    }
+    Ok(cli)
+}
+
+/// Leaves one source of the token: a flag wins over the environment, and the token itself over a file with it.
+fn choose_token(join: &mut JoinArgs, matches: &ArgMatches) -> Result<(), clap::Error> {
+    join.token = join.token.take().filter(|token| !token.trim().is_empty());
+    join.token_file = join.token_file.take().filter(|path| !path.as_os_str().is_empty());
+    let by_flag = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    match (by_flag("token"), by_flag("token_file")) {
+        (true, true) => {
+            let message = "--token and --token-file were both given: leave one out";
+            return Err(Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message));
+        }
+        (false, true) => join.token = None,
+        (true, false) => join.token_file = None,
+        (false, false) if join.token.is_some() => join.token_file = None,
+        (false, false) => {}
+    }
+    Ok(())
+}
+
+/// TCP port of a coordinator's control plane where the address names none.
+pub const DEFAULT_CONTROL_PORT: u16 = 7481;
+
+/// Where a coordinator listens: `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoordinatorAddress(String);
+
+impl CoordinatorAddress {
+    /// The address with its port, as name resolution wants it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A value on the command line that is not what it must be.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ValueError {
+    /// Not a host with a port.
+    #[error("`{0}` is not an address: write HOST, HOST:PORT or [IPV6]:PORT")]
+    Address(String),
+    /// Not a device.
+    #[error("`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0) or metal")]
+    Device(String),
+    /// Not a name.
+    #[error(
+        "`{0}` is not a worker's name: 1 to 63 letters, digits, dots, dashes and underscores, not starting with a dot"
+    )]
+    Name(String),
+}
+
+impl FromStr for CoordinatorAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let error = || ValueError::Address(text.to_owned());
+        let trimmed = text.trim();
+        if let Ok(address) = trimmed.parse::<SocketAddr>() {
+            return if address.port() == 0 {
+                Err(error())
+            } else {
+                Ok(CoordinatorAddress(address.to_string()))
+            };
+        }
+        let bare = trimmed
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+            .unwrap_or(trimmed);
+        if let Ok(ip) = bare.parse() {
+            return Ok(CoordinatorAddress(
+                SocketAddr::new(ip, DEFAULT_CONTROL_PORT).to_string(),
+            ));
+        }
+        let (host, port) = match trimmed.split_once(':') {
+            Some((host, port)) => (
+                host,
+                port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?,
+            ),
+            None => (trimmed, DEFAULT_CONTROL_PORT),
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if host.is_empty() || !host.bytes().all(plain) {
+            return Err(error());
+        }
+        Ok(CoordinatorAddress(format!("{host}:{port}")))
+    }
+}
+
+/// A device on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device(pub DeviceKind);
+
+impl FromStr for Device {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let kind = match text.split_once(':') {
+            None if text == "cpu" => DeviceKind::Cpu,
+            None if text == "metal" => DeviceKind::Metal,
+            None if text == "cuda" => DeviceKind::Cuda(0),
+            Some(("cuda", number)) => {
+                DeviceKind::Cuda(number.parse().map_err(|_| ValueError::Device(text.to_owned()))?)
+            }
+            _ => return Err(ValueError::Device(text.to_owned())),
+        };
+        Ok(Device(kind))
+    }
+}
+
+/// A worker's name: also a directory's, so it has no separators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerName(String);
+
+impl WorkerName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A machine's name as a worker's: what a worker's name cannot hold becomes a dash.
+    pub fn from_host(host: &str) -> WorkerName {
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        };
+        let name: String = host.trim_start_matches('.').chars().map(plain).take(63).collect();
+        WorkerName(if name.is_empty() {
+            "worker".to_owned()
+        } else {
+            name
+        })
+    }
+}
+
+impl FromStr for WorkerName {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let name = WorkerName::from_host(text);
+        if name.0 == text {
+            Ok(name)
+        } else {
+            Err(ValueError::Name(text.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn coordinators_are_named_as_people_write_them() {
+        for (text, address) in [
+            ("studio.local", "studio.local:7481"),
+            ("studio.local:9000", "studio.local:9000"),
+            ("10.0.0.1", "10.0.0.1:7481"),
+            ("10.0.0.1:9", "10.0.0.1:9"),
+            ("::1", "[::1]:7481"),
+            ("[fd00::1]", "[fd00::1]:7481"),
+            ("[fd00::1]:9", "[fd00::1]:9"),
+        ] {
+            let parsed: CoordinatorAddress = text.parse().unwrap();
+            assert_eq!(parsed.as_str(), address, "{text}");
+        }
+        for text in [
+            "",
+            ":7481",
+            "host:",
+            "host:0",
+            "host:port",
+            "1.2.3.4:0",
+            "a/b",
+            "http://x",
+            "host:70000",
+        ] {
+            assert!(text.parse::<CoordinatorAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_are_cpu_cuda_and_metal() {
+        assert_eq!("cpu".parse(), Ok(Device(DeviceKind::Cpu)));
+        assert_eq!("cuda:3".parse(), Ok(Device(DeviceKind::Cuda(3))));
+        assert_eq!("cuda".parse(), Ok(Device(DeviceKind::Cuda(0))));
+        assert_eq!("metal".parse(), Ok(Device(DeviceKind::Metal)));
+        for text in ["", "gpu", "cuda:", "cuda:x", "cpu:0", "metal:1"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_also_a_directory() {
+        assert_eq!("w1".parse::<WorkerName>().unwrap().as_str(), "w1");
+        for text in ["", "..", "a/b", ".hidden", "a b", &"x".repeat(64)] {
+            assert!(text.parse::<WorkerName>().is_err(), "{text}");
+        }
+        assert_eq!(
+            WorkerName::from_host("Jo's Mac Studio").as_str(),
+            "Jo-s-Mac-Studio"
+        );
+        assert_eq!(WorkerName::from_host("").as_str(), "worker");
+    }
+}

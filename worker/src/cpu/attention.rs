@@ -1,0 +1,173 @@
+//! Attention over the paged cache.
+//!
+//! The softmax is taken page by page: each row and head keeps the largest score so far, the sum of the exponentials and
+//! the weighted sum of the values, and all three are rescaled when a page brings a larger score. Pages begin at fixed
+//! positions, so a row's result does not depend on how its prompt was cut or on which rows are computed beside it.
+
+use rayon::prelude::*;
+
+use super::cache::{CpuCache, PAGE};
+use super::columns::Columns;
+use crate::backend::{AttentionShape, Batch};
+use crate::exponential::exp;
+use crate::simd::{LANES, Simd, dot, kernel};
+
+/// Rows of a sequence that share the reading of a page.
+const TILE_ROWS: usize = 16;
+
+/// Rows of one sequence and the query heads of one key and value head.
+struct Tile<'a> {
+    pages: &'a [u32],
+    /// First row, in the step.
+    row: usize,
+    rows: usize,
+    /// Position of the first row.
+    position: usize,
+    kv_head: usize,
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// Largest score and sum of exponentials, per row and head.
+    states: Vec<(f32, f32)>,
+}
+
+/// Computes `[rows, heads * value_width]` from queries `[rows, heads * key_width]`.
+pub(crate) fn attend(
+    simd: Simd,
+    cache: &CpuCache,
+    batch: &Batch,
+    shape: AttentionShape,
+    queries: &[f32],
+    out: &mut [f32],
+) {
+    let kv_heads = cache.shape.kv_heads;
+    let mut tiles = Vec::new();
+    for span in &batch.spans {
+        for first in (0..span.rows.len()).step_by(TILE_ROWS) {
+            let rows = TILE_ROWS.min(span.rows.len() - first);
+            let position = span.start + first;
+            let pages = &span.pages[..(position + rows).div_ceil(PAGE)];
+            tiles.extend((0..kv_heads).map(|kv_head| Tile {
+                pages,
+                row: span.rows.start + first,
+                rows,
+                position,
+                kv_head,
+            }));
+        }
+    }
+    // SAFETY: each tile writes its own rows and heads.
+    let out = unsafe { Columns::new(out, shape.heads * cache.shape.value_width) };
+    tiles.par_iter().for_each_init(Scratch::default, |scratch, tile| {
+        attend_tile(simd, cache, tile, shape, queries, &out, scratch);
+    });
+}
+
+fn attend_tile(
+    simd: Simd,
+    cache: &CpuCache,
+    tile: &Tile<'_>,
+    shape: AttentionShape,
+    queries: &[f32],
+    out: &Columns<'_>,
+    scratch: &mut Scratch,
+) {
+    let (key_width, value_width) = (cache.shape.key_width, cache.shape.value_width);
+    let group = shape.heads / cache.shape.kv_heads;
+    let heads = tile.kv_head * group..(tile.kv_head + 1) * group;
+    let Scratch { keys, values, states } = scratch;
+    keys.resize(PAGE * key_width, 0.0);
+    values.resize(PAGE * value_width, 0.0);
+    states.clear();
+    states.resize(tile.rows * group, (f32::NEG_INFINITY, 0.0));
+    // SAFETY: no other tile has these rows and heads, and each reference ends before the next is made.
+    let part = |row: usize, head: usize| unsafe {
+        out.part(tile.row + row, head * value_width..(head + 1) * value_width)
+    };
+    for row in 0..tile.rows {
+        heads.clone().for_each(|head| part(row, head).fill(0.0));
+    }
+    for (index, &page) in tile.pages.iter().enumerate() {
+        let keys = cache.keys(page, tile.kv_head, keys);
+        let values = cache.values(page, tile.kv_head, values);
+        for row in 0..tile.rows {
+            let visible = (tile.position + row + 1).saturating_sub(index * PAGE).min(PAGE);
+            if visible == 0 {
+                continue;
+            }
+            for (i, head) in heads.clone().enumerate() {
+                let query = &queries[((tile.row + row) * shape.heads + head) * key_width..][..key_width];
+                attend_page(
+                    simd,
+                    query,
+                    &keys[..visible * key_width],
+                    &values[..visible * value_width],
+                    shape.scale,
+                    &mut states[row * group + i],
+                    part(row, head),
+                );
+            }
+        }
+    }
+    for row in 0..tile.rows {
+        for (i, head) in heads.clone().enumerate() {
+            let (_, sum) = states[row * group + i];
+            part(row, head).iter_mut().for_each(|value| *value /= sum);
+        }
+    }
+}
+
+kernel! {
+    /// Adds a page's positions to a row and head: `keys` `[n, key width]`, `values` `[n, value width]`, `n <= PAGE`.
+    fn attend_page<V>(
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        scale: f32,
+        state: &mut (f32, f32),
+        out: &mut [f32],
+    ) {
+        let count = keys.len() / query.len();
+        // Positions that the row does not see, or that are not there, get the weight 0.
+        let mut weights = [f32::NEG_INFINITY; PAGE];
+        for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(query.len())) {
+            *weight = dot::<V>(query, key) * scale;
+        }
+        let (before, sum) = *state;
+        // Written so that a score that is not a number stays and shows.
+        let largest = weights.iter().fold(before, |a, &b| if b <= a { a } else { b });
+        for weight in weights.iter_mut() {
+            *weight = exp(*weight - largest);
+        }
+        weights[count..].fill(0.0);
+        let shrink = exp(before - largest);
+        let (chunks, _) = weights.as_chunks::<LANES>();
+        let ones = V::splat(1.0);
+        let added = chunks.iter().fold(V::zero(), |sum, chunk| sum.add_product(V::load(chunk), ones));
+        *state = (largest, sum * shrink + added.sum());
+
+        for value in out.iter_mut() {
+            *value *= shrink;
+        }
+        let width = out.len();
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        let whole = chunks.len() * LANES;
+        for (i, out) in chunks.iter_mut().enumerate() {
+            let mut sum = V::load(out);
+            for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+                let (value, _) = value[i * LANES..].as_chunks::<LANES>();
+                sum = sum.add_product(V::splat(weight), V::load(&value[0]));
+            }
+            sum.store(out);
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+                *out += weight * value[whole + i];
+            }
+        }
+    }
+}

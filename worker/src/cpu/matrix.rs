@@ -1,0 +1,321 @@
+//! A matrix in its file's blocks, and its products with rows of activations.
+
+use brigade_shard::tensor_type::TensorType;
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType,
+};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::blocks::{self, ActivationBlock, BLOCK, BlockFormat};
+use super::columns::Columns;
+use crate::simd::{LANES, Simd, Vector, add_dot, kernel};
+use crate::weights::{Plain, WeightBuffer};
+
+/// Values in a block of the K formats.
+pub(crate) const SUPER_BLOCK: usize = 256;
+
+/// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
+const TILE_ROWS: usize = 16;
+
+/// Half-precision weights are widened this many at a time, on the stack.
+const WIDENED: usize = 16 * LANES;
+
+/// How a matrix's rows are stored; a [`TensorType`] that this backend can multiply with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    F32,
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+/// What a format's products take activations as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ActivationForm {
+    /// As they are.
+    Float,
+    /// 8 bits in blocks of 32.
+    Blocks,
+    /// 8 bits in blocks of 256.
+    SuperBlocks,
+}
+
+impl Format {
+    /// The format of a tensor type; `None` where there is no kernel for it.
+    pub(crate) fn of(kind: TensorType) -> Option<Format> {
+        Some(match kind {
+            TensorType::F32 => Format::F32,
+            TensorType::F16 => Format::F16,
+            TensorType::BF16 => Format::Bf16,
+            TensorType::Q4_0 => Format::Q4_0,
+            TensorType::Q4_1 => Format::Q4_1,
+            TensorType::Q5_0 => Format::Q5_0,
+            TensorType::Q5_1 => Format::Q5_1,
+            TensorType::Q8_0 => Format::Q8_0,
+            TensorType::Q2K => Format::Q2K,
+            TensorType::Q3K => Format::Q3K,
+            TensorType::Q4K => Format::Q4K,
+            TensorType::Q5K => Format::Q5K,
+            TensorType::Q6K => Format::Q6K,
+            _ => return None,
+        })
+    }
+
+    /// Values and bytes of a block.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Format::F32 => (1, 4),
+            Format::F16 | Format::Bf16 => (1, 2),
+            Format::Q4_0 => (BLOCK, blocks::Q4_0::BYTES),
+            Format::Q4_1 => (BLOCK, blocks::Q4_1::BYTES),
+            Format::Q5_0 => (BLOCK, blocks::Q5_0::BYTES),
+            Format::Q5_1 => (BLOCK, blocks::Q5_1::BYTES),
+            Format::Q8_0 => (BLOCK, blocks::Q8_0::BYTES),
+            Format::Q2K => (SUPER_BLOCK, size_of::<BlockQ2K>()),
+            Format::Q3K => (SUPER_BLOCK, size_of::<BlockQ3K>()),
+            Format::Q4K => (SUPER_BLOCK, size_of::<BlockQ4K>()),
+            Format::Q5K => (SUPER_BLOCK, size_of::<BlockQ5K>()),
+            Format::Q6K => (SUPER_BLOCK, size_of::<BlockQ6K>()),
+        }
+    }
+
+    /// Bytes of a row of `width` values; `None` where no whole number of blocks makes it.
+    pub(crate) fn row_bytes(self, width: usize) -> Option<usize> {
+        let (values, bytes) = self.block();
+        width.is_multiple_of(values).then(|| width / values * bytes)
+    }
+
+    /// What its products take.
+    pub(crate) fn activation_form(self) -> ActivationForm {
+        match self.block().0 {
+            1 => ActivationForm::Float,
+            BLOCK => ActivationForm::Blocks,
+            _ => ActivationForm::SuperBlocks,
+        }
+    }
+}
+
+/// A weight matrix `[rows, width]`, resident once, in its file's blocks.
+pub struct CpuMatrix {
+    pub(crate) format: Format,
+    /// Number of outputs.
+    pub(crate) rows: usize,
+    /// Number of inputs; a multiple of the format's block.
+    pub(crate) width: usize,
+    pub(crate) row_bytes: usize,
+    /// `rows * row_bytes` bytes.
+    pub(crate) buffer: WeightBuffer,
+}
+
+/// A step's activations in every form that the matrices at hand want, `[rows, matrix width]`; forms that none wants
+/// are left over from earlier steps.
+#[derive(Clone, Copy)]
+pub(crate) struct Activations<'a> {
+    pub(crate) rows: usize,
+    pub(crate) float: &'a [f32],
+    pub(crate) blocks: &'a [ActivationBlock],
+    pub(crate) super_blocks: &'a [BlockQ8K],
+}
+
+impl CpuMatrix {
+    /// Writes weight row `row` as f32.
+    pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
+        let bytes = &self.buffer.bytes()[row * self.row_bytes..][..self.row_bytes];
+        match self.format {
+            Format::F32 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+            Format::F16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            Format::Bf16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *out = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            Format::Q4_0 => blocks::dequantise::<blocks::Q4_0>(bytes, out),
+            Format::Q4_1 => blocks::dequantise::<blocks::Q4_1>(bytes, out),
+            Format::Q5_0 => blocks::dequantise::<blocks::Q5_0>(bytes, out),
+            Format::Q5_1 => blocks::dequantise::<blocks::Q5_1>(bytes, out),
+            Format::Q8_0 => blocks::dequantise::<blocks::Q8_0>(bytes, out),
+            Format::Q2K => BlockQ2K::to_float(self.super_row(row), out),
+            Format::Q3K => BlockQ3K::to_float(self.super_row(row), out),
+            Format::Q4K => BlockQ4K::to_float(self.super_row(row), out),
+            Format::Q5K => BlockQ5K::to_float(self.super_row(row), out),
+            Format::Q6K => BlockQ6K::to_float(self.super_row(row), out),
+        }
+    }
+
+    fn super_row<T: Plain>(&self, row: usize) -> &[T] {
+        let blocks = self.width / SUPER_BLOCK;
+        &self.buffer.values()[row * blocks..][..blocks]
+    }
+
+    /// Multiplies weight rows `chunk` with all rows of activations: column `o` of `out` gets row `o`'s products.
+    pub(crate) fn multiply(
+        &self,
+        simd: Simd,
+        chunk: std::ops::Range<usize>,
+        input: Activations<'_>,
+        out: &Columns<'_>,
+    ) {
+        match self.format {
+            Format::F32 | Format::F16 | Format::Bf16 => self.multiply_float(simd, chunk, input, out),
+            Format::Q4_0 => self.multiply_blocks::<blocks::Q4_0>(simd, chunk, input, out),
+            Format::Q4_1 => self.multiply_blocks::<blocks::Q4_1>(simd, chunk, input, out),
+            Format::Q5_0 => self.multiply_blocks::<blocks::Q5_0>(simd, chunk, input, out),
+            Format::Q5_1 => self.multiply_blocks::<blocks::Q5_1>(simd, chunk, input, out),
+            Format::Q8_0 => self.multiply_blocks::<blocks::Q8_0>(simd, chunk, input, out),
+            Format::Q2K => self.multiply_super_blocks::<BlockQ2K>(chunk, input, out),
+            Format::Q3K => self.multiply_super_blocks::<BlockQ3K>(chunk, input, out),
+            Format::Q4K => self.multiply_super_blocks::<BlockQ4K>(chunk, input, out),
+            Format::Q5K => self.multiply_super_blocks::<BlockQ5K>(chunk, input, out),
+            Format::Q6K => self.multiply_super_blocks::<BlockQ6K>(chunk, input, out),
+        }
+    }
+
+    fn multiply_blocks<F: BlockFormat>(
+        &self,
+        simd: Simd,
+        chunk: std::ops::Range<usize>,
+        input: Activations<'_>,
+        out: &Columns<'_>,
+    ) {
+        let per_row = self.width / BLOCK;
+        let row = |r: usize| &input.blocks[r * per_row..][..per_row];
+        for tile in (0..input.rows).step_by(TILE_ROWS) {
+            let end = input.rows.min(tile + TILE_ROWS);
+            for o in chunk.clone() {
+                let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
+                let mut r = tile;
+                while r + 4 <= end {
+                    let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];
+                    let products = blocks::products::<F, 4>(simd, weights, inputs);
+                    for (i, product) in products.into_iter().enumerate() {
+                        out.set(r + i, o, product);
+                    }
+                    r += 4;
+                }
+                while r < end {
+                    let [product] = blocks::products::<F, 1>(simd, weights, [row(r)]);
+                    out.set(r, o, product);
+                    r += 1;
+                }
+            }
+        }
+    }
+
+    fn multiply_super_blocks<T: GgmlType<VecDotType = BlockQ8K> + Plain>(
+        &self,
+        chunk: std::ops::Range<usize>,
+        input: Activations<'_>,
+        out: &Columns<'_>,
+    ) {
+        let per_row = self.width / SUPER_BLOCK;
+        for tile in (0..input.rows).step_by(TILE_ROWS) {
+            for o in chunk.clone() {
+                let weights: &[T] = self.super_row(o);
+                for r in tile..input.rows.min(tile + TILE_ROWS) {
+                    let activations = &input.super_blocks[r * per_row..][..per_row];
+                    out.set(r, o, T::vec_dot(self.width, weights, activations));
+                }
+            }
+        }
+    }
+
+    fn multiply_float(
+        &self,
+        simd: Simd,
+        chunk: std::ops::Range<usize>,
+        input: Activations<'_>,
+        out: &Columns<'_>,
+    ) {
+        let row = |r: usize| &input.float[r * self.width..][..self.width];
+        for tile in (0..input.rows).step_by(TILE_ROWS) {
+            let end = input.rows.min(tile + TILE_ROWS);
+            for o in chunk.clone() {
+                let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
+                let mut r = tile;
+                while r < end {
+                    // Rows past the end repeat the last one and are not written.
+                    let inputs = std::array::from_fn(|i| row((r + i).min(end - 1)));
+                    let products = if end - r >= FLOAT_ROWS {
+                        float_products(simd, self.format, weights, inputs)
+                    } else {
+                        let [first, ..] = inputs;
+                        [float_product(simd, self.format, weights, first); FLOAT_ROWS]
+                    };
+                    let done = if end - r >= FLOAT_ROWS { FLOAT_ROWS } else { 1 };
+                    for (i, product) in products.into_iter().enumerate().take(done) {
+                        out.set(r + i, o, product);
+                    }
+                    r += done;
+                }
+            }
+        }
+    }
+}
+
+/// Rows of activations that share the widening of a row of float weights.
+const FLOAT_ROWS: usize = 4;
+
+#[inline(always)]
+fn float_rows<V: Vector, const R: usize>(format: Format, weights: &[u8], inputs: [&[f32]; R]) -> [f32; R] {
+    let mut lanes = [V::zero(); R];
+    let mut widened = [0f32; WIDENED];
+    let size = if format == Format::F32 { 4 } else { 2 };
+    for (i, piece) in weights.chunks(WIDENED * size).enumerate() {
+        let count = piece.len() / size;
+        let widened = &mut widened[..count];
+        match format {
+            Format::F32 => {
+                for (out, bytes) in widened.iter_mut().zip(piece.as_chunks::<4>().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+            Format::F16 => {
+                let mut halves = [f16::ZERO; WIDENED];
+                for (out, bytes) in halves.iter_mut().zip(piece.as_chunks::<2>().0) {
+                    *out = f16::from_le_bytes(*bytes);
+                }
+                halves[..count].convert_to_f32_slice(widened);
+            }
+            _ => {
+                for (out, bytes) in widened.iter_mut().zip(piece.as_chunks::<2>().0) {
+                    *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                }
+            }
+        }
+        for r in 0..R {
+            lanes[r] = add_dot(lanes[r], widened, &inputs[r][i * WIDENED..][..count]);
+        }
+    }
+    lanes.map(V::sum)
+}
+
+kernel! {
+    fn float_products<V>(format: Format, weights: &[u8], inputs: [&[f32]; FLOAT_ROWS]) -> [f32; FLOAT_ROWS] {
+        float_rows::<V, FLOAT_ROWS>(format, weights, inputs)
+    }
+}
+
+kernel! {
+    fn float_product<V>(format: Format, weights: &[u8], input: &[f32]) -> f32 {
+        let [product] = float_rows::<V, 1>(format, weights, [input]);
+        product
+    }
+}

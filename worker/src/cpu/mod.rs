@@ -1,0 +1,379 @@
+//! The processor as a device.
+//!
+//! Weights stay in their file's blocks, read straight to where they stay. A row's result depends on nothing but the
+//! row: not on the rows beside it, on how work is split, on the number of threads, or on the instruction set.
+
+mod attention;
+mod blocks;
+mod cache;
+mod columns;
+mod matrix;
+mod ops;
+
+use std::sync::Arc;
+
+use brigade_shard::spec::{Activation, RopePairing};
+use candle_core::quantized::k_quants::{BlockQ8K, GgmlType};
+use rayon::prelude::*;
+
+use self::blocks::{ActivationBlock, BLOCK};
+pub use self::cache::CpuCache;
+use self::columns::Columns;
+pub use self::matrix::CpuMatrix;
+use self::matrix::{ActivationForm, Activations, Format, SUPER_BLOCK};
+use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape};
+pub use crate::simd::Simd;
+use crate::weights::{LoadError, TensorSource, WeightBuffer};
+
+/// Below this many values an elementwise operation stays on one thread: handing it out would cost more.
+const PARALLEL_VALUES: usize = 16 * 1024;
+
+/// Pieces of work per thread that a product is cut into, so that a thread that was held up does not hold up the rest.
+const CHUNKS_PER_THREAD: usize = 4;
+
+/// Fewest weight values in a piece of a product.
+const CHUNK_VALUES: usize = 32 * 1024;
+
+/// Most bytes of weights in a piece of a product with several rows, which pass over it a tile at a time: it should stay
+/// in the second-level cache.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// The processor, with its own compute threads.
+pub struct CpuBackend {
+    pool: Arc<rayon::ThreadPool>,
+    simd: Simd,
+    blocks: Vec<ActivationBlock>,
+    super_blocks: Vec<BlockQ8K>,
+    /// What the scratch memory was reserved for: rows, and values of a row.
+    reserved: (usize, usize),
+}
+
+/// Activations `[rows, width]`, in memory that was taken for the largest step.
+pub struct CpuRows {
+    width: usize,
+    rows: usize,
+    data: Vec<f32>,
+}
+
+impl CpuRows {
+    fn values(&self) -> &[f32] {
+        &self.data[..self.rows * self.width]
+    }
+
+    /// Sets the shape; the values are then to be written.
+    fn shaped(&mut self, rows: usize, width: usize) -> &mut [f32] {
+        let len = rows * width;
+        if len > self.data.len() {
+            self.data.resize(len, 0.0);
+        }
+        (self.rows, self.width) = (rows, width);
+        &mut self.data[..len]
+    }
+}
+
+impl CpuBackend {
+    /// A backend with exactly `threads` compute threads, on the best instructions that the processor has.
+    pub fn new(threads: usize) -> Result<CpuBackend, BackendError> {
+        CpuBackend::with_simd(threads, Simd::detect())
+    }
+
+    /// A backend on chosen instructions; the results are the same on all of them.
+    pub fn with_simd(threads: usize, simd: Simd) -> Result<CpuBackend, BackendError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("compute-{i}"))
+            .build()
+            .map_err(|e| BackendError {
+                operation: "start its threads",
+                reason: e.to_string(),
+            })?;
+        Ok(CpuBackend {
+            pool: Arc::new(pool),
+            simd,
+            blocks: Vec::new(),
+            super_blocks: Vec::new(),
+            reserved: (0, 0),
+        })
+    }
+
+    /// Applies `work` to each row of `rows` of `out`, with the row's index.
+    fn each_row(&self, out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
+        if out.len() < PARALLEL_VALUES {
+            out.chunks_exact_mut(width)
+                .enumerate()
+                .for_each(|(i, row)| work(i, row));
+        } else {
+            let work = &work;
+            self.pool.install(|| {
+                out.par_chunks_exact_mut(width)
+                    .with_min_len(4)
+                    .enumerate()
+                    .for_each(|(i, row)| work(i, row));
+            });
+        }
+    }
+
+    /// Rounds the input to the forms that the matrices want.
+    fn round(&mut self, input: &CpuRows, forms: &[ActivationForm]) {
+        let (rows, width, simd) = (input.rows, input.width, self.simd);
+        let values = rows * width;
+        let parallel = values >= PARALLEL_VALUES;
+        if forms.contains(&ActivationForm::Blocks) {
+            let reserved = values.max(self.reserved.0 * self.reserved.1) / BLOCK;
+            if self.blocks.len() < values / BLOCK {
+                self.blocks.reserve_exact(reserved - self.blocks.len());
+                self.blocks.resize(values / BLOCK, ActivationBlock::ZERO);
+            }
+            let out = &mut self.blocks[..values / BLOCK];
+            let work = |(x, out): (&[f32], &mut [ActivationBlock])| blocks::quantise(simd, x, out);
+            if parallel {
+                self.pool.install(|| {
+                    input
+                        .values()
+                        .par_chunks_exact(width)
+                        .zip(out.par_chunks_exact_mut(width / BLOCK))
+                        .for_each(work);
+                });
+            } else {
+                input
+                    .values()
+                    .chunks_exact(width)
+                    .zip(out.chunks_exact_mut(width / BLOCK))
+                    .for_each(work);
+            }
+        }
+        if forms.contains(&ActivationForm::SuperBlocks) {
+            let reserved = values.max(self.reserved.0 * self.reserved.1) / SUPER_BLOCK;
+            if self.super_blocks.len() < values / SUPER_BLOCK {
+                self.super_blocks
+                    .reserve_exact(reserved - self.super_blocks.len());
+                self.super_blocks.resize(values / SUPER_BLOCK, BlockQ8K::zeros());
+            }
+            let out = &mut self.super_blocks[..values / SUPER_BLOCK];
+            let work = |(x, out): (&[f32], &mut [BlockQ8K])| round_super_blocks(x, out);
+            let per_row = width / SUPER_BLOCK;
+            if parallel {
+                self.pool.install(|| {
+                    input
+                        .values()
+                        .par_chunks_exact(width)
+                        .zip(out.par_chunks_exact_mut(per_row))
+                        .for_each(work);
+                });
+            } else {
+                input
+                    .values()
+                    .chunks_exact(width)
+                    .zip(out.chunks_exact_mut(per_row))
+                    .for_each(work);
+            }
+        }
+    }
+}
+
+/// Rounds a row to blocks of 256; a block with a value that is not finite gets a scale that is not either, so that it
+/// shows in every product.
+fn round_super_blocks(x: &[f32], out: &mut [BlockQ8K]) {
+    BlockQ8K::from_float(x, out);
+    for (x, out) in x.as_chunks::<SUPER_BLOCK>().0.iter().zip(out) {
+        if x.iter().any(|x| !x.is_finite()) {
+            BlockQ8K::from_float(&[f32::INFINITY; SUPER_BLOCK], std::slice::from_mut(out));
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Matrix = CpuMatrix;
+    type Vector = Vec<f32>;
+    type Rows = CpuRows;
+    type Cache = CpuCache;
+
+    fn reserve(&mut self, rows: usize, width: usize) {
+        self.reserved = (rows, width);
+    }
+
+    fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CpuMatrix, LoadError> {
+        let MatrixShape { kind, rows, width } = shape;
+        let unsupported = || source.unsupported(kind, "cpu");
+        let format = Format::of(kind).ok_or_else(unsupported)?;
+        let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
+        let mut buffer = WeightBuffer::zeroed(rows * row_bytes);
+        source.read(buffer.bytes_mut(), &self.pool)?;
+        Ok(CpuMatrix {
+            format,
+            rows,
+            width,
+            row_bytes,
+            buffer,
+        })
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
+        Ok(values.to_vec())
+    }
+
+    fn rows(&self, capacity: usize, width: usize) -> Result<CpuRows, BackendError> {
+        Ok(CpuRows {
+            width,
+            rows: 0,
+            data: vec![0.0; capacity * width],
+        })
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<CpuCache, BackendError> {
+        Ok(CpuCache::new(shape))
+    }
+
+    fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        let pool = self.pool.clone();
+        pool.install(|| work(self))
+    }
+
+    fn upload(&self, values: &[f32], width: usize, out: &mut CpuRows) -> Result<(), BackendError> {
+        out.shaped(values.len() / width, width).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn host<'a>(&self, rows: &'a CpuRows, _scratch: &'a mut Vec<f32>) -> Result<&'a [f32], BackendError> {
+        Ok(rows.values())
+    }
+
+    fn select(&self, rows: &CpuRows, which: &[usize], out: &mut CpuRows) -> Result<(), BackendError> {
+        let width = rows.width;
+        for (&row, out) in which
+            .iter()
+            .zip(out.shaped(which.len(), width).chunks_exact_mut(width))
+        {
+            out.copy_from_slice(&rows.data[row * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn embed(&self, table: &CpuMatrix, tokens: &[u32], out: &mut CpuRows) -> Result<(), BackendError> {
+        let width = table.width;
+        self.each_row(out.shaped(tokens.len(), width), width, |i, row| {
+            table.dequantise_row(tokens[i] as usize, row)
+        });
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        input: &CpuRows,
+        products: &mut [(&CpuMatrix, &mut CpuRows)],
+    ) -> Result<(), BackendError> {
+        let forms: Vec<_> = products
+            .iter()
+            .map(|(matrix, _)| matrix.format.activation_form())
+            .collect();
+        self.round(input, &forms);
+        let activations = Activations {
+            rows: input.rows,
+            float: input.values(),
+            blocks: &self.blocks,
+            super_blocks: &self.super_blocks,
+        };
+        let threads = self.pool.current_num_threads();
+        let mut work = Vec::new();
+        for (matrix, out) in products.iter_mut() {
+            debug_assert_eq!(matrix.width, input.width);
+            let values = out.shaped(input.rows, matrix.rows);
+            // SAFETY: each chunk of outputs is a task of its own, and a task writes the columns of its chunk.
+            let columns = unsafe { Columns::new(values, matrix.rows) };
+            let columns = Arc::new(columns);
+            let least = CHUNK_VALUES.div_ceil(matrix.width);
+            let mut chunk = matrix.rows.div_ceil(threads * CHUNKS_PER_THREAD).max(least);
+            if input.rows > 1 {
+                chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
+            }
+            for start in (0..matrix.rows).step_by(chunk) {
+                work.push((&**matrix, start..matrix.rows.min(start + chunk), columns.clone()));
+            }
+        }
+        let simd = self.simd;
+        self.pool.install(|| {
+            work.into_par_iter()
+                .for_each(|(matrix, chunk, columns)| matrix.multiply(simd, chunk, activations, &columns));
+        });
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        input: &CpuRows,
+        weight: &Vec<f32>,
+        epsilon: f32,
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
+        let width = input.width;
+        self.each_row(out.shaped(input.rows, width), width, |i, out| {
+            ops::rms_norm(self.simd, &input.data[i * width..][..width], weight, epsilon, out);
+        });
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        rows: &mut CpuRows,
+        head_width: usize,
+        pairing: RopePairing,
+        cos: &CpuRows,
+        sin: &CpuRows,
+    ) -> Result<(), BackendError> {
+        let (width, pairs) = (rows.width, cos.width);
+        let count = rows.rows;
+        self.each_row(&mut rows.data[..count * width], width, |i, row| {
+            let angles = i * pairs..(i + 1) * pairs;
+            ops::rope(
+                row,
+                head_width,
+                pairing,
+                &cos.data[angles.clone()],
+                &sin.data[angles],
+            );
+        });
+        Ok(())
+    }
+
+    fn store(
+        &self,
+        cache: &mut CpuCache,
+        batch: &Batch,
+        keys: &CpuRows,
+        values: &CpuRows,
+    ) -> Result<(), BackendError> {
+        cache.store(batch, keys.values(), values.values());
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        cache: &CpuCache,
+        batch: &Batch,
+        shape: AttentionShape,
+        queries: &CpuRows,
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
+        let out = out.shaped(queries.rows, shape.heads * cache.shape.value_width);
+        self.pool
+            .install(|| attention::attend(self.simd, cache, batch, shape, queries.values(), out));
+        Ok(())
+    }
+
+    fn gate(&self, gate: &mut CpuRows, up: &CpuRows, activation: Activation) -> Result<(), BackendError> {
+        let (width, rows) = (gate.width, gate.rows);
+        let Activation::Silu = activation;
+        self.each_row(&mut gate.data[..rows * width], width, |i, gate| {
+            ops::silu_gate(self.simd, gate, &up.data[i * width..][..width]);
+        });
+        Ok(())
+    }
+
+    fn add(&self, rows: &mut CpuRows, other: &CpuRows) -> Result<(), BackendError> {
+        let (width, count) = (rows.width, rows.rows);
+        self.each_row(&mut rows.data[..count * width], width, |i, row| {
+            ops::add(self.simd, row, &other.data[i * width..][..width]);
+        });
+        Ok(())
+    }
+}

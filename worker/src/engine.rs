@@ -1,0 +1,518 @@
+//! The engine: one thread that owns a device's stages and computes their steps, one at a time.
+//!
+//! Frames arrive in two bounded lanes, decode before prefill, and orders about the stages come before both. Every
+//! frame is checked against its stage's fence and sender before anything else; what is not expected is dropped and
+//! counted. What a stage makes goes to the tasks that send, so that receiving, computing and sending overlap. A step
+//! that fails is reported and the engine goes on; a defect that unwinds costs the stage, never the thread.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::StageMemory;
+use brigade_proto::ids::{DeploymentId, Fence, Peer, StepId};
+use brigade_proto::step::{Frame, StageTiming, StepFrame, StepKind, StepResult, WireDtype};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::telemetry::EngineCounters;
+
+/// Decode frames that wait to be computed. A coordinator keeps about one decode step per stage in flight, of a few
+/// rows each; past this the link's flow control holds them back.
+pub const DECODE_LANE_FRAMES: usize = 32;
+
+/// Prefill frames that wait to be computed: a first stage is sent a chunk per stage of the pipeline, as token ids.
+pub const PREFILL_LANE_FRAMES: usize = 64;
+
+/// Bytes of hidden states that wait in the prefill lane; a frame larger than this waits alone. Between two stages a
+/// chunk can be megabytes, and what is not taken in here waits at its sender.
+pub const PREFILL_LANE_BYTES: usize = 8 << 20;
+
+/// Frames of a kind that wait to be sent: one on its way and one behind it keep the link busy, and more would only
+/// hold memory.
+pub const OUTPUT_FRAMES: usize = 2;
+
+/// Orders about stages that wait: a few per deployment and plan, and a worker holds few deployments.
+const ORDER_QUEUE: usize = 128;
+
+/// Reports that wait to be taken up. Whoever takes them never waits for the engine, so the engine may wait here.
+const EVENT_QUEUE: usize = 64;
+
+/// What the engine needs of a stage.
+pub trait Compute: Send {
+    /// Computes a step: ended sequences are released first. Timings are the engine's to fill in.
+    ///
+    /// # Errors
+    /// Where the frame does not fit the stage; the stage stays usable for others.
+    fn run(&mut self, frame: StepFrame) -> Result<Output, String>;
+    /// Forgets all sequences.
+    fn clear(&mut self);
+    /// Cache tokens in use, and sequences that hold any.
+    fn usage(&self) -> (u32, u32);
+    /// What the stage takes of the budget.
+    fn memory(&self) -> StageMemory;
+    /// How hidden states leave the stage from now on.
+    fn set_wire(&mut self, wire: WireDtype);
+}
+
+/// What a step brought.
+#[derive(Debug)]
+pub enum Output {
+    /// For the next stage.
+    Pass(StepFrame),
+    /// For the coordinator.
+    Finish(StepResult),
+}
+
+/// A frame with where it came from and when.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Who sent it.
+    pub peer: Peer,
+    /// What it is.
+    pub frame: StepFrame,
+    /// When it was complete.
+    pub at: Instant,
+}
+
+/// Where a stage's frames leave it.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// For decode steps.
+    pub decode: mpsc::Sender<Frame>,
+    /// For prefill steps.
+    pub prefill: mpsc::Sender<Frame>,
+    /// How long sending the last frame took, in microseconds; kept by whoever sends.
+    pub sent_us: Arc<AtomicU32>,
+}
+
+/// What to do with a stage.
+pub enum EngineOrder {
+    /// Take a stage in; it accepts no frame yet.
+    Install {
+        /// What it is called.
+        deployment: DeploymentId,
+        /// Its place in the pipeline, from 0.
+        stage: u32,
+        /// The stage.
+        compute: Box<dyn Compute>,
+    },
+    /// Set its neighbours.
+    Bind {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// Whose frames it accepts.
+        previous: Peer,
+        /// Where its own go.
+        outputs: Outputs,
+        /// How hidden states are stored on the way.
+        wire: WireDtype,
+    },
+    /// Accept frames of this fence.
+    Activate {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// What frames must carry.
+        fence: Fence,
+    },
+    /// Accept no frame, and forget neighbours and sequences; the weights stay.
+    Clear {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// Its place in the pipeline from now on.
+        stage: u32,
+    },
+    /// Let go of the stage and its memory; answered by [`EngineEvent::Dropped`], also where there is none.
+    Drop {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+}
+
+/// What the engine has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// A stage is gone and its memory free.
+    Dropped {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+    /// A stage was lost to a defect; its memory is free.
+    Panicked {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// What the defect said.
+        reason: String,
+    },
+    /// A step brings no result.
+    StepFailed {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// Which step.
+        step: StepId,
+        /// The stage's place in the pipeline.
+        stage: u32,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The two queues of frames in front of the engine.
+#[derive(Clone, Debug)]
+pub struct Lanes {
+    decode: mpsc::Sender<Queued>,
+    prefill: mpsc::Sender<Queued>,
+    prefill_bytes: Arc<Semaphore>,
+}
+
+/// A frame in a lane, with its share of the lane's bytes.
+#[derive(Debug)]
+struct Queued {
+    arrival: Arrival,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl Lanes {
+    /// Queues a frame, waiting where its lane is full; `false` where the engine has ended.
+    pub async fn push(&self, arrival: Arrival) -> bool {
+        match arrival.frame.kind {
+            StepKind::Decode => self
+                .decode
+                .send(Queued {
+                    arrival,
+                    _share: None,
+                })
+                .await
+                .is_ok(),
+            StepKind::Prefill => {
+                let bytes = arrival
+                    .frame
+                    .hidden
+                    .as_ref()
+                    .map_or(0, |hidden| hidden.data.len());
+                // Never more than there are, so that a single large frame gets through.
+                let share = u32::try_from(bytes.min(PREFILL_LANE_BYTES)).unwrap_or(u32::MAX);
+                let Ok(share) = self.prefill_bytes.clone().acquire_many_owned(share).await else {
+                    return false;
+                };
+                self.prefill
+                    .send(Queued {
+                        arrival,
+                        _share: Some(share),
+                    })
+                    .await
+                    .is_ok()
+            }
+        }
+    }
+}
+
+/// The engine's thread as others see it. Dropping it ends the thread after the step under way.
+#[derive(Debug)]
+pub struct Engine {
+    orders: mpsc::Sender<EngineOrder>,
+    lanes: Lanes,
+    ended: oneshot::Receiver<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// The engine takes no orders: it has ended, or a computation hangs.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine does not take orders any more: a computation hangs or has ended it; restart this worker")]
+pub struct EngineStuck;
+
+impl Engine {
+    /// Starts the thread. Events come out of the receiver, which must be taken from at all times.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn start(counters: Arc<EngineCounters>) -> std::io::Result<(Engine, mpsc::Receiver<EngineEvent>)> {
+        let (orders, orders_in) = mpsc::channel(ORDER_QUEUE);
+        let (decode, decode_in) = mpsc::channel(DECODE_LANE_FRAMES);
+        let (prefill, prefill_in) = mpsc::channel(PREFILL_LANE_FRAMES);
+        let (events_out, events) = mpsc::channel(EVENT_QUEUE);
+        let (ending, ended) = oneshot::channel();
+        let queues = Queues {
+            orders: orders_in,
+            decode: decode_in,
+            prefill: prefill_in,
+        };
+        // A runtime without drivers: it only waits on the queues.
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || {
+                let core = Core {
+                    slots: BTreeMap::new(),
+                    counters,
+                    events: events_out,
+                };
+                core.run(&runtime, queues);
+                // Nobody waits any more where the receiver is gone.
+                let _ = ending.send(());
+            })?;
+        let prefill_bytes = Arc::new(Semaphore::new(PREFILL_LANE_BYTES));
+        let lanes = Lanes {
+            decode,
+            prefill,
+            prefill_bytes,
+        };
+        Ok((
+            Engine {
+                orders,
+                lanes,
+                ended,
+                thread,
+            },
+            events,
+        ))
+    }
+
+    /// Where frames go in.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Gives an order. Orders are obeyed in turn, and before every frame that arrives afterwards.
+    ///
+    /// # Errors
+    /// Where the engine has ended, or has not taken an order for so long that the queue is full.
+    pub fn order(&self, order: EngineOrder) -> Result<(), EngineStuck> {
+        self.orders.try_send(order).map_err(|_| EngineStuck)
+    }
+
+    /// Ends the thread after the step under way; `false` where that takes longer than `patience`, and the thread is
+    /// left behind.
+    pub async fn stop(self, patience: Duration) -> bool {
+        let Engine {
+            orders,
+            lanes,
+            ended,
+            thread,
+        } = self;
+        drop((orders, lanes));
+        match tokio::time::timeout(patience, ended).await {
+            // The thread ends with its last message, so joining it does not wait.
+            Ok(_) => thread.join().is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+struct Queues {
+    orders: mpsc::Receiver<EngineOrder>,
+    decode: mpsc::Receiver<Queued>,
+    prefill: mpsc::Receiver<Queued>,
+}
+
+enum Work {
+    Order(EngineOrder),
+    Frame(Queued),
+}
+
+impl Queues {
+    /// The most urgent work; `None` once nobody can give orders.
+    async fn next(&mut self) -> Option<Work> {
+        tokio::select! {
+            biased;
+            order = self.orders.recv() => order.map(Work::Order),
+            Some(queued) = self.decode.recv() => Some(Work::Frame(queued)),
+            Some(queued) = self.prefill.recv() => Some(Work::Frame(queued)),
+        }
+    }
+}
+
+/// A stage in the engine.
+struct Slot {
+    stage: u32,
+    compute: Box<dyn Compute>,
+    fence: Option<Fence>,
+    neighbours: Option<Neighbours>,
+    usage: (u32, u32),
+}
+
+struct Neighbours {
+    previous: Peer,
+    outputs: Outputs,
+}
+
+/// What the thread owns.
+struct Core {
+    slots: BTreeMap<DeploymentId, Slot>,
+    counters: Arc<EngineCounters>,
+    events: mpsc::Sender<EngineEvent>,
+}
+
+impl Core {
+    fn run(mut self, runtime: &tokio::runtime::Runtime, mut queues: Queues) {
+        while let Some(work) = runtime.block_on(queues.next()) {
+            match work {
+                Work::Order(order) => self.obey(order),
+                Work::Frame(queued) => self.compute(queued.arrival),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: EngineOrder) {
+        match order {
+            EngineOrder::Install {
+                deployment,
+                stage,
+                compute,
+            } => {
+                let slot = Slot {
+                    stage,
+                    compute,
+                    fence: None,
+                    neighbours: None,
+                    usage: (0, 0),
+                };
+                self.slots.insert(deployment, slot);
+            }
+            EngineOrder::Bind {
+                deployment,
+                previous,
+                outputs,
+                wire,
+            } => {
+                if let Some(slot) = self.slots.get_mut(&deployment) {
+                    slot.compute.set_wire(wire);
+                    slot.neighbours = Some(Neighbours { previous, outputs });
+                }
+            }
+            EngineOrder::Activate { deployment, fence } => {
+                if let Some(slot) = self.slots.get_mut(&deployment) {
+                    slot.fence = Some(fence);
+                }
+            }
+            EngineOrder::Clear { deployment, stage } => {
+                if let Some(slot) = self.slots.get_mut(&deployment) {
+                    (slot.stage, slot.fence, slot.neighbours, slot.usage) = (stage, None, None, (0, 0));
+                    slot.compute.clear();
+                }
+                self.count_cache();
+            }
+            EngineOrder::Drop { deployment } => {
+                drop(self.slots.remove(&deployment));
+                self.count_cache();
+                self.tell(EngineEvent::Dropped { deployment });
+            }
+        }
+    }
+
+    fn compute(&mut self, arrival: Arrival) {
+        let Arrival { peer, mut frame, at } = arrival;
+        let (deployment, step) = (frame.deployment, frame.step);
+        let expected = self.slots.get_mut(&deployment).filter(|slot| {
+            slot.fence == Some(frame.fence) && slot.neighbours.as_ref().is_some_and(|n| n.previous == peer)
+        });
+        let Some(slot) = expected else {
+            self.counters.frames_fenced.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, fence = %frame.fence, %deployment, %step, "dropped a frame that is not of an active stage");
+            return;
+        };
+        let Some(Neighbours { outputs, .. }) = &slot.neighbours else {
+            return;
+        };
+        let (stage, kind, outputs) = (slot.stage, frame.kind, outputs.clone());
+        let mut timings = std::mem::take(&mut frame.timings);
+        let start = Instant::now();
+        let ran = catch_unwind(AssertUnwindSafe(|| slot.compute.run(frame)));
+        let computed = start.elapsed();
+        match ran {
+            Ok(Ok(output)) => {
+                slot.usage = slot.compute.usage();
+                self.counters.steps.fetch_add(1, Ordering::Relaxed);
+                self.count_cache();
+                let sent_bytes = match &output {
+                    Output::Pass(frame) => frame.hidden.as_ref().map_or(0, |hidden| hidden.data.len()),
+                    Output::Finish(_) => 0,
+                };
+                timings.push(StageTiming {
+                    stage,
+                    queued_us: micros(start.saturating_duration_since(at)),
+                    computed_us: micros(computed),
+                    sent_bytes: u32::try_from(sent_bytes).unwrap_or(u32::MAX),
+                    sent_us: outputs.sent_us.load(Ordering::Relaxed),
+                });
+                pass_on(output, timings, kind, &outputs);
+            }
+            Ok(Err(reason)) => {
+                slot.usage = slot.compute.usage();
+                self.count_cache();
+                self.tell(EngineEvent::StepFailed {
+                    deployment,
+                    step,
+                    stage,
+                    reason,
+                });
+            }
+            Err(panic) => {
+                let reason = format!(
+                    "stage {stage} stopped at a defect while computing step {step}: {}",
+                    words(&*panic)
+                );
+                // What unwound may have left anything behind; freeing it must not end the thread either.
+                let lost = self.slots.remove(&deployment);
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(lost)));
+                self.count_cache();
+                self.tell(EngineEvent::StepFailed {
+                    deployment,
+                    step,
+                    stage,
+                    reason: reason.clone(),
+                });
+                self.tell(EngineEvent::Panicked { deployment, reason });
+            }
+        }
+    }
+
+    fn tell(&self, event: EngineEvent) {
+        // Nobody listens any more only while the worker ends.
+        let _ = self.events.blocking_send(event);
+    }
+
+    fn count_cache(&self) {
+        let sum = |part: fn(&Slot) -> u32| self.slots.values().map(part).fold(0, u32::saturating_add);
+        self.counters
+            .cache_tokens_used
+            .store(sum(|slot| slot.usage.0), Ordering::Relaxed);
+        self.counters
+            .sequences
+            .store(sum(|slot| slot.usage.1), Ordering::Relaxed);
+    }
+}
+
+/// Hands an output to its sender, waiting while the link is slower than the stage. An output for a link that is gone
+/// is dropped: its loss has been reported, and the coordinator replays it.
+fn pass_on(output: Output, timings: Vec<StageTiming>, kind: StepKind, outputs: &Outputs) {
+    let frame = match output {
+        Output::Pass(mut frame) => {
+            frame.timings = timings;
+            Frame::Step(frame)
+        }
+        Output::Finish(mut result) => {
+            result.timings = timings;
+            Frame::Result(result)
+        }
+    };
+    let lane = match kind {
+        StepKind::Decode => &outputs.decode,
+        StepKind::Prefill => &outputs.prefill,
+    };
+    if lane.blocking_send(frame).is_err() {
+        tracing::debug!("dropped an output whose link is gone");
+    }
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// What a panic said.
+pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

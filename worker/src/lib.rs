@@ -1,0 +1,32 @@
+//! `brigade-worker`: holds a shard of a model and computes its part of every step.
+//!
+//! One loop ([`worker`]) carries out what the pure stage machine ([`lifecycle`]) decides: it loads stages ([`loads`]),
+//! links them to their neighbours ([`data`]) and hands them to the thread that computes ([`engine`]). What a stage
+//! computes is in [`stage`]; nothing outside the compute half knows of kernels, and nothing in it of sockets.
+
+pub mod addresses;
+pub mod backend;
+pub mod backoff;
+pub mod cache;
+pub mod calibrate;
+pub mod candle_backend;
+pub mod cli;
+pub mod cpu;
+pub mod data;
+pub mod engine;
+pub mod exponential;
+pub mod lifecycle;
+pub mod loads;
+pub mod model;
+pub mod models;
+pub mod rope;
+pub mod sampler;
+pub mod session;
+pub mod settings;
+pub mod shutdown;
+pub mod simd;
+pub mod stage;
+pub mod state_dir;
+pub mod telemetry;
+pub mod weights;
+pub mod worker;

@@ -1,0 +1,12 @@
+//! The life of the stages that a worker holds: events go in, commands come out.
+//!
+//! A stage is loaded, connected to its neighbours, activated, and in the end retired. [`StageMachine`] decides what
+//! happens next and keeps the sum of all stages within the worker's budget. It is pure: reading files, dialling and
+//! computing are done elsewhere, and what comes of it arrives here as another [`StageEvent`].
+
+mod machine;
+mod messages;
+mod phase;
+
+pub use machine::{MAX_STAGES, PROGRESS_INTERVAL, StageMachine};
+pub use messages::{ConnectId, LoadId, StageCommand, StageEvent};

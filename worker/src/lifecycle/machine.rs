@@ -1,0 +1,513 @@
+//! The machine itself.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageState};
+use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation};
+use brigade_shard::units::Bytes;
+
+use super::messages::{ConnectId, LoadId, StageCommand, StageEvent};
+use super::phase::{Phase, Slot, Wait, failed, older, out_of_order, report, report_of, too_little};
+
+/// Most stages that a worker holds or loads at a time: a handful of deployments share a worker (the live plan, the
+/// next one, a draft model, a baseline), and a bound keeps a confused coordinator from starting loads without end.
+pub const MAX_STAGES: usize = 16;
+
+/// Least time between two progress reports of one load.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Everything a worker knows of its stages.
+///
+/// Invariants: the memory of all stages, including those being read and those not yet let go of, stays within the
+/// budget; a deployment has at most one load under way or one stage in the engine, never both; every load that was
+/// started is either installed or discarded.
+#[derive(Debug)]
+pub struct StageMachine {
+    budget: Bytes,
+    incarnation: Option<Incarnation>,
+    slots: BTreeMap<DeploymentId, Slot>,
+    last_id: u64,
+}
+
+impl StageMachine {
+    /// A machine without stages, for a worker that may use `budget`.
+    pub fn new(budget: Bytes) -> StageMachine {
+        StageMachine {
+            budget,
+            incarnation: None,
+            slots: BTreeMap::new(),
+            last_id: 0,
+        }
+    }
+
+    /// The coordinator's start that last welcomed this worker.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        self.incarnation
+    }
+
+    /// Whether nothing is held, loading or on its way out.
+    pub fn is_empty(&self) -> bool {
+        self.slots
+            .values()
+            .all(|slot| matches!(slot.phase, Phase::Failed { .. }))
+    }
+
+    /// Whether weights are being read or looked for.
+    pub fn is_loading(&self) -> bool {
+        self.slots
+            .values()
+            .any(|slot| matches!(slot.phase, Phase::Finding { .. } | Phase::Reading { .. }))
+    }
+
+    /// What all stages take of the budget, including those being read and those not yet let go of.
+    pub fn held(&self) -> Bytes {
+        self.slots.values().map(|slot| slot.phase.memory().total()).sum()
+    }
+
+    /// The order that a deployment's stage was last loaded by.
+    pub fn order(&self, deployment: DeploymentId) -> Option<&LoadStage> {
+        self.slots.get(&deployment).map(|slot| &slot.order)
+    }
+
+    /// What to do about `event`, in order.
+    pub fn handle(&mut self, event: StageEvent, now: Instant) -> Vec<StageCommand> {
+        let mut out = Vec::new();
+        match event {
+            StageEvent::Welcomed(incarnation) => self.welcomed(incarnation, &mut out),
+            StageEvent::Load(order) => self.load(order, &mut out),
+            StageEvent::Connect(order) => self.connect(order, &mut out),
+            StageEvent::Activate { deployment, fence } => self.activate(deployment, fence, &mut out),
+            StageEvent::Retire { deployment } => self.retire(deployment, &mut out),
+            StageEvent::Found { load, memory } => self.found(load, memory, now, &mut out),
+            StageEvent::Progress { load, loaded, total } => self.progress(load, loaded, total, now, &mut out),
+            StageEvent::LoadEnded { load, result } => self.load_ended(load, result, &mut out),
+            StageEvent::LinksOpened {
+                attempt,
+                next_address,
+                rtt_us,
+            } => {
+                self.links_opened(attempt, next_address, rtt_us, &mut out);
+            }
+            StageEvent::LinksFailed { attempt, reason } => self.links_failed(attempt, reason, &mut out),
+            StageEvent::Dropped { deployment } => {
+                let ending = self.slots.get(&deployment).is_some_and(
+                    |slot| matches!(&slot.phase, Phase::Ending { wait, .. } if *wait == Wait::Engine),
+                );
+                if ending {
+                    self.ended(deployment, &mut out);
+                }
+            }
+            StageEvent::Panicked { deployment, reason } => self.panicked(deployment, reason, &mut out),
+            StageEvent::RetireAll => self.end_all(&mut out),
+        }
+        out
+    }
+
+    fn welcomed(&mut self, incarnation: Incarnation, out: &mut Vec<StageCommand>) {
+        if self.incarnation.replace(incarnation) == Some(incarnation) {
+            out.extend(self.slots.values().filter_map(report_of));
+        } else {
+            self.end_all(out);
+        }
+    }
+
+    fn end_all(&mut self, out: &mut Vec<StageCommand>) {
+        let deployments: Vec<DeploymentId> = self.slots.keys().copied().collect();
+        for deployment in deployments {
+            self.end(deployment, None, None, out);
+        }
+    }
+
+    fn load(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
+        let deployment = order.deployment;
+        let Some(slot) = self.slots.get_mut(&deployment) else {
+            if self.slots.len() >= MAX_STAGES {
+                let reason = format!("this worker holds {MAX_STAGES} stages already, and takes no more");
+                out.push(failed(deployment, order.epoch, reason));
+                return;
+            }
+            self.start(order, out);
+            return;
+        };
+        if let Phase::Ending { then, .. } = &mut slot.phase {
+            match then {
+                Some(waiting) if order.epoch < waiting.epoch => {
+                    let current = waiting.epoch;
+                    out.push(older(deployment, order.epoch, current));
+                }
+                _ => *then = Some(Box::new(order)),
+            }
+            return;
+        }
+        if order.epoch < slot.order.epoch {
+            let current = slot.order.epoch;
+            out.push(older(deployment, order.epoch, current));
+            return;
+        }
+        if let Phase::Failed { .. } = slot.phase {
+            self.start(order, out);
+            return;
+        }
+        let same_weights = order.fingerprint == slot.order.fingerprint
+            && order.shard == slot.order.shard
+            && order.room == slot.order.room;
+        if order.epoch == slot.order.epoch {
+            if same_weights {
+                out.extend(report_of(slot));
+            } else {
+                let reason = format!(
+                    "epoch {} was loaded with another shard: give the new plan a new epoch",
+                    order.epoch
+                );
+                out.push(failed(deployment, order.epoch, reason));
+            }
+            return;
+        }
+        if !same_weights {
+            self.end(deployment, None, Some(order), out);
+            return;
+        }
+        let stage = order.stage;
+        slot.order = order;
+        match slot.phase {
+            Phase::Loaded { memory }
+            | Phase::Connecting { memory, .. }
+            | Phase::Connected { memory, .. }
+            | Phase::Active { memory, .. } => {
+                out.push(StageCommand::Unbind { deployment });
+                out.push(StageCommand::Clear { deployment, stage });
+                slot.phase = Phase::Loaded { memory };
+            }
+            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {}
+        }
+        out.extend(report_of(slot));
+    }
+
+    fn start(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
+        let load = LoadId(self.next_id());
+        out.push(StageCommand::Find {
+            load,
+            order: order.clone(),
+        });
+        let slot = Slot {
+            order,
+            phase: Phase::Finding { load },
+        };
+        out.extend(report_of(&slot));
+        self.slots.insert(slot.order.deployment, slot);
+    }
+
+    fn found(&mut self, load: LoadId, memory: StageMemory, now: Instant, out: &mut Vec<StageCommand>) {
+        let held = self.held();
+        let stages = self
+            .slots
+            .values()
+            .filter(|slot| slot.phase.memory().total() > Bytes::ZERO)
+            .count();
+        let Some((deployment, slot)) = self
+            .slots
+            .iter_mut()
+            .find(|(_, slot)| slot.phase.load() == Some(load))
+        else {
+            out.push(StageCommand::Discard { load });
+            return;
+        };
+        if let Phase::Ending { .. } = slot.phase {
+            let deployment = *deployment;
+            out.push(StageCommand::Discard { load });
+            self.ended(deployment, out);
+            return;
+        }
+        let free = self.budget.saturating_sub(held);
+        if memory.total() > free {
+            out.push(StageCommand::Discard { load });
+            slot.phase = Phase::Failed {
+                reason: too_little(&memory, self.budget, held, stages),
+            };
+            out.extend(report_of(slot));
+            return;
+        }
+        out.push(StageCommand::Read { load, budget: free });
+        let total = memory.weights;
+        slot.phase = Phase::Reading {
+            load,
+            memory,
+            loaded: Bytes::ZERO,
+            total,
+            reported: now,
+        };
+        out.extend(report_of(slot));
+    }
+
+    fn progress(
+        &mut self,
+        load: LoadId,
+        loaded: Bytes,
+        total: Bytes,
+        now: Instant,
+        out: &mut Vec<StageCommand>,
+    ) {
+        let Some(slot) = self
+            .slots
+            .values_mut()
+            .find(|slot| slot.phase.load() == Some(load))
+        else {
+            return;
+        };
+        let Phase::Reading {
+            loaded: last,
+            total: last_total,
+            reported,
+            ..
+        } = &mut slot.phase
+        else {
+            return;
+        };
+        let changed = (*last, *last_total) != (loaded, total);
+        if changed && now.saturating_duration_since(*reported) >= PROGRESS_INTERVAL {
+            (*last, *last_total, *reported) = (loaded, total, now);
+            out.extend(report_of(slot));
+        }
+    }
+
+    fn load_ended(&mut self, load: LoadId, result: Result<StageMemory, String>, out: &mut Vec<StageCommand>) {
+        let Some((deployment, slot)) = self
+            .slots
+            .iter_mut()
+            .find(|(_, slot)| slot.phase.load() == Some(load))
+        else {
+            out.push(StageCommand::Discard { load });
+            return;
+        };
+        let deployment = *deployment;
+        match (&slot.phase, result) {
+            (Phase::Ending { .. }, _) => {
+                out.push(StageCommand::Discard { load });
+                self.ended(deployment, out);
+            }
+            (Phase::Reading { .. }, Ok(memory)) => {
+                out.push(StageCommand::Install {
+                    load,
+                    deployment,
+                    stage: slot.order.stage,
+                });
+                slot.phase = Phase::Loaded { memory };
+                out.extend(report_of(slot));
+            }
+            (_, result) => {
+                out.push(StageCommand::Discard { load });
+                let reason = result
+                    .err()
+                    .unwrap_or_else(|| "the load ended before it was begun".to_owned());
+                slot.phase = Phase::Failed { reason };
+                out.extend(report_of(slot));
+            }
+        }
+    }
+
+    fn connect(&mut self, order: ConnectStage, out: &mut Vec<StageCommand>) {
+        let (deployment, epoch) = (order.deployment, order.epoch);
+        let attempt = ConnectId(self.next_id());
+        let Some(slot) = self.current(deployment, epoch, "connect", out) else {
+            return;
+        };
+        match slot.phase {
+            Phase::Loaded { memory } => {
+                slot.phase = Phase::Connecting { memory, attempt };
+                out.push(StageCommand::Open { attempt, order });
+            }
+            Phase::Connecting { .. } => {}
+            Phase::Connected { .. } | Phase::Active { .. } | Phase::Failed { .. } => {
+                out.extend(report_of(slot))
+            }
+            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Ending { .. } => {
+                out.push(out_of_order(deployment, epoch, "connect", &slot.phase));
+            }
+        }
+    }
+
+    fn links_opened(
+        &mut self,
+        attempt: ConnectId,
+        next_address: SocketAddr,
+        rtt_us: u32,
+        out: &mut Vec<StageCommand>,
+    ) {
+        if let Some((slot, memory)) = self.connecting(attempt) {
+            slot.phase = Phase::Connected {
+                memory,
+                next_address,
+                rtt_us,
+            };
+            out.extend(report_of(slot));
+        }
+    }
+
+    /// The weights stay, so that another plan can use them; the coordinator hears of the failure once.
+    fn links_failed(&mut self, attempt: ConnectId, reason: String, out: &mut Vec<StageCommand>) {
+        if let Some((slot, memory)) = self.connecting(attempt) {
+            slot.phase = Phase::Loaded { memory };
+            let (deployment, epoch) = (slot.order.deployment, slot.order.epoch);
+            out.push(StageCommand::Unbind { deployment });
+            out.push(failed(deployment, epoch, reason));
+        }
+    }
+
+    fn connecting(&mut self, wanted: ConnectId) -> Option<(&mut Slot, StageMemory)> {
+        self.slots.values_mut().find_map(|slot| match slot.phase {
+            Phase::Connecting { memory, attempt } if attempt == wanted => Some((slot, memory)),
+            _ => None,
+        })
+    }
+
+    fn activate(&mut self, deployment: DeploymentId, fence: Fence, out: &mut Vec<StageCommand>) {
+        let incarnation = self.incarnation;
+        let Some(slot) = self.current(deployment, fence.epoch, "activate", out) else {
+            return;
+        };
+        match slot.phase {
+            Phase::Connected { memory, .. } if incarnation == Some(fence.incarnation) => {
+                slot.phase = Phase::Active { memory, fence };
+                out.push(StageCommand::Activate { deployment, fence });
+                out.extend(report_of(slot));
+            }
+            Phase::Active { fence: active, .. } if active == fence => out.extend(report_of(slot)),
+            Phase::Connected { .. } | Phase::Active { .. } => {
+                let reason = format!("fence {fence} is not of the incarnation that welcomed this worker");
+                out.push(failed(deployment, fence.epoch, reason));
+            }
+            Phase::Failed { .. } => out.extend(report_of(slot)),
+            _ => out.push(out_of_order(deployment, fence.epoch, "activate", &slot.phase)),
+        }
+    }
+
+    fn retire(&mut self, deployment: DeploymentId, out: &mut Vec<StageCommand>) {
+        match self.slots.get(&deployment) {
+            Some(slot) => {
+                let epoch = slot.order.epoch;
+                self.end(deployment, Some(epoch), None, out);
+            }
+            None => out.push(report(deployment, Epoch::default(), StageState::Retired)),
+        }
+    }
+
+    fn panicked(&mut self, deployment: DeploymentId, reason: String, out: &mut Vec<StageCommand>) {
+        let Some(slot) = self.slots.get_mut(&deployment) else {
+            return;
+        };
+        if let Phase::Loaded { .. }
+        | Phase::Connecting { .. }
+        | Phase::Connected { .. }
+        | Phase::Active { .. } = slot.phase
+        {
+            out.push(StageCommand::Unbind { deployment });
+            slot.phase = Phase::Failed { reason };
+            out.extend(report_of(slot));
+        }
+    }
+
+    /// Begins to end a stage: `report` is the epoch that its end is told of, `then` what to load afterwards.
+    fn end(
+        &mut self,
+        deployment: DeploymentId,
+        report: Option<Epoch>,
+        then: Option<LoadStage>,
+        out: &mut Vec<StageCommand>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&deployment) else {
+            return;
+        };
+        let memory = slot.phase.memory();
+        let wait = match &mut slot.phase {
+            Phase::Finding { load } | Phase::Reading { load, .. } => {
+                out.push(StageCommand::Cancel { load: *load });
+                Wait::Load(*load)
+            }
+            Phase::Loaded { .. }
+            | Phase::Connecting { .. }
+            | Phase::Connected { .. }
+            | Phase::Active { .. } => {
+                out.push(StageCommand::Unbind { deployment });
+                out.push(StageCommand::Drop { deployment });
+                Wait::Engine
+            }
+            Phase::Failed { .. } => {
+                let then = then.map(Box::new);
+                slot.phase = Phase::Ending {
+                    memory,
+                    wait: Wait::Engine,
+                    report,
+                    then,
+                };
+                self.ended(deployment, out);
+                return;
+            }
+            Phase::Ending {
+                report: told,
+                then: next,
+                ..
+            } => {
+                let retired = next.take().map(|order| order.epoch);
+                *told = report.map(|epoch| retired.unwrap_or(epoch).max(told.unwrap_or_default()));
+                *next = then.map(Box::new);
+                return;
+            }
+        };
+        slot.phase = Phase::Ending {
+            memory,
+            wait,
+            report,
+            then: then.map(Box::new),
+        };
+    }
+
+    /// A stage's memory is free.
+    fn ended(&mut self, deployment: DeploymentId, out: &mut Vec<StageCommand>) {
+        let Some(Slot {
+            phase: Phase::Ending {
+                report: told, then, ..
+            },
+            ..
+        }) = self.slots.remove(&deployment)
+        else {
+            return;
+        };
+        if let Some(epoch) = told {
+            out.push(report(deployment, epoch, StageState::Retired));
+        }
+        if let Some(order) = then {
+            self.start(*order, out);
+        }
+    }
+
+    /// The stage that a command is for, or a report of why it is refused.
+    fn current(
+        &mut self,
+        deployment: DeploymentId,
+        epoch: Epoch,
+        wanted: &str,
+        out: &mut Vec<StageCommand>,
+    ) -> Option<&mut Slot> {
+        let Some(slot) = self.slots.get_mut(&deployment) else {
+            let reason = format!("cannot {wanted} deployment {deployment}: no stage of it was loaded here");
+            out.push(failed(deployment, epoch, reason));
+            return None;
+        };
+        if slot.order.epoch != epoch {
+            let reason = format!(
+                "cannot {wanted} epoch {epoch} of deployment {deployment}: the stage here is of epoch {}",
+                slot.order.epoch
+            );
+            out.push(failed(deployment, epoch, reason));
+            return None;
+        }
+        Some(slot)
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}

@@ -1,0 +1,162 @@
+//! What the stage machine is told, and what it wants done.
+
+use std::net::SocketAddr;
+
+use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageReport};
+use brigade_proto::ids::{DeploymentId, Fence, Incarnation};
+use brigade_shard::units::Bytes;
+
+/// Names one attempt at loading a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadId(pub u64);
+
+/// Names one attempt at opening the links of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectId(pub u64);
+
+/// What the machine is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageEvent {
+    /// The coordinator has welcomed this worker.
+    Welcomed(Incarnation),
+    /// The coordinator wants a shard loaded.
+    Load(LoadStage),
+    /// The coordinator wants a stage connected.
+    Connect(ConnectStage),
+    /// The coordinator wants a stage to accept frames.
+    Activate {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// What its frames will carry.
+        fence: Fence,
+    },
+    /// The coordinator wants a stage gone.
+    Retire {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+    /// The file is there, and this is what the stage will take.
+    Found {
+        /// Which load.
+        load: LoadId,
+        /// What it takes once loaded.
+        memory: StageMemory,
+    },
+    /// Weights are being read.
+    Progress {
+        /// Which load.
+        load: LoadId,
+        /// Read so far.
+        loaded: Bytes,
+        /// To be read.
+        total: Bytes,
+    },
+    /// A load is over: with a stage ready to be installed, or with the reason why not.
+    LoadEnded {
+        /// Which load.
+        load: LoadId,
+        /// What the stage takes, or why there is none.
+        result: Result<StageMemory, String>,
+    },
+    /// The links of a stage stand.
+    LinksOpened {
+        /// Which attempt.
+        attempt: ConnectId,
+        /// Where the next neighbour was reached.
+        next_address: SocketAddr,
+        /// Round trip to it, in microseconds.
+        rtt_us: u32,
+    },
+    /// The links of a stage could not be opened.
+    LinksFailed {
+        /// Which attempt.
+        attempt: ConnectId,
+        /// Why.
+        reason: String,
+    },
+    /// The engine has let go of a stage; its memory is free.
+    Dropped {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+    /// The engine has lost a stage to a defect while computing; its memory is free.
+    Panicked {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// What the defect said.
+        reason: String,
+    },
+    /// The worker ends: every stage goes.
+    RetireAll,
+}
+
+/// What the machine wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageCommand {
+    /// Look for the model's file and work out what the stage takes; ends with `Found` or `LoadEnded`.
+    Find {
+        /// Name of the attempt.
+        load: LoadId,
+        /// What to look for.
+        order: LoadStage,
+    },
+    /// Read the weights of what was found; ends with `LoadEnded`.
+    Read {
+        /// Which load.
+        load: LoadId,
+        /// What it may take.
+        budget: Bytes,
+    },
+    /// Give a load up; it still ends with `Found` or `LoadEnded`.
+    Cancel {
+        /// Which load.
+        load: LoadId,
+    },
+    /// Forget what a load has found or made.
+    Discard {
+        /// Which load.
+        load: LoadId,
+    },
+    /// Hand a loaded stage to the engine.
+    Install {
+        /// Which load made it.
+        load: LoadId,
+        /// What it is called from now on.
+        deployment: DeploymentId,
+        /// Its place in the pipeline, from 0.
+        stage: u32,
+    },
+    /// Open the links of a stage; ends with `LinksOpened` or `LinksFailed`.
+    Open {
+        /// Name of the attempt.
+        attempt: ConnectId,
+        /// The neighbours.
+        order: ConnectStage,
+    },
+    /// Let go of a stage's links; an attempt to open them is given up.
+    Unbind {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+    /// Accept frames of this fence.
+    Activate {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// What its frames carry.
+        fence: Fence,
+    },
+    /// Forget all sequences of a stage and accept no frames; weights stay.
+    Clear {
+        /// Which stage.
+        deployment: DeploymentId,
+        /// Its place in the pipeline from now on.
+        stage: u32,
+    },
+    /// Take a stage out of the engine; ends with `Dropped`.
+    Drop {
+        /// Which stage.
+        deployment: DeploymentId,
+    },
+    /// Tell the coordinator.
+    Report(StageReport),
+}

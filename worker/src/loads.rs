@@ -1,0 +1,295 @@
+//! Loads under way: threads that find a model's file, work out what a stage takes, and read its weights.
+//!
+//! A load has two halves, so that what a stage takes is known before anything of it is allocated: [`Loads::find`]
+//! ends with [`LoadEvent::Found`], and [`Loads::read`] goes on from there. Each half is a thread of its own, ended
+//! early by [`Loads::cancel`] and joined when its event is taken up.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::{DeviceKind, LoadStage, StageMemory};
+use brigade_proto::frame::FrameLimits;
+use brigade_proto::step::{StepFrame, WireDtype};
+use brigade_shard::gguf::Header;
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::units::Bytes;
+use tokio::sync::mpsc;
+
+use crate::data::frame_limits;
+use crate::engine::{Compute, Output, words};
+use crate::lifecycle::{LoadId, MAX_STAGES};
+use crate::models::ModelStore;
+use crate::stage::{LoadProgress, Stage, StageOutput, StageRequest, plan_check};
+
+/// Time between two log lines about a load.
+const LOG_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What comes of loads.
+pub enum LoadEvent {
+    /// The file is there.
+    Found {
+        /// Which load.
+        load: LoadId,
+        /// What was found.
+        found: Box<Found>,
+    },
+    /// The load is over.
+    Ended {
+        /// Which load.
+        load: LoadId,
+        /// The stage with the largest frames it takes, or why there is none.
+        result: Result<(Box<Stage>, FrameLimits), String>,
+    },
+}
+
+/// A model's file and what a stage of it takes.
+pub struct Found {
+    order: LoadStage,
+    header: Header,
+    model: String,
+    /// What the stage takes once loaded.
+    pub memory: StageMemory,
+    limits: FrameLimits,
+}
+
+/// All loads of a worker.
+pub struct Loads {
+    store: Arc<Mutex<ModelStore>>,
+    device: DeviceKind,
+    threads: usize,
+    running: BTreeMap<LoadId, Running>,
+    events: mpsc::Sender<LoadEvent>,
+}
+
+struct Running {
+    progress: Arc<LoadProgress>,
+    thread: JoinHandle<()>,
+    /// What is read, for log lines; nothing while it is looked for.
+    label: String,
+    logged: Instant,
+}
+
+impl Loads {
+    /// No loads yet, of models in `places`, for `device` with `threads` compute threads.
+    pub fn new(
+        places: Vec<PathBuf>,
+        device: DeviceKind,
+        threads: usize,
+    ) -> (Loads, mpsc::Receiver<LoadEvent>) {
+        // Every load has one event under way at a time.
+        let (events, receiver) = mpsc::channel(MAX_STAGES);
+        let store = Arc::new(Mutex::new(ModelStore::new(places)));
+        (
+            Loads {
+                store,
+                device,
+                threads,
+                running: BTreeMap::new(),
+                events,
+            },
+            receiver,
+        )
+    }
+
+    /// Begins to look for the model of `order`.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
+        let store = self.store.clone();
+        self.spawn(load, String::new(), move |progress| {
+            match find(&store, order, progress) {
+                Ok(found) => LoadEvent::Found {
+                    load,
+                    found: Box::new(found),
+                },
+                Err(reason) => LoadEvent::Ended {
+                    load,
+                    result: Err(reason),
+                },
+            }
+        })
+    }
+
+    /// Begins to read the weights of what was found; the stage may take `budget`.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
+        let (device, threads) = (self.device, self.threads);
+        let label = format!("{} of {}", found.order.shard, found.model);
+        tracing::info!("loading {label}: {} of weights", found.memory.weights);
+        self.spawn(load, label, move |progress| {
+            let result = read(found, device, threads, budget, progress);
+            LoadEvent::Ended { load, result }
+        })
+    }
+
+    /// Gives a load up; its event still comes.
+    pub fn cancel(&self, load: LoadId) {
+        if let Some(running) = self.running.get(&load) {
+            running.progress.cancel();
+        }
+    }
+
+    /// Gives all loads up.
+    pub fn cancel_all(&self) {
+        for load in self.running.keys() {
+            self.cancel(*load);
+        }
+    }
+
+    /// How far the loads are: bytes read, and to be read. Logs a line for each of them now and then.
+    pub fn progress(&mut self, now: Instant) -> Vec<(LoadId, Bytes, Bytes)> {
+        let mut all = Vec::new();
+        for (load, running) in &mut self.running {
+            let (loaded, total) = (running.progress.loaded(), running.progress.total());
+            if now.saturating_duration_since(running.logged) >= LOG_INTERVAL && !running.label.is_empty() {
+                running.logged = now;
+                tracing::info!(
+                    "loading {}: {:.1} / {:.1} MiB",
+                    running.label,
+                    loaded.as_mib(),
+                    total.as_mib()
+                );
+            }
+            all.push((*load, loaded, total));
+        }
+        all
+    }
+
+    /// Joins the thread whose event this is: it has ended, or is about to.
+    pub fn joined(&mut self, event: &LoadEvent) {
+        let load = match event {
+            LoadEvent::Found { load, .. } | LoadEvent::Ended { load, .. } => load,
+        };
+        if let Some(running) = self.running.remove(load)
+            && running.thread.join().is_err()
+        {
+            tracing::error!(load = load.0, "a load's thread ended with a defect");
+        }
+    }
+
+    /// Whether no thread runs.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    fn spawn(
+        &mut self,
+        load: LoadId,
+        label: String,
+        work: impl FnOnce(&LoadProgress) -> LoadEvent + Send + 'static,
+    ) -> io::Result<()> {
+        let progress = Arc::new(LoadProgress::new());
+        let events = self.events.clone();
+        let counts = progress.clone();
+        let thread = std::thread::Builder::new()
+            .name("load".to_owned())
+            .spawn(move || {
+                let event = catch_unwind(AssertUnwindSafe(|| work(&counts))).unwrap_or_else(|panic| {
+                    let reason = format!("loading stopped at a defect: {}", words(&*panic));
+                    LoadEvent::Ended {
+                        load,
+                        result: Err(reason),
+                    }
+                });
+                // The receiver is gone only while the worker ends.
+                let _ = events.blocking_send(event);
+            })?;
+        self.running.insert(
+            load,
+            Running {
+                progress,
+                thread,
+                label,
+                logged: Instant::now(),
+            },
+        );
+        Ok(())
+    }
+}
+
+fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) -> Result<Found, String> {
+    let header = store
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .find(&order.file_hint, &order.fingerprint, &|| progress.is_cancelled())
+        .map_err(|error| error.to_string())?;
+    let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
+    let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
+    let memory = plan_check(&header, &order.shard, &order.room).map_err(|error| failed(&error))?;
+    let limits = frame_limits(&order.room, spec.hidden);
+    Ok(Found {
+        model: spec.name,
+        header,
+        memory,
+        limits,
+        order,
+    })
+}
+
+fn read(
+    found: Found,
+    device: DeviceKind,
+    threads: usize,
+    budget: Bytes,
+    progress: &LoadProgress,
+) -> Result<(Box<Stage>, FrameLimits), String> {
+    let Found {
+        order,
+        header,
+        model,
+        memory,
+        limits,
+    } = found;
+    let (shard, weights) = (order.shard, memory.weights);
+    let start = Instant::now();
+    let request = StageRequest {
+        header,
+        shard,
+        room: order.room,
+        device,
+        threads,
+        budget,
+    };
+    let stage = Stage::load(request, progress)
+        .map_err(|error| format!("failed to load {shard} of {model}: {error}"))?;
+    tracing::info!(
+        "loaded {shard} of {model}: {weights} in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok((Box::new(stage), limits))
+}
+
+impl Compute for Stage {
+    fn run(&mut self, frame: StepFrame) -> Result<Output, String> {
+        match Stage::run(self, frame) {
+            Ok(StageOutput::Pass(frame)) => Ok(Output::Pass(frame)),
+            Ok(StageOutput::Finish(result)) => Ok(Output::Finish(result)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn clear(&mut self) {
+        Stage::clear(self);
+    }
+
+    fn usage(&self) -> (u32, u32) {
+        let usage = Stage::usage(self);
+        (usage.tokens, usage.sequences)
+    }
+
+    fn memory(&self) -> StageMemory {
+        Stage::memory(self)
+    }
+
+    fn set_wire(&mut self, wire: WireDtype) {
+        Stage::set_wire(self, wire);
+    }
+}

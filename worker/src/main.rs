@@ -1,0 +1,106 @@
+//! `brigade-worker`: runs a shard of a model for a Brigade coordinator.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
+use brigade_worker::settings::{Machine, Settings};
+use brigade_worker::shutdown;
+use brigade_worker::worker::{WorkerError, run};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Used wrongly.
+const USAGE: u8 = 2;
+
+/// Failed.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done about a terminal that is gone.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    match cli.command {
+        Command::Version => {
+            let written = writeln!(std::io::stdout(), "brigade-worker {}", env!("CARGO_PKG_VERSION"));
+            if written.is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(FAILED)
+            }
+        }
+        Command::Join(args) => join(*args),
+    }
+}
+
+fn join(args: JoinArgs) -> ExitCode {
+    if let Err(message) = start_logging(&args) {
+        return fail(USAGE, &message);
+    }
+    let supervised = args.exit_with_stdin;
+    let settings = match Settings::new(args, &Machine::here()) {
+        Ok(settings) => settings,
+        Err(error) => return fail(USAGE, &error.to_string()),
+    };
+    // The compute threads are the user's to number; everything else shares this one.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILED, &format!("failed to start: {error}")),
+    };
+    let result = runtime.block_on(async {
+        let ending = CancellationToken::new();
+        let signals = shutdown::on_signals(ending.clone())?;
+        if supervised {
+            shutdown::on_end_of_stdin(ending.clone())?;
+        }
+        let result = run(settings, ending).await;
+        signals.abort();
+        anyhow::Ok(result)
+    });
+    // A computation that did not end in time must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(WorkerError::Session(error))) if error.is_usage() => fail(USAGE, &error.to_string()),
+        Ok(Err(error)) => fail(FAILED, &error.to_string()),
+        Err(error) => fail(FAILED, &format!("failed to start: {error}")),
+    }
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    // Nothing can be done about a terminal that is gone.
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+    ExitCode::from(code)
+}
+
+/// Log lines go to standard error; a supervised worker is quiet unless asked, because its supervisor tells the story.
+fn start_logging(args: &JoinArgs) -> Result<(), String> {
+    let default = if args.exit_with_stdin { "warn" } else { "info" };
+    let filter = args
+        .log
+        .as_deref()
+        .filter(|filter| !filter.trim().is_empty())
+        .unwrap_or(default);
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| format!("--log `{filter}` is not a filter ({error}): write a level such as info"))?;
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .init(),
+    }
+    Ok(())
+}

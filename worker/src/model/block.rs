@@ -1,0 +1,106 @@
+//! One transformer block, composed from the parts that its spec names.
+
+use brigade_shard::spec::{Activation, Norm, RopePairing};
+
+use crate::backend::{AttentionShape, Backend, BackendError, Batch};
+
+/// Buffers that all blocks of a stage compute in, `[rows, width]` each.
+pub(super) struct Workspace<B: Backend> {
+    /// The residual stream.
+    pub(super) hidden: B::Rows,
+    pub(super) normed: B::Rows,
+    /// Output of a block's half, before it is added to the residual stream.
+    pub(super) projected: B::Rows,
+    pub(super) queries: B::Rows,
+    pub(super) keys: B::Rows,
+    pub(super) values: B::Rows,
+    pub(super) attended: B::Rows,
+    pub(super) gate: B::Rows,
+    pub(super) up: B::Rows,
+    /// Cosines and sines of the step's positions, for each kind of rope that the stage has.
+    pub(super) angles: Vec<(B::Rows, B::Rows)>,
+}
+
+/// One transformer block on a device.
+pub(super) struct Block<B: Backend> {
+    pub(super) attention_norm: NormPart<B>,
+    pub(super) attention: AttentionPart<B>,
+    pub(super) feed_forward_norm: NormPart<B>,
+    pub(super) feed_forward: FeedForwardPart<B>,
+}
+
+pub(super) struct NormPart<B: Backend> {
+    pub(super) norm: Norm,
+    pub(super) weight: B::Vector,
+}
+
+pub(super) struct AttentionPart<B: Backend> {
+    pub(super) shape: AttentionShape,
+    pub(super) key_width: usize,
+    pub(super) pairing: RopePairing,
+    /// Which of the workspace's angles.
+    pub(super) angles: usize,
+    pub(super) query: B::Matrix,
+    pub(super) key: B::Matrix,
+    pub(super) value: B::Matrix,
+    pub(super) output: B::Matrix,
+    pub(super) cache: B::Cache,
+}
+
+pub(super) struct FeedForwardPart<B: Backend> {
+    pub(super) activation: Activation,
+    pub(super) gate: B::Matrix,
+    pub(super) up: B::Matrix,
+    pub(super) down: B::Matrix,
+}
+
+impl<B: Backend> Block<B> {
+    /// Adds the block's two halves to the residual stream.
+    pub(super) fn run(
+        &mut self,
+        backend: &mut B,
+        batch: &Batch,
+        w: &mut Workspace<B>,
+    ) -> Result<(), BackendError> {
+        self.attention_norm.run(backend, w)?;
+        self.attention.run(backend, batch, w)?;
+        backend.add(&mut w.hidden, &w.projected)?;
+        self.feed_forward_norm.run(backend, w)?;
+        self.feed_forward.run(backend, w)?;
+        backend.add(&mut w.hidden, &w.projected)
+    }
+}
+
+impl<B: Backend> NormPart<B> {
+    fn run(&self, backend: &B, w: &mut Workspace<B>) -> Result<(), BackendError> {
+        let Norm::Rms { epsilon } = self.norm;
+        backend.rms_norm(&w.hidden, &self.weight, epsilon, &mut w.normed)
+    }
+}
+
+impl<B: Backend> AttentionPart<B> {
+    fn run(&mut self, backend: &mut B, batch: &Batch, w: &mut Workspace<B>) -> Result<(), BackendError> {
+        backend.linear(
+            &w.normed,
+            &mut [
+                (&self.query, &mut w.queries),
+                (&self.key, &mut w.keys),
+                (&self.value, &mut w.values),
+            ],
+        )?;
+        let (cos, sin) = &w.angles[self.angles];
+        backend.rope(&mut w.queries, self.key_width, self.pairing, cos, sin)?;
+        backend.rope(&mut w.keys, self.key_width, self.pairing, cos, sin)?;
+        backend.store(&mut self.cache, batch, &w.keys, &w.values)?;
+        backend.attend(&self.cache, batch, self.shape, &w.queries, &mut w.attended)?;
+        backend.linear(&w.attended, &mut [(&self.output, &mut w.projected)])
+    }
+}
+
+impl<B: Backend> FeedForwardPart<B> {
+    fn run(&self, backend: &mut B, w: &mut Workspace<B>) -> Result<(), BackendError> {
+        backend.linear(&w.normed, &mut [(&self.gate, &mut w.gate), (&self.up, &mut w.up)])?;
+        backend.gate(&mut w.gate, &w.up, self.activation)?;
+        backend.linear(&w.gate, &mut [(&self.down, &mut w.projected)])
+    }
+}

@@ -1,0 +1,90 @@
+//! What a stage takes, known before it is loaded.
+
+use brigade_proto::control::{CacheDtype, StageMemory, StageRoom};
+use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
+use brigade_shard::gguf::Header;
+use brigade_shard::layers::Shard;
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::tensors::TensorTable;
+
+use crate::weights::LoadError;
+
+/// A model's spec and tensors, and what one shard of it takes.
+pub struct StageNeeds {
+    /// What the model computes.
+    pub spec: ModelSpec,
+    /// Where its tensors are.
+    pub table: TensorTable,
+    /// What the shard takes.
+    pub memory: StageMemory,
+}
+
+impl StageNeeds {
+    /// Reads the header, and counts what `shard` takes with `room`.
+    pub fn new(header: &Header, shard: &Shard, room: &StageRoom) -> Result<StageNeeds, LoadError> {
+        let spec = ModelSpec::from_header(header)?;
+        let table = TensorTable::new(header, &spec)?;
+        let layers = spec.layers.len();
+        if shard.layers.start > shard.layers.end || shard.layers.end > layers {
+            return Err(LoadError::NoSuchShard {
+                shard: shard.to_string(),
+                layers,
+            });
+        }
+        check_room(room)?;
+        let bytes = Cost::new(&spec, &table).memory(
+            shard,
+            &Room {
+                cache_tokens: room.cache_tokens,
+                context: room.context,
+                step_rows: room.step_rows,
+                sequences: room.sequences,
+                cache_value_bytes: match room.cache_dtype {
+                    CacheDtype::F16 => 2,
+                    CacheDtype::F32 => 4,
+                },
+            },
+        );
+        let memory = StageMemory {
+            weights: bytes.weights,
+            cache: bytes.cache,
+            workspace: bytes.workspace,
+        };
+        Ok(StageNeeds { spec, table, memory })
+    }
+}
+
+/// Checks that a room is one that a stage can be made for.
+pub fn check_room(room: &StageRoom) -> Result<(), LoadError> {
+    let check = |fits: bool, field, value: u32, wanted| {
+        if fits {
+            Ok(())
+        } else {
+            Err(LoadError::Room {
+                field,
+                value: value.into(),
+                wanted,
+            })
+        }
+    };
+    let whole = room.cache_tokens > 0 && room.cache_tokens.is_multiple_of(PAGE_TOKENS);
+    check(
+        whole,
+        "cache_tokens",
+        room.cache_tokens,
+        "wanted a multiple of the page size, 32",
+    )?;
+    check(room.context > 0, "context", room.context, "wanted at least 1")?;
+    check(
+        room.step_rows > 0,
+        "step_rows",
+        room.step_rows,
+        "wanted at least 1",
+    )?;
+    check(
+        room.sequences > 0,
+        "sequences",
+        room.sequences,
+        "wanted at least 1",
+    )
+}

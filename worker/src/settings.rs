@@ -1,0 +1,176 @@
+//! What a worker runs with: its arguments, completed by what the machine is.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use brigade_proto::control::DeviceKind;
+use brigade_proto::identity::JoinToken;
+use brigade_shard::units::Bytes;
+
+use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
+
+/// Share of the machine's memory that a worker takes where it was not told: the rest is the owner's.
+const DEFAULT_MEMORY_PERCENT: u64 = 80;
+
+/// Longest token file that is read: a token has about a hundred bytes.
+const MAX_TOKEN_FILE_BYTES: u64 = 4096;
+
+/// Everything that a worker is told, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the coordinator is.
+    pub coordinator: CoordinatorAddress,
+    /// For a worker that has no certificate yet.
+    pub token: Option<JoinToken>,
+    /// Where it computes.
+    pub device: DeviceKind,
+    /// What its stages may take together.
+    pub budget: Bytes,
+    /// Compute threads, at least 1.
+    pub threads: usize,
+    /// Where models are.
+    pub models: Vec<PathBuf>,
+    /// Where its certificate is kept.
+    pub state: PathBuf,
+    /// Its name, for people.
+    pub name: WorkerName,
+    /// The machine's name.
+    pub host: String,
+    /// Where its data plane listens; `None` for any free port on all interfaces.
+    pub data: Option<SocketAddr>,
+    /// Where it answers health checks; `None` where it does not.
+    pub health: Option<SocketAddr>,
+}
+
+/// Facts about the machine and its user that fill in what was not said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// The machine's name.
+    pub host: String,
+    /// Its memory, or this process's limit where that is lower.
+    pub memory: Bytes,
+    /// How many threads run at a time.
+    pub parallelism: usize,
+    /// The user's home directory.
+    pub home: Option<PathBuf>,
+    /// `$XDG_STATE_HOME`.
+    pub state_home: Option<PathBuf>,
+}
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> Machine {
+        let memory = sysinfo::System::new().map_or(0, |mut system| {
+            system.refresh_memory();
+            let limit = system
+                .cgroup_limits()
+                .map_or(u64::MAX, |limits| limits.total_memory);
+            system.total_memory().min(limit)
+        });
+        let directory = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        Machine {
+            host: sysinfo::System::host_name().unwrap_or_default(),
+            memory: Bytes(memory),
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            home: directory("HOME"),
+            state_home: directory("XDG_STATE_HOME"),
+        }
+    }
+}
+
+/// Arguments that cannot be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The token is not one.
+    #[error("the join token cannot be used: {0}")]
+    Token(String),
+    /// The token's file cannot be read.
+    #[error("failed to read the join token from {}: {source}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is no home directory to put defaults in.
+    #[error("there is no home directory for the default of {0}: set HOME, or give {0}")]
+    NoHome(&'static str),
+    /// No memory to work with.
+    #[error("there is no memory for a model: give --memory a size such as 24GiB")]
+    NoMemory,
+}
+
+impl Settings {
+    /// Completes `args` with what `machine` is.
+    ///
+    /// # Errors
+    /// Where the token is malformed or its file cannot be read, the budget is nothing, or a default needs a home
+    /// directory and there is none.
+    pub fn new(args: JoinArgs, machine: &Machine) -> Result<Settings, SettingsError> {
+        let name = args.name.unwrap_or_else(|| WorkerName::from_host(&machine.host));
+        let token = match (&args.token, &args.token_file) {
+            (Some(token), _) => Some(parse_token(token)?),
+            (None, Some(path)) => Some(parse_token(&read_token(path)?)?),
+            (None, None) => None,
+        };
+        let in_home = |rest: &str| machine.home.as_ref().map(|home| home.join(rest));
+        let state = match args.state {
+            Some(state) => state,
+            None => {
+                let base = machine.state_home.clone().or_else(|| in_home(".local/state"));
+                base.ok_or(SettingsError::NoHome("--state"))?
+                    .join("brigade-worker")
+                    .join(name.as_str())
+            }
+        };
+        let models = match args.models {
+            models if models.is_empty() => {
+                vec![in_home(".local/share/brigade/models").ok_or(SettingsError::NoHome("--models"))?]
+            }
+            models => models,
+        };
+        let share = Bytes(machine.memory.0 / 100 * DEFAULT_MEMORY_PERCENT);
+        let budget = args.memory.unwrap_or(share);
+        if budget == Bytes::ZERO {
+            return Err(SettingsError::NoMemory);
+        }
+        Ok(Settings {
+            coordinator: args.coordinator,
+            token,
+            device: args.device.0,
+            budget,
+            threads: args
+                .threads
+                .map_or(machine.parallelism, |threads| usize::from(threads.get())),
+            models,
+            state,
+            name,
+            host: machine.host.clone(),
+            data: args.data,
+            health: args.health,
+        })
+    }
+}
+
+fn parse_token(text: &str) -> Result<JoinToken, SettingsError> {
+    text.trim()
+        .parse()
+        .map_err(|error| SettingsError::Token(format!("{error}")))
+}
+
+fn read_token(path: &Path) -> Result<String, SettingsError> {
+    use io::Read;
+    let mut token = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut token))
+        .map_err(|source| SettingsError::TokenFile {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(token)
+}

@@ -1,0 +1,153 @@
+//! A model's files, open for reading tensors.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+
+use brigade_shard::gguf::{Header, TensorInfo};
+use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
+use half::{bf16, f16};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use super::{LoadError, LoadProgress, ReadProblem, TensorSource};
+
+/// Bytes of one read: large enough for full speed, small enough that several threads share a tensor, that progress
+/// moves and that cancelling is quick.
+const READ_BYTES: usize = 512 * 1024;
+
+/// All parts of a model, open.
+pub struct ModelFiles<'a> {
+    header: &'a Header,
+    files: Vec<File>,
+    progress: &'a LoadProgress,
+}
+
+impl<'a> ModelFiles<'a> {
+    /// Opens every part; fails where one is gone, or their size is not the header's.
+    pub fn open(header: &'a Header, progress: &'a LoadProgress) -> Result<ModelFiles<'a>, LoadError> {
+        let mut files = Vec::new();
+        let mut bytes = 0;
+        for path in header.parts() {
+            let open = || {
+                let file = File::open(path)?;
+                let len = file.metadata()?.len();
+                Ok((file, len))
+            };
+            let (file, len) = open().map_err(|e| LoadError::Read {
+                path: path.clone(),
+                tensor: "header".to_owned(),
+                offset: 0,
+                bytes: Bytes::ZERO,
+                problem: ReadProblem::Io(e),
+            })?;
+            bytes += len;
+            files.push(file);
+        }
+        if bytes != header.file_bytes().0 {
+            let path = header.parts().first().cloned().unwrap_or_default();
+            return Err(LoadError::Changed {
+                path,
+                was: header.file_bytes().0,
+                is: bytes,
+            });
+        }
+        Ok(ModelFiles {
+            header,
+            files,
+            progress,
+        })
+    }
+
+    /// One tensor of them.
+    pub fn tensor<'b>(&'b self, info: &'b TensorInfo) -> FileTensor<'b> {
+        FileTensor { files: self, info }
+    }
+}
+
+/// One tensor in its file.
+pub struct FileTensor<'a> {
+    files: &'a ModelFiles<'a>,
+    info: &'a TensorInfo,
+}
+
+impl FileTensor<'_> {
+    /// The values of a small tensor (F32, F16 or BF16) as f32.
+    ///
+    /// Fails where a value is not finite: such a file is damaged.
+    pub fn floats(&self) -> Result<Vec<f32>, LoadError> {
+        let mut bytes = vec![0; self.info.bytes.0 as usize];
+        self.read_piece(0, &mut bytes)?;
+        let values: Vec<f32> = match self.info.kind {
+            TensorType::F32 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+            TensorType::F16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f32())
+                .collect(),
+            TensorType::BF16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| bf16::from_le_bytes(*b).to_f32())
+                .collect(),
+            kind => return Err(self.unsupported(kind, "a norm or rope")),
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(LoadError::Value {
+                tensor: self.info.name.clone(),
+                index,
+                value: values[index],
+            }),
+            None => Ok(values),
+        }
+    }
+
+    fn read_piece(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        if self.files.progress.is_cancelled() {
+            return Err(LoadError::Cancelled);
+        }
+        let offset = self.info.offset + at;
+        let part = self.info.part;
+        self.files.files[part]
+            .read_exact_at(out, offset)
+            .map_err(|e| LoadError::Read {
+                path: self.files.header.parts()[part].clone(),
+                tensor: self.info.name.clone(),
+                offset,
+                bytes: Bytes(out.len() as u64),
+                problem: match e.kind() {
+                    ErrorKind::UnexpectedEof => ReadProblem::Truncated,
+                    _ => ReadProblem::Io(e),
+                },
+            })?;
+        self.files.progress.add(out.len());
+        Ok(())
+    }
+}
+
+impl TensorSource for FileTensor<'_> {
+    fn read(&mut self, out: &mut [u8], pool: &ThreadPool) -> Result<(), LoadError> {
+        let this = &*self;
+        pool.install(|| {
+            out.par_chunks_mut(READ_BYTES)
+                .enumerate()
+                .try_for_each(|(i, piece)| this.read_piece((i * READ_BYTES) as u64, piece))
+        })
+    }
+
+    fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
+        LoadError::Unsupported {
+            tensor: self.info.name.clone(),
+            kind,
+            device,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! How far a load has come, and the wish that it should end.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use brigade_shard::units::Bytes;
+
+/// Shared between who loads and who watches.
+#[derive(Debug, Default)]
+pub struct LoadProgress {
+    loaded: AtomicU64,
+    total: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl LoadProgress {
+    /// Nothing read yet, of an unknown total.
+    pub fn new() -> LoadProgress {
+        LoadProgress::default()
+    }
+
+    /// Bytes of weights read so far.
+    pub fn loaded(&self) -> Bytes {
+        Bytes(self.loaded.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of weights to be read; zero before that is known.
+    pub fn total(&self) -> Bytes {
+        Bytes(self.total.load(Ordering::Relaxed))
+    }
+
+    /// Asks the load to end; it does within a read of a few hundred KiB.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the load was asked to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_total(&self, bytes: Bytes) {
+        self.total.store(bytes.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.loaded.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}

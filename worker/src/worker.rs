@@ -1,0 +1,205 @@
+//! A running worker: what it is made of, and how it starts.
+//!
+//! Its certificate comes first, then what its device can do, then the parts that the loop of this module's one private
+//! part ties together.
+
+mod hub;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use brigade_proto::control::{Capabilities, DeviceKind};
+use brigade_proto::health::Health;
+use brigade_proto::identity::{TransportIdentity, WorkerIdentity};
+use brigade_proto::link::Transport;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::hub::{Events, Hub, IDLE_LIMITS};
+use crate::addresses::local_address_towards;
+use crate::calibrate::{Calibration, calibrate};
+use crate::data::DataPlane;
+use crate::engine::Engine;
+use crate::loads::Loads;
+use crate::session::{Session, SessionError, identity};
+use crate::settings::Settings;
+use crate::state_dir::{StateDir, StateDirError};
+use crate::telemetry::EngineCounters;
+
+/// Why a worker could not run, or run on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// Its state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    /// It cannot be attached.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Its device cannot be used.
+    #[error("failed to measure the device: {0}")]
+    Device(String),
+    /// A port cannot be listened on.
+    #[error("failed to listen for {what} at {at}: {reason}; choose another address with {flag}")]
+    Bind {
+        /// For whom.
+        what: &'static str,
+        /// Where.
+        at: SocketAddr,
+        /// What the operating system said.
+        reason: String,
+        /// What to change.
+        flag: &'static str,
+    },
+    /// The operating system gives no thread.
+    #[error("failed to start the engine's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Joins the coordinator of `settings` and serves it until `ending` is cancelled or it says to end.
+///
+/// # Errors
+/// Where it cannot start, or the coordinator wants nothing of it.
+pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), WorkerError> {
+    let state = StateDir::open(&settings.state)?;
+    let coordinator = settings.coordinator.as_str();
+    let identity = match identity(
+        coordinator,
+        settings.token.as_ref(),
+        settings.name.as_str(),
+        &state,
+        &ending,
+    )
+    .await
+    {
+        Err(SessionError::Interrupted) => return Ok(()),
+        identity => identity?,
+    };
+    let calibrated = tokio::select! {
+        () = ending.cancelled() => return Ok(()),
+        calibrated = measure(settings.device, settings.threads) => calibrated?,
+    };
+    let at = match settings.data {
+        Some(at) => at,
+        None => SocketAddr::new(any_address_towards(coordinator).await, 0),
+    };
+    let transport =
+        Transport::bind(at, TransportIdentity::from(&identity), IDLE_LIMITS).map_err(|error| {
+            WorkerError::Bind {
+                what: "neighbours",
+                at,
+                reason: error.to_string(),
+                flag: "--data",
+            }
+        })?;
+    let data_address = transport.local_addr();
+    let counters = Arc::new(EngineCounters::default());
+    let (engine, engine_events) = Engine::start(counters.clone()).map_err(WorkerError::Thread)?;
+    let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
+    let (loads, load_events) = Loads::new(settings.models.clone(), settings.device, settings.threads);
+    let health = Health::new().await;
+    let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
+    let session = Session {
+        coordinator: coordinator.to_owned(),
+        capabilities: capabilities(&settings, calibrated),
+        data: data_address,
+        identity_file: state.path().join("worker.pem").display().to_string(),
+        identity,
+    };
+    let session_ending = CancellationToken::new();
+    let (session, session_events) = session.start(session_ending.clone());
+    let hub = Hub::new(settings.budget, engine, data, loads, counters, health);
+    let events = Events {
+        session: session_events,
+        engine: engine_events,
+        loads: load_events,
+        data: data_events,
+    };
+    let result = hub.run(events, session, session_ending, &ending).await;
+    ending.cancel();
+    if let Some(task) = serving_health
+        && let Err(error) = task.await
+    {
+        tracing::error!(%error, "the task that serves health ended with a defect");
+    }
+    // The lock outlives everything that used the directory.
+    drop(state);
+    result
+}
+
+/// Measures the device on a thread of its own.
+async fn measure(device: DeviceKind, threads: usize) -> Result<Calibration, WorkerError> {
+    let measured = tokio::task::spawn_blocking(move || calibrate(device, threads)).await;
+    let calibration = measured
+        .map_err(|error| WorkerError::Device(error.to_string()))?
+        .map_err(|error| WorkerError::Device(error.to_string()))?;
+    tracing::info!(
+        "this device reads {:.1} GB/s of weights and computes {:.0} GFLOP/s with {threads} thread(s)",
+        calibration.bandwidth_bytes_per_s / 1e9,
+        calibration.flops_per_s / 1e9,
+    );
+    Ok(calibration)
+}
+
+/// All interfaces, in the address family that the coordinator is reached by.
+async fn any_address_towards(coordinator: &str) -> IpAddr {
+    match local_address_towards(coordinator).await {
+        Ok(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        Ok(IpAddr::V4(_)) | Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+async fn serve_health(
+    settings: &Settings,
+    identity: &WorkerIdentity,
+    health: &Health,
+    ending: &CancellationToken,
+) -> Result<Option<JoinHandle<()>>, WorkerError> {
+    let Some(at) = settings.health else {
+        return Ok(None);
+    };
+    let listener = tokio::net::TcpListener::bind(at)
+        .await
+        .map_err(|error| WorkerError::Bind {
+            what: "health checks",
+            at,
+            reason: error.to_string(),
+            flag: "--health",
+        })?;
+    let (identity, health, ending) = (identity.clone(), health.clone(), ending.clone());
+    Ok(Some(tokio::spawn(async move {
+        if let Err(error) = brigade_proto::health::serve_health(listener, &identity, health, ending).await {
+            tracing::error!(%error, "failed to serve health checks");
+        }
+    })))
+}
+
+fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
+    Capabilities {
+        name: settings.name.as_str().to_owned(),
+        host: settings.host.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        device: settings.device,
+        device_name: device_name(settings.device),
+        budget: settings.budget,
+        threads: u32::try_from(settings.threads).unwrap_or(u32::MAX),
+        bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s,
+        flops_per_s: calibration.flops_per_s,
+        data_addresses: Vec::new(),
+    }
+}
+
+fn device_name(device: DeviceKind) -> String {
+    match device {
+        DeviceKind::Cpu => {
+            let brand = sysinfo::System::new().ok().and_then(|mut system| {
+                system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+                system.cpus().first().map(|cpu| cpu.brand().trim().to_owned())
+            });
+            brand
+                .filter(|brand| !brand.is_empty())
+                .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+        }
+        DeviceKind::Cuda(number) => format!("CUDA device {number}"),
+        DeviceKind::Metal => "Apple GPU".to_owned(),
+    }
+}

@@ -1,0 +1,113 @@
+//! The backend for CUDA and Metal, run on candle's own processor device, against ours.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod tiny_model;
+
+use brigade_proto::control::CacheDtype;
+use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::tensor_type::TensorType;
+use brigade_worker::backend::{Backend, BackendError, Batch, Span};
+use brigade_worker::candle_backend::CandleBackend;
+use brigade_worker::cpu::CpuBackend;
+use brigade_worker::model::{self, Input, StageModel, StageNeeds};
+use brigade_worker::weights::{LoadProgress, ModelFiles};
+use candle_core::Device;
+use tiny_model::{Random, TinyModel, room};
+
+fn load<B: Backend>(backend: B, header: &brigade_shard::gguf::Header, layers: usize) -> StageModel<B> {
+    let shard = Shard::of(LayerRange::new(0, layers).unwrap(), layers);
+    let mut room = room();
+    room.cache_dtype = CacheDtype::F32;
+    let needs = StageNeeds::new(header, &shard, &room).unwrap();
+    let progress = LoadProgress::new();
+    let files = ModelFiles::open(header, &progress).unwrap();
+    model::load(
+        backend,
+        &files,
+        &needs.spec,
+        &needs.table,
+        &shard,
+        &room,
+        &progress,
+    )
+    .unwrap()
+}
+
+/// Logits of two sequences on scattered pages: a prompt in two chunks beside a shorter one.
+fn logits<B: Backend>(model: &mut StageModel<B>, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let span = |rows: std::ops::Range<usize>, start, pages: &[u32]| Span {
+        rows,
+        start,
+        pages: pages.to_vec(),
+    };
+    let steps = [
+        Batch {
+            spans: vec![span(0..40, 0, &[3, 1]), span(40..45, 0, &[0])],
+        },
+        Batch {
+            spans: vec![span(0..1, 5, &[0]), span(1..30, 40, &[3, 1, 7])],
+        },
+    ];
+    let mut all = Vec::new();
+    for batch in steps {
+        model.run(Input::Tokens(&tokens[..batch.rows()]), &batch).unwrap();
+        let rows: Vec<usize> = (0..batch.rows()).collect();
+        let keep = |_: usize, logits: &[f32]| {
+            all.push(logits.to_vec());
+            Ok::<(), BackendError>(())
+        };
+        model.logits(&rows, keep).unwrap();
+    }
+    all
+}
+
+#[test]
+fn candle_computes_what_our_kernels_compute() {
+    let f16 = TinyModel {
+        kind: TensorType::F16,
+        ends: TensorType::F16,
+        ..TinyModel::f32()
+    };
+    let bf16 = TinyModel {
+        kind: TensorType::BF16,
+        ..TinyModel::f32()
+    };
+    let q8_0 = TinyModel {
+        kind: TensorType::Q8_0,
+        ..TinyModel::q4_1()
+    };
+    // The first proves that both compute the same. The others differ by rounding, which random weights amplify: candle
+    // rounds activations to f16 and bf16 where our kernels do not, and to 8 bits with scales of another precision.
+    let models = [
+        (TinyModel::f32(), 1e-3),
+        (f16, 0.5),
+        (bf16, 4.0),
+        (TinyModel::q4_1(), 1.0),
+        (q8_0, 1.0),
+        (TinyModel::wide(TensorType::Q4K), 1.0),
+    ];
+    for (model, bound) in models {
+        let dir = tempfile::tempdir().unwrap();
+        let header = model.write(&dir.path().join("tiny.gguf"));
+        let tokens = Random::new(3).tokens(64, model.vocab);
+        let ours = logits(
+            &mut load(CpuBackend::new(2).unwrap(), &header, model.layers),
+            &tokens,
+        );
+        let backend = CandleBackend::new(Device::Cpu).unwrap();
+        let candles = logits(&mut load(backend, &header, model.layers), &tokens);
+        assert_eq!((ours.len(), candles.len()), (75, 75));
+        let pairs = ours.iter().flatten().zip(candles.iter().flatten());
+        let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        let spread = ours.iter().flatten().fold(0f32, |a, b| a.max(b.abs()));
+        assert!(
+            largest < bound,
+            "{model:?}: logits of up to {spread} differ by {largest}"
+        );
+        println!(
+            "{} / {}: logits of up to {spread} differ by {largest}",
+            model.kind, model.ends
+        );
+    }
+}

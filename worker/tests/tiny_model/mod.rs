@@ -1,0 +1,419 @@
+//! Small random models, written as GGUF files, and steps to run them with.
+#![expect(dead_code, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+
+use brigade_proto::control::{CacheDtype, DeviceKind, StageRoom};
+use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId, StepId};
+use brigade_proto::sampling::Sampling;
+use brigade_proto::step::{
+    Segment, SegmentOutput, SequenceStart, StepFrame, StepKind, StepResult, TokenScore,
+};
+use brigade_shard::gguf::Header;
+use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
+use brigade_worker::stage::{LoadProgress, Stage, StageOutput, StageRequest};
+use candle_core::quantized::k_quants::*;
+use half::{bf16, f16};
+
+/// Random numbers for weights and inputs, the same at every run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// A number in 0..1.
+    pub fn uniform(&mut self) -> f32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// `count` numbers of mean 0 and this standard deviation, about normal.
+    pub fn normals(&mut self, count: usize, deviation: f32) -> Vec<f32> {
+        let mut normal =
+            || (0..6).map(|_| self.uniform() - 0.5).sum::<f32>() * std::f32::consts::SQRT_2 * deviation;
+        (0..count).map(|_| normal()).collect()
+    }
+
+    pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
+        (0..count)
+            .map(|_| (self.uniform() * vocab as f32) as u32 % vocab as u32)
+            .collect()
+    }
+}
+
+fn bytes_of<T>(blocks: &[T]) -> Vec<u8> {
+    // SAFETY: the block types have no padding.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast::<u8>(), size_of_val(blocks)) }.to_vec()
+}
+
+fn blocks<T: GgmlType>(values: &[f32]) -> Vec<u8> {
+    let mut blocks = vec![T::zeros(); values.len() / T::BLCK_SIZE];
+    T::from_float(values, &mut blocks);
+    bytes_of(&blocks)
+}
+
+/// Values as a file would hold them.
+pub fn encode(kind: TensorType, values: &[f32]) -> Vec<u8> {
+    match kind {
+        TensorType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        TensorType::F16 => values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect(),
+        TensorType::BF16 => values
+            .iter()
+            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+            .collect(),
+        TensorType::Q4_0 => blocks::<BlockQ4_0>(values),
+        TensorType::Q4_1 => blocks::<BlockQ4_1>(values),
+        TensorType::Q5_0 => blocks::<BlockQ5_0>(values),
+        TensorType::Q5_1 => blocks::<BlockQ5_1>(values),
+        TensorType::Q8_0 => blocks::<BlockQ8_0>(values),
+        TensorType::Q2K => blocks::<BlockQ2K>(values),
+        TensorType::Q3K => blocks::<BlockQ3K>(values),
+        TensorType::Q4K => blocks::<BlockQ4K>(values),
+        TensorType::Q5K => blocks::<BlockQ5K>(values),
+        TensorType::Q6K => blocks::<BlockQ6K>(values),
+        // Some type that no backend knows, with bytes of no meaning.
+        other => vec![0; other.bytes_of(values.len() as u64).unwrap().0 as usize],
+    }
+}
+
+fn decoded<T: GgmlType>(bytes: &[u8], values: usize) -> Vec<f32> {
+    let count = values / T::BLCK_SIZE;
+    let mut aligned = vec![T::zeros(); count];
+    // SAFETY: `aligned` holds `count` blocks without padding, for which any bytes are valid.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            aligned.as_mut_ptr().cast(),
+            count * size_of::<T>(),
+        );
+    }
+    let mut out = vec![0.0; values];
+    T::to_float(&aligned, &mut out);
+    out
+}
+
+/// What `encode`d bytes stand for, by candle's own reading.
+pub fn decode(kind: TensorType, bytes: &[u8], values: usize) -> Vec<f32> {
+    match kind {
+        TensorType::F32 => bytes
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect(),
+        TensorType::F16 => bytes
+            .chunks(2)
+            .map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f32())
+            .collect(),
+        TensorType::BF16 => bytes
+            .chunks(2)
+            .map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
+            .collect(),
+        TensorType::Q4_0 => decoded::<BlockQ4_0>(bytes, values),
+        TensorType::Q4_1 => decoded::<BlockQ4_1>(bytes, values),
+        TensorType::Q5_0 => decoded::<BlockQ5_0>(bytes, values),
+        TensorType::Q5_1 => decoded::<BlockQ5_1>(bytes, values),
+        TensorType::Q8_0 => decoded::<BlockQ8_0>(bytes, values),
+        TensorType::Q2K => decoded::<BlockQ2K>(bytes, values),
+        TensorType::Q3K => decoded::<BlockQ3K>(bytes, values),
+        TensorType::Q4K => decoded::<BlockQ4K>(bytes, values),
+        TensorType::Q5K => decoded::<BlockQ5K>(bytes, values),
+        TensorType::Q6K => decoded::<BlockQ6K>(bytes, values),
+        other => panic!("no kernel reads {other}"),
+    }
+}
+
+/// The shape of a tiny llama model.
+#[derive(Clone, Debug)]
+pub struct TinyModel {
+    pub layers: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub feed_forward: usize,
+    pub vocab: usize,
+    /// Type of the layers' matrices.
+    pub kind: TensorType,
+    /// Type of the embedding, and of the output matrix where the head is not tied.
+    pub ends: TensorType,
+    pub tied: bool,
+    pub rope_divisors: bool,
+}
+
+impl TinyModel {
+    /// Four layers of Q4_1 with a Q8_0 embedding, which is the head too.
+    pub fn q4_1() -> TinyModel {
+        TinyModel {
+            layers: 4,
+            hidden: 64,
+            heads: 4,
+            kv_heads: 2,
+            feed_forward: 96,
+            vocab: 200,
+            kind: TensorType::Q4_1,
+            ends: TensorType::Q8_0,
+            tied: true,
+            rope_divisors: false,
+        }
+    }
+
+    /// Floats throughout, an output matrix of its own, and divided rope frequencies.
+    pub fn f32() -> TinyModel {
+        let kind = TensorType::F32;
+        TinyModel {
+            kind,
+            ends: kind,
+            tied: false,
+            rope_divisors: true,
+            ..TinyModel::q4_1()
+        }
+    }
+
+    /// Wide enough for blocks of 256.
+    pub fn wide(kind: TensorType) -> TinyModel {
+        TinyModel {
+            layers: 2,
+            hidden: 256,
+            feed_forward: 512,
+            kind,
+            ends: TensorType::Q6K,
+            ..TinyModel::q4_1()
+        }
+    }
+
+    /// Writes the model and reads its header.
+    pub fn write(&self, path: &Path) -> Header {
+        let mut random = Random::new(11);
+        let mut tensors: Vec<(String, Vec<u64>, TensorType, Vec<u8>)> = Vec::new();
+        let mut matrix = |name: &str, width: usize, rows: usize, kind: TensorType, scale: f32| {
+            let values = random.normals(width * rows, scale);
+            tensors.push((
+                name.to_owned(),
+                vec![width as u64, rows as u64],
+                kind,
+                encode(kind, &values),
+            ));
+        };
+        let (hidden, ffn) = (self.hidden, self.feed_forward);
+        let kv = hidden / self.heads * self.kv_heads;
+        let scale = |width: usize| 1.0 / (width as f32).sqrt();
+        matrix("token_embd.weight", hidden, self.vocab, self.ends, 0.5);
+        if !self.tied {
+            matrix(
+                "output.weight",
+                hidden,
+                self.vocab,
+                self.ends,
+                4.0 * scale(hidden),
+            );
+        }
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            matrix(&name("attn_q"), hidden, hidden, self.kind, 2.0 * scale(hidden));
+            matrix(&name("attn_k"), hidden, kv, self.kind, 2.0 * scale(hidden));
+            matrix(&name("attn_v"), hidden, kv, self.kind, scale(hidden));
+            matrix(&name("attn_output"), hidden, hidden, self.kind, scale(hidden));
+            matrix(&name("ffn_gate"), hidden, ffn, self.kind, scale(hidden));
+            matrix(&name("ffn_up"), hidden, ffn, self.kind, scale(hidden));
+            matrix(&name("ffn_down"), ffn, hidden, self.kind, scale(ffn));
+        }
+        let mut vector = |name: String, count: usize| {
+            let values: Vec<f32> = random.normals(count, 0.2).iter().map(|v| 1.0 + v.abs()).collect();
+            tensors.push((
+                name,
+                vec![count as u64],
+                TensorType::F32,
+                encode(TensorType::F32, &values),
+            ));
+        };
+        vector("output_norm.weight".to_owned(), hidden);
+        for layer in 0..self.layers {
+            vector(format!("blk.{layer}.attn_norm.weight"), hidden);
+            vector(format!("blk.{layer}.ffn_norm.weight"), hidden);
+        }
+        if self.rope_divisors {
+            vector("rope_freqs.weight".to_owned(), hidden / self.heads / 2);
+        }
+        std::fs::write(path, self.file(&tensors)).unwrap();
+        Header::open(path).unwrap()
+    }
+
+    fn file(&self, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> Vec<u8> {
+        let mut keys = Vec::new();
+        let mut count = 0u64;
+        let mut key = |name: &str, kind: u32, value: &[u8]| {
+            string(&mut keys, name);
+            keys.extend(kind.to_le_bytes());
+            keys.extend(value);
+            count += 1;
+        };
+        let mut name = Vec::new();
+        string(&mut name, "llama");
+        key("general.architecture", 8, &name);
+        let number = |n: usize| (n as u32).to_le_bytes();
+        key("llama.block_count", 4, &number(self.layers));
+        key("llama.context_length", 4, &number(4096));
+        key("llama.embedding_length", 4, &number(self.hidden));
+        key("llama.feed_forward_length", 4, &number(self.feed_forward));
+        key("llama.attention.head_count", 4, &number(self.heads));
+        key("llama.attention.head_count_kv", 4, &number(self.kv_heads));
+        key(
+            "llama.attention.layer_norm_rms_epsilon",
+            6,
+            &1e-5f32.to_le_bytes(),
+        );
+        let mut file = b"GGUF".to_vec();
+        file.extend(3u32.to_le_bytes());
+        file.extend((tensors.len() as u64).to_le_bytes());
+        file.extend(count.to_le_bytes());
+        file.extend(keys);
+        let mut offset = 0u64;
+        for (name, dims, kind, data) in tensors {
+            string(&mut file, name);
+            file.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+            file.extend(kind.to_ggml().to_le_bytes());
+            file.extend(offset.to_le_bytes());
+            offset += (data.len() as u64).next_multiple_of(32);
+        }
+        for (_, _, _, data) in tensors {
+            file.resize(file.len().next_multiple_of(32), 0);
+            file.extend(data);
+        }
+        file
+    }
+}
+
+fn string(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// Room for a few sequences of 128 tokens.
+pub fn room() -> StageRoom {
+    StageRoom {
+        cache_tokens: 512,
+        context: 128,
+        step_rows: 64,
+        sequences: 4,
+        cache_dtype: CacheDtype::F16,
+    }
+}
+
+/// What loads `layers` of a model on the processor.
+pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) -> StageRequest {
+    let layers = LayerRange::new(layers.start, layers.end).unwrap();
+    StageRequest {
+        header: header.clone(),
+        shard: Shard::of(layers, count),
+        room: room(),
+        device: DeviceKind::Cpu,
+        threads: 1,
+        budget: Bytes::mib(64),
+    }
+}
+
+pub fn load(request: StageRequest) -> Stage {
+    Stage::load(request, &LoadProgress::new()).unwrap()
+}
+
+/// A step of these segments.
+pub fn step(segments: Vec<Segment>) -> StepFrame {
+    StepFrame {
+        fence: Fence {
+            incarnation: Incarnation(1),
+            epoch: Epoch(1),
+        },
+        deployment: DeploymentId(1),
+        step: StepId(1),
+        kind: StepKind::Prefill,
+        segments,
+        release: Vec::new(),
+        timings: Vec::new(),
+        hidden: None,
+    }
+}
+
+/// A segment that begins its sequence where it starts at 0.
+pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
+    let sampling = Sampling {
+        logprobs: Some(3),
+        seed: 5,
+        ..Sampling::default()
+    };
+    let begin = SequenceStart {
+        sampling,
+        prompt_tokens: tokens.len() as u32,
+    };
+    Segment {
+        sequence: SequenceId(sequence),
+        start: start as u32,
+        tokens: tokens.to_vec(),
+        begin: (start == 0).then_some(begin),
+        sample: false,
+        score: false,
+        next_token: None,
+    }
+}
+
+/// A segment whose tokens are scored, `next` being the token after them.
+pub fn scored(sequence: u64, start: usize, tokens: &[u32], next: Option<u32>) -> Segment {
+    Segment {
+        score: true,
+        next_token: next,
+        ..segment(sequence, start, tokens)
+    }
+}
+
+/// Stages one after another, as a pipeline would run them.
+pub struct Pipeline(pub Vec<Stage>);
+
+impl Pipeline {
+    /// Cuts a model before each of `cuts`.
+    pub fn cut(header: &Header, layers: usize, cuts: &[usize]) -> Pipeline {
+        let bounds: Vec<usize> = [0].iter().chain(cuts).chain(&[layers]).copied().collect();
+        Pipeline(
+            bounds
+                .windows(2)
+                .map(|ends| load(request(header, ends[0]..ends[1], layers)))
+                .collect(),
+        )
+    }
+
+    pub fn run(&mut self, mut frame: StepFrame) -> StepResult {
+        for stage in &mut self.0 {
+            match stage.run(frame).unwrap() {
+                StageOutput::Pass(passed) => frame = passed,
+                StageOutput::Finish(result) => return result,
+            }
+        }
+        panic!("no stage has the head")
+    }
+
+    pub fn outputs(&mut self, segments: Vec<Segment>) -> Vec<SegmentOutput> {
+        self.run(step(segments)).outputs
+    }
+
+    /// Scores of all tokens but the first, the sequence cut into chunks of `chunk` tokens; forgets it afterwards.
+    pub fn scores(&mut self, sequence: u64, tokens: &[u32], chunk: usize) -> Vec<TokenScore> {
+        let mut scores = Vec::new();
+        for start in (0..tokens.len()).step_by(chunk) {
+            let end = tokens.len().min(start + chunk);
+            let segment = scored(sequence, start, &tokens[start..end], tokens.get(end).copied());
+            scores.extend(self.outputs(vec![segment]).remove(0).scores);
+        }
+        self.run(StepFrame {
+            release: vec![SequenceId(sequence)],
+            ..step(Vec::new())
+        });
+        scores
+    }
+}
