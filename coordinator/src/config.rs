@@ -232,14 +232,16 @@ fn setting(
     flags: &[Flag],
 ) -> Result<(String, Vec<String>), ConfigError> {
     let name = key.replace('_', "-");
-    let Some(flag) = flags.iter().find(|flag| flag.name == name) else {
+    let mut known = flags.iter().filter(|flag| flag.name == name).peekable();
+    if known.peek().is_none() {
         return Err(unknown(
             path,
             what,
             key,
             flags.iter().map(|flag| flag.name.as_str()),
         ));
-    };
+    }
+    let takes_list = known.any(|flag| flag.takes_many);
     let bad = || ConfigError::BadValue {
         path: path.to_owned(),
         key: key.to_owned(),

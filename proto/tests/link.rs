@@ -198,15 +198,27 @@ async fn decode_overtakes_a_large_prefill_on_the_wire() {
     let decode = step(StepKind::Decode, 2, 4);
     let started = Instant::now();
     sent(&out, &decode).await;
-    assert_eq!(received(&mut far_in).await, decode);
+    let written = started.elapsed();
+    let got = received(&mut far_in).await;
+    let arrived = started.elapsed();
+    assert_eq!(got, decode);
+    println!("written {written:?} arrived {arrived:?}");
+    for n in 3..8 {
+        let decode = step(StepKind::Decode, n, 4);
+        let t = Instant::now();
+        sent(&out, &decode).await;
+        let w = t.elapsed();
+        received(&mut far_in).await;
+        println!("again written {w:?} arrived {:?} rtt {:?}", t.elapsed(), out.rtt());
+    }
     let overtaking = started.elapsed();
     assert!(
         !sending.is_finished(),
         "the decode frame came when the prefill frame was sent: {overtaking:?}"
     );
     assert_eq!(received(&mut far_in).await, prefill);
-    soon("sending", sending).await.unwrap().unwrap();
-    println!("decode overtook in {overtaking:?}");
+    let prefilling = soon("sending", sending).await.unwrap().unwrap();
+    println!("a decode frame overtook in {overtaking:?}; the prefill frame took {prefilling:?}");
     dialled.close().await;
 }
 

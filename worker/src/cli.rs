@@ -42,7 +42,7 @@ pub enum Command {
 /// Arguments of `join`. Every one of them can be set by the environment variable named with it; flags win.
 #[derive(Args)]
 pub struct JoinArgs {
-    /// Where the coordinator listens for workers: HOST[:PORT]
+    /// Where the coordinator listens for workers: HOST or HOST:PORT (7481 unless given)
     #[arg(value_name = "ADDR", env = "BRIGADE_COORDINATOR")]
     pub coordinator: CoordinatorAddress,
 

@@ -150,7 +150,7 @@ async fn a_worker_says_what_it_is_and_comes_back_without_a_token() {
 }
 
 #[tokio::test]
-async fn a_signal_or_the_end_of_standard_input_ends_a_worker_within_a_second() {
+async fn a_signal_or_the_end_of_standard_input_ends_a_worker_promptly() {
     let mut coordinator = Coordinator::start().await;
     for (name, end) in [("a", "INT"), ("b", "TERM"), ("c", "stdin")] {
         let mut command = coordinator.command(name);

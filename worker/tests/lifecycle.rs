@@ -676,7 +676,7 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
         let mut world = World::default();
         let mut incarnation = 1;
         let now = Instant::now();
-        let mut step = |machine: &mut StageMachine, world: &mut World, event| {
+        let step = |machine: &mut StageMachine, world: &mut World, event| {
             let commands = machine.handle(event, now);
             world.obey(commands);
         };

@@ -32,9 +32,12 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes of a connection that may be under way or unread: both streams' windows, so that an unread prefill stream never
 /// holds up decode.
 const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_BYTES;
-/// Bytes written and not yet acknowledged: enough to keep 10 Gbit/s over 3 ms busy, and little enough that the time a
-/// large frame takes to be written is the time that the link takes for it.
-const SEND_WINDOW_BYTES: u64 = 4 << 20;
+/// Fewest and most bytes of a connection that are written and not yet acknowledged. What is under way of a prefill frame
+/// is what a decode frame still waits behind (1 MiB is 8 ms of 1 Gbit/s), and it is what the time that a large frame
+/// takes to be written does not tell of the link's.
+const SEND_WINDOW_BYTES: (u64, u64) = (1 << 20, 16 << 20);
+/// The link rate that the send window is to keep busy: 20 Gbit/s, a fast one with as much again for late answers.
+const SEND_WINDOW_BYTES_PER_MS: u64 = 2_500_000;
 /// Bytes sent before the first acknowledgement: what 10 Gbit/s carries in a local round trip of 0.2 ms, so that the
 /// first frames need not wait for the window to grow. Also, QUIC's own default is less than two of our datagrams, and
 /// quinn does not send a connection's close, with its reason, while the window is full.
@@ -64,11 +67,17 @@ fn transport() -> Arc<TransportConfig> {
         .mtu_discovery_config(Some(mtu))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
+        .send_window(SEND_WINDOW_BYTES.0)
         .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
         .datagram_receive_buffer_size(None);
     Arc::new(config)
+}
+
+/// Bytes that may be written and not yet acknowledged on a link of this round trip.
+pub(super) fn send_window(rtt: Duration) -> u64 {
+    let bytes = (rtt.as_micros() as u64).saturating_mul(SEND_WINDOW_BYTES_PER_MS / 1000);
+    bytes.clamp(SEND_WINDOW_BYTES.0, SEND_WINDOW_BYTES.1)
 }
 
 pub(super) fn endpoint() -> EndpointConfig {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Mutex, mpsc, watch};
 
+use super::config;
 use super::error::LinkError;
 use super::receive::{self, LinkReceiver, Queues};
 use super::send::LinkSender;
@@ -60,6 +61,7 @@ pub(super) struct Core {
 
 impl Link {
     pub(super) fn start(connection: Connection, peer: Peer, shared: &Shared) -> Link {
+        connection.set_send_window(config::send_window(connection.min_rtt()));
         let core = Arc::new(Core {
             peer,
             connection,

@@ -33,7 +33,7 @@ impl LinkSender {
     }
 
     /// Sends a frame, after those of its kind whose sending began before. Returns how long that took: to the point
-    /// where at most 4 MiB of all that was sent are not acknowledged.
+    /// where no more than a window of all that was sent (1 to 16 MiB, by the round trip) is not acknowledged.
     ///
     /// A future that is dropped before it ends closes the link, since half a frame may be on its way.
     ///

@@ -10,7 +10,7 @@ use crate::backend::{Batch, CacheShape};
 /// Tokens of a page.
 pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
 
-/// Keys and values of one layer: for each page and head a block of [`PAGE`] rows.
+/// Keys and values of one layer: for each page and head a block of rows, one per token of the page.
 pub struct CpuCache {
     pub(crate) shape: CacheShape,
     keys: Values,

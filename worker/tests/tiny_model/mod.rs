@@ -1,5 +1,6 @@
 //! Small random models, written as GGUF files, and steps to run them with.
-#![expect(dead_code, reason = "each test file uses a part of it")]
+
+#![expect(dead_code, reason = "every file of tests uses its own part of it")]
 
 use std::path::Path;
 
