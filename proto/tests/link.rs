@@ -1,92 +1,22 @@
-//! The data plane over real sockets: frames both ways, decode first, and everybody who must stay out.
+//! The data plane over real sockets: frames both ways, decode first, and every way that a link can end.
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
 mod harness;
-#[path = "harness/raw.rs"]
-mod raw;
+#[path = "harness/links.rs"]
+mod links;
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brigade_proto::frame::{FrameError, FrameLimits, encode};
-use brigade_proto::identity::{CoordinatorIdentity, TransportIdentity};
-use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId, WorkerId};
+use brigade_proto::frame::{FrameError, FrameLimits};
+use brigade_proto::identity::TransportIdentity;
+use brigade_proto::ids::{Peer, StepId};
 use brigade_proto::link::{Link, LinkError, LinkReceiver, LinkSender, Transport};
-use brigade_proto::step::{
-    Frame, Hidden, Segment, SegmentOutput, StepFrame, StepKind, StepResult, TokenScore, WireDtype,
-};
-use bytes::Bytes;
-use harness::{coordinator_identity, mixed_identity, soon, worker_identity};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use brigade_proto::step::{Frame, StepKind};
+use harness::{coordinator_identity, soon, worker_identity};
+use links::{bind, loopback, peer, result, step};
 
 const MIB: usize = 1 << 20;
-
-fn peer(id: &str) -> Peer {
-    Peer::Worker(WorkerId::try_from(id.to_owned()).unwrap())
-}
-
-/// A step whose payload has `rows` rows of 4 KiB.
-fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
-    let data = Bytes::from(vec![number as u8; rows as usize * 4096]);
-    let segment = Segment {
-        sequence: SequenceId(1),
-        start: 0,
-        tokens: vec![5; rows as usize],
-        begin: None,
-        sample: true,
-        score: false,
-        next_token: None,
-    };
-    Frame::Step(StepFrame {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(2),
-        },
-        deployment: DeploymentId(3),
-        step: StepId(number),
-        kind,
-        segments: vec![segment],
-        release: Vec::new(),
-        timings: Vec::new(),
-        hidden: Some(Hidden {
-            rows,
-            width: 1024,
-            dtype: WireDtype::F32,
-            data,
-        }),
-    })
-}
-
-fn result(number: u64) -> Frame {
-    Frame::Result(StepResult {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(2),
-        },
-        deployment: DeploymentId(3),
-        step: StepId(number),
-        kind: StepKind::Decode,
-        outputs: vec![SegmentOutput {
-            sequence: SequenceId(1),
-            scores: Vec::new(),
-            sampled: Some(TokenScore {
-                token: 9,
-                logprob: -0.5,
-                top: Vec::new(),
-            }),
-        }],
-        timings: Vec::new(),
-    })
-}
-
-fn loopback() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
-}
-
-fn bind(identity: impl Into<TransportIdentity>) -> Transport {
-    Transport::bind(loopback(), identity.into(), FrameLimits::for_steps(16384, 1024)).expect("a socket")
-}
 
 /// Two workers of one brigade and a link from the first to the second.
 struct Pair {
@@ -190,27 +120,15 @@ async fn decode_overtakes_a_large_prefill_on_the_wire() {
         async move { out.send(&prefill).await }
     });
     // Long enough for it to begin, and far too short for it to end.
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
     assert!(
         !sending.is_finished(),
-        "48 MiB were sent in 10 ms; make the frame larger"
+        "48 MiB were sent in 5 ms; make the frame larger"
     );
     let decode = step(StepKind::Decode, 2, 4);
     let started = Instant::now();
     sent(&out, &decode).await;
-    let written = started.elapsed();
-    let got = received(&mut far_in).await;
-    let arrived = started.elapsed();
-    assert_eq!(got, decode);
-    println!("written {written:?} arrived {arrived:?}");
-    for n in 3..8 {
-        let decode = step(StepKind::Decode, n, 4);
-        let t = Instant::now();
-        sent(&out, &decode).await;
-        let w = t.elapsed();
-        received(&mut far_in).await;
-        println!("again written {w:?} arrived {:?} rtt {:?}", t.elapsed(), out.rtt());
-    }
+    assert_eq!(received(&mut far_in).await, decode);
     let overtaking = started.elapsed();
     assert!(
         !sending.is_finished(),
@@ -219,6 +137,36 @@ async fn decode_overtakes_a_large_prefill_on_the_wire() {
     assert_eq!(received(&mut far_in).await, prefill);
     let prefilling = soon("sending", sending).await.unwrap().unwrap();
     println!("a decode frame overtook in {overtaking:?}; the prefill frame took {prefilling:?}");
+    dialled.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_frames_go_in_large_datagrams_and_arrive_at_once() {
+    let Pair {
+        near,
+        far,
+        dialled,
+        accepted: _accepted,
+    } = pair().await;
+    let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
+    // One end's finding out the path's size takes a few round trips of its own.
+    let sending = tokio::spawn({
+        let out = out.clone();
+        async move {
+            for number in 0..12 {
+                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32))
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    for _ in 0..12 {
+        received(&mut far_in).await;
+    }
+    soon("sending", sending).await.unwrap();
+    let stats = out.stats();
+    assert!(stats.datagram_bytes > 2000, "{stats:?}");
+    assert!(stats.lost_packets * 10 <= stats.sent_packets, "{stats:?}");
     dialled.close().await;
 }
 
@@ -574,191 +522,4 @@ async fn a_port_in_use_is_named() {
     let addr = taken.local_addr().unwrap();
     let error = Transport::bind(addr, identity, FrameLimits::HEADERS_ONLY).unwrap_err();
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
-}
-
-#[tokio::test]
-async fn who_is_not_who_was_dialled_is_refused() {
-    let (ca, _dir) = coordinator_identity();
-    let (dialled, accepted) = (
-        bind(&worker_identity(&ca, "w1")),
-        bind(&worker_identity(&ca, "w2")),
-    );
-    for wanted in [peer("w3"), Peer::Coordinator] {
-        let error = soon("dialling", dialled.dial(&wanted, &[accepted.local_addr()]))
-            .await
-            .unwrap_err();
-        assert!(matches!(error, LinkError::Untrusted { .. }), "{error}");
-        assert!(error.to_string().contains(&wanted.to_string()), "{error}");
-    }
-}
-
-#[tokio::test]
-async fn another_ca_is_refused_by_both_ends() {
-    let ((ca, _dir), (other, _other_dir)) = (coordinator_identity(), coordinator_identity());
-    let accepted = bind(&worker_identity(&ca, "w2"));
-    let stranger = bind(&worker_identity(&other, "w1"));
-    let error = soon("dialling", stranger.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, LinkError::Untrusted { .. }),
-        "the dialling end's check: {error}"
-    );
-    let forged = bind(&mixed_identity(&other, &ca, "w1"));
-    let error = soon("dialling", forged.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, LinkError::Untrusted { .. }),
-        "the accepting end's check: {error}"
-    );
-    assert!(
-        error.to_string().contains("does not accept our certificate"),
-        "{error}"
-    );
-}
-
-#[tokio::test]
-async fn another_protocol_version_is_named() {
-    let (ca, _dir) = coordinator_identity();
-    let tls = raw::server(&worker_identity(&ca, "w2"), "brigade/99");
-    let crypto = QuicServerConfig::try_from(tls).unwrap();
-    let newer =
-        quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(crypto)), loopback()).unwrap();
-    let accepting = tokio::spawn({
-        let newer = newer.clone();
-        async move { newer.accept().await.expect("a caller").await.map(|_| ()) }
-    });
-    let dialled = bind(&worker_identity(&ca, "w1"));
-    let addr = newer.local_addr().unwrap();
-    let error = soon("dialling", dialled.dial(&peer("w2"), &[addr]))
-        .await
-        .unwrap_err();
-    assert_eq!(error, LinkError::Version { peer: peer("w2") });
-    assert!(
-        error.to_string().contains("does not speak protocol version 1"),
-        "{error}"
-    );
-    assert!(soon("the other end", accepting).await.unwrap().is_err());
-    // The other way round: who offers another version is not let in.
-    let error = raw_connection(&ca, "w3", &dialled, "brigade/99", &peer("w1"))
-        .await
-        .unwrap_err();
-    assert!(error.to_string().contains("120"), "{error}");
-}
-
-/// A connection to `to` that shows a good certificate, for what comes after it.
-async fn raw_connection(
-    ca: &CoordinatorIdentity,
-    id: &str,
-    to: &Transport,
-    alpn: &str,
-    wanted: &Peer,
-) -> Result<quinn::Connection, quinn::ConnectionError> {
-    let tls = raw::client(ca, Some(&worker_identity(ca, id)), alpn);
-    let crypto = QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = quinn::Endpoint::client(loopback()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
-    let name = format!("{wanted}.worker.brigade");
-    soon(
-        "connecting",
-        endpoint.connect_with(config, to.local_addr(), &name).unwrap(),
-    )
-    .await
-}
-
-/// A link whose other end sends these bytes, each on a stream of its own, and the error that this brings.
-async fn error_of(streams: &[Vec<u8>]) -> (LinkError, quinn::ConnectionError) {
-    let (ca, _dir) = coordinator_identity();
-    let accepted = bind(&worker_identity(&ca, "w2"));
-    let connection = raw_connection(&ca, "w1", &accepted, "brigade/1", &peer("w2"))
-        .await
-        .unwrap();
-    let (mut choose, mut confirm) = connection.open_bi().await.unwrap();
-    choose.write_all(&[1]).await.unwrap();
-    choose.finish().unwrap();
-    assert_eq!(
-        soon("the confirmation", confirm.read_to_end(10)).await.unwrap(),
-        [1]
-    );
-    let (_far_out, mut far_in) = soon("accepting", accepted.accept()).await.unwrap().split();
-    for bytes in streams {
-        let mut stream = connection.open_uni().await.unwrap();
-        let _ = stream.write_all(bytes).await;
-        let _ = stream.finish();
-    }
-    let error = loop {
-        if let Err(error) = soon("the error", far_in.recv()).await {
-            break error;
-        }
-    };
-    (error, soon("the end", connection.closed()).await)
-}
-
-/// A frame as the wire has it, on a stream of `mark`.
-fn on_stream(mark: u8, frame: &Frame) -> Vec<u8> {
-    let (header, payload) = encode(frame).unwrap();
-    let mut bytes = vec![mark];
-    bytes.extend((header.len() as u32).to_le_bytes());
-    bytes.extend((payload.len() as u32).to_le_bytes());
-    bytes.extend(header);
-    bytes.extend(payload);
-    bytes
-}
-
-#[tokio::test]
-async fn what_is_no_frame_closes_the_link_with_the_reason() {
-    let good = on_stream(2, &result(1));
-    let cut = good[..good.len() - 1].to_vec();
-    let junk_header = [&[2, 3, 0, 0, 0, 0, 0, 0, 0][..], &[0xff, 0xff, 0xff]].concat();
-    for (streams, words) in [
-        (vec![vec![7]], "byte 7"),
-        (
-            vec![vec![2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]],
-            "header of 4294967295 bytes",
-        ),
-        (
-            vec![vec![1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]],
-            "payload of 4294967295 bytes",
-        ),
-        (vec![junk_header], "cannot be read"),
-        (vec![vec![2, 0, 0, 0, 0, 0, 0, 0, 0]], "`frame` is missing"),
-        (vec![cut], "cut off"),
-        (vec![vec![2, 1, 2, 3]], "cut off"),
-        (
-            vec![on_stream(1, &result(1))],
-            "Decode frame came on the stream of Prefill",
-        ),
-        (vec![good.clone(), good.clone()], "second stream of Decode"),
-    ] {
-        let (error, told) = error_of(&streams).await;
-        assert!(matches!(error, LinkError::Malformed { .. }), "{words}: {error}");
-        assert!(error.to_string().contains(words), "{words}: {error}");
-        let quinn::ConnectionError::ApplicationClosed(close) = told else {
-            panic!("{words}: {told}")
-        };
-        let told = String::from_utf8_lossy(&close.reason).into_owned();
-        assert!(told.contains(words), "{words}: {told}");
-    }
-}
-
-#[tokio::test]
-async fn random_bytes_never_do_more_than_close_the_link() {
-    let mut state = 0x1234_5678_9abc_def1_u64;
-    for round in 0..30 {
-        let bytes: Vec<u8> = (0..200)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (state >> 56) as u8
-            })
-            .collect();
-        // A known kind, so that the frame itself is read, and small lengths every other time.
-        let mut stream = vec![1 + (round % 2) as u8];
-        if round % 4 < 2 {
-            stream.extend([60, 0, 0, 0, 40, 0, 0, 0]);
-        }
-        stream.extend(bytes);
-        let (error, _) = error_of(&[stream]).await;
-        assert!(matches!(error, LinkError::Malformed { .. }), "{round}: {error}");
-    }
 }

@@ -155,7 +155,7 @@ fn states(commands: &[StageCommand]) -> Vec<StageState> {
 }
 
 fn only_failure(commands: &[StageCommand]) -> String {
-    match &commands[..] {
+    match commands {
         [
             StageCommand::Report(StageReport {
                 state: StageState::Failed { reason },

@@ -1,7 +1,5 @@
 //! The state directory's lock, between values and between processes.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use brigade_worker::state_dir::{StateDir, StateDirError};
 
 #[test]

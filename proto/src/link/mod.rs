@@ -17,5 +17,5 @@ mod transport;
 pub use connection::Link;
 pub use error::LinkError;
 pub use receive::LinkReceiver;
-pub use send::LinkSender;
+pub use send::{LinkSender, LinkStats};
 pub use transport::Transport;

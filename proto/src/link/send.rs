@@ -23,6 +23,19 @@ const UNLIMITED: FrameLimits = FrameLimits {
     max_payload_bytes: usize::MAX,
 };
 
+/// How a link is doing, as the sending end sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkStats {
+    /// The round trip, as last measured.
+    pub rtt: Duration,
+    /// Packets sent since the link was made.
+    pub sent_packets: u64,
+    /// Those of them that had to be sent again.
+    pub lost_packets: u64,
+    /// Largest datagram that the path is known to carry, in bytes.
+    pub datagram_bytes: u16,
+}
+
 /// The sending half of a link. Clones share it.
 #[derive(Clone, Debug)]
 pub struct LinkSender(Arc<Handle>);
@@ -44,7 +57,9 @@ impl LinkSender {
         let (header, payload) = frame::encode(frame)?;
         let prefix = FrameLengths::prefix(&header, &payload, &UNLIMITED)?;
         let core = &self.0.0;
-        let parts = [Bytes::copy_from_slice(&prefix), header, payload];
+        // One piece where it is small: each piece may have to wait for room.
+        let head = Bytes::from([prefix.as_slice(), &header].concat());
+        let parts = [head, payload];
         let passing = (frame.kind() == StepKind::Decode).then(|| Passing::new(&core.decode_waiting));
         let sent = core.write(frame.kind(), parts).await;
         drop(passing);
@@ -94,6 +109,17 @@ impl LinkSender {
     /// The round trip, as last measured.
     pub fn rtt(&self) -> Duration {
         self.0.0.connection.rtt()
+    }
+
+    /// How the link is doing.
+    pub fn stats(&self) -> LinkStats {
+        let path = self.0.0.connection.stats().path;
+        LinkStats {
+            rtt: path.rtt,
+            sent_packets: path.sent_packets,
+            lost_packets: path.lost_packets,
+            datagram_bytes: path.current_mtu,
+        }
     }
 }
 
@@ -153,7 +179,7 @@ impl From<WriteError> for Broken {
 }
 
 impl Core {
-    async fn write(&self, kind: StepKind, parts: [Bytes; 3]) -> Result<(), Broken> {
+    async fn write(&self, kind: StepKind, parts: [Bytes; 2]) -> Result<(), Broken> {
         let mut slot = self.outgoing(kind).lock().await;
         let mut decode_waiting = self.decode_waiting.subscribe();
         let half = Half(Some(self));
