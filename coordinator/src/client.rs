@@ -133,14 +133,9 @@ impl Client {
             return Err(bad());
         }
         // A proxy stands between us and the internet, not between us and our own cluster.
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .no_proxy()
-            .build();
-        let http = http.map_err(|error| ClientError::Unreachable {
-            url: url.to_owned(),
-            reason: chain(&error),
-        })?;
+        let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
+        let http =
+            http.map_err(|error| ClientError::Unreachable { url: url.to_owned(), reason: chain(&error) })?;
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         Ok(Client { url, api_key, http })
     }
@@ -152,12 +147,7 @@ impl Client {
 
     /// Whether a coordinator answers there at all.
     pub async fn is_alive(&self) -> bool {
-        let answer = self
-            .http
-            .get(format!("{}/livez", self.url))
-            .timeout(ANSWER_TIMEOUT)
-            .send()
-            .await;
+        let answer = self.http.get(format!("{}/livez", self.url)).timeout(ANSWER_TIMEOUT).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
@@ -191,11 +181,8 @@ impl Client {
     /// # Errors
     /// Where it is refused at once.
     pub async fn chat(&self, request: &ChatRequest) -> Result<ChatStream, ClientError> {
-        let messages: Vec<Value> = request
-            .messages
-            .iter()
-            .map(|m| json!({"role": m.role, "content": m.content}))
-            .collect();
+        let messages: Vec<Value> =
+            request.messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect();
         let mut body = json!({
             "model": request.model,
             "messages": messages,
@@ -210,13 +197,8 @@ impl Client {
         set("max_tokens", request.max_tokens.map(Value::from));
         set("temperature", request.temperature.map(Value::from));
         set("seed", request.seed.map(Value::from));
-        let answer = self
-            .send(
-                self.http
-                    .post(format!("{}/v1/chat/completions", self.url))
-                    .json(&body),
-            )
-            .await?;
+        let answer =
+            self.send(self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body)).await?;
         Ok(ChatStream {
             body: answer.bytes_stream().boxed(),
             lines: LineBuffer::default(),
@@ -226,15 +208,12 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let request = self
-            .http
-            .get(format!("{}{path}", self.url))
-            .timeout(ANSWER_TIMEOUT);
+        let request = self.http.get(format!("{}{path}", self.url)).timeout(ANSWER_TIMEOUT);
         let answer = self.send(request).await?;
-        answer.json().await.map_err(|error| ClientError::Malformed {
-            url: self.url.clone(),
-            reason: chain(&error),
-        })
+        answer
+            .json()
+            .await
+            .map_err(|error| ClientError::Malformed { url: self.url.clone(), reason: chain(&error) })
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, ClientError> {
@@ -242,23 +221,17 @@ impl Client {
             Some(key) => request.bearer_auth(key),
             None => request,
         };
-        let answer = request.send().await.map_err(|error| ClientError::Unreachable {
-            url: self.url.clone(),
-            reason: chain(&error),
-        })?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| ClientError::Unreachable { url: self.url.clone(), reason: chain(&error) })?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
         let body: Value = answer.json().await.unwrap_or_default();
-        let message = body["error"]["message"]
-            .as_str()
-            .or_else(|| body["reason"].as_str());
-        let remedy = if status.as_u16() == 401 {
-            "; give --api-key or BRIGADE_API_KEY"
-        } else {
-            ""
-        };
+        let message = body["error"]["message"].as_str().or_else(|| body["reason"].as_str());
+        let remedy = if status.as_u16() == 401 { "; give --api-key or BRIGADE_API_KEY" } else { "" };
         Err(ClientError::Refused {
             url: self.url.clone(),
             status: status.as_u16(),
@@ -311,10 +284,7 @@ impl ChatStream {
             return Err(ClientError::Broken(message.to_owned()));
         }
         let choice = &event["choices"][0];
-        if let Some(text) = choice["delta"]["content"]
-            .as_str()
-            .filter(|text| !text.is_empty())
-        {
+        if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
             self.waiting.push(ChatEvent::Text(text.to_owned()));
         }
         if let Some(reason) = choice["finish_reason"].as_str() {
@@ -349,13 +319,11 @@ impl LineBuffer {
                 let line = self.bytes.split_to(self.searched + at);
                 self.bytes.advance(1);
                 self.searched = 0;
-                Ok(Some(
-                    String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned(),
-                ))
+                Ok(Some(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()))
             }
-            None if self.bytes.len() > MAX_LINE_BYTES => Err(ClientError::Broken(format!(
-                "a line of more than {MAX_LINE_BYTES} bytes came"
-            ))),
+            None if self.bytes.len() > MAX_LINE_BYTES => {
+                Err(ClientError::Broken(format!("a line of more than {MAX_LINE_BYTES} bytes came")))
+            }
             None => {
                 self.searched = self.bytes.len();
                 Ok(None)
@@ -396,14 +364,8 @@ mod tests {
     #[test]
     fn only_http_urls_are_taken() {
         for url in ["", "127.0.0.1:7480", "https://host", "ftp://host", "http://"] {
-            assert!(
-                matches!(Client::new(url, None), Err(ClientError::BadUrl { .. })),
-                "{url}"
-            );
+            assert!(matches!(Client::new(url, None), Err(ClientError::BadUrl { .. })), "{url}");
         }
-        assert_eq!(
-            Client::new("http://host:1/v1/", None).unwrap().url(),
-            "http://host:1"
-        );
+        assert_eq!(Client::new("http://host:1/v1/", None).unwrap().url(), "http://host:1");
     }
 }

@@ -93,10 +93,7 @@ pub fn find(
     }
     let here = working_directory.join(FILE_NAME);
     let home = config_home.map(|home| home.join("brigade").join(FILE_NAME));
-    [Some(here), home]
-        .into_iter()
-        .flatten()
-        .find(|path| path.is_file())
+    [Some(here), home].into_iter().flatten().find(|path| path.is_file())
 }
 
 impl Settings {
@@ -105,10 +102,8 @@ impl Settings {
     /// # Errors
     /// Where the file cannot be read, is not TOML, or has a key that stands for no flag.
     pub fn read(path: &Path, command: &Command) -> Result<Settings, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
-            path: path.to_owned(),
-            error,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
         Settings::parse(&text, path, command)
     }
 
@@ -117,21 +112,14 @@ impl Settings {
     /// # Errors
     /// As [`Settings::read`].
     pub fn parse(text: &str, path: &Path, command: &Command) -> Result<Settings, ConfigError> {
-        let table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| ConfigError::Syntax {
-                path: path.to_owned(),
-                message: error.to_string().trim_end().to_owned(),
-            })?;
-        let flags = flags_of(command);
-        let commands: Vec<&Command> = command
-            .get_subcommands()
-            .filter(|c| !NOT_TABLES.contains(&c.get_name()))
-            .collect();
-        let mut settings = Settings {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
-            ..Settings::default()
-        };
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        let flags = flags_of(command);
+        let commands: Vec<&Command> =
+            command.get_subcommands().filter(|c| !NOT_TABLES.contains(&c.get_name())).collect();
+        let mut settings = Settings { path: path.to_owned(), ..Settings::default() };
         for (key, value) in table {
             if let Value::Table(inner) = value {
                 let Some(of) = commands.iter().find(|c| c.get_name() == key) else {
@@ -155,27 +143,18 @@ impl Settings {
 
     /// `command` with these settings as default values.
     pub fn apply(&self, command: Command) -> Command {
-        let names: Vec<String> = command
-            .get_subcommands()
-            .map(|c| c.get_name().to_owned())
-            .collect();
-        names
-            .iter()
-            .filter(|name| !NOT_TABLES.contains(&name.as_str()))
-            .fold(command, |command, name| {
-                let mut values = self.top.clone();
-                values.extend(self.tables.get(name).cloned().unwrap_or_default());
-                command.mut_subcommand(name, |subcommand| with_defaults(subcommand, &values))
-            })
+        let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        names.iter().filter(|name| !NOT_TABLES.contains(&name.as_str())).fold(command, |command, name| {
+            let mut values = self.top.clone();
+            values.extend(self.tables.get(name).cloned().unwrap_or_default());
+            command.mut_subcommand(name, |subcommand| with_defaults(subcommand, &values))
+        })
     }
 }
 
 /// Sets the default values of `command`'s flags, and those of its subcommands.
 fn with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Command {
-    let subcommands: Vec<String> = command
-        .get_subcommands()
-        .map(|c| c.get_name().to_owned())
-        .collect();
+    let subcommands: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     let command = command.mut_args(|arg| {
         let Some(values) = name_of(&arg).and_then(|name| values.get(&name)) else {
             return arg;
@@ -200,10 +179,7 @@ struct Flag {
 fn flags_of(command: &Command) -> Vec<Flag> {
     let own = command.get_arguments().filter_map(|arg| {
         let name = name_of(arg)?;
-        Some(Flag {
-            name,
-            takes_many: matches!(arg.get_action(), clap::ArgAction::Append),
-        })
+        Some(Flag { name, takes_many: matches!(arg.get_action(), clap::ArgAction::Append) })
     });
     let below = command
         .get_subcommands()
@@ -218,9 +194,7 @@ fn takes_many(arg: &clap::Arg) -> bool {
 
 /// The key that stands for `arg`: its long flag, or `model` for the model's place.
 fn name_of(arg: &clap::Arg) -> Option<String> {
-    let name = arg
-        .get_long()
-        .or_else(|| (arg.get_id() == "model").then_some("model"))?;
+    let name = arg.get_long().or_else(|| (arg.get_id() == "model").then_some("model"))?;
     (!NOT_SETTINGS.contains(&name)).then(|| name.to_owned())
 }
 
@@ -234,23 +208,14 @@ fn setting(
     let name = key.replace('_', "-");
     let mut known = flags.iter().filter(|flag| flag.name == name).peekable();
     if known.peek().is_none() {
-        return Err(unknown(
-            path,
-            what,
-            key,
-            flags.iter().map(|flag| flag.name.as_str()),
-        ));
+        return Err(unknown(path, what, key, flags.iter().map(|flag| flag.name.as_str())));
     }
     let takes_list = known.any(|flag| flag.takes_many);
-    let bad = || ConfigError::BadValue {
-        path: path.to_owned(),
-        key: key.to_owned(),
-    };
+    let bad = || ConfigError::BadValue { path: path.to_owned(), key: key.to_owned() };
     let values = match value {
-        Value::Array(values) => values
-            .iter()
-            .map(|value| scalar(value).ok_or_else(bad))
-            .collect::<Result<Vec<_>, _>>()?,
+        Value::Array(values) => {
+            values.iter().map(|value| scalar(value).ok_or_else(bad)).collect::<Result<Vec<_>, _>>()?
+        }
         value => vec![scalar(&value).ok_or_else(bad)?],
     };
     if values.len() != 1 && !takes_list {
@@ -278,12 +243,7 @@ fn unknown<'a>(path: &Path, what: &str, key: &str, known: impl Iterator<Item = &
         Some(name) => format!("; did you mean `{name}`?"),
         None => "; `brigade help` lists what there is".to_owned(),
     };
-    ConfigError::UnknownKey {
-        path: path.to_owned(),
-        what: what.to_owned(),
-        key: key.to_owned(),
-        nearest,
-    }
+    ConfigError::UnknownKey { path: path.to_owned(), what: what.to_owned(), key: key.to_owned(), nearest }
 }
 
 /// The name of `known` that takes the fewest edits to get from `name`, where that is at most half of its letters.

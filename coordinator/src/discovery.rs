@@ -56,11 +56,7 @@ pub fn config_home() -> Option<PathBuf> {
 }
 
 fn home_directory(variable: &str, below_home: &str) -> Option<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set(variable).or_else(|| set("HOME").map(|home| home.join(below_home)))
 }
 
@@ -92,12 +88,7 @@ pub fn announced(directory: &Path) -> Vec<Announcement> {
     };
     let mut found: Vec<_> = entries
         .flatten()
-        .filter(|entry| {
-            entry
-                .path()
-                .extension()
-                .is_some_and(|extension| extension == "json")
-        })
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
         .take(MAX_FILES)
         .filter_map(|entry| {
             let metadata = entry.metadata().ok()?;
@@ -124,11 +115,7 @@ fn is_running(pid: u32) -> bool {
     let Ok(mut system) = System::new() else {
         return true;
     };
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        false,
-        ProcessRefreshKind::nothing(),
-    );
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
     system.process(pid).is_some()
 }
 
@@ -156,11 +143,7 @@ mod tests {
         assert_eq!(announced(&directory), [mine]);
         drop(file);
         assert_eq!(announced(&directory), []);
-        assert_eq!(
-            fs::read_dir(&directory).unwrap().count(),
-            0,
-            "nothing is left behind"
-        );
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "nothing is left behind");
     }
 
     #[test]
@@ -171,17 +154,10 @@ mod tests {
         child.wait().unwrap();
         std::mem::forget(announce(dir.path(), &announcement(dead)).unwrap());
         fs::write(dir.path().join("broken.json"), b"{").unwrap();
-        fs::write(
-            dir.path().join("huge.json"),
-            vec![b' '; MAX_FILE_BYTES as usize + 1],
-        )
-        .unwrap();
+        fs::write(dir.path().join("huge.json"), vec![b' '; MAX_FILE_BYTES as usize + 1]).unwrap();
         fs::write(dir.path().join("notes.txt"), b"hello").unwrap();
         assert_eq!(announced(dir.path()), []);
-        assert!(
-            !dir.path().join(format!("{dead}.json")).exists(),
-            "the stale file is removed"
-        );
+        assert!(!dir.path().join(format!("{dead}.json")).exists(), "the stale file is removed");
         assert!(dir.path().join("notes.txt").exists());
     }
 }

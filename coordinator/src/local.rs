@@ -146,9 +146,7 @@ pub fn find_program_in(beside: &Path, path: Option<&OsStr>) -> Result<PathBuf, L
         .chain(path.into_iter().flat_map(std::env::split_paths))
         .map(|directory| directory.join(&name))
         .find(|candidate| candidate.is_file())
-        .ok_or_else(|| LocalError::ProgramMissing {
-            beside: beside.to_owned(),
-        })
+        .ok_or_else(|| LocalError::ProgramMissing { beside: beside.to_owned() })
 }
 
 /// The name of the local worker at `index`, from 0.
@@ -172,10 +170,8 @@ impl LocalWorkers {
         for index in 0..settings.count {
             let name = worker_name(index);
             let state = settings.state.join(&name);
-            std::fs::create_dir_all(&state).map_err(|error| LocalError::Directory {
-                path: state.clone(),
-                error,
-            })?;
+            std::fs::create_dir_all(&state)
+                .map_err(|error| LocalError::Directory { path: state.clone(), error })?;
             let supervisor = Supervisor {
                 name,
                 state,
@@ -248,12 +244,7 @@ impl Supervisor {
                 Life::Ended(status, lines) => (status, lines),
                 Life::Wanted => return,
                 Life::Failed(reason) => {
-                    return self
-                        .tell(LocalEvent::Fatal {
-                            worker: self.name.clone(),
-                            reason,
-                        })
-                        .await;
+                    return self.tell(LocalEvent::Fatal { worker: self.name.clone(), reason }).await;
                 }
             };
             if self.ending.is_cancelled() {
@@ -264,12 +255,7 @@ impl Supervisor {
                     said if said.is_empty() => status.to_string(),
                     said => said,
                 };
-                return self
-                    .tell(LocalEvent::Fatal {
-                        worker: self.name.clone(),
-                        reason,
-                    })
-                    .await;
+                return self.tell(LocalEvent::Fatal { worker: self.name.clone(), reason }).await;
             }
             if born.elapsed() >= SETTLED {
                 pause = FIRST_PAUSE;
@@ -278,12 +264,7 @@ impl Supervisor {
                 Some(last) => format!("{status}; it last said: {last}"),
                 None => status.to_string(),
             };
-            self.tell(LocalEvent::Restarting {
-                worker: self.name.clone(),
-                ended,
-                pause,
-            })
-            .await;
+            self.tell(LocalEvent::Restarting { worker: self.name.clone(), ended, pause }).await;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.ending.cancelled() => return,
@@ -297,10 +278,7 @@ impl Supervisor {
         let mut child = match self.command().spawn() {
             Ok(child) => child,
             Err(error) => {
-                return Life::Failed(format!(
-                    "failed to start {}: {error}",
-                    self.settings.program.display()
-                ));
+                return Life::Failed(format!("failed to start {}: {error}", self.settings.program.display()));
             }
         };
         // The child ends when this pipe does: when it is dropped here, or when this process is gone.
@@ -351,10 +329,7 @@ impl Supervisor {
         let mut command = Command::new(&settings.program);
         // Settings meant for us must not reach the child, which has flags of the same names.
         for (name, _) in std::env::vars_os() {
-            if name
-                .to_str()
-                .is_some_and(|name| name.starts_with("BRIGADE_") && name != "BRIGADE_LOG")
-            {
+            if name.to_str().is_some_and(|name| name.starts_with("BRIGADE_") && name != "BRIGADE_LOG") {
                 command.env_remove(name);
             }
         }
@@ -387,11 +362,7 @@ impl Supervisor {
         let mut line = Vec::new();
         loop {
             line.clear();
-            match (&mut reader)
-                .take(MAX_LINE_BYTES)
-                .read_until(b'\n', &mut line)
-                .await
-            {
+            match (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
                 Ok(0) | Err(_) => return last,
                 Ok(_) => {}
             }
@@ -404,10 +375,7 @@ impl Supervisor {
             }
             last.push_back(text.clone());
             // A full queue means that nobody looks: the line is dropped rather than the child held up.
-            let _ = self.events.try_send(LocalEvent::Line {
-                worker: self.name.clone(),
-                text,
-            });
+            let _ = self.events.try_send(LocalEvent::Line { worker: self.name.clone(), text });
         }
     }
 

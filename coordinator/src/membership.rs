@@ -155,20 +155,13 @@ impl Membership {
 
     /// Whether some worker's stream broke so lately that it may come back.
     pub fn any_suspected(&self) -> bool {
-        self.members
-            .values()
-            .any(|member| matches!(member.presence, Presence::Suspected { .. }))
+        self.members.values().any(|member| matches!(member.presence, Presence::Suspected { .. }))
     }
 
     /// Takes in what happened.
     pub fn handle(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Attached {
-                session,
-                worker,
-                remote,
-                hello,
-            } => {
+            Event::Attached { session, worker, remote, hello } => {
                 self.attach(session, worker, remote, *hello, now);
             }
             Event::Heard { session, telemetry } => {
@@ -206,11 +199,7 @@ impl Membership {
             }
         }
         for session in silent {
-            self.lose(
-                session,
-                format!("nothing was heard of it for {} s", SILENCE_LIMIT.as_secs()),
-                now,
-            );
+            self.lose(session, format!("nothing was heard of it for {} s", SILENCE_LIMIT.as_secs()), now);
         }
         if changed {
             self.commands.push_back(Command::Changed);
@@ -251,16 +240,7 @@ impl Membership {
         let telemetry = old.map(|member| member.telemetry).unwrap_or_default();
         let presence = Presence::Attached { session, heard: now };
         self.sessions.insert(session, worker.clone());
-        self.members.insert(
-            worker.clone(),
-            Member {
-                id: worker,
-                capabilities,
-                remote,
-                presence,
-                telemetry,
-            },
-        );
+        self.members.insert(worker.clone(), Member { id: worker, capabilities, remote, presence, telemetry });
         self.commands.push_back(Command::Changed);
     }
 

@@ -30,10 +30,7 @@ fn attached(session: u64, name: &str) -> Event {
 }
 
 fn detached(session: u64) -> Event {
-    Event::Detached {
-        session: SessionId(session),
-        reason: "reset".into(),
-    }
+    Event::Detached { session: SessionId(session), reason: "reset".into() }
 }
 
 fn commands(membership: &mut Membership) -> Vec<Command> {
@@ -45,10 +42,7 @@ fn seconds(s: f64) -> Duration {
 }
 
 fn is_lost(membership: &Membership, name: &str) -> bool {
-    matches!(
-        membership.member(&id(name)).unwrap().presence,
-        Presence::Lost { .. }
-    )
+    matches!(membership.member(&id(name)).unwrap().presence, Presence::Lost { .. })
 }
 
 #[test]
@@ -87,19 +81,11 @@ fn silence_is_noticed_and_the_stream_closed() {
     membership.handle(attached(1, "w1"), t0);
     membership.handle(attached(2, "w2"), t0);
     commands(&mut membership);
-    let heard = Event::Heard {
-        session: SessionId(2),
-        telemetry: Some(Telemetry {
-            steps: 7,
-            ..Default::default()
-        }),
-    };
+    let heard =
+        Event::Heard { session: SessionId(2), telemetry: Some(Telemetry { steps: 7, ..Default::default() }) };
     membership.handle(heard, t0 + seconds(3.0));
     membership.handle_timeout(t0 + SILENCE_LIMIT);
-    assert_eq!(
-        commands(&mut membership),
-        [Command::Close(SessionId(1)), Command::Changed]
-    );
+    assert_eq!(commands(&mut membership), [Command::Close(SessionId(1)), Command::Changed]);
     assert!(is_lost(&membership, "w1") && !is_lost(&membership, "w2"));
     assert_eq!(membership.member(&id("w2")).unwrap().telemetry.steps, 7);
 }
@@ -109,16 +95,10 @@ fn a_second_stream_of_the_same_worker_replaces_the_first() {
     let (mut membership, t0) = (Membership::new(), Instant::now());
     membership.handle(attached(1, "w1"), t0);
     membership.handle(attached(2, "w1"), t0);
-    assert_eq!(
-        commands(&mut membership),
-        [Command::Changed, Command::Close(SessionId(1)), Command::Changed]
-    );
+    assert_eq!(commands(&mut membership), [Command::Changed, Command::Close(SessionId(1)), Command::Changed]);
     // The end of the old stream says nothing of the new one.
     membership.handle(detached(1), t0);
-    assert_eq!(
-        membership.member(&id("w1")).unwrap().session(),
-        Some(SessionId(2))
-    );
+    assert_eq!(membership.member(&id("w1")).unwrap().session(), Some(SessionId(2)));
     assert_eq!(membership.worker_of(SessionId(1)), None);
     assert_eq!(commands(&mut membership), []);
 }
@@ -127,12 +107,7 @@ fn a_second_stream_of_the_same_worker_replaces_the_first() {
 fn a_worker_that_leaves_is_lost_at_once() {
     let (mut membership, t0) = (Membership::new(), Instant::now());
     membership.handle(attached(1, "w1"), t0);
-    membership.handle(
-        Event::Leaving {
-            session: SessionId(1),
-        },
-        t0,
-    );
+    membership.handle(Event::Leaving { session: SessionId(1) }, t0);
     assert!(is_lost(&membership, "w1"));
     membership.handle(detached(1), t0);
     assert!(is_lost(&membership, "w1"));
@@ -143,12 +118,7 @@ fn lost_workers_are_remembered_for_a_while_and_not_without_bound() {
     let (mut membership, t0) = (Membership::new(), Instant::now());
     for i in 0..200 {
         membership.handle(attached(i, &format!("w{i}")), t0);
-        membership.handle(
-            Event::Leaving {
-                session: SessionId(i),
-            },
-            t0 + seconds(i as f64),
-        );
+        membership.handle(Event::Leaving { session: SessionId(i) }, t0 + seconds(i as f64));
     }
     membership.handle_timeout(t0 + seconds(200.0));
     assert_eq!(membership.members().count(), MAX_LOST);
@@ -171,13 +141,7 @@ fn random_events_keep_streams_and_workers_matched() {
                 membership.handle(attached(session, &format!("w{}", random.below(5))), now);
                 open.insert(SessionId(session));
             }
-            1 => membership.handle(
-                Event::Heard {
-                    session: any,
-                    telemetry: None,
-                },
-                now,
-            ),
+            1 => membership.handle(Event::Heard { session: any, telemetry: None }, now),
             2 => membership.handle(Event::Leaving { session: any }, now),
             3 => {
                 membership.handle(detached(any.0), now);
@@ -187,10 +151,7 @@ fn random_events_keep_streams_and_workers_matched() {
         }
         for command in commands(&mut membership) {
             if let Command::Close(closed) = command {
-                assert!(
-                    membership.worker_of(closed).is_none(),
-                    "{closed:?} was closed and is still used"
-                );
+                assert!(membership.worker_of(closed).is_none(), "{closed:?} was closed and is still used");
                 open.remove(&closed);
             }
         }

@@ -207,73 +207,34 @@ impl Metrics {
 
     fn register(&self, to: &mut Registry) {
         to.register("requests", "Requests that have ended", self.requests.clone());
-        to.register(
-            "tokens",
-            "Prompt tokens computed and tokens drawn",
-            self.tokens.clone(),
-        );
+        to.register("tokens", "Prompt tokens computed and tokens drawn", self.tokens.clone());
         let seconds = || Unit::Seconds;
         for (name, help, histogram) in [
-            (
-                "time_to_first_token",
-                "From a request's arrival to its first token",
-                &self.time_to_first_token,
-            ),
-            (
-                "inter_token",
-                "Between two tokens of one request",
-                &self.inter_token,
-            ),
+            ("time_to_first_token", "From a request's arrival to its first token", &self.time_to_first_token),
+            ("inter_token", "Between two tokens of one request", &self.inter_token),
         ] {
             to.register_with_unit(name, help, seconds(), histogram.clone());
         }
-        to.register_with_unit(
-            "step",
-            "From sending a step to its result",
-            seconds(),
-            self.step.clone(),
-        );
+        to.register_with_unit("step", "From sending a step to its result", seconds(), self.step.clone());
         let computed = self.stage_computed.clone();
-        to.register_with_unit(
-            "stage_computed",
-            "A stage's computation of a step",
-            seconds(),
-            computed,
-        );
+        to.register_with_unit("stage_computed", "A stage's computation of a step", seconds(), computed);
         let queued = self.stage_queued.clone();
         to.register_with_unit("stage_queued", "A step's wait before a stage", seconds(), queued);
         for (name, help, gauge) in [
             ("requests_running", "Requests that hold cache", &self.running),
             ("requests_waiting", "Requests that wait for cache", &self.waiting),
             ("cache_tokens", "Cache tokens of the pipeline", &self.cache_tokens),
-            (
-                "cache_tokens_reserved",
-                "Cache tokens promised to requests",
-                &self.cache_tokens_reserved,
-            ),
+            ("cache_tokens_reserved", "Cache tokens promised to requests", &self.cache_tokens_reserved),
             ("workers", "Workers attached", &self.workers),
             ("serving", "1 where requests are served", &self.serving),
             ("epoch", "The plan's number", &self.epoch),
         ] {
             to.register(name, help, gauge.clone());
         }
-        to.register(
-            "plan_failures",
-            "Plans that have failed",
-            self.plan_failures.clone(),
-        );
-        to.register(
-            "results_fenced",
-            "Results dropped for an old fence",
-            self.results_fenced.clone(),
-        );
+        to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
+        to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();
-        to.register_with_unit(
-            "worker_resident",
-            "Resident memory of a worker",
-            Unit::Bytes,
-            resident,
-        );
+        to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);
     }
 
     /// All values in the OpenMetrics text format.
@@ -291,9 +252,7 @@ impl Metrics {
 
     /// Counts requests that have ended.
     pub fn count_requests(&self, outcome: Outcome, count: u64) {
-        self.requests
-            .get_or_create(&OutcomeLabel { outcome })
-            .inc_by(count);
+        self.requests.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
     }
 
     /// Counts tokens.
@@ -303,23 +262,14 @@ impl Metrics {
 
     /// Notes a step's way through the pipeline.
     pub fn observe_step(&self, kind: StepKind, took: Duration) {
-        self.step
-            .get_or_create(&KindLabel { kind: kind.into() })
-            .observe(took.as_secs_f64());
+        self.step.get_or_create(&KindLabel { kind: kind.into() }).observe(took.as_secs_f64());
     }
 
     /// Notes a stage's share of a step, in microseconds.
     pub fn observe_stage(&self, stage: u32, kind: StepKind, queued_us: u32, computed_us: u32) {
-        let label = StageLabel {
-            stage,
-            kind: kind.into(),
-        };
-        self.stage_queued
-            .get_or_create(&label)
-            .observe(f64::from(queued_us) / 1e6);
-        self.stage_computed
-            .get_or_create(&label)
-            .observe(f64::from(computed_us) / 1e6);
+        let label = StageLabel { stage, kind: kind.into() };
+        self.stage_queued.get_or_create(&label).observe(f64::from(queued_us) / 1e6);
+        self.stage_computed.get_or_create(&label).observe(f64::from(computed_us) / 1e6);
     }
 }
 

@@ -31,15 +31,8 @@ struct Bars {
 impl Progress {
     /// With bars where `terminal`, with plain lines elsewhere.
     pub fn new(terminal: bool) -> Progress {
-        let bars = terminal.then(|| Bars {
-            all: MultiProgress::new(),
-            stages: Vec::new(),
-            epoch: 0,
-        });
-        Progress {
-            bars,
-            lines: ProgressLines::default(),
-        }
+        let bars = terminal.then(|| Bars { all: MultiProgress::new(), stages: Vec::new(), epoch: 0 });
+        Progress { bars, lines: ProgressLines::default() }
     }
 
     /// Shows what has changed.
@@ -78,11 +71,7 @@ impl Bars {
         if self.epoch != status.epoch || self.stages.len() != status.stages.len() {
             self.clear();
             self.epoch = status.epoch;
-            self.stages = status
-                .stages
-                .iter()
-                .map(|stage| self.all.add(bar(stage)))
-                .collect();
+            self.stages = status.stages.iter().map(|stage| self.all.add(bar(stage))).collect();
         }
         for (bar, stage) in self.stages.iter().zip(&status.stages) {
             bar.set_position((stage.loaded.clamp(0.0, 1.0) * BAR_STEPS as f64) as u64);
@@ -104,12 +93,7 @@ fn bar(stage: &StageStatus) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("#>-"));
     }
-    bar.set_prefix(format!(
-        "stage {} on {}: {}",
-        stage.stage,
-        stage.name,
-        stage_shard(stage)
-    ));
+    bar.set_prefix(format!("stage {} on {}: {}", stage.stage, stage.name, stage_shard(stage)));
     bar
 }
 
@@ -130,12 +114,7 @@ impl ProgressLines {
             self.phase = Some(phase);
         }
         if with_stages && status.phase == Phase::Loading {
-            lines.extend(
-                status
-                    .stages
-                    .iter()
-                    .filter_map(|stage| self.stage_line(stage, status.epoch)),
-            );
+            lines.extend(status.stages.iter().filter_map(|stage| self.stage_line(stage, status.epoch)));
         }
         lines
     }
@@ -147,12 +126,7 @@ impl ProgressLines {
             return None;
         }
         let percent = f64::from(part) * 100.0 / PLAIN_PARTS;
-        Some(format!(
-            "stage {} on {}: {}: {percent:.0}% loaded",
-            stage.stage,
-            stage.name,
-            stage_shard(stage)
-        ))
+        Some(format!("stage {} on {}: {}: {percent:.0}% loaded", stage.stage, stage.name, stage_shard(stage)))
     }
 }
 
@@ -188,11 +162,7 @@ mod tests {
         status.reason = None;
         status.epoch = 1;
         status.model.id = "tiny".to_owned();
-        status.stages = vec![StageStatus {
-            name: "w1".to_owned(),
-            layer_end: 2,
-            ..StageStatus::default()
-        }];
+        status.stages = vec![StageStatus { name: "w1".to_owned(), layer_end: 2, ..StageStatus::default() }];
         assert_eq!(
             lines.update(&status, true),
             ["loading tiny in 1 stage", "stage 0 on w1: layers 0..2: 0% loaded"]
@@ -200,14 +170,8 @@ mod tests {
         status.stages[0].loaded = 0.2;
         assert!(lines.update(&status, true).is_empty());
         status.stages[0].loaded = 0.8;
-        assert!(
-            lines.clone_for_bars().update(&status, false).is_empty(),
-            "bars show it instead"
-        );
-        assert_eq!(
-            lines.update(&status, true),
-            ["stage 0 on w1: layers 0..2: 75% loaded"]
-        );
+        assert!(lines.clone_for_bars().update(&status, false).is_empty(), "bars show it instead");
+        assert_eq!(lines.update(&status, true), ["stage 0 on w1: layers 0..2: 75% loaded"]);
 
         status.epoch = 2;
         status.stages[0].loaded = 0.0;
@@ -218,10 +182,7 @@ mod tests {
 
     impl ProgressLines {
         fn clone_for_bars(&self) -> ProgressLines {
-            ProgressLines {
-                phase: self.phase.clone(),
-                stages: self.stages.clone(),
-            }
+            ProgressLines { phase: self.phase.clone(), stages: self.stages.clone() }
         }
     }
 }

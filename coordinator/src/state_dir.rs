@@ -80,11 +80,7 @@ impl StateDir {
             Err(TryLockError::Error(source)) => return Err(io_error("lock", &lock_path)(source)),
         }
         let numbers = read_json(&path.join(NUMBERS_FILE))?.unwrap_or_default();
-        Ok(StateDir {
-            path: path.to_owned(),
-            numbers,
-            _lock: lock,
-        })
+        Ok(StateDir { path: path.to_owned(), numbers, _lock: lock })
     }
 
     /// Where it is.
@@ -103,10 +99,7 @@ impl StateDir {
     /// Where the file cannot be written.
     pub fn next_incarnation(&mut self) -> Result<Incarnation, StateDirError> {
         let next = Incarnation(self.numbers.incarnation.0 + 1);
-        self.store(Numbers {
-            incarnation: next,
-            ..self.numbers
-        })?;
+        self.store(Numbers { incarnation: next, ..self.numbers })?;
         Ok(next)
     }
 
@@ -115,10 +108,7 @@ impl StateDir {
     /// # Errors
     /// Where the file cannot be written; the epoch must not be used then.
     pub fn persist_epoch(&mut self, epoch: Epoch) -> Result<(), StateDirError> {
-        self.store(Numbers {
-            epoch: epoch.max(self.numbers.epoch),
-            ..self.numbers
-        })
+        self.store(Numbers { epoch: epoch.max(self.numbers.epoch), ..self.numbers })
     }
 
     fn store(&mut self, numbers: Numbers) -> Result<(), StateDirError> {
@@ -134,9 +124,7 @@ pub(crate) fn create_private_dir(path: &Path) -> Result<(), StateDirError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .create(path)
-        .map_err(io_error("create the directory", path))
+    builder.create(path).map_err(io_error("create the directory", path))
 }
 
 /// Options for opening a file that only its owner may read.
@@ -157,18 +145,13 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<O
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|source| StateDirError::Damaged {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| StateDirError::Damaged { path: path.to_owned(), source })
 }
 
 /// Replaces the JSON file as a whole: a reader, or a start after a power cut, sees the old or the new contents.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StateDirError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|source| StateDirError::Damaged {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|source| StateDirError::Damaged { path: path.to_owned(), source })?;
     replace_file(path, &text).map_err(io_error("write", path))
 }
 
@@ -224,10 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(NUMBERS_FILE), "{").unwrap();
         let error = StateDir::open(dir.path()).unwrap_err();
-        assert!(
-            error.to_string().contains("coordinator.json is damaged"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("coordinator.json is damaged"), "{error}");
     }
 
     #[cfg(unix)]

@@ -132,9 +132,7 @@ impl TokenStore {
     /// Where the directory cannot be made.
     pub fn open(state_dir: &Path) -> Result<TokenStore, TokenStoreError> {
         create_private_dir(state_dir)?;
-        Ok(TokenStore {
-            dir: state_dir.to_owned(),
-        })
+        Ok(TokenStore { dir: state_dir.to_owned() })
     }
 
     /// Makes a token that ends `ttl` from now and lets in `uses` workers, or any number.
@@ -183,12 +181,9 @@ impl TokenStore {
     /// Where no token, or more than one, fits, or the files cannot be written.
     pub fn revoke(&self, id: &str) -> Result<TokenInfo, TokenStoreError> {
         self.update(|tokens| {
-            let mut fitting = tokens
-                .iter_mut()
-                .filter(|token| !id.is_empty() && token.secret_sha256.starts_with(id));
-            let token = fitting
-                .next()
-                .ok_or_else(|| TokenStoreError::NoSuchToken(id.to_owned()))?;
+            let mut fitting =
+                tokens.iter_mut().filter(|token| !id.is_empty() && token.secret_sha256.starts_with(id));
+            let token = fitting.next().ok_or_else(|| TokenStoreError::NoSuchToken(id.to_owned()))?;
             if fitting.next().is_some() {
                 return Err(TokenStoreError::Ambiguous(id.to_owned()));
             }
@@ -290,10 +285,7 @@ mod tests {
         for _ in 0..5 {
             store.redeem(&often.secret, now).unwrap();
         }
-        assert_eq!(
-            refusal(store.redeem(&often.secret, now + 2 * DAY)),
-            TokenRefusal::Expired
-        );
+        assert_eq!(refusal(store.redeem(&often.secret, now + 2 * DAY)), TokenRefusal::Expired);
         assert_eq!(store.revoke(&often.info.id).unwrap().id, often.info.id);
         assert_eq!(refusal(store.redeem(&often.secret, now)), TokenRefusal::Revoked);
         assert_eq!(refusal(store.redeem("", now)), TokenRefusal::Unknown);
@@ -302,10 +294,8 @@ mod tests {
     #[test]
     fn another_process_sees_every_change() {
         let dir = tempfile::tempdir().unwrap();
-        let (coordinator, command) = (
-            TokenStore::open(dir.path()).unwrap(),
-            TokenStore::open(dir.path()).unwrap(),
-        );
+        let (coordinator, command) =
+            (TokenStore::open(dir.path()).unwrap(), TokenStore::open(dir.path()).unwrap());
         let token = command.create(DAY, Some(1)).unwrap();
         coordinator.redeem(&token.secret, SystemTime::now()).unwrap();
         assert_eq!(command.list().unwrap()[0].uses_left, Some(0));
@@ -336,10 +326,7 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            assert_eq!(
-                std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-                0o600
-            );
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
     }
 
@@ -347,25 +334,10 @@ mod tests {
     fn wrong_use_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let store = TokenStore::open(dir.path()).unwrap();
-        assert!(matches!(
-            store.create(DAY, Some(0)),
-            Err(TokenStoreError::Useless)
-        ));
-        assert!(matches!(
-            store.create(Duration::ZERO, None),
-            Err(TokenStoreError::Useless)
-        ));
-        assert!(matches!(
-            store.revoke("ffff"),
-            Err(TokenStoreError::NoSuchToken(_))
-        ));
+        assert!(matches!(store.create(DAY, Some(0)), Err(TokenStoreError::Useless)));
+        assert!(matches!(store.create(Duration::ZERO, None), Err(TokenStoreError::Useless)));
+        assert!(matches!(store.revoke("ffff"), Err(TokenStoreError::NoSuchToken(_))));
         std::fs::write(dir.path().join(TOKENS_FILE), "[{]").unwrap();
-        assert!(
-            store
-                .list()
-                .unwrap_err()
-                .to_string()
-                .contains("tokens.json is damaged")
-        );
+        assert!(store.list().unwrap_err().to_string().contains("tokens.json is damaged"));
     }
 }

@@ -131,39 +131,27 @@ impl fmt::Display for Trust {
 impl ControlError {
     pub(crate) fn from_status(addr: &str, status: &Status) -> ControlError {
         match refusal_of(status) {
-            Some(Refusal {
-                kind: RefusalKind::Version,
-                message,
-            }) => ControlError::Version { message },
+            Some(Refusal { kind: RefusalKind::Version, message }) => ControlError::Version { message },
             Some(refusal) => ControlError::Refused(refusal),
-            None => ControlError::Lost {
-                addr: addr.to_owned(),
-                reason: chain(status),
-            },
+            None => ControlError::Lost { addr: addr.to_owned(), reason: chain(status) },
         }
     }
 
     fn from_tls(addr: &str, trust: Trust, error: &std::io::Error) -> ControlError {
         let addr = addr.to_owned();
-        let cause = error
-            .get_ref()
-            .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         match cause {
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::UnknownIssuer | CertificateError::BadSignature,
             )) => ControlError::WrongCa { addr, trust },
-            Some(rustls::Error::AlertReceived(alert)) => ControlError::CertificateRefused {
-                addr,
-                reason: format!("{alert:?}"),
-            },
+            Some(rustls::Error::AlertReceived(alert)) => {
+                ControlError::CertificateRefused { addr, reason: format!("{alert:?}") }
+            }
             Some(rustls::Error::InvalidMessage(_)) => ControlError::Handshake {
                 addr,
                 reason: "it does not speak TLS; is the port right?".to_owned(),
             },
-            _ => ControlError::Handshake {
-                addr,
-                reason: error.to_string(),
-            },
+            _ => ControlError::Handshake { addr, reason: error.to_string() },
         }
     }
 }
@@ -175,11 +163,8 @@ impl ControlError {
 /// Where the coordinator cannot be reached, is another than the token's, speaks another version, or refuses.
 pub async fn enrol(addr: &str, token: &JoinToken, name: &str) -> Result<WorkerIdentity, ControlError> {
     let key = WorkerKey::generate()?;
-    let request = EnrolRequest {
-        secret: token.secret.clone(),
-        name: name.to_owned(),
-        csr_der: key.request()?,
-    };
+    let request =
+        EnrolRequest { secret: token.secret.clone(), name: name.to_owned(), csr_der: key.request()? };
     let tls = enrolment_client(token.ca_spki_sha256)?;
     let connection = open(addr, tls, server_name(&Peer::Coordinator)?, Trust::Token).await?;
     let mut client = ControlClient::new(connection.channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -223,13 +208,7 @@ pub async fn attach(
     let stream = answer(addr, client.attach(outgoing)).await?.into_inner();
     let (inbox_sender, inbox) = mpsc::channel(INBOX_MESSAGES);
     let task = tokio::spawn(receive(stream, inbox_sender, addr.to_owned()));
-    Ok(Attached {
-        outbox,
-        inbox,
-        local: connection.local,
-        remote: connection.remote,
-        task,
-    })
+    Ok(Attached { outbox, inbox, local: connection.local, remote: connection.remote, task })
 }
 
 /// Moves the coordinator's messages to `inbox` until either end is gone.
@@ -264,10 +243,7 @@ async fn answer<T>(addr: &str, call: impl Future<Output = Result<T, Status>>) ->
         Ok(Err(status)) => Err(ControlError::from_status(addr, &status)),
         Err(_) => {
             let reason = format!("it did not answer within {} seconds", ANSWER_TIMEOUT.as_secs());
-            Err(ControlError::Lost {
-                addr: addr.to_owned(),
-                reason,
-            })
+            Err(ControlError::Lost { addr: addr.to_owned(), reason })
         }
     }
 }
@@ -285,13 +261,7 @@ pub(crate) async fn connect(
     identity: &TransportIdentity,
     peer: &Peer,
 ) -> Result<Connection, ControlError> {
-    open(
-        addr,
-        identity.control_client()?,
-        server_name(peer)?,
-        Trust::Enrolment,
-    )
-    .await
+    open(addr, identity.control_client()?, server_name(peer)?, Trust::Enrolment).await
 }
 
 async fn open(
@@ -306,10 +276,7 @@ async fn open(
         Ok(Err(error)) => return Err(ControlError::from_tls(addr, trust, &error)),
         Err(_) => {
             let reason = format!("no handshake within {} seconds", CONNECT_TIMEOUT.as_secs());
-            return Err(ControlError::Handshake {
-                addr: addr.to_owned(),
-                reason,
-            });
+            return Err(ControlError::Handshake { addr: addr.to_owned(), reason });
         }
     };
     // The channel may ask for a connection again after this one has broken; there is none, and its error says so.
@@ -324,23 +291,13 @@ async fn open(
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .connect_with_connector(connector)
         .await
-        .map_err(|error| ControlError::Handshake {
-            addr: addr.to_owned(),
-            reason: chain(&error),
-        })?;
-    Ok(Connection {
-        channel,
-        local,
-        remote,
-    })
+        .map_err(|error| ControlError::Handshake { addr: addr.to_owned(), reason: chain(&error) })?;
+    Ok(Connection { channel, local, remote })
 }
 
 /// A TCP connection to the first of a host's addresses that answers, with both its ends.
 async fn dial(addr: &str) -> Result<(TcpStream, SocketAddr, SocketAddr), ControlError> {
-    let unreachable = |reason: String| ControlError::Unreachable {
-        addr: addr.to_owned(),
-        reason,
-    };
+    let unreachable = |reason: String| ControlError::Unreachable { addr: addr.to_owned(), reason };
     let candidates = match timeout(CONNECT_TIMEOUT, lookup_host(addr)).await {
         Ok(Ok(candidates)) => candidates,
         Ok(Err(error)) => return Err(unreachable(format!("{error}; write it as host:port"))),

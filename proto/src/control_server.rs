@@ -107,20 +107,12 @@ pub async fn serve_control<H: ControlHandler>(
 ) -> Result<(), ServeError> {
     let tls = identity.tls().control_server()?;
     let sessions = TaskTracker::new();
-    let service = Service {
-        handler,
-        sessions: sessions.clone(),
-        shutdown: shutdown.clone(),
-    };
+    let service = Service { handler, sessions: sessions.clone(), shutdown: shutdown.clone() };
     let service = pb::control_server::ControlServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let router = tls_listener::server()
-        .add_service(service)
-        .add_service(health.service());
-    let result = TlsListener::start(listener, tls, shutdown.clone())
-        .serve(router, shutdown)
-        .await;
+    let router = tls_listener::server().add_service(service).add_service(health.service());
+    let result = TlsListener::start(listener, tls, shutdown.clone()).serve(router, shutdown).await;
     sessions.close();
     sessions.wait().await;
     result
@@ -134,12 +126,7 @@ struct Service<H> {
 
 fn caller<T>(request: &Request<T>) -> Result<ConnectionInfo, Refusal> {
     let info = request.extensions().get::<ConnectionInfo>().cloned();
-    info.ok_or_else(|| {
-        Refusal::new(
-            RefusalKind::Internal,
-            "the connection does not say who is calling",
-        )
-    })
+    info.ok_or_else(|| Refusal::new(RefusalKind::Internal, "the connection does not say who is calling"))
 }
 
 fn check_version(theirs: u32) -> Result<(), Refusal> {
@@ -154,10 +141,7 @@ fn check_version(theirs: u32) -> Result<(), Refusal> {
 }
 
 fn malformed(error: InvalidMessage) -> Refusal {
-    Refusal::new(
-        RefusalKind::Malformed,
-        format!("the request is malformed: {error}"),
-    )
+    Refusal::new(RefusalKind::Malformed, format!("the request is malformed: {error}"))
 }
 
 #[tonic::async_trait]
@@ -184,38 +168,20 @@ impl<H: ControlHandler> pb::control_server::Control for Service<H> {
         };
         let mut stream = request.into_inner();
         let hello = timeout(HELLO_TIMEOUT, hello(&mut stream)).await.map_err(|_| {
-            Refusal::new(
-                RefusalKind::Malformed,
-                "the worker did not say who it is within 10 seconds",
-            )
+            Refusal::new(RefusalKind::Malformed, "the worker did not say who it is within 10 seconds")
         })??;
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MESSAGES);
         let (outbox, outbox_receiver) = mpsc::channel(OUTBOX_MESSAGES);
-        let session = AttachSession {
-            worker,
-            remote: info.remote,
-            hello,
-            inbox,
-            outbox,
-        };
+        let session = AttachSession { worker, remote: info.remote, hello, inbox, outbox };
         self.handler.attach(session).await?;
-        self.sessions
-            .spawn(receive(stream, inbox_sender, self.shutdown.clone()));
-        Ok(Response::new(Box::pin(send(
-            outbox_receiver,
-            self.shutdown.clone(),
-        ))))
+        self.sessions.spawn(receive(stream, inbox_sender, self.shutdown.clone()));
+        Ok(Response::new(Box::pin(send(outbox_receiver, self.shutdown.clone()))))
     }
 }
 
 /// The first message of a worker's stream.
 async fn hello(stream: &mut Streaming<pb::ToCoordinator>) -> Result<Capabilities, Status> {
-    let absent = || {
-        Refusal::new(
-            RefusalKind::Malformed,
-            "the worker's first message was not `hello`",
-        )
-    };
+    let absent = || Refusal::new(RefusalKind::Malformed, "the worker's first message was not `hello`");
     let first = stream.message().await?.ok_or_else(absent)?;
     if let Some(pb::to_coordinator::Message::Hello(hello)) = &first.message {
         check_version(hello.protocol_version)?;

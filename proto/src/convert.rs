@@ -17,10 +17,7 @@ pub struct InvalidMessage {
 
 impl InvalidMessage {
     pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> InvalidMessage {
-        InvalidMessage {
-            field,
-            problem: problem.into(),
-        }
+        InvalidMessage { field, problem: problem.into() }
     }
 
     /// The field that is wrong.

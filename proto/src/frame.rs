@@ -26,18 +26,12 @@ pub struct FrameLimits {
 impl FrameLimits {
     /// For an end that gets results but no hidden states, or does not know its plan yet. A result of 8,192 scored
     /// tokens with 20 alternatives each is 2.6 MB.
-    pub const HEADERS_ONLY: FrameLimits = FrameLimits {
-        max_header_bytes: 4 << 20,
-        max_payload_bytes: 0,
-    };
+    pub const HEADERS_ONLY: FrameLimits = FrameLimits { max_header_bytes: 4 << 20, max_payload_bytes: 0 };
 
     /// For steps of at most `rows` rows of `width` values of at most 4 bytes each.
     pub fn for_steps(rows: u32, width: u32) -> FrameLimits {
         let payload = (rows as usize).saturating_mul(width as usize).saturating_mul(4);
-        FrameLimits {
-            max_payload_bytes: payload,
-            ..FrameLimits::HEADERS_ONLY
-        }
+        FrameLimits { max_payload_bytes: payload, ..FrameLimits::HEADERS_ONLY }
     }
 }
 
@@ -163,21 +157,12 @@ impl FrameLengths {
         let limit = |bytes: usize| (bytes as u64).min(u64::from(u32::MAX));
         let (header_limit, payload_limit) = (limit(limits.max_header_bytes), limit(limits.max_payload_bytes));
         if header > header_limit {
-            return Err(FrameError::HeaderTooLarge {
-                bytes: header,
-                limit: header_limit,
-            });
+            return Err(FrameError::HeaderTooLarge { bytes: header, limit: header_limit });
         }
         if payload > payload_limit {
-            return Err(FrameError::PayloadTooLarge {
-                bytes: payload,
-                limit: payload_limit,
-            });
+            return Err(FrameError::PayloadTooLarge { bytes: payload, limit: payload_limit });
         }
-        Ok(FrameLengths {
-            header: header as usize,
-            payload: payload as usize,
-        })
+        Ok(FrameLengths { header: header as usize, payload: payload as usize })
     }
 }
 
@@ -189,11 +174,7 @@ pub fn encode(frame: &Frame) -> Result<(Bytes, Bytes), FrameError> {
     let (header, payload) = match frame {
         Frame::Step(step) => {
             check_hidden(step)?;
-            let payload = step
-                .hidden
-                .as_ref()
-                .map(|hidden| hidden.data.clone())
-                .unwrap_or_default();
+            let payload = step.hidden.as_ref().map(|hidden| hidden.data.clone()).unwrap_or_default();
             (pb::frame_header::Frame::Step(step.into()), payload)
         }
         Frame::Result(result) => (pb::frame_header::Frame::Result(result.into()), Bytes::new()),
@@ -217,12 +198,7 @@ pub fn decode(header: &[u8], payload: Bytes) -> Result<Frame, FrameError> {
         Some(pb::frame_header::Frame::Result(header)) => {
             if !payload.is_empty() {
                 let found = payload.len() as u64;
-                return Err(FrameError::PayloadSize {
-                    rows: 0,
-                    width: 0,
-                    expected: 0,
-                    found,
-                });
+                return Err(FrameError::PayloadSize { rows: 0, width: 0, expected: 0, found });
             }
             Ok(Frame::Result(header.try_into()?))
         }
@@ -237,18 +213,9 @@ fn check_hidden(step: &StepFrame) -> Result<(), FrameError> {
         return Err(FrameError::Empty { rows, width });
     }
     if found != hidden.expected_bytes() {
-        return Err(FrameError::PayloadSize {
-            rows,
-            width,
-            expected: hidden.expected_bytes(),
-            found,
-        });
+        return Err(FrameError::PayloadSize { rows, width, expected: hidden.expected_bytes(), found });
     }
-    let tokens = step
-        .segments
-        .iter()
-        .map(|segment| segment.tokens.len() as u64)
-        .sum();
+    let tokens = step.segments.iter().map(|segment| segment.tokens.len() as u64).sum();
     if tokens != u64::from(rows) {
         return Err(FrameError::Rows { rows, tokens });
     }

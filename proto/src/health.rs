@@ -31,11 +31,7 @@ impl Health {
 
     /// Says whether requests would be served; whoever watches is told at once.
     pub async fn set_serving(&self, serving: bool) {
-        let status = if serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in SERVICES {
             self.0.set_service_status(service, status).await;
         }
@@ -73,12 +69,7 @@ pub async fn check_health(
 ) -> Result<bool, ControlError> {
     let connection = control_client::connect(addr, identity, peer).await?;
     let mut client = HealthClient::new(connection.channel);
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
-    let response = client
-        .check(request)
-        .await
-        .map_err(|status| ControlError::from_status(addr, &status))?;
+    let request = HealthCheckRequest { service: String::new() };
+    let response = client.check(request).await.map_err(|status| ControlError::from_status(addr, &status))?;
     Ok(response.into_inner().status() == health_check_response::ServingStatus::Serving)
 }

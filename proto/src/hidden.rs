@@ -29,37 +29,21 @@ impl Hidden {
     ) -> Result<Hidden, HiddenShapeError> {
         let expected = u64::from(rows) * u64::from(width);
         if values.len() as u64 != expected {
-            return Err(HiddenShapeError {
-                rows,
-                width,
-                expected,
-                found: values.len() as u64,
-            });
+            return Err(HiddenShapeError { rows, width, expected, found: values.len() as u64 });
         }
         let mut data = Vec::with_capacity(values.len() * dtype.size());
         match dtype {
-            WireDtype::F32 => values
-                .iter()
-                .for_each(|v| data.extend_from_slice(&v.to_le_bytes())),
+            WireDtype::F32 => values.iter().for_each(|v| data.extend_from_slice(&v.to_le_bytes())),
             WireDtype::F16 => {
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(values);
-                halves
-                    .iter()
-                    .for_each(|v| data.extend_from_slice(&v.to_le_bytes()));
+                halves.iter().for_each(|v| data.extend_from_slice(&v.to_le_bytes()));
             }
             WireDtype::Bf16 => {
-                values
-                    .iter()
-                    .for_each(|v| data.extend_from_slice(&bf16::from_f32(*v).to_le_bytes()));
+                values.iter().for_each(|v| data.extend_from_slice(&bf16::from_f32(*v).to_le_bytes()));
             }
         }
-        Ok(Hidden {
-            rows,
-            width,
-            dtype,
-            data: Bytes::from(data),
-        })
+        Ok(Hidden { rows, width, dtype, data: Bytes::from(data) })
     }
 
     /// Replaces the content of `out` with the values, `[rows, width]`. Its capacity is kept, so that one buffer serves
@@ -72,12 +56,7 @@ impl Hidden {
         let size = self.dtype.size();
         if self.data.len() as u64 != expected.saturating_mul(size as u64) {
             let found = (self.data.len() / size) as u64;
-            return Err(HiddenShapeError {
-                rows: self.rows,
-                width: self.width,
-                expected,
-                found,
-            });
+            return Err(HiddenShapeError { rows: self.rows, width: self.width, expected, found });
         }
         out.clear();
         out.reserve(self.data.len() / size);

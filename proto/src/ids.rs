@@ -83,16 +83,10 @@ impl TryFrom<String> for WorkerId {
 
     fn try_from(id: String) -> Result<Self, Self::Error> {
         let fits = (1..=Self::MAX_BYTES).contains(&id.len())
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !id.starts_with('-')
             && !id.ends_with('-');
-        if fits {
-            Ok(WorkerId(id))
-        } else {
-            Err(WorkerIdError(id))
-        }
+        if fits { Ok(WorkerId(id)) } else { Err(WorkerIdError(id)) }
     }
 }
 

@@ -19,10 +19,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal of `kind`.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
-        Refusal {
-            kind,
-            message: message.into(),
-        }
+        Refusal { kind, message: message.into() }
     }
 }
 

@@ -91,15 +91,9 @@ impl TlsListener {
         let cut = accept.cut.clone();
         let handshakes = tasks.clone();
         tasks.spawn(async move {
-            shutdown
-                .run_until_cancelled(accept.run(listener, &handshakes))
-                .await;
+            shutdown.run_until_cancelled(accept.run(listener, &handshakes)).await;
         });
-        TlsListener {
-            connections,
-            tasks,
-            cut,
-        }
+        TlsListener { connections, tasks, cut }
     }
 
     /// Serves `router` until `shutdown`, then lets connections end and cuts those that do not.
@@ -248,10 +242,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.ended {
-            let late = this
-                .deadline
-                .as_mut()
-                .is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+            let late = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
             this.ended = late || this.cut.as_mut().poll(cx).is_ready();
         }
         if this.ended {

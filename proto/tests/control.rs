@@ -34,9 +34,7 @@ fn worker(id: &str) -> Peer {
 async fn attached(coordinator: &mut Coordinator, identity: &WorkerIdentity) -> (Attached, AttachSession) {
     let attaching = attach(&coordinator.addr, identity, capabilities("w1"));
     let attached = soon("attaching", attaching).await.expect("attached");
-    let session = soon("the session", coordinator.sessions.recv())
-        .await
-        .expect("a session");
+    let session = soon("the session", coordinator.sessions.recv()).await.expect("a session");
     (attached, session)
 }
 
@@ -45,10 +43,7 @@ async fn a_worker_enrols_and_attaches() {
     let mut coordinator = Coordinator::start().await;
     let identity = coordinator.enrol("w1").await.unwrap();
     assert_eq!(identity.id().as_str(), "w1");
-    assert_eq!(
-        identity.ca_spki_sha256().unwrap(),
-        coordinator.identity.ca_spki_sha256()
-    );
+    assert_eq!(identity.ca_spki_sha256().unwrap(), coordinator.identity.ca_spki_sha256());
     let (attached, session) = attached(&mut coordinator, &identity).await;
     assert_eq!(&session.worker, identity.id());
     assert_eq!(session.hello, capabilities("w1"));
@@ -83,11 +78,7 @@ fn commands() -> Vec<ToWorker> {
         epoch: Epoch(3),
         fingerprint: "00ffab".to_owned(),
         file_hint: "model-00001-of-00002.gguf".to_owned(),
-        shard: Shard {
-            layers: LayerRange { start: 10, end: 20 },
-            embedding: false,
-            head: false,
-        },
+        shard: Shard { layers: LayerRange { start: 10, end: 20 }, embedding: false, head: false },
         stage: 1,
         stages: 3,
         room,
@@ -97,31 +88,17 @@ fn commands() -> Vec<ToWorker> {
         epoch: Epoch(3),
         previous: worker("w0"),
         next: Peer::Coordinator,
-        next_addresses: vec![
-            "192.168.1.2:7481".parse().unwrap(),
-            "[fe80::2%3]:1".parse().unwrap(),
-        ],
+        next_addresses: vec!["192.168.1.2:7481".parse().unwrap(), "[fe80::2%3]:1".parse().unwrap()],
         wire: WireDtype::Bf16,
     };
-    let whole = Shard {
-        layers: LayerRange { start: 0, end: 30 },
-        embedding: true,
-        head: true,
-    };
+    let whole = Shard { layers: LayerRange { start: 0, end: 30 }, embedding: true, head: true };
     vec![
-        ToWorker::Welcome(Welcome {
-            incarnation: Incarnation(2),
-            data_port: 7481,
-            heartbeat_ms: 1000,
-        }),
+        ToWorker::Welcome(Welcome { incarnation: Incarnation(2), data_port: 7481, heartbeat_ms: 1000 }),
         ToWorker::Load(LoadStage {
             shard: whole,
             stage: 0,
             stages: 1,
-            room: StageRoom {
-                cache_dtype: CacheDtype::F32,
-                ..room
-            },
+            room: StageRoom { cache_dtype: CacheDtype::F32, ..room },
             ..load.clone()
         }),
         ToWorker::Load(load),
@@ -132,23 +109,12 @@ fn commands() -> Vec<ToWorker> {
             wire: WireDtype::F32,
             ..connect.clone()
         }),
-        ToWorker::Connect(ConnectStage {
-            wire: WireDtype::F16,
-            ..connect.clone()
-        }),
+        ToWorker::Connect(ConnectStage { wire: WireDtype::F16, ..connect.clone() }),
         ToWorker::Connect(connect),
-        ToWorker::Activate {
-            deployment,
-            fence: Fence {
-                incarnation: Incarnation(2),
-                epoch: Epoch(3),
-            },
-        },
+        ToWorker::Activate { deployment, fence: Fence { incarnation: Incarnation(2), epoch: Epoch(3) } },
         ToWorker::Retire { deployment },
         ToWorker::Probe { nonce: u64::MAX },
-        ToWorker::Shutdown {
-            reason: "you were drained".to_owned(),
-        },
+        ToWorker::Shutdown { reason: "you were drained".to_owned() },
     ]
 }
 
@@ -156,34 +122,16 @@ fn commands() -> Vec<ToWorker> {
 fn reports() -> Vec<ToCoordinator> {
     let deployment = DeploymentId(7);
     let states = [
-        StageState::Loading {
-            loaded: Bytes(1),
-            total: Bytes(u64::MAX),
-        },
-        StageState::Loaded(StageMemory {
-            weights: Bytes(1),
-            cache: Bytes(2),
-            workspace: Bytes(3),
-        }),
-        StageState::Connected {
-            next_address: "10.1.2.3:4".parse().unwrap(),
-            rtt_us: 55,
-        },
+        StageState::Loading { loaded: Bytes(1), total: Bytes(u64::MAX) },
+        StageState::Loaded(StageMemory { weights: Bytes(1), cache: Bytes(2), workspace: Bytes(3) }),
+        StageState::Connected { next_address: "10.1.2.3:4".parse().unwrap(), rtt_us: 55 },
         StageState::Active,
-        StageState::Failed {
-            reason: "no such file".to_owned(),
-        },
+        StageState::Failed { reason: "no such file".to_owned() },
         StageState::Retired,
     ];
     let mut reports: Vec<ToCoordinator> = states
         .into_iter()
-        .map(|state| {
-            ToCoordinator::Stage(StageReport {
-                deployment,
-                epoch: Epoch(3),
-                state,
-            })
-        })
+        .map(|state| ToCoordinator::Stage(StageReport { deployment, epoch: Epoch(3), state }))
         .collect();
     reports.extend([
         ToCoordinator::Heartbeat(Telemetry {
@@ -201,16 +149,8 @@ fn reports() -> Vec<ToCoordinator> {
             stage: 2,
             reason: "out of memory".to_owned(),
         },
-        ToCoordinator::LinkLost {
-            deployment,
-            peer: worker("w2"),
-            reason: "timed out".to_owned(),
-        },
-        ToCoordinator::LinkLost {
-            deployment,
-            peer: Peer::Coordinator,
-            reason: String::new(),
-        },
+        ToCoordinator::LinkLost { deployment, peer: worker("w2"), reason: "timed out".to_owned() },
+        ToCoordinator::LinkLost { deployment, peer: Peer::Coordinator, reason: String::new() },
         ToCoordinator::Leaving,
     ]);
     reports
@@ -223,10 +163,7 @@ async fn every_message_survives_the_wire() {
     let (mut attached, mut session) = attached(&mut coordinator, &identity).await;
     for command in commands() {
         session.outbox.send(command.clone()).await.unwrap();
-        assert_eq!(
-            soon("a command", attached.inbox.recv()).await.unwrap().unwrap(),
-            command
-        );
+        assert_eq!(soon("a command", attached.inbox.recv()).await.unwrap().unwrap(), command);
     }
     for report in reports() {
         attached.outbox.send(report.clone()).await.unwrap();
@@ -240,19 +177,9 @@ async fn every_device_survives_the_wire() {
     let mut coordinator = Coordinator::start().await;
     let identity = coordinator.enrol("w1").await.unwrap();
     for device in [DeviceKind::Cpu, DeviceKind::Cuda(0), DeviceKind::Metal] {
-        let hello = Capabilities {
-            device,
-            data_addresses: Vec::new(),
-            ..capabilities("w1")
-        };
+        let hello = Capabilities { device, data_addresses: Vec::new(), ..capabilities("w1") };
         let _attached = attach(&coordinator.addr, &identity, hello.clone()).await.unwrap();
-        assert_eq!(
-            soon("the session", coordinator.sessions.recv())
-                .await
-                .unwrap()
-                .hello,
-            hello
-        );
+        assert_eq!(soon("the session", coordinator.sessions.recv()).await.unwrap().hello, hello);
     }
     coordinator.stop().await;
 }
@@ -263,26 +190,14 @@ async fn a_long_reason_is_shortened_and_arrives() {
     let identity = coordinator.enrol("w1").await.unwrap();
     let (attached, mut session) = attached(&mut coordinator, &identity).await;
     let reason = "é".repeat(100_000);
-    let state = StageState::Failed {
-        reason: reason.clone(),
-    };
-    let report = StageReport {
-        deployment: DeploymentId(1),
-        epoch: Epoch(1),
-        state,
-    };
+    let state = StageState::Failed { reason: reason.clone() };
+    let report = StageReport { deployment: DeploymentId(1), epoch: Epoch(1), state };
     attached.outbox.send(ToCoordinator::Stage(report)).await.unwrap();
     let Some(Ok(ToCoordinator::Stage(report))) = soon("the report", session.inbox.recv()).await else {
         panic!("another message")
     };
-    let StageState::Failed { reason: arrived } = report.state else {
-        panic!("another state")
-    };
-    assert!(
-        arrived.len() > 1000 && reason.starts_with(&arrived),
-        "{} bytes",
-        arrived.len()
-    );
+    let StageState::Failed { reason: arrived } = report.state else { panic!("another state") };
+    assert!(arrived.len() > 1000 && reason.starts_with(&arrived), "{} bytes", arrived.len());
     coordinator.stop().await;
 }
 
@@ -302,19 +217,13 @@ async fn refusals_keep_their_kind_and_words() {
             other => panic!("{name}: {other}"),
         }
     }
-    let token = JoinToken {
-        secret: "0".repeat(32),
-        ..coordinator.token.clone()
-    };
+    let token = JoinToken { secret: "0".repeat(32), ..coordinator.token.clone() };
     match enrol(&coordinator.addr, &token, "w1").await.unwrap_err() {
         ControlError::Refused(refusal) => assert_eq!(refusal.kind, RefusalKind::BadToken),
         other => panic!("{other}"),
     }
     let banned = worker_identity(&coordinator.identity, "banned");
-    match attach(&coordinator.addr, &banned, capabilities("banned"))
-        .await
-        .unwrap_err()
-    {
+    match attach(&coordinator.addr, &banned, capabilities("banned")).await.unwrap_err() {
         ControlError::Refused(refusal) => assert_eq!(refusal.kind, RefusalKind::NotAllowed),
         other => panic!("{other}"),
     }
@@ -327,10 +236,7 @@ async fn a_token_of_another_coordinator_is_not_sent() {
     let token = JoinToken::generate(coordinator_identity().0.ca_spki_sha256()).unwrap();
     let error = enrol(&coordinator.addr, &token, "w1").await.unwrap_err();
     assert!(matches!(error, ControlError::WrongCa { .. }), "{error}");
-    let expected = format!(
-        "the coordinator at {} is not the one this token was made for",
-        coordinator.addr
-    );
+    let expected = format!("the coordinator at {} is not the one this token was made for", coordinator.addr);
     assert_eq!(error.to_string(), expected);
     coordinator.stop().await;
 }
@@ -340,21 +246,11 @@ async fn a_worker_of_another_ca_is_refused_by_both_ends() {
     let coordinator = Coordinator::start().await;
     let (other, _dir) = coordinator_identity();
     let stranger = worker_identity(&other, "w1");
-    let error = attach(&coordinator.addr, &stranger, capabilities("w1"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, ControlError::WrongCa { .. }),
-        "the worker's own check: {error}"
-    );
+    let error = attach(&coordinator.addr, &stranger, capabilities("w1")).await.unwrap_err();
+    assert!(matches!(error, ControlError::WrongCa { .. }), "the worker's own check: {error}");
     let forged = mixed_identity(&other, &coordinator.identity, "w1");
-    let error = attach(&coordinator.addr, &forged, capabilities("w1"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, ControlError::CertificateRefused { .. }),
-        "the coordinator's check: {error}"
-    );
+    let error = attach(&coordinator.addr, &forged, capabilities("w1")).await.unwrap_err();
+    assert!(matches!(error, ControlError::CertificateRefused { .. }), "the coordinator's check: {error}");
     coordinator.stop().await;
 }
 
@@ -370,13 +266,9 @@ async fn who_is_not_the_coordinator_cannot_pose_as_it() {
         let end = end.clone();
         async move { serve_health(listener, &impostor, health, end).await }
     });
-    let error = attach(&addr, &worker_identity(&ca, "w1"), capabilities("w1"))
-        .await
-        .unwrap_err();
+    let error = attach(&addr, &worker_identity(&ca, "w1"), capabilities("w1")).await.unwrap_err();
     assert!(matches!(error, ControlError::Handshake { .. }), "{error}");
-    let error = enrol(&addr, &JoinToken::generate(ca.ca_spki_sha256()).unwrap(), "w1")
-        .await
-        .unwrap_err();
+    let error = enrol(&addr, &JoinToken::generate(ca.ca_spki_sha256()).unwrap(), "w1").await.unwrap_err();
     assert!(matches!(error, ControlError::Handshake { .. }), "{error}");
     end.cancel();
     soon("the end of serving", serving).await.unwrap().unwrap();
@@ -420,12 +312,7 @@ async fn raw_enrol(channel: tonic::transport::Channel, request: RawEnrolRequest)
     client.ready().await.unwrap();
     let path = PathAndQuery::from_static("/brigade.v1.Control/Enrol");
     let codec = Codec::<RawEnrolRequest>::default();
-    soon(
-        "the answer",
-        client.unary(tonic::Request::new(request), path, codec),
-    )
-    .await
-    .unwrap_err()
+    soon("the answer", client.unary(tonic::Request::new(request), path, codec)).await.unwrap_err()
 }
 
 async fn raw_attach(channel: tonic::transport::Channel, first: Vec<RawToCoordinator>) -> tonic::Status {
@@ -434,9 +321,7 @@ async fn raw_attach(channel: tonic::transport::Channel, first: Vec<RawToCoordina
     let path = PathAndQuery::from_static("/brigade.v1.Control/Attach");
     let codec = Codec::<RawToCoordinator>::default();
     let request = tonic::Request::new(tokio_stream::iter(first));
-    soon("the answer", client.streaming(request, path, codec))
-        .await
-        .unwrap_err()
+    soon("the answer", client.streaming(request, path, codec)).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -445,23 +330,13 @@ async fn another_protocol_version_is_refused_with_both_numbers() {
     let ours = format!("protocol version 99, this coordinator {PROTOCOL_VERSION}");
 
     let tls = raw::client(&coordinator.identity, None, "h2");
-    let request = RawEnrolRequest {
-        protocol_version: 99,
-        ..RawEnrolRequest::default()
-    };
+    let request = RawEnrolRequest { protocol_version: 99, ..RawEnrolRequest::default() };
     let status = raw_enrol(raw::channel(&coordinator.addr, tls).await, request).await;
     assert_eq!(status.code(), tonic::Code::FailedPrecondition);
     assert!(status.message().contains(&ours), "{status}");
 
-    let tls = raw::client(
-        &coordinator.identity,
-        Some(&worker_identity(&coordinator.identity, "w1")),
-        "h2",
-    );
-    let hello = RawToCoordinator {
-        hello: Some(RawHello { protocol_version: 99 }),
-        probed: None,
-    };
+    let tls = raw::client(&coordinator.identity, Some(&worker_identity(&coordinator.identity, "w1")), "h2");
+    let hello = RawToCoordinator { hello: Some(RawHello { protocol_version: 99 }), probed: None };
     let status = raw_attach(raw::channel(&coordinator.addr, tls).await, vec![hello]).await;
     assert_eq!(status.code(), tonic::Code::FailedPrecondition);
     assert!(status.message().contains(&ours), "{status}");
@@ -475,25 +350,10 @@ async fn malformed_first_messages_are_refused() {
     let hello = |protocol_version| Some(RawHello { protocol_version });
     for (first, words) in [
         (vec![], "was not `hello`"),
+        (vec![RawToCoordinator { hello: None, probed: None }], "`message` is missing"),
+        (vec![RawToCoordinator { hello: None, probed: hello(1) }], "was not `hello`"),
         (
-            vec![RawToCoordinator {
-                hello: None,
-                probed: None,
-            }],
-            "`message` is missing",
-        ),
-        (
-            vec![RawToCoordinator {
-                hello: None,
-                probed: hello(1),
-            }],
-            "was not `hello`",
-        ),
-        (
-            vec![RawToCoordinator {
-                hello: hello(PROTOCOL_VERSION),
-                probed: None,
-            }],
+            vec![RawToCoordinator { hello: hello(PROTOCOL_VERSION), probed: None }],
             "`hello.capabilities` is missing",
         ),
     ] {
@@ -503,10 +363,7 @@ async fn malformed_first_messages_are_refused() {
         assert!(status.message().contains(words), "{status}");
     }
     let tls = raw::client(&coordinator.identity, None, "h2");
-    let request = RawEnrolRequest {
-        protocol_version: PROTOCOL_VERSION,
-        ..RawEnrolRequest::default()
-    };
+    let request = RawEnrolRequest { protocol_version: PROTOCOL_VERSION, ..RawEnrolRequest::default() };
     let status = raw_enrol(raw::channel(&coordinator.addr, tls).await, request).await;
     assert!(status.message().contains("`enrol.csr_der` is empty"), "{status}");
     coordinator.stop().await;
@@ -516,12 +373,8 @@ async fn malformed_first_messages_are_refused() {
 async fn nobody_attaches_without_a_certificate() {
     let coordinator = Coordinator::start().await;
     let tls = raw::client(&coordinator.identity, None, "h2");
-    let hello = RawToCoordinator {
-        hello: Some(RawHello {
-            protocol_version: PROTOCOL_VERSION,
-        }),
-        probed: None,
-    };
+    let hello =
+        RawToCoordinator { hello: Some(RawHello { protocol_version: PROTOCOL_VERSION }), probed: None };
     let status = raw_attach(raw::channel(&coordinator.addr, tls).await, vec![hello]).await;
     assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status}");
     coordinator.stop().await;
@@ -533,26 +386,13 @@ async fn what_breaks_the_protocol_ends_the_stream_with_its_name() {
     let identity = coordinator.enrol("w1").await.unwrap();
     let (mut attached, mut session) = attached(&mut coordinator, &identity).await;
     // No interval is not an interval; the worker's side finds out.
-    let welcome = Welcome {
-        incarnation: Incarnation(1),
-        data_port: 1,
-        heartbeat_ms: 0,
-    };
+    let welcome = Welcome { incarnation: Incarnation(1), data_port: 1, heartbeat_ms: 0 };
     session.outbox.send(ToWorker::Welcome(welcome)).await.unwrap();
-    let error = soon("the error", attached.inbox.recv())
-        .await
-        .unwrap()
-        .unwrap_err();
-    assert!(
-        error.to_string().contains("`welcome.heartbeat_ms` is zero"),
-        "{error}"
-    );
+    let error = soon("the error", attached.inbox.recv()).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("`welcome.heartbeat_ms` is zero"), "{error}");
     assert!(soon("the end", attached.inbox.recv()).await.is_none());
     // A second hello of a device without threads; the coordinator's side finds out.
-    let hello = Capabilities {
-        threads: 0,
-        ..capabilities("w1")
-    };
+    let hello = Capabilities { threads: 0, ..capabilities("w1") };
     attached.outbox.send(ToCoordinator::Hello(hello)).await.unwrap();
     match soon("the error", session.inbox.recv()).await {
         Some(Err(SessionError::Malformed(error))) => assert_eq!(error.field(), "capabilities.threads"),
@@ -567,9 +407,7 @@ async fn commands_that_cannot_be_are_named() {
     let mut coordinator = Coordinator::start().await;
     let identity = coordinator.enrol("w1").await.unwrap();
     let load = |change: fn(&mut LoadStage)| {
-        let Some(ToWorker::Load(mut load)) = commands().into_iter().nth(2) else {
-            panic!("another command")
-        };
+        let Some(ToWorker::Load(mut load)) = commands().into_iter().nth(2) else { panic!("another command") };
         change(&mut load);
         ToWorker::Load(load)
     };
@@ -579,15 +417,9 @@ async fn commands_that_cannot_be_are_named() {
         (load(|load| load.shard.layers.end = 9), "load.shard"),
         (load(|load| load.shard.layers.end = usize::MAX), "load.shard"),
         (load(|load| load.shard.head = true), "load.shard"),
-        (
-            load(|load| load.fingerprint = "xyz".to_owned()),
-            "load.fingerprint",
-        ),
+        (load(|load| load.fingerprint = "xyz".to_owned()), "load.fingerprint"),
         (load(|load| load.fingerprint.clear()), "load.fingerprint"),
-        (
-            load(|load| load.file_hint = "../etc/passwd".to_owned()),
-            "load.file_hint",
-        ),
+        (load(|load| load.file_hint = "../etc/passwd".to_owned()), "load.file_hint"),
         (load(|load| load.file_hint = "..".to_owned()), "load.file_hint"),
         (load(|load| load.file_hint = "x".repeat(300)), "load.file_hint"),
         (load(|load| load.room.sequences = 0), "load.room.sequences"),
@@ -626,26 +458,14 @@ async fn shutting_down_delivers_what_was_said_and_ends() {
     let mut coordinator = Coordinator::start().await;
     let identity = coordinator.enrol("w1").await.unwrap();
     let (mut attached, mut session) = attached(&mut coordinator, &identity).await;
-    let farewell = ToWorker::Shutdown {
-        reason: "that was it".to_owned(),
-    };
+    let farewell = ToWorker::Shutdown { reason: "that was it".to_owned() };
     session.outbox.send(farewell.clone()).await.unwrap();
     // A client that never ends its side, and one that never began.
     let _idle = TcpStream::connect(&coordinator.addr).await.unwrap();
     let started = Instant::now();
     coordinator.stop().await;
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
-    assert_eq!(
-        soon("the farewell", attached.inbox.recv())
-            .await
-            .unwrap()
-            .unwrap(),
-        farewell
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(soon("the farewell", attached.inbox.recv()).await.unwrap().unwrap(), farewell);
     assert!(soon("the end", attached.inbox.recv()).await.unwrap().is_err());
     assert_eq!(soon("the end", session.inbox.recv()).await, None);
 }
@@ -674,13 +494,8 @@ async fn where_nobody_is_nobody_is_reached() {
     let addr = listener.local_addr().unwrap().to_string();
     drop(listener);
     for addr in [addr.as_str(), "not an address", "127.0.0.1", ""] {
-        let error = soon("the error", attach(addr, &identity, capabilities("w1")))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, ControlError::Unreachable { .. }),
-            "{addr}: {error}"
-        );
+        let error = soon("the error", attach(addr, &identity, capabilities("w1"))).await.unwrap_err();
+        assert!(matches!(error, ControlError::Unreachable { .. }), "{addr}: {error}");
         assert!(error.to_string().contains(addr), "{error}");
     }
 }
@@ -691,10 +506,7 @@ async fn what_does_not_speak_tls_is_told_apart() {
     let addr = listener.local_addr().unwrap().to_string();
     let http = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         stream
     });
     let identity = worker_identity(&coordinator_identity().0, "w1");
@@ -709,10 +521,7 @@ async fn health_is_served_on_both_sides() {
     let identity = coordinator.enrol("w1").await.unwrap();
     let as_worker = TransportIdentity::from(&identity);
     let ask = || check_health(&coordinator.addr, &as_worker, &Peer::Coordinator);
-    assert!(
-        !soon("health", ask()).await.unwrap(),
-        "serving before anything is"
-    );
+    assert!(!soon("health", ask()).await.unwrap(), "serving before anything is");
     coordinator.health.set_serving(true).await;
     assert!(soon("health", ask()).await.unwrap());
 
@@ -725,18 +534,9 @@ async fn health_is_served_on_both_sides() {
         async move { serve_health(listener, &identity, health, end).await }
     });
     let as_coordinator = TransportIdentity::from(&coordinator.identity);
-    assert!(
-        soon("health", check_health(&addr, &as_coordinator, &worker("w1")))
-            .await
-            .unwrap()
-    );
-    let error = check_health(&addr, &as_coordinator, &worker("w2"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, ControlError::Handshake { .. }),
-        "another worker's name: {error}"
-    );
+    assert!(soon("health", check_health(&addr, &as_coordinator, &worker("w1"))).await.unwrap());
+    let error = check_health(&addr, &as_coordinator, &worker("w2")).await.unwrap_err();
+    assert!(matches!(error, ControlError::Handshake { .. }), "another worker's name: {error}");
     end.cancel();
     soon("the end of serving", serving).await.unwrap().unwrap();
     coordinator.stop().await;

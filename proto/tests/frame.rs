@@ -39,33 +39,18 @@ fn segment(tokens: &[u32]) -> Segment {
 }
 
 fn timing() -> StageTiming {
-    StageTiming {
-        stage: 1,
-        queued_us: 2,
-        computed_us: 3,
-        sent_bytes: 4,
-        sent_us: u32::MAX,
-    }
+    StageTiming { stage: 1, queued_us: 2, computed_us: 3, sent_bytes: 4, sent_us: u32::MAX }
 }
 
 fn step(kind: StepKind, hidden: Option<Hidden>) -> StepFrame {
     StepFrame {
-        fence: Fence {
-            incarnation: Incarnation(3),
-            epoch: Epoch(9),
-        },
+        fence: Fence { incarnation: Incarnation(3), epoch: Epoch(9) },
         deployment: DeploymentId(5),
         step: StepId(11),
         kind,
         segments: vec![
             segment(&[1, 2, 3]),
-            Segment {
-                begin: None,
-                next_token: None,
-                sample: false,
-                score: false,
-                ..segment(&[u32::MAX])
-            },
+            Segment { begin: None, next_token: None, sample: false, score: false, ..segment(&[u32::MAX]) },
         ],
         release: vec![SequenceId(1), SequenceId(2)],
         timings: vec![timing(), StageTiming::default()],
@@ -75,32 +60,17 @@ fn step(kind: StepKind, hidden: Option<Hidden>) -> StepFrame {
 
 fn result() -> StepResult {
     StepResult {
-        fence: Fence {
-            incarnation: Incarnation(3),
-            epoch: Epoch(9),
-        },
+        fence: Fence { incarnation: Incarnation(3), epoch: Epoch(9) },
         deployment: DeploymentId(5),
         step: StepId(11),
         kind: StepKind::Decode,
         outputs: vec![
             SegmentOutput {
                 sequence: SequenceId(8),
-                scores: vec![TokenScore {
-                    token: 4,
-                    logprob: -0.25,
-                    top: vec![(4, -0.25), (5, -3.0)],
-                }],
-                sampled: Some(TokenScore {
-                    token: 0,
-                    logprob: 0.0,
-                    top: Vec::new(),
-                }),
+                scores: vec![TokenScore { token: 4, logprob: -0.25, top: vec![(4, -0.25), (5, -3.0)] }],
+                sampled: Some(TokenScore { token: 0, logprob: 0.0, top: Vec::new() }),
             },
-            SegmentOutput {
-                sequence: SequenceId(9),
-                scores: Vec::new(),
-                sampled: None,
-            },
+            SegmentOutput { sequence: SequenceId(9), scores: Vec::new(), sampled: None },
         ],
         timings: vec![timing()],
     }
@@ -119,11 +89,7 @@ fn every_frame_survives_the_wire() {
         for dtype in [WireDtype::F32, WireDtype::F16, WireDtype::Bf16] {
             frames.push(Frame::Step(step(kind, Some(hidden(dtype)))));
         }
-        let empty = StepFrame {
-            segments: Vec::new(),
-            timings: Vec::new(),
-            ..step(kind, None)
-        };
+        let empty = StepFrame { segments: Vec::new(), timings: Vec::new(), ..step(kind, None) };
         frames.push(Frame::Step(empty));
     }
     for frame in frames {
@@ -141,27 +107,10 @@ fn the_payload_is_not_copied() {
 
 #[test]
 fn values_survive_the_wire_dtypes_as_far_as_these_hold_them() {
-    let values = [
-        0.0,
-        -0.0,
-        1.5,
-        -65504.0,
-        1e-3,
-        f32::INFINITY,
-        f32::MIN_POSITIVE,
-        3.1,
-        2.0,
-        1.0,
-    ];
+    let values = [0.0, -0.0, 1.5, -65504.0, 1e-3, f32::INFINITY, f32::MIN_POSITIVE, 3.1, 2.0, 1.0];
     let mut out = vec![9.0; 3];
-    Hidden::from_f32(&values, 5, 2, WireDtype::F32)
-        .unwrap()
-        .to_f32(&mut out)
-        .unwrap();
-    assert_eq!(
-        out.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
-        values.map(f32::to_bits)
-    );
+    Hidden::from_f32(&values, 5, 2, WireDtype::F32).unwrap().to_f32(&mut out).unwrap();
+    assert_eq!(out.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), values.map(f32::to_bits));
     for (dtype, relative) in [(WireDtype::F16, 1.0 / 2048.0), (WireDtype::Bf16, 1.0 / 256.0)] {
         let hidden = Hidden::from_f32(&values, 2, 5, dtype).unwrap();
         assert_eq!(hidden.data.len(), 20);
@@ -172,30 +121,16 @@ fn values_survive_the_wire_dtypes_as_far_as_these_hold_them() {
         }
     }
     // Little-endian, whatever machine this is.
-    assert_eq!(
-        Hidden::from_f32(&[1.0], 1, 1, WireDtype::F32).unwrap().data[..],
-        [0, 0, 0x80, 0x3f]
-    );
-    assert_eq!(
-        Hidden::from_f32(&[1.0], 1, 1, WireDtype::F16).unwrap().data[..],
-        [0, 0x3c]
-    );
-    assert_eq!(
-        Hidden::from_f32(&[1.0], 1, 1, WireDtype::Bf16).unwrap().data[..],
-        [0x80, 0x3f]
-    );
+    assert_eq!(Hidden::from_f32(&[1.0], 1, 1, WireDtype::F32).unwrap().data[..], [0, 0, 0x80, 0x3f]);
+    assert_eq!(Hidden::from_f32(&[1.0], 1, 1, WireDtype::F16).unwrap().data[..], [0, 0x3c]);
+    assert_eq!(Hidden::from_f32(&[1.0], 1, 1, WireDtype::Bf16).unwrap().data[..], [0x80, 0x3f]);
 }
 
 #[test]
 fn hidden_states_have_their_shape() {
     assert!(Hidden::from_f32(&[1.0; 5], 2, 3, WireDtype::F32).is_err());
     assert!(Hidden::from_f32(&[], u32::MAX, u32::MAX, WireDtype::F32).is_err());
-    let short = Hidden {
-        rows: 2,
-        width: 2,
-        dtype: WireDtype::F16,
-        data: Bytes::from_static(&[0; 7]),
-    };
+    let short = Hidden { rows: 2, width: 2, dtype: WireDtype::F16, data: Bytes::from_static(&[0; 7]) };
     assert!(short.to_f32(&mut Vec::new()).is_err());
 }
 
@@ -211,21 +146,12 @@ fn payload_and_header_must_fit() {
     assert!(with_payload(hidden(WireDtype::F16), size).is_ok());
     for bytes in [0, size - 1, size + 1, size * 2] {
         let error = with_payload(hidden(WireDtype::F16), bytes).unwrap_err();
-        assert!(
-            matches!(error, FrameError::PayloadSize { .. }),
-            "{bytes}: {error}"
-        );
+        assert!(matches!(error, FrameError::PayloadSize { .. }), "{bytes}: {error}");
     }
     let (header, _) = encode(&Frame::Step(step(StepKind::Decode, None))).unwrap();
-    assert!(
-        decode(&header, Bytes::from_static(&[0; 4])).is_err(),
-        "a payload nobody announced"
-    );
+    assert!(decode(&header, Bytes::from_static(&[0; 4])).is_err(), "a payload nobody announced");
     let (header, _) = encode(&Frame::Result(result())).unwrap();
-    assert!(
-        decode(&header, Bytes::from_static(&[0; 4])).is_err(),
-        "a result with a payload"
-    );
+    assert!(decode(&header, Bytes::from_static(&[0; 4])).is_err(), "a result with a payload");
 }
 
 #[test]
@@ -235,22 +161,13 @@ fn frames_that_are_not_consistent_are_not_sent() {
     let with = |hidden| encode(&Frame::Step(step(StepKind::Prefill, Some(hidden))));
     let error = with(values(3, 8).unwrap()).unwrap_err();
     assert_eq!(error, FrameError::Rows { rows: 3, tokens: 4 });
-    assert!(matches!(
-        with(values(4, 0).unwrap()),
-        Err(FrameError::Empty { .. })
-    ));
-    assert!(matches!(
-        with(values(0, 8).unwrap()),
-        Err(FrameError::Empty { .. })
-    ));
+    assert!(matches!(with(values(4, 0).unwrap()), Err(FrameError::Empty { .. })));
+    assert!(matches!(with(values(0, 8).unwrap()), Err(FrameError::Empty { .. })));
 }
 
 #[test]
 fn lengths_are_checked_before_anything_is_allocated() {
-    let limits = FrameLimits {
-        max_header_bytes: 1000,
-        max_payload_bytes: 4096,
-    };
+    let limits = FrameLimits { max_header_bytes: 1000, max_payload_bytes: 4096 };
     let prefix = |header: u32, payload: u32| {
         let mut prefix = [0; 8];
         prefix[..4].copy_from_slice(&header.to_le_bytes());
@@ -259,36 +176,18 @@ fn lengths_are_checked_before_anything_is_allocated() {
     };
     assert_eq!(
         FrameLengths::parse(prefix(1000, 4096), &limits).unwrap(),
-        FrameLengths {
-            header: 1000,
-            payload: 4096
-        }
+        FrameLengths { header: 1000, payload: 4096 }
     );
     let error = FrameLengths::parse(prefix(1001, 0), &limits).unwrap_err();
-    assert_eq!(
-        error,
-        FrameError::HeaderTooLarge {
-            bytes: 1001,
-            limit: 1000
-        }
-    );
+    assert_eq!(error, FrameError::HeaderTooLarge { bytes: 1001, limit: 1000 });
     let error = FrameLengths::parse(prefix(0, u32::MAX), &limits).unwrap_err();
-    assert_eq!(
-        error,
-        FrameError::PayloadTooLarge {
-            bytes: u64::from(u32::MAX),
-            limit: 4096
-        }
-    );
+    assert_eq!(error, FrameError::PayloadTooLarge { bytes: u64::from(u32::MAX), limit: 4096 });
     let (header, payload) = (Bytes::from_static(&[0; 1000]), Bytes::from_static(&[0; 4096]));
     let written = FrameLengths::prefix(&header, &payload, &limits).unwrap();
     assert_eq!(written, prefix(1000, 4096));
     assert!(FrameLengths::prefix(&payload, &header, &limits).is_err());
     assert_eq!(FrameLimits::for_steps(512, 576).max_payload_bytes, 512 * 576 * 4);
-    assert_eq!(
-        FrameLimits::for_steps(u32::MAX, u32::MAX).max_payload_bytes,
-        usize::MAX
-    );
+    assert_eq!(FrameLimits::for_steps(u32::MAX, u32::MAX).max_payload_bytes, usize::MAX);
 }
 
 /// The same numbers on every run: xorshift64*.
@@ -319,10 +218,7 @@ fn garbage_is_an_error_or_another_frame_and_never_a_panic() {
 
 #[test]
 fn damaged_frames_are_an_error_or_another_frame_and_never_a_panic() {
-    let frames = [
-        Frame::Step(step(StepKind::Decode, Some(hidden(WireDtype::F32)))),
-        Frame::Result(result()),
-    ];
+    let frames = [Frame::Step(step(StepKind::Decode, Some(hidden(WireDtype::F32)))), Frame::Result(result())];
     let mut numbers = Numbers(7);
     for frame in &frames {
         let (header, payload) = encode(frame).unwrap();
@@ -355,41 +251,18 @@ fn fields_that_cannot_be_are_named() {
         decoded(&|step| change(&mut step.segments[0].begin.as_mut().unwrap().sampling))
     };
     for (error, field) in [
-        (
-            decoded(&|step| step.segments[1].tokens.clear()),
-            "segments.tokens",
-        ),
-        (
-            decoded(&|step| step.segments[0].start = u32::MAX - 1),
-            "segments.start",
-        ),
+        (decoded(&|step| step.segments[1].tokens.clear()), "segments.tokens"),
+        (decoded(&|step| step.segments[0].start = u32::MAX - 1), "segments.start"),
         (sampling(|s| s.temperature = f32::NAN), "sampling.temperature"),
         (sampling(|s| s.temperature = -1.0), "sampling.temperature"),
         (sampling(|s| s.top_p = 1.5), "sampling.top_p"),
         (sampling(|s| s.min_p = f32::NAN), "sampling.min_p"),
-        (
-            sampling(|s| s.repetition_penalty = 0.0),
-            "sampling.repetition_penalty",
-        ),
-        (
-            sampling(|s| s.presence_penalty = f32::INFINITY),
-            "sampling.presence_penalty",
-        ),
-        (
-            sampling(|s| s.frequency_penalty = f32::NAN),
-            "sampling.frequency_penalty",
-        ),
-        (
-            sampling(|s| s.logit_bias.push((1, f32::NAN))),
-            "sampling.logit_bias",
-        ),
+        (sampling(|s| s.repetition_penalty = 0.0), "sampling.repetition_penalty"),
+        (sampling(|s| s.presence_penalty = f32::INFINITY), "sampling.presence_penalty"),
+        (sampling(|s| s.frequency_penalty = f32::NAN), "sampling.frequency_penalty"),
+        (sampling(|s| s.logit_bias.push((1, f32::NAN))), "sampling.logit_bias"),
     ] {
         assert!(error.contains(&format!("`{field}`")), "{field}: {error}");
     }
-    assert!(
-        decode(&[], Bytes::new())
-            .unwrap_err()
-            .to_string()
-            .contains("`frame`")
-    );
+    assert!(decode(&[], Bytes::new()).unwrap_err().to_string().contains("`frame`"));
 }

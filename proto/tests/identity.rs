@@ -38,22 +38,10 @@ fn what_is_wrong_with_a_token_is_said() {
         ("bg1".to_owned(), TokenError::Parts { parts: 1 }),
         (format!("bg1-{hash}"), TokenError::Parts { parts: 2 }),
         (format!("bg1-{hash}-{secret}-x"), TokenError::Parts { parts: 4 }),
-        (
-            format!("bg1-{}-{secret}", &hash[1..]),
-            TokenError::Hash { found: 63 },
-        ),
-        (
-            format!("bg1-{}-{secret}", "é".repeat(32)),
-            TokenError::Hash { found: 32 },
-        ),
-        (
-            format!("bg1-{}-{secret}", "G".repeat(64)),
-            TokenError::Hash { found: 64 },
-        ),
-        (
-            format!("bg1-{hash}-{}", &secret[1..]),
-            TokenError::Secret { found: 31 },
-        ),
+        (format!("bg1-{}-{secret}", &hash[1..]), TokenError::Hash { found: 63 }),
+        (format!("bg1-{}-{secret}", "é".repeat(32)), TokenError::Hash { found: 32 }),
+        (format!("bg1-{}-{secret}", "G".repeat(64)), TokenError::Hash { found: 64 }),
+        (format!("bg1-{hash}-{}", &secret[1..]), TokenError::Secret { found: 31 }),
         (format!("bg1-{hash}-"), TokenError::Secret { found: 0 }),
     ] {
         let found = text.parse::<JoinToken>().unwrap_err();
@@ -87,10 +75,7 @@ fn broken_ca_files_are_named() {
     for (file, content) in [
         ("ca.key", Some("not a key")),
         ("ca.key", None),
-        (
-            "ca.pem",
-            Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
-        ),
+        ("ca.pem", Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
         ("ca.pem", Some("")),
     ] {
         let (_, dir) = coordinator_identity();
@@ -107,10 +92,7 @@ fn broken_ca_files_are_named() {
     let ((_, mine), (_, other)) = (coordinator_identity(), coordinator_identity());
     fs::copy(other.path().join("ca.pem"), mine.path().join("ca.pem")).unwrap();
     let error = CoordinatorIdentity::load_or_create(mine.path()).unwrap_err();
-    assert!(
-        error.to_string().contains("not the certificate of ca.key"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("not the certificate of ca.key"), "{error}");
 }
 
 #[test]
@@ -132,15 +114,10 @@ fn only_the_owner_can_read_the_files() {
     let identity = CoordinatorIdentity::load_or_create(&dir).unwrap();
     worker_identity(&identity, "w1").save(&dir).unwrap();
     assert_eq!(mode(&dir), 0o700);
-    let mut files: Vec<String> = fs::read_dir(&dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut files: Vec<String> =
+        fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
-    assert_eq!(
-        files,
-        ["ca.key", "ca.pem", "server.key", "server.pem", "worker.pem"]
-    );
+    assert_eq!(files, ["ca.key", "ca.pem", "server.key", "server.pem", "worker.pem"]);
     for file in files {
         assert_eq!(mode(&dir.join(&file)), 0o600, "{file}");
     }
@@ -156,14 +133,8 @@ fn a_worker_stays_who_it_is() {
     assert_eq!(again.id(), worker.id());
     assert_eq!(again.ca_spki_sha256().unwrap(), coordinator.ca_spki_sha256());
     let certificate = pem_section(&dir.path().join("worker.pem"), "CERTIFICATE", 0);
-    assert_eq!(
-        peer_of(&certificate.into()).unwrap(),
-        Peer::Worker(worker.id().clone())
-    );
-    assert_eq!(
-        TransportIdentity::from(&worker).peer(),
-        &Peer::Worker(worker.id().clone())
-    );
+    assert_eq!(peer_of(&certificate.into()).unwrap(), Peer::Worker(worker.id().clone()));
+    assert_eq!(TransportIdentity::from(&worker).peer(), &Peer::Worker(worker.id().clone()));
     assert_eq!(TransportIdentity::from(&coordinator).peer(), &Peer::Coordinator);
 }
 
@@ -201,16 +172,10 @@ fn an_enrolment_must_fit_its_key_and_token() {
     };
     let key = WorkerKey::generate().unwrap();
     let foreign = enrolment(&other, &key.request().unwrap());
-    assert!(
-        key.enrolled(foreign, &mine.ca_spki_sha256()).is_err(),
-        "another CA"
-    );
+    assert!(key.enrolled(foreign, &mine.ca_spki_sha256()).is_err(), "another CA");
     let key = WorkerKey::generate().unwrap();
     let stolen = enrolment(&mine, &WorkerKey::generate().unwrap().request().unwrap());
-    assert!(
-        key.enrolled(stolen, &mine.ca_spki_sha256()).is_err(),
-        "another key"
-    );
+    assert!(key.enrolled(stolen, &mine.ca_spki_sha256()).is_err(), "another key");
 }
 
 #[test]
@@ -219,16 +184,9 @@ fn junk_is_not_signed() {
     let worker = WorkerId::try_from("w1".to_owned()).unwrap();
     let mut request = WorkerKey::generate().unwrap().request().unwrap();
     for junk in [&b""[..], b"junk", &request[..request.len() / 2]] {
-        assert!(
-            coordinator.sign_worker(junk, &worker).is_err(),
-            "{} bytes",
-            junk.len()
-        );
+        assert!(coordinator.sign_worker(junk, &worker).is_err(), "{} bytes", junk.len());
     }
     // The last byte is the signature's.
     *request.last_mut().unwrap() ^= 1;
-    assert!(
-        coordinator.sign_worker(&request, &worker).is_err(),
-        "a wrong signature"
-    );
+    assert!(coordinator.sign_worker(&request, &worker).is_err(), "a wrong signature");
 }

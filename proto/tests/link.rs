@@ -1,5 +1,4 @@
 //! The data plane over real sockets: frames both ways, decode first, and every way that a link can end.
-#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
 mod harness;
 #[path = "harness/links.rs"]
@@ -28,20 +27,10 @@ struct Pair {
 
 async fn pair() -> Pair {
     let (ca, _dir) = coordinator_identity();
-    let (dialled, accepted) = (
-        bind(&worker_identity(&ca, "w1")),
-        bind(&worker_identity(&ca, "w2")),
-    );
-    let near = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .expect("a link");
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w2")));
+    let near = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()])).await.expect("a link");
     let far = soon("accepting", accepted.accept()).await.expect("a link");
-    Pair {
-        dialled,
-        accepted,
-        near,
-        far,
-    }
+    Pair { dialled, accepted, near, far }
 }
 
 async fn received(receiver: &mut LinkReceiver) -> Frame {
@@ -54,12 +43,7 @@ async fn sent(sender: &LinkSender, frame: &Frame) -> Duration {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_of_both_kinds_go_both_ways() {
-    let Pair {
-        dialled,
-        accepted,
-        near,
-        far,
-    } = pair().await;
+    let Pair { dialled, accepted, near, far } = pair().await;
     assert_eq!((near.peer(), far.peer()), (&peer("w2"), &peer("w1")));
     assert_eq!(near.remote_address(), accepted.local_addr());
     assert_eq!(far.remote_address(), dialled.local_addr());
@@ -80,25 +64,16 @@ async fn frames_of_both_kinds_go_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_of_a_kind_keep_their_order() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     let sending = tokio::spawn(async move {
         for number in 0..200 {
-            out.send(&step(StepKind::Decode, number, 1 + (number % 50) as u32))
-                .await
-                .unwrap();
+            out.send(&step(StepKind::Decode, number, 1 + (number % 50) as u32)).await.unwrap();
         }
         out
     });
     for number in 0..200 {
-        let Frame::Step(frame) = received(&mut far_in).await else {
-            panic!("a result")
-        };
+        let Frame::Step(frame) = received(&mut far_in).await else { panic!("a result") };
         assert_eq!(frame.step, StepId(number));
     }
     sending.await.unwrap();
@@ -107,12 +82,7 @@ async fn frames_of_a_kind_keep_their_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decode_overtakes_a_large_prefill_on_the_wire() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     let prefill = step(StepKind::Prefill, 1, (48 * MIB / 4096) as u32);
     let sending = tokio::spawn({
@@ -121,19 +91,13 @@ async fn decode_overtakes_a_large_prefill_on_the_wire() {
     });
     // Long enough for it to begin, and far too short for it to end.
     tokio::time::sleep(Duration::from_millis(5)).await;
-    assert!(
-        !sending.is_finished(),
-        "48 MiB were sent in 5 ms; make the frame larger"
-    );
+    assert!(!sending.is_finished(), "48 MiB were sent in 5 ms; make the frame larger");
     let decode = step(StepKind::Decode, 2, 4);
     let started = Instant::now();
     sent(&out, &decode).await;
     assert_eq!(received(&mut far_in).await, decode);
     let overtaking = started.elapsed();
-    assert!(
-        !sending.is_finished(),
-        "the decode frame came when the prefill frame was sent: {overtaking:?}"
-    );
+    assert!(!sending.is_finished(), "the decode frame came when the prefill frame was sent: {overtaking:?}");
     assert_eq!(received(&mut far_in).await, prefill);
     let prefilling = soon("sending", sending).await.unwrap().unwrap();
     println!("a decode frame overtook in {overtaking:?}; the prefill frame took {prefilling:?}");
@@ -142,21 +106,14 @@ async fn decode_overtakes_a_large_prefill_on_the_wire() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_frames_go_in_large_datagrams_and_arrive_at_once() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     // One end's finding out the path's size takes a few round trips of its own.
     let sending = tokio::spawn({
         let out = out.clone();
         async move {
             for number in 0..12 {
-                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32))
-                    .await
-                    .unwrap();
+                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32)).await.unwrap();
             }
         }
     });
@@ -172,37 +129,25 @@ async fn large_frames_go_in_large_datagrams_and_arrive_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decode_overtakes_prefill_that_nobody_takes() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     // More than the receiver's queue and the windows hold, so that the last ones cannot even be written.
     let flooding = tokio::spawn({
         let out = out.clone();
         async move {
             for number in 0..12 {
-                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32))
-                    .await
-                    .unwrap();
+                out.send(&step(StepKind::Prefill, number, (4 * MIB / 4096) as u32)).await.unwrap();
             }
         }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(
-        !flooding.is_finished(),
-        "48 MiB went into queues that should be bounded"
-    );
+    assert!(!flooding.is_finished(), "48 MiB went into queues that should be bounded");
     let decode = step(StepKind::Decode, 99, 4);
     sent(&out, &decode).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(received(&mut far_in).await, decode);
     for number in 0..12 {
-        let Frame::Step(frame) = received(&mut far_in).await else {
-            panic!("a result")
-        };
+        let Frame::Step(frame) = received(&mut far_in).await else { panic!("a result") };
         assert_eq!(frame.step, StepId(number));
     }
     soon("flooding", flooding).await.unwrap();
@@ -211,32 +156,15 @@ async fn decode_overtakes_prefill_that_nobody_takes() {
 
 #[tokio::test]
 async fn a_frame_above_the_receivers_limits_closes_the_link_with_the_reason() {
-    let Pair {
-        near,
-        far,
-        accepted,
-        dialled,
-    } = pair().await;
-    accepted.set_limits(FrameLimits {
-        max_header_bytes: 1000,
-        max_payload_bytes: 2 * 4096,
-    });
+    let Pair { near, far, accepted, dialled } = pair().await;
+    accepted.set_limits(FrameLimits { max_header_bytes: 1000, max_payload_bytes: 2 * 4096 });
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     sent(&out, &step(StepKind::Decode, 1, 2)).await;
     received(&mut far_in).await;
     sent(&out, &step(StepKind::Decode, 2, 3)).await;
     let error = soon("the error", far_in.recv()).await.unwrap_err();
-    let too_large = FrameError::PayloadTooLarge {
-        bytes: 3 * 4096,
-        limit: 2 * 4096,
-    };
-    assert_eq!(
-        error,
-        LinkError::Malformed {
-            peer: peer("w1"),
-            error: too_large
-        }
-    );
+    let too_large = FrameError::PayloadTooLarge { bytes: 3 * 4096, limit: 2 * 4096 };
+    assert_eq!(error, LinkError::Malformed { peer: peer("w1"), error: too_large });
     assert_eq!(soon("the error again", far_in.recv()).await.unwrap_err(), error);
     let told = soon("the end", out.closed()).await;
     assert!(
@@ -250,22 +178,12 @@ async fn a_frame_above_the_receivers_limits_closes_the_link_with_the_reason() {
 
 #[tokio::test]
 async fn a_frame_that_is_not_consistent_is_not_sent_and_does_no_harm() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
-    let Frame::Step(mut bad) = step(StepKind::Decode, 1, 2) else {
-        panic!("a result")
-    };
+    let Frame::Step(mut bad) = step(StepKind::Decode, 1, 2) else { panic!("a result") };
     bad.segments.clear();
     let error = out.send(&Frame::Step(bad)).await.unwrap_err();
-    assert_eq!(
-        error,
-        LinkError::Unsendable(FrameError::Rows { rows: 2, tokens: 0 })
-    );
+    assert_eq!(error, LinkError::Unsendable(FrameError::Rows { rows: 2, tokens: 0 }));
     sent(&out, &result(1)).await;
     assert_eq!(received(&mut far_in).await, result(1));
     dialled.close().await;
@@ -273,40 +191,21 @@ async fn a_frame_that_is_not_consistent_is_not_sent_and_does_no_harm() {
 
 #[tokio::test]
 async fn closing_tells_the_peer_why_after_what_was_received() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, mut near_in), (far_out, mut far_in)) = (near.split(), far.split());
     sent(&out, &result(1)).await;
     assert_eq!(received(&mut far_in).await, result(1));
     out.close("the plan has ended");
     let error = soon("the end", far_in.recv()).await.unwrap_err();
-    assert_eq!(
-        error,
-        LinkError::ClosedByPeer {
-            peer: peer("w1"),
-            reason: "the plan has ended".to_owned()
-        }
-    );
-    assert_eq!(
-        soon("the end", near_in.recv()).await.unwrap_err(),
-        LinkError::Closed { peer: peer("w2") }
-    );
+    assert_eq!(error, LinkError::ClosedByPeer { peer: peer("w1"), reason: "the plan has ended".to_owned() });
+    assert_eq!(soon("the end", near_in.recv()).await.unwrap_err(), LinkError::Closed { peer: peer("w2") });
     assert!(soon("sending", far_out.send(&result(2))).await.is_err());
     dialled.close().await;
 }
 
 #[tokio::test]
 async fn a_link_lives_as_long_as_one_half() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, near_in), (far_out, mut far_in)) = (near.split(), far.split());
     drop((near_in, far_out));
     sent(&out, &result(1)).await;
@@ -319,20 +218,10 @@ async fn a_link_lives_as_long_as_one_half() {
 
 #[tokio::test]
 async fn a_frame_given_up_half_way_ends_the_link() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted: _accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted: _accepted } = pair().await;
     let ((out, mut near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     let large = step(StepKind::Prefill, 1, (48 * MIB / 4096) as u32);
-    assert!(
-        tokio::time::timeout(Duration::from_millis(5), out.send(&large))
-            .await
-            .is_err(),
-        "sent at once"
-    );
+    assert!(tokio::time::timeout(Duration::from_millis(5), out.send(&large)).await.is_err(), "sent at once");
     let error = soon("the end", near_in.recv()).await.unwrap_err();
     assert_eq!(error, LinkError::Interrupted { peer: peer("w2") });
     // With a full window the reason may not come through, the end does.
@@ -344,12 +233,7 @@ async fn a_frame_given_up_half_way_ends_the_link() {
 
 #[tokio::test]
 async fn a_closed_transport_ends_everything() {
-    let Pair {
-        near,
-        far,
-        dialled,
-        accepted,
-    } = pair().await;
+    let Pair { near, far, dialled, accepted } = pair().await;
     let ((out, _near_in), (_far_out, mut far_in)) = (near.split(), far.split());
     // Frames that nobody takes: the reading task waits for room.
     for number in 0..40 {
@@ -357,35 +241,23 @@ async fn a_closed_transport_ends_everything() {
     }
     let started = Instant::now();
     soon("closing", accepted.close()).await;
-    assert!(
-        started.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(soon("accepting", accepted.accept()).await.is_none());
     let ended = async { while far_in.recv().await.is_ok() {} };
     soon("the end", ended).await;
     let error = soon("the end", out.closed()).await;
     assert!(matches!(error, LinkError::ClosedByPeer { .. }), "{error}");
     soon("closing", dialled.close()).await;
-    let error = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .unwrap_err();
+    let error = soon("dialling", dialled.dial(&peer("w2"), &[accepted.local_addr()])).await.unwrap_err();
     assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn a_peer_that_goes_silent_is_lost() {
     let (ca, _dir) = coordinator_identity();
-    let (dialled, accepted) = (
-        bind(&worker_identity(&ca, "w1")),
-        bind(&worker_identity(&ca, "w2")),
-    );
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w2")));
     let relay = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
-    let (through, ends) = (
-        relay.local_addr().unwrap(),
-        [dialled.local_addr(), accepted.local_addr()],
-    );
+    let (through, ends) = (relay.local_addr().unwrap(), [dialled.local_addr(), accepted.local_addr()]);
     let relaying = tokio::spawn(async move {
         let mut datagram = vec![0; 65536];
         loop {
@@ -396,9 +268,7 @@ async fn a_peer_that_goes_silent_is_lost() {
             let _ = relay.send_to(&datagram[..length], to).await;
         }
     });
-    let link = soon("dialling", dialled.dial(&peer("w2"), &[through]))
-        .await
-        .unwrap();
+    let link = soon("dialling", dialled.dial(&peer("w2"), &[through])).await.unwrap();
     let _far = soon("accepting", accepted.accept()).await.unwrap();
     // Keep-alives carry a link without traffic over the idle timeout of 5 seconds.
     tokio::time::sleep(Duration::from_millis(5500)).await;
@@ -408,11 +278,7 @@ async fn a_peer_that_goes_silent_is_lost() {
     let started = Instant::now();
     let error = soon("the loss", near_in.recv()).await.unwrap_err();
     assert!(matches!(error, LinkError::Lost { .. }), "{error}");
-    assert!(
-        started.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -427,19 +293,10 @@ async fn the_address_that_answers_is_taken_among_dead_ones() {
         accepted.local_addr(),
     ];
     let started = Instant::now();
-    let link = soon("dialling", dialled.dial(&Peer::Coordinator, &candidates))
-        .await
-        .unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
+    let link = soon("dialling", dialled.dial(&Peer::Coordinator, &candidates)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(link.remote_address(), accepted.local_addr());
-    assert_eq!(
-        soon("accepting", accepted.accept()).await.unwrap().peer(),
-        &peer("w1")
-    );
+    assert_eq!(soon("accepting", accepted.accept()).await.unwrap().peer(), &peer("w1"));
 }
 
 #[tokio::test]
@@ -451,17 +308,10 @@ async fn one_link_comes_of_many_good_addresses() {
     };
     let (dialled, accepted) = (bind_any("w1"), bind_any("w2"));
     let port = accepted.local_addr().port();
-    let candidates: Vec<SocketAddr> = (1..=5)
-        .map(|last| SocketAddr::from(([127, 0, 0, last], port)))
-        .collect();
-    let link = soon("dialling", dialled.dial(&peer("w2"), &candidates))
-        .await
-        .unwrap();
-    assert!(
-        candidates.contains(&link.remote_address()),
-        "{}",
-        link.remote_address()
-    );
+    let candidates: Vec<SocketAddr> =
+        (1..=5).map(|last| SocketAddr::from(([127, 0, 0, last], port))).collect();
+    let link = soon("dialling", dialled.dial(&peer("w2"), &candidates)).await.unwrap();
+    assert!(candidates.contains(&link.remote_address()), "{}", link.remote_address());
     let far = soon("accepting", accepted.accept()).await.unwrap();
     let second = tokio::time::timeout(Duration::from_millis(300), accepted.accept()).await;
     assert!(second.is_err(), "a path that was not chosen became a link");
@@ -483,14 +333,8 @@ async fn a_dual_stack_socket_takes_both_families() {
     let dialled = bind(&worker_identity(&ca, "w1"));
     let _near = soon("dialling", dialled.dial(&peer("w2"), &[v4])).await.unwrap();
     let far = soon("accepting", accepted.accept()).await.unwrap();
-    assert_eq!(
-        far.remote_address(),
-        dialled.local_addr(),
-        "shown as what it is, not as mapped"
-    );
-    let back = soon("dialling", accepted.dial(&peer("w1"), &[dialled.local_addr()]))
-        .await
-        .unwrap();
+    assert_eq!(far.remote_address(), dialled.local_addr(), "shown as what it is, not as mapped");
+    let back = soon("dialling", accepted.dial(&peer("w1"), &[dialled.local_addr()])).await.unwrap();
     assert_eq!(back.remote_address(), dialled.local_addr());
 }
 
@@ -501,15 +345,9 @@ async fn where_nobody_answers_nobody_is_reached() {
     let silent = UdpSocket::bind(loopback()).unwrap();
     let started = Instant::now();
     let dead = [silent.local_addr().unwrap()];
-    let error = soon("the error", dialled.dial(&peer("w2"), &dead))
-        .await
-        .unwrap_err();
+    let error = soon("the error", dialled.dial(&peer("w2"), &dead)).await.unwrap_err();
     assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
-    assert!(
-        started.elapsed() < Duration::from_secs(11),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(11), "{:?}", started.elapsed());
     let error = dialled.dial(&peer("w2"), &[]).await.unwrap_err();
     assert!(error.to_string().contains("no address"), "{error}");
 }

@@ -21,14 +21,9 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 #[tokio::test]
 async fn who_is_not_who_was_dialled_is_refused() {
     let (ca, _dir) = coordinator_identity();
-    let (dialled, accepted) = (
-        bind(&worker_identity(&ca, "w1")),
-        bind(&worker_identity(&ca, "w2")),
-    );
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w2")));
     for wanted in [peer("w3"), Peer::Coordinator] {
-        let error = soon("dialling", dialled.dial(&wanted, &[accepted.local_addr()]))
-            .await
-            .unwrap_err();
+        let error = soon("dialling", dialled.dial(&wanted, &[accepted.local_addr()])).await.unwrap_err();
         assert!(matches!(error, LinkError::Untrusted { .. }), "{error}");
         assert!(error.to_string().contains(&wanted.to_string()), "{error}");
     }
@@ -39,25 +34,12 @@ async fn another_ca_is_refused_by_both_ends() {
     let ((ca, _dir), (other, _other_dir)) = (coordinator_identity(), coordinator_identity());
     let accepted = bind(&worker_identity(&ca, "w2"));
     let stranger = bind(&worker_identity(&other, "w1"));
-    let error = soon("dialling", stranger.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, LinkError::Untrusted { .. }),
-        "the dialling end's check: {error}"
-    );
+    let error = soon("dialling", stranger.dial(&peer("w2"), &[accepted.local_addr()])).await.unwrap_err();
+    assert!(matches!(error, LinkError::Untrusted { .. }), "the dialling end's check: {error}");
     let forged = bind(&mixed_identity(&other, &ca, "w1"));
-    let error = soon("dialling", forged.dial(&peer("w2"), &[accepted.local_addr()]))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, LinkError::Untrusted { .. }),
-        "the accepting end's check: {error}"
-    );
-    assert!(
-        error.to_string().contains("does not accept our certificate"),
-        "{error}"
-    );
+    let error = soon("dialling", forged.dial(&peer("w2"), &[accepted.local_addr()])).await.unwrap_err();
+    assert!(matches!(error, LinkError::Untrusted { .. }), "the accepting end's check: {error}");
+    assert!(error.to_string().contains("does not accept our certificate"), "{error}");
 }
 
 #[tokio::test]
@@ -73,19 +55,12 @@ async fn another_protocol_version_is_named() {
     });
     let dialled = bind(&worker_identity(&ca, "w1"));
     let addr = newer.local_addr().unwrap();
-    let error = soon("dialling", dialled.dial(&peer("w2"), &[addr]))
-        .await
-        .unwrap_err();
+    let error = soon("dialling", dialled.dial(&peer("w2"), &[addr])).await.unwrap_err();
     assert_eq!(error, LinkError::Version { peer: peer("w2") });
-    assert!(
-        error.to_string().contains("does not speak protocol version 1"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("does not speak protocol version 1"), "{error}");
     assert!(soon("the other end", accepting).await.unwrap().is_err());
     // The other way round: who offers another version is not let in.
-    let error = raw_connection(&ca, "w3", &dialled, "brigade/99", &peer("w1"))
-        .await
-        .unwrap_err();
+    let error = raw_connection(&ca, "w3", &dialled, "brigade/99", &peer("w1")).await.unwrap_err();
     assert!(error.to_string().contains("120"), "{error}");
 }
 
@@ -102,27 +77,18 @@ async fn raw_connection(
     let endpoint = quinn::Endpoint::client(loopback()).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
     let name = format!("{wanted}.worker.brigade");
-    soon(
-        "connecting",
-        endpoint.connect_with(config, to.local_addr(), &name).unwrap(),
-    )
-    .await
+    soon("connecting", endpoint.connect_with(config, to.local_addr(), &name).unwrap()).await
 }
 
 /// A link whose other end sends these bytes, each on a stream of its own, and the error that this brings.
 async fn error_of(streams: &[Vec<u8>]) -> (LinkError, quinn::ConnectionError) {
     let (ca, _dir) = coordinator_identity();
     let accepted = bind(&worker_identity(&ca, "w2"));
-    let connection = raw_connection(&ca, "w1", &accepted, "brigade/1", &peer("w2"))
-        .await
-        .unwrap();
+    let connection = raw_connection(&ca, "w1", &accepted, "brigade/1", &peer("w2")).await.unwrap();
     let (mut choose, mut confirm) = connection.open_bi().await.unwrap();
     choose.write_all(&[1]).await.unwrap();
     choose.finish().unwrap();
-    assert_eq!(
-        soon("the confirmation", confirm.read_to_end(10)).await.unwrap(),
-        [1]
-    );
+    assert_eq!(soon("the confirmation", confirm.read_to_end(10)).await.unwrap(), [1]);
     let (_far_out, mut far_in) = soon("accepting", accepted.accept()).await.unwrap().split();
     for bytes in streams {
         let mut stream = connection.open_uni().await.unwrap();
@@ -157,35 +123,21 @@ async fn what_is_no_frame_closes_the_link_with_the_reason() {
     let junk_header = [&[2, 3, 0, 0, 0, 0, 0, 0, 0][..], &[0xff, 0xff, 0xff]].concat();
     for (streams, words) in [
         (vec![vec![7]], "byte 7"),
-        (
-            vec![vec![2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]],
-            "header of 4294967295 bytes",
-        ),
-        (
-            vec![vec![1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]],
-            "payload of 4294967295 bytes",
-        ),
+        (vec![vec![2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]], "header of 4294967295 bytes"),
+        (vec![vec![1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]], "payload of 4294967295 bytes"),
         (vec![junk_header], "cannot be read"),
         (vec![vec![2, 0, 0, 0, 0, 0, 0, 0, 0]], "`frame` is missing"),
         (vec![cut], "cut off"),
         (vec![no_payload], "cut off"),
-        (
-            vec![[&[2], &large[1..]].concat()],
-            "Prefill frame came on the stream of Decode",
-        ),
+        (vec![[&[2], &large[1..]].concat()], "Prefill frame came on the stream of Decode"),
         (vec![vec![2, 1, 2, 3]], "cut off"),
-        (
-            vec![on_stream(1, &result(1))],
-            "Decode frame came on the stream of Prefill",
-        ),
+        (vec![on_stream(1, &result(1))], "Decode frame came on the stream of Prefill"),
         (vec![good.clone(), good.clone()], "second stream of Decode"),
     ] {
         let (error, told) = error_of(&streams).await;
         assert!(matches!(error, LinkError::Malformed { .. }), "{words}: {error}");
         assert!(error.to_string().contains(words), "{words}: {error}");
-        let quinn::ConnectionError::ApplicationClosed(close) = told else {
-            panic!("{words}: {told}")
-        };
+        let quinn::ConnectionError::ApplicationClosed(close) = told else { panic!("{words}: {told}") };
         let told = String::from_utf8_lossy(&close.reason).into_owned();
         assert!(told.contains(words), "{words}: {told}");
     }

@@ -159,24 +159,14 @@ impl Cost {
         let head_flops = 2 * spec.hidden as u64 * spec.vocab as u64;
         let norm = size(Role::OutputNorm);
         Cost {
-            layers: (0..spec.layers.len())
-                .map(|layer| layer_cost(spec, table, layer))
-                .collect(),
+            layers: (0..spec.layers.len()).map(|layer| layer_cost(spec, table, layer)).collect(),
             embedding: EndCost {
                 weights: embedding_bytes,
                 active: Bytes(embedding_bytes.0 / (spec.vocab as u64).max(1)),
                 flops: 0,
             },
-            head: EndCost {
-                weights: head_matrix + norm,
-                active: head_matrix + norm,
-                flops: head_flops,
-            },
-            shared: if spec.head.tied {
-                embedding_bytes
-            } else {
-                Bytes::ZERO
-            },
+            head: EndCost { weights: head_matrix + norm, active: head_matrix + norm, flops: head_flops },
+            shared: if spec.head.tied { embedding_bytes } else { Bytes::ZERO },
             rope: size(Role::RopeFrequencies),
             widths: Widths::of(spec),
             context_length: u32::try_from(spec.context_length).unwrap_or(u32::MAX),
@@ -215,15 +205,8 @@ impl Cost {
 
     /// The shard that is the whole model.
     pub fn whole(&self) -> Shard {
-        let layers = LayerRange {
-            start: 0,
-            end: self.layers.len(),
-        };
-        Shard {
-            layers,
-            embedding: true,
-            head: true,
-        }
+        let layers = LayerRange { start: 0, end: self.layers.len() };
+        Shard { layers, embedding: true, head: true }
     }
 
     /// Weight bytes of a shard.

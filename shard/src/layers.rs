@@ -55,11 +55,7 @@ pub struct Shard {
 impl Shard {
     /// The shard of `layers` in a model of `layer_count` layers: it holds an end of the model where it touches it.
     pub fn of(layers: LayerRange, layer_count: usize) -> Shard {
-        Shard {
-            layers,
-            embedding: layers.start == 0,
-            head: layers.end == layer_count,
-        }
+        Shard { layers, embedding: layers.start == 0, head: layers.end == layer_count }
     }
 }
 

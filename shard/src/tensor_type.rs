@@ -153,10 +153,7 @@ mod tests {
         for (kind, number, name, block_values, block_bytes) in TABLE {
             assert_eq!(TensorType::from_ggml(number), Some(kind));
             assert_eq!((kind.to_ggml(), kind.name()), (number, name));
-            assert_eq!(
-                (kind.block_values(), kind.block_bytes()),
-                (block_values, block_bytes)
-            );
+            assert_eq!((kind.block_values(), kind.block_bytes()), (block_values, block_bytes));
         }
         for retired in [4, 5, 31, 32, 33, 36, 37, 38, 1 << 30] {
             assert_eq!(TensorType::from_ggml(retired), None, "{retired}");

@@ -67,18 +67,10 @@ pub enum TensorError {
     Missing { name: String },
     /// A tensor's shape is not what the hyper-parameters ask for.
     #[error("tensor `{name}` has the shape {found:?}, wanted {wanted:?}")]
-    Shape {
-        name: String,
-        found: Vec<u64>,
-        wanted: Vec<u64>,
-    },
+    Shape { name: String, found: Vec<u64>, wanted: Vec<u64> },
     /// A tensor's type cannot play its role.
     #[error("tensor `{name}` is {found}, wanted {wanted}")]
-    Type {
-        name: String,
-        found: TensorType,
-        wanted: &'static str,
-    },
+    Type { name: String, found: TensorType, wanted: &'static str },
     /// The file has tensors that the model's family does not know; running it without them would give wrong answers.
     #[error("the file has {count} tensors that are not known for its architecture: {}", names.join(", "))]
     Unread { count: usize, names: Vec<String> },
@@ -108,33 +100,19 @@ impl TensorTable {
                 return Err(TensorError::Missing { name });
             };
             if tensor.dims != wanted {
-                return Err(TensorError::Shape {
-                    name,
-                    found: tensor.dims.clone(),
-                    wanted,
-                });
+                return Err(TensorError::Shape { name, found: tensor.dims.clone(), wanted });
             }
             check_type(role, tensor)?;
             tensors.insert(role, tensor.clone());
             read.insert(name);
         }
-        let unread = header
-            .tensors()
-            .iter()
-            .map(|tensor| &tensor.name)
-            .filter(|name| !read.contains(*name));
+        let unread = header.tensors().iter().map(|tensor| &tensor.name).filter(|name| !read.contains(*name));
         let unread: Vec<String> = unread.cloned().collect();
         if !unread.is_empty() {
             let names = unread.iter().take(NAMED_UNREAD).cloned().collect();
-            return Err(TensorError::Unread {
-                count: unread.len(),
-                names,
-            });
+            return Err(TensorError::Unread { count: unread.len(), names });
         }
-        Ok(TensorTable {
-            tensors,
-            tied: spec.head.tied,
-        })
+        Ok(TensorTable { tensors, tied: spec.head.tied })
     }
 
     /// The tensor that plays `role`; `None` where the model has none, such as the output of a tied head.
@@ -144,11 +122,7 @@ impl TensorTable {
 
     /// The role whose tensor is the matrix from hidden state to logits.
     pub fn head_role(&self) -> Role {
-        if self.tied {
-            Role::TokenEmbedding
-        } else {
-            Role::Output
-        }
+        if self.tied { Role::TokenEmbedding } else { Role::Output }
     }
 
     /// All tensors with their roles.
@@ -175,10 +149,7 @@ impl TensorTable {
 /// Every role of the model with the shape that its tensor must have.
 fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     let (hidden, vocab) = (spec.hidden as u64, spec.vocab as u64);
-    let mut shapes = vec![
-        (Role::TokenEmbedding, vec![hidden, vocab]),
-        (Role::OutputNorm, vec![hidden]),
-    ];
+    let mut shapes = vec![(Role::TokenEmbedding, vec![hidden, vocab]), (Role::OutputNorm, vec![hidden])];
     if !spec.head.tied {
         shapes.push((Role::Output, vec![hidden, vocab]));
     }
@@ -218,18 +189,13 @@ fn check_type(role: Role, tensor: &TensorInfo) -> Result<(), TensorError> {
         Role::OutputNorm | Role::Layer(_, LayerRole::AttentionNorm | LayerRole::FeedForwardNorm) => {
             (tensor.kind.is_plain_float(), "F32, F16 or BF16")
         }
-        _ => (
-            tensor.kind.is_plain_float() || tensor.kind.is_quantised(),
-            "a floating-point or quantised type",
-        ),
+        _ => {
+            (tensor.kind.is_plain_float() || tensor.kind.is_quantised(), "a floating-point or quantised type")
+        }
     };
     if fits {
         Ok(())
     } else {
-        Err(TensorError::Type {
-            name: tensor.name.clone(),
-            found: tensor.kind,
-            wanted,
-        })
+        Err(TensorError::Type { name: tensor.name.clone(), found: tensor.kind, wanted })
     }
 }

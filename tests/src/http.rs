@@ -72,7 +72,8 @@ impl Client {
 
     /// `POST path`, with the body of the answer still to come.
     pub async fn begin(&self, path: &str, body: Vec<u8>) -> reqwest::Response {
-        let request = self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let request =
+            self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         request.body(body).send().await.unwrap_or_else(|error| panic!("failed to post to {path}: {error:?}"))
     }
 

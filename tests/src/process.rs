@@ -53,12 +53,17 @@ impl Process {
             }
             if let Some(status) = self.child.try_wait().expect("the child is ours") {
                 self.join_readers();
-                let found = self.lines.lock().expect("a reader never panics").iter().find_map(|line| pick(line));
+                let found =
+                    self.lines.lock().expect("a reader never panics").iter().find_map(|line| pick(line));
                 return found.unwrap_or_else(|| {
                     panic!("the program ended with {status} before {what}; it said:\n{}", self.output())
                 });
             }
-            assert!(Instant::now() < deadline, "no {what} within {limit:?}; the program said:\n{}", self.output());
+            assert!(
+                Instant::now() < deadline,
+                "no {what} within {limit:?}; the program said:\n{}",
+                self.output()
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -76,7 +81,11 @@ impl Process {
                 self.join_readers();
                 return (status, self.output());
             }
-            assert!(Instant::now() < deadline, "still running after {limit:?}; the program said:\n{}", self.output());
+            assert!(
+                Instant::now() < deadline,
+                "still running after {limit:?}; the program said:\n{}",
+                self.output()
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -105,7 +114,10 @@ impl Drop for Process {
 fn collect(pipe: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            lines.lock().expect("a test never panics while it holds the lines").push(String::from_utf8_lossy(&line).into_owned());
+            lines
+                .lock()
+                .expect("a test never panics while it holds the lines")
+                .push(String::from_utf8_lossy(&line).into_owned());
         }
     })
 }
@@ -138,7 +150,8 @@ pub fn children(process: u32) -> Vec<u32> {
 pub fn peak_resident_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))
         .unwrap_or_else(|error| panic!("failed to read the memory of process {process}: {error}"));
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a running process has VmHWM");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a running process has VmHWM");
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
     kib * 1024
 }

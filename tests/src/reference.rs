@@ -59,7 +59,8 @@ pub fn smollm2_texts() -> Vec<Text> {
 /// Reads a JSON file of `tests/reference`.
 pub fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
     let path: PathBuf = repository().join("tests/reference").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()));
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()))
 }
 

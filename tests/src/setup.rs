@@ -24,7 +24,9 @@ pub fn programs() -> &'static Programs {
         let _lock = lock("programs");
         let target = target_folder();
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--release", "--locked", "--workspace", "--bins", "--target-dir"]).arg(&target);
+        build
+            .args(["build", "--quiet", "--release", "--locked", "--workspace", "--bins", "--target-dir"])
+            .arg(&target);
         run(build.current_dir(repository()), "build both programs");
         let folder = target.join("release");
         Programs { brigade: folder.join("brigade"), worker: folder.join("brigade-worker") }
@@ -77,7 +79,8 @@ pub fn python() -> &'static Path {
         let folder = target_folder().join("python");
         let python = folder.join("bin/python");
         let wanted_file = repository().join("tests/python/requirements.txt");
-        let wanted = std::fs::read_to_string(&wanted_file).expect("tests/python/requirements.txt is in the repository");
+        let wanted = std::fs::read_to_string(&wanted_file)
+            .expect("tests/python/requirements.txt is in the repository");
         let made = folder.join("made-from.txt");
         if std::fs::read_to_string(&made).ok().as_deref() != Some(wanted.as_str()) {
             run(
@@ -116,7 +119,8 @@ pub fn target_folder() -> PathBuf {
 /// Held until it is dropped; the system lets go of it if this process ends.
 fn lock(name: &str) -> File {
     let path = target_folder().join(format!("tests-{name}.lock"));
-    let file = File::create(&path).unwrap_or_else(|error| panic!("failed to make {}: {error}", path.display()));
+    let file =
+        File::create(&path).unwrap_or_else(|error| panic!("failed to make {}: {error}", path.display()));
     file.lock().unwrap_or_else(|error| panic!("failed to lock {}: {error}", path.display()));
     file
 }

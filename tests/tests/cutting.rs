@@ -63,7 +63,8 @@ async fn neighbours_and_chunks_change_nothing() {
     let whole = cluster(2, &["--prefill-chunk", "512"]);
     let alone = whole.client.complete(sampled(&prompt, 1)).await;
     let scores_alone = whole.client.score(&long).await;
-    let busy = |client: Client, prompt: Vec<u32>, seed| async move { client.complete(sampled(&prompt, seed)).await };
+    let busy =
+        |client: Client, prompt: Vec<u32>, seed| async move { client.complete(sampled(&prompt, seed)).await };
     let others = [(prompt_of(150), 3), (prompt_of(20), 4), (prompt_of(40), 5)];
     let mut tasks = tokio::task::JoinSet::new();
     for (prompt, seed) in others {
@@ -97,6 +98,7 @@ fn logprobs(answer: &Value) -> Vec<Option<f64>> {
 
 fn largest_difference(left: &[Option<f64>], right: &[Option<f64>]) -> f64 {
     assert_eq!(left.len(), right.len(), "as many log-probabilities");
-    let pairs = left.iter().zip(right).filter_map(|(left, right)| Some((left.as_ref()? - right.as_ref()?).abs()));
+    let pairs =
+        left.iter().zip(right).filter_map(|(left, right)| Some((left.as_ref()? - right.as_ref()?).abs()));
     pairs.fold(0.0, f64::max)
 }

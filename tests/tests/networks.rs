@@ -20,7 +20,8 @@ fn main() {
     let skip = possible.is_err();
     drop(possible);
     let trials = vec![
-        Trial::test("three_hosts_with_addresses_of_their_own_serve_one_model", three_hosts).with_ignored_flag(skip),
+        Trial::test("three_hosts_with_addresses_of_their_own_serve_one_model", three_hosts)
+            .with_ignored_flag(skip),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -30,9 +31,13 @@ fn three_hosts() -> Result<(), Failed> {
     let home = tempfile::tempdir()?;
     let programs = setup::programs();
     let model = setup::smollm2();
-    let mut coordinator = Process::start(
-        network.host(0, &programs.brigade, home.path()).arg("serve").arg(model).args(["--min-workers", "2", "--ctx", "512"]),
-    );
+    let mut coordinator =
+        Process::start(network.host(0, &programs.brigade, home.path()).arg("serve").arg(model).args([
+            "--min-workers",
+            "2",
+            "--ctx",
+            "512",
+        ]));
     let token = coordinator.wait_for("join command", START, |line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let at = words.iter().position(|word| *word == "--token")?;
@@ -41,20 +46,31 @@ fn three_hosts() -> Result<(), Failed> {
     let join = |host: usize| {
         let mut command = network.host(host, &programs.worker, home.path());
         command.args(["join", &format!("{}:7481", Network::address(0)), "--name", &format!("host{host}")]);
-        command.args(["--memory", "96MiB", "--threads", "1", "--models"]).arg(model.parent().expect("a file has a folder"));
+        command
+            .args(["--memory", "96MiB", "--threads", "1", "--models"])
+            .arg(model.parent().expect("a file has a folder"));
         Process::start(command.env("BRIGADE_TOKEN", &token))
     };
     let workers = [join(1), join(2)];
     let url = coordinator.wait_for("address", START, served_url);
 
-    let answer = run(network
-        .host(0, &programs.brigade, home.path())
-        .args(["run", "--url", &url, "--max-tokens", "12", "--temperature", "0", "SmolLM2-135M-Instruct.Q4_1", "What is the capital of France?"]))?;
+    let answer = run(network.host(0, &programs.brigade, home.path()).args([
+        "run",
+        "--url",
+        &url,
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "0",
+        "SmolLM2-135M-Instruct.Q4_1",
+        "What is the capital of France?",
+    ]))?;
     println!("{answer}");
     if !answer.contains("Paris") {
         return Err(format!("`Paris` is missing in the answer: {answer}").into());
     }
-    let status = run(network.host(0, &programs.brigade, home.path()).args(["status", "--json", "--url", &url]))?;
+    let status =
+        run(network.host(0, &programs.brigade, home.path()).args(["status", "--json", "--url", &url]))?;
     let status: Value = serde_json::from_str(&status)?;
     let hop = status["stages"][0]["next_address"].as_str().unwrap_or_default().to_owned();
     let second_host = status["stages"][1]["name"].as_str().unwrap_or_default();
@@ -98,7 +114,9 @@ impl Network {
         for host in 0..hosts {
             let name = network.namespace(&format!("host{host}"))?;
             let port = format!("port{host}");
-            ip(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+            ip(&[
+                "-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name,
+            ])?;
             ip(&["-n", &switch, "link", "set", &port, "master", "bridge", "up"])?;
             ip(&["-n", &name, "address", "add", &format!("{}/24", Network::address(host)), "dev", "eth0"])?;
             ip(&["-n", &name, "link", "set", "eth0", "up"])?;
@@ -123,7 +141,11 @@ impl Network {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[host + 1]]).arg(program);
         let state = home.join(format!("host{host}"));
-        command.env("HOME", &state).env("XDG_STATE_HOME", &state).env("XDG_RUNTIME_DIR", &state).env("NO_COLOR", "1");
+        command
+            .env("HOME", &state)
+            .env("XDG_STATE_HOME", &state)
+            .env("XDG_RUNTIME_DIR", &state)
+            .env("NO_COLOR", "1");
         command
     }
 }
@@ -139,7 +161,10 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("failed to run ip (iproute2): {error}"))?;
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("failed to run ip (iproute2): {error}"))?;
     if output.status.success() {
         Ok(())
     } else {

@@ -11,16 +11,17 @@ use serde_json::json;
 const MEAN_BOUND: f64 = 1.25;
 /// The same for the largest distance.
 const LARGEST_BOUND: f64 = 1.6;
-/// The largest distance of a file whose weights are not quantised.
+/// The largest distance of a file whose weights are not quantised, with a cache in `f32` as in the reference.
 const FLOAT_BOUND: f64 = 0.02;
 
-fn two_stages(model: &Path, memory: &str) -> Cluster {
-    Up::new(model).workers(2).memory(memory).args(["--ctx", "2048", "--parallel", "1"]).start()
+fn two_stages(model: &Path, memory: &str, cache: &str) -> Cluster {
+    let up = Up::new(model).workers(2).memory(memory);
+    up.args(["--ctx", "2048", "--parallel", "1", "--kv-dtype", cache]).start()
 }
 
 #[tokio::test]
 async fn quantised_weights_are_as_near_to_the_exact_as_in_llama_cpp() {
-    let cluster = two_stages(setup::smollm2(), "256MiB");
+    let cluster = two_stages(setup::smollm2(), "256MiB", "f16");
     let cases = reference::smollm2();
     assert!(cases.len() >= 12, "{} prompts", cases.len());
     assert!(cases.iter().any(|case| case.prompt_tokens.len() >= 1490), "a prompt of about 1,500 tokens");
@@ -39,7 +40,12 @@ async fn quantised_weights_are_as_near_to_the_exact_as_in_llama_cpp() {
         theirs.largest
     );
     assert!(ours.mean() <= MEAN_BOUND * theirs.mean(), "mean {} against {}", ours.mean(), theirs.mean());
-    assert!(ours.largest <= LARGEST_BOUND * theirs.largest, "largest {} against {}", ours.largest, theirs.largest);
+    assert!(
+        ours.largest <= LARGEST_BOUND * theirs.largest,
+        "largest {} against {}",
+        ours.largest,
+        theirs.largest
+    );
 
     // Greedy text may differ only where the reference's lead is within the error.
     let error = theirs.largest.max(ours.largest);
@@ -64,7 +70,9 @@ async fn quantised_weights_are_as_near_to_the_exact_as_in_llama_cpp() {
             }
         }
     }
-    println!("greedy tokens equal where the lead exceeds {error:.3}: {compared}; beside them, within the error: {within}");
+    println!(
+        "greedy tokens equal where the lead exceeds {error:.3}: {compared}; beside them, within the error: {within}"
+    );
     assert!(compared >= 100, "only {compared} greedy tokens had a clear lead");
     cluster.stop();
 }
@@ -72,13 +80,17 @@ async fn quantised_weights_are_as_near_to_the_exact_as_in_llama_cpp() {
 #[tokio::test]
 async fn unquantised_weights_agree_with_llama_cpp() {
     for kind in ["f32", "f16"] {
-        let cluster = two_stages(&setup::smollm2_as(kind), "640MiB");
+        let cluster = two_stages(&setup::smollm2_as(kind), "640MiB", "f32");
         let mut ours = Distance::default();
         for case in reference::smollm2().iter().filter(|case| case.path.len() < 400) {
             let exact = if kind == "f16" { &case.f16_exact } else { &case.exact };
             ours.add(&cluster.client.score(&case.path).await, exact);
         }
-        println!("{kind}: mean {:.5}, largest {:.5} from llama.cpp on the same weights", ours.mean(), ours.largest);
+        println!(
+            "{kind}: mean {:.5}, largest {:.5} from llama.cpp on the same weights",
+            ours.mean(),
+            ours.largest
+        );
         assert!(ours.largest <= FLOAT_BOUND, "{kind}: largest distance {}", ours.largest);
         cluster.stop();
     }
@@ -101,7 +113,7 @@ async fn token_ids_of_a_mixed_bag_of_text_equal_llama_cpps() {
     }
 
     // The server's own way to tokens is the same one.
-    let cluster = two_stages(setup::smollm2(), "256MiB");
+    let cluster = two_stages(setup::smollm2(), "256MiB", "f16");
     for case in reference::smollm2().iter().filter(|case| case.prompt_tokens.len() < 100) {
         let request = json!({ "prompt": case.prompt, "max_tokens": 1, "return_token_ids": true });
         let answer = cluster.client.complete(request).await;

@@ -90,9 +90,19 @@ fn a_port_in_use_is_named() {
 #[test]
 fn wrong_use_ends_with_2() {
     let home = tempfile::tempdir().unwrap();
-    for arguments in [&["up"][..], &["frobnicate"], &["up", "x.gguf", "--memory", "lots"], &["up", "x.gguf", "--workers", "-1"]] {
+    for arguments in [
+        &["up"][..],
+        &["frobnicate"],
+        &["up", "x.gguf", "--memory", "lots"],
+        &["up", "x.gguf", "--workers", "-1"],
+    ] {
         let output = brigade(&home).args(arguments).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -102,7 +112,8 @@ async fn the_api_refuses_what_it_cannot_do_and_goes_on() {
     let client = &cluster.client;
     let model = client.model().await;
     let chat = |extra: Value| {
-        let mut body = json!({ "model": model, "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 });
+        let mut body =
+            json!({ "model": model, "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 });
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         body
     };
@@ -114,14 +125,32 @@ async fn the_api_refuses_what_it_cannot_do_and_goes_on() {
 
     // What is not built yet is named, never ignored.
     let tool = json!([{ "type": "function", "function": { "name": "f", "parameters": {} } }]);
-    for (name, value) in [("tools", tool), ("response_format", json!({ "type": "json_object" })), ("n", json!(2)), ("frobnicate", json!(1))] {
+    for (name, value) in [
+        ("tools", tool),
+        ("response_format", json!({ "type": "json_object" })),
+        ("n", json!(2)),
+        ("frobnicate", json!(1)),
+    ] {
         let error = client.post("/v1/chat/completions", &chat(json!({ name: value }))).await.error(400);
         assert_eq!(error["param"], name, "{error:#}");
         assert!(error["message"].as_str().unwrap().contains(name), "{error:#}");
     }
-    for (name, value) in [("n", json!(2)), ("best_of", json!(3)), ("suffix", json!("x")), ("temperature", json!(-1)), ("top_p", json!(7)), ("max_tokens", json!("many")), ("logprobs", json!(1000)), ("prompt", json!([])), ("prompt", json!([999999999])), ("stop", json!(5)), ("logit_bias", json!({ "x": 1 }))] {
+    for (name, value) in [
+        ("n", json!(2)),
+        ("best_of", json!(3)),
+        ("suffix", json!("x")),
+        ("temperature", json!(-1)),
+        ("top_p", json!(7)),
+        ("max_tokens", json!("many")),
+        ("logprobs", json!(1000)),
+        ("prompt", json!([])),
+        ("prompt", json!([999999999])),
+        ("stop", json!(5)),
+        ("logit_bias", json!({ "x": 1 })),
+    ] {
         let error = client.post("/v1/completions", &completion(json!({ name: value }))).await.error(400);
-        assert_eq!(error["param"], name, "{error:#}");
+        let param = error["param"].as_str().unwrap_or_default();
+        assert!(param == name || param.starts_with(&format!("{name}[")), "{error:#}");
     }
     for body in ["", "{", "[]", "nonsense", "{\"model\": 1}", "\u{0}"] {
         client.post_bytes("/v1/completions", body.as_bytes().to_vec()).await.error(400);

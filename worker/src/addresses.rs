@@ -38,10 +38,7 @@ async fn route(remote: SocketAddr) -> io::Result<IpAddr> {
 /// # Errors
 /// Where the operating system does not list them.
 pub fn interfaces() -> io::Result<Vec<IpAddr>> {
-    Ok(if_addrs::get_if_addrs()?
-        .into_iter()
-        .map(|interface| interface.ip())
-        .collect())
+    Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect())
 }
 
 /// What to tell others: where the data plane is `bound`, given the local address `towards` the coordinator and this
@@ -62,10 +59,7 @@ pub fn candidates(bound: SocketAddr, towards: IpAddr, interfaces: &[IpAddr]) -> 
         IpAddr::V4(v4) => !v4.is_unspecified(),
     };
     let mut found: Vec<SocketAddr> = Vec::new();
-    for ip in std::iter::once(&towards)
-        .chain(interfaces)
-        .filter(|ip| hears(ip) && reachable(ip))
-    {
+    for ip in std::iter::once(&towards).chain(interfaces).filter(|ip| hears(ip) && reachable(ip)) {
         let address = SocketAddr::new(*ip, bound.port());
         if !found.contains(&address) && found.len() < MAX_ADDRESSES {
             found.push(address);
@@ -83,10 +77,7 @@ mod tests {
     }
 
     fn at(port: u16, list: &[&str]) -> Vec<SocketAddr> {
-        ips(list)
-            .into_iter()
-            .map(|ip| SocketAddr::new(ip, port))
-            .collect()
+        ips(list).into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
     }
 
     #[test]
@@ -109,10 +100,7 @@ mod tests {
     #[test]
     fn a_socket_bound_to_one_address_is_reached_there_alone() {
         let bound: SocketAddr = "10.0.0.2:9".parse().unwrap();
-        assert_eq!(
-            candidates(bound, "127.0.0.1".parse().unwrap(), &ips(&["127.0.0.1"])),
-            [bound]
-        );
+        assert_eq!(candidates(bound, "127.0.0.1".parse().unwrap(), &ips(&["127.0.0.1"])), [bound]);
     }
 
     #[tokio::test]

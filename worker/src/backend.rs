@@ -73,9 +73,7 @@ impl Batch {
 
     /// Every row's position, in order.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.spans
-            .iter()
-            .flat_map(|span| span.start..span.start + span.rows.len())
+        self.spans.iter().flat_map(|span| span.start..span.start + span.rows.len())
     }
 }
 

@@ -18,9 +18,7 @@ pub struct Backoff {
 impl Backoff {
     /// The next wait: between three quarters and the whole of its step, as `random` decides.
     pub fn next(&mut self, random: u32) -> Duration {
-        let step = FIRST_WAIT
-            .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST_WAIT);
+        let step = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.75 + 0.25 * f64::from(random) / f64::from(u32::MAX))
     }

@@ -39,18 +39,10 @@ pub enum CacheError {
     #[error(
         "sequence {sequence} holds {held} tokens and was to go on at {start}: the tokens between are missing"
     )]
-    Gap {
-        sequence: SequenceId,
-        start: u32,
-        held: u32,
-    },
+    Gap { sequence: SequenceId, start: u32, held: u32 },
     /// The sequence would be longer than the context.
     #[error("sequence {sequence} would have {tokens} tokens, and the context is {context}")]
-    TooLong {
-        sequence: SequenceId,
-        tokens: u64,
-        context: u32,
-    },
+    TooLong { sequence: SequenceId, tokens: u64, context: u32 },
     /// Too many sequences.
     #[error("{wanted} sequences were wanted at a time, and the stage has room for {limit}")]
     TooManySequences { wanted: usize, limit: u32 },
@@ -99,11 +91,7 @@ fn pages_of(tokens: u32) -> usize {
 impl PageTables {
     /// No sequence, all pages free.
     pub fn new(limits: CacheLimits) -> PageTables {
-        PageTables {
-            limits,
-            free: (0..limits.pages).rev().collect(),
-            tables: HashMap::new(),
-        }
+        PageTables { limits, free: (0..limits.pages).rev().collect(), tables: HashMap::new() }
     }
 
     /// How much is in use.
@@ -146,8 +134,7 @@ impl PageTables {
         for append in step {
             let kept = pages_of(append.start);
             if let Some(table) = self.tables.get_mut(&append.sequence) {
-                self.free
-                    .extend(table.pages.drain(kept.min(table.pages.len())..).rev());
+                self.free.extend(table.pages.drain(kept.min(table.pages.len())..).rev());
             }
         }
         for append in step {
@@ -174,16 +161,7 @@ impl PageTables {
 
     fn check(&self, step: &[Append]) -> Result<(), CacheError> {
         let (mut begun, mut wanted, mut freed) = (0, 0, 0);
-        for (
-            i,
-            &Append {
-                sequence,
-                start,
-                tokens,
-                begin,
-            },
-        ) in step.iter().enumerate()
-        {
+        for (i, &Append { sequence, start, tokens, begin }) in step.iter().enumerate() {
             if step[..i].iter().any(|other| other.sequence == sequence) {
                 return Err(CacheError::Repeated { sequence });
             }
@@ -194,29 +172,18 @@ impl PageTables {
             };
             begun += usize::from(!self.tables.contains_key(&sequence));
             if start > held {
-                return Err(CacheError::Gap {
-                    sequence,
-                    start,
-                    held,
-                });
+                return Err(CacheError::Gap { sequence, start, held });
             }
             let total = u64::from(start) + u64::from(tokens);
             if total > u64::from(self.limits.context) {
-                return Err(CacheError::TooLong {
-                    sequence,
-                    tokens: total,
-                    context: self.limits.context,
-                });
+                return Err(CacheError::TooLong { sequence, tokens: total, context: self.limits.context });
             }
             freed += pages_of(held) - pages_of(start);
             wanted += pages_of(start + tokens) - pages_of(start);
         }
         let sequences = self.tables.len() + begun;
         if sequences > self.limits.sequences as usize {
-            return Err(CacheError::TooManySequences {
-                wanted: sequences,
-                limit: self.limits.sequences,
-            });
+            return Err(CacheError::TooManySequences { wanted: sequences, limit: self.limits.sequences });
         }
         if wanted > self.free.len() + freed {
             return Err(CacheError::OutOfPages {

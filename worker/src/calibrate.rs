@@ -51,14 +51,7 @@ fn measure<B: Backend>(mut backend: B) -> Result<Calibration, LoadError> {
     let weights = (OUTPUTS * WIDTH) as u64;
     let bytes = kind.bytes_of(weights).map_or(0, |bytes| bytes.0);
     backend.reserve(ROWS, WIDTH);
-    let matrix = backend.matrix(
-        MatrixShape {
-            kind,
-            rows: OUTPUTS,
-            width: WIDTH,
-        },
-        &mut Pattern,
-    )?;
+    let matrix = backend.matrix(MatrixShape { kind, rows: OUTPUTS, width: WIDTH }, &mut Pattern)?;
     let vector_s = best_run(&mut backend, &matrix, 1)?;
     let matrix_s = best_run(&mut backend, &matrix, ROWS)?;
     Ok(Calibration {
@@ -98,10 +91,6 @@ impl TensorSource for Pattern {
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
-        LoadError::Unsupported {
-            tensor: "calibration".to_owned(),
-            kind,
-            device,
-        }
+        LoadError::Unsupported { tensor: "calibration".to_owned(), kind, device }
     }
 }

@@ -88,12 +88,7 @@ pub struct JoinArgs {
     pub health: Option<SocketAddr>,
 
     /// How log lines look
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        default_value = "text",
-        env = "BRIGADE_LOG_FORMAT"
-    )]
+    #[arg(long, value_name = "FORMAT", default_value = "text", env = "BRIGADE_LOG_FORMAT")]
     pub log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, trace, or a filter such as brigade_worker=debug
@@ -190,20 +185,12 @@ impl FromStr for CoordinatorAddress {
                 Ok(CoordinatorAddress(address.to_string()))
             };
         }
-        let bare = trimmed
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(trimmed);
+        let bare = trimmed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(trimmed);
         if let Ok(ip) = bare.parse() {
-            return Ok(CoordinatorAddress(
-                SocketAddr::new(ip, DEFAULT_CONTROL_PORT).to_string(),
-            ));
+            return Ok(CoordinatorAddress(SocketAddr::new(ip, DEFAULT_CONTROL_PORT).to_string()));
         }
         let (host, port) = match trimmed.split_once(':') {
-            Some((host, port)) => (
-                host,
-                port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?,
-            ),
+            Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?),
             None => (trimmed, DEFAULT_CONTROL_PORT),
         };
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
@@ -248,18 +235,10 @@ impl WorkerName {
     /// A machine's name as a worker's: what a worker's name cannot hold becomes a dash.
     pub fn from_host(host: &str) -> WorkerName {
         let plain = |c: char| {
-            if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                c
-            } else {
-                '-'
-            }
+            if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }
         };
         let name: String = host.trim_start_matches('.').chars().map(plain).take(63).collect();
-        WorkerName(if name.is_empty() {
-            "worker".to_owned()
-        } else {
-            name
-        })
+        WorkerName(if name.is_empty() { "worker".to_owned() } else { name })
     }
 }
 
@@ -268,11 +247,7 @@ impl FromStr for WorkerName {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let name = WorkerName::from_host(text);
-        if name.0 == text {
-            Ok(name)
-        } else {
-            Err(ValueError::Name(text.to_owned()))
-        }
+        if name.0 == text { Ok(name) } else { Err(ValueError::Name(text.to_owned())) }
     }
 }
 
@@ -299,17 +274,9 @@ mod tests {
             let parsed: CoordinatorAddress = text.parse().unwrap();
             assert_eq!(parsed.as_str(), address, "{text}");
         }
-        for text in [
-            "",
-            ":7481",
-            "host:",
-            "host:0",
-            "host:port",
-            "1.2.3.4:0",
-            "a/b",
-            "http://x",
-            "host:70000",
-        ] {
+        for text in
+            ["", ":7481", "host:", "host:0", "host:port", "1.2.3.4:0", "a/b", "http://x", "host:70000"]
+        {
             assert!(text.parse::<CoordinatorAddress>().is_err(), "{text}");
         }
     }
@@ -331,10 +298,7 @@ mod tests {
         for text in ["", "..", "a/b", ".hidden", "a b", &"x".repeat(64)] {
             assert!(text.parse::<WorkerName>().is_err(), "{text}");
         }
-        assert_eq!(
-            WorkerName::from_host("Jo's Mac Studio").as_str(),
-            "Jo-s-Mac-Studio"
-        );
+        assert_eq!(WorkerName::from_host("Jo's Mac Studio").as_str(), "Jo-s-Mac-Studio");
         assert_eq!(WorkerName::from_host("").as_str(), "worker");
     }
 }

@@ -102,9 +102,7 @@ pub enum DataOutcome {
 /// its score with 20 alternatives.
 pub fn frame_limits(room: &StageRoom, hidden: usize) -> FrameLimits {
     let (rows, sequences) = (room.step_rows as usize, room.sequences as usize);
-    let header = rows
-        .saturating_mul(512)
-        .saturating_add(sequences.saturating_mul(4096));
+    let header = rows.saturating_mul(512).saturating_add(sequences.saturating_mul(4096));
     FrameLimits {
         max_header_bytes: header.saturating_add(64 << 10),
         max_payload_bytes: rows.saturating_mul(hidden).saturating_mul(4),
@@ -197,15 +195,7 @@ impl DataPlane {
             self.events.clone(),
             given_up.clone(),
         ));
-        self.dials.insert(
-            deployment,
-            Dial {
-                attempt,
-                order,
-                next_addresses,
-                given_up,
-            },
-        );
+        self.dials.insert(deployment, Dial { attempt, order, next_addresses, given_up });
     }
 
     /// Forgets what a stage relies on: its frames go nowhere any more, and an attempt to connect it is given up. Its
@@ -237,11 +227,9 @@ impl DataPlane {
                 self.adopt(link);
                 Vec::new()
             }
-            DataEvent::Dialled {
-                attempt,
-                deployment,
-                result,
-            } => self.dialled(attempt, deployment, result).into_iter().collect(),
+            DataEvent::Dialled { attempt, deployment, result } => {
+                self.dialled(attempt, deployment, result).into_iter().collect()
+            }
             DataEvent::Closed { link, reason } => self.closed(link, &reason),
         }
     }
@@ -250,12 +238,9 @@ impl DataPlane {
     pub fn expire(&mut self, now: Instant) {
         let (dials, bindings) = (&self.dials, &self.bindings);
         self.links.retain(|id, link| {
-            let dialled = dials
-                .values()
-                .any(|dial| dial.order.previous == link.peer || dial.order.next == link.peer);
-            let bound = bindings
-                .values()
-                .any(|b| b.previous == link.peer || b.next_link == *id);
+            let dialled =
+                dials.values().any(|dial| dial.order.previous == link.peer || dial.order.next == link.peer);
+            let bound = bindings.values().any(|b| b.previous == link.peer || b.next_link == *id);
             if dialled || bound {
                 link.unused_since = None;
                 return true;
@@ -265,8 +250,7 @@ impl DataPlane {
                 return true;
             }
             tracing::debug!(peer = %link.peer, remote = %link.remote, "closed a link that no stage needs");
-            link.sender
-                .close("no stage of this worker has this peer for a neighbour");
+            link.sender.close("no stage of this worker has this peer for a neighbour");
             false
         });
     }
@@ -290,11 +274,7 @@ impl DataPlane {
     /// A link to `peer` at one of `addresses` that can be used as it is.
     fn standing(&self, peer: &Peer, addresses: &[SocketAddr]) -> Option<LinkId> {
         let fits = |link: &LiveLink| link.peer == *peer && addresses.contains(&link.remote);
-        self.links
-            .iter()
-            .rev()
-            .find(|(_, link)| fits(link))
-            .map(|(id, _)| *id)
+        self.links.iter().rev().find(|(_, link)| fits(link)).map(|(id, _)| *id)
     }
 
     fn adopt(&mut self, link: Link) -> Option<LinkId> {
@@ -307,13 +287,7 @@ impl DataPlane {
         self.last_id += 1;
         let id = LinkId(self.last_id);
         tracing::debug!(%peer, %remote, rtt_us = rtt.as_micros() as u64, "a link stands");
-        let reader = read(
-            id,
-            peer.clone(),
-            receiver,
-            self.lanes.clone(),
-            self.events.clone(),
-        );
+        let reader = read(id, peer.clone(), receiver, self.lanes.clone(), self.events.clone());
         let ending = self.ending.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -321,13 +295,7 @@ impl DataPlane {
                 () = reader => {}
             }
         });
-        let live = LiveLink {
-            peer,
-            remote,
-            rtt,
-            sender,
-            unused_since: None,
-        };
+        let live = LiveLink { peer, remote, rtt, sender, unused_since: None };
         self.links.insert(id, live);
         Some(id)
     }
@@ -341,9 +309,7 @@ impl DataPlane {
         let made = match result {
             Ok(links) => links.into_iter().filter_map(|link| self.adopt(link)).collect(),
             Err(reason) => {
-                self.dials
-                    .remove(&deployment)
-                    .filter(|dial| dial.attempt == attempt)?;
+                self.dials.remove(&deployment).filter(|dial| dial.attempt == attempt)?;
                 return Some(DataOutcome::Failed { attempt, reason });
             }
         };
@@ -351,58 +317,29 @@ impl DataPlane {
         if self.dials.get(&deployment)?.attempt != attempt {
             return None;
         }
-        let Dial {
-            order,
-            next_addresses,
-            ..
-        } = self.dials.remove(&deployment)?;
+        let Dial { order, next_addresses, .. } = self.dials.remove(&deployment)?;
         let to_next = |id: &&LinkId| self.links.get(id).is_some_and(|link| link.peer == order.next);
-        let next = made
-            .iter()
-            .find(to_next)
-            .copied()
-            .or_else(|| self.standing(&order.next, &next_addresses));
+        let next = made.iter().find(to_next).copied().or_else(|| self.standing(&order.next, &next_addresses));
         let Some((next_link, link)) = next.and_then(|id| Some((id, self.links.get(&id)?))) else {
             let reason = format!("the link to {} broke as soon as it stood", order.next);
             return Some(DataOutcome::Failed { attempt, reason });
         };
-        let (next_address, rtt_us) = (
-            link.remote,
-            u32::try_from(link.rtt.as_micros()).unwrap_or(u32::MAX),
-        );
+        let (next_address, rtt_us) = (link.remote, u32::try_from(link.rtt.as_micros()).unwrap_or(u32::MAX));
         let senders = self.ending.child_token();
         let outputs = self.spawn_senders(link.sender.clone(), &senders);
         let previous = order.previous.clone();
-        self.bindings.insert(
-            deployment,
-            Binding {
-                previous,
-                next_link,
-                senders,
-            },
-        );
-        Some(DataOutcome::Opened {
-            attempt,
-            order,
-            outputs,
-            next_address,
-            rtt_us,
-        })
+        self.bindings.insert(deployment, Binding { previous, next_link, senders });
+        Some(DataOutcome::Opened { attempt, order, outputs, next_address, rtt_us })
     }
 
     fn spawn_senders(&self, sender: LinkSender, stop: &CancellationToken) -> Outputs {
         let sent_us = Arc::new(AtomicU32::new(0));
         let lane = || {
             let (frames, queue) = mpsc::channel(OUTPUT_FRAMES);
-            self.tasks
-                .spawn(send(sender.clone(), queue, sent_us.clone(), stop.clone()));
+            self.tasks.spawn(send(sender.clone(), queue, sent_us.clone(), stop.clone()));
             frames
         };
-        Outputs {
-            decode: lane(),
-            prefill: lane(),
-            sent_us: sent_us.clone(),
-        }
+        Outputs { decode: lane(), prefill: lane(), sent_us: sent_us.clone() }
     }
 
     fn closed(&mut self, id: LinkId, reason: &str) -> Vec<DataOutcome> {
@@ -418,18 +355,10 @@ impl DataPlane {
         let lost: Vec<DeploymentId> = lost.map(|(deployment, _)| *deployment).collect();
         let outcome = |deployment| {
             // What the stage makes from now on is dropped; another plan binds it anew.
-            if let Some(binding) = self
-                .bindings
-                .get(&deployment)
-                .filter(|binding| binding.next_link == id)
-            {
+            if let Some(binding) = self.bindings.get(&deployment).filter(|binding| binding.next_link == id) {
                 binding.senders.cancel();
             }
-            DataOutcome::Lost {
-                deployment,
-                peer: link.peer.clone(),
-                reason: reason.to_owned(),
-            }
+            DataOutcome::Lost { deployment, peer: link.peer.clone(), reason: reason.to_owned() }
         };
         lost.into_iter().map(outcome).collect()
     }
@@ -474,13 +403,7 @@ async fn dial(
         }),
     };
     // The receiver is gone only while the worker ends.
-    let _ = events
-        .send(DataEvent::Dialled {
-            attempt,
-            deployment,
-            result,
-        })
-        .await;
+    let _ = events.send(DataEvent::Dialled { attempt, deployment, result }).await;
 }
 
 fn listed(addresses: &[SocketAddr]) -> String {
@@ -492,11 +415,7 @@ async fn read(id: LinkId, peer: Peer, mut link: LinkReceiver, lanes: Lanes, even
     let reason = loop {
         match link.recv().await {
             Ok(Frame::Step(frame)) => {
-                let arrival = Arrival {
-                    peer: peer.clone(),
-                    frame,
-                    at: Instant::now(),
-                };
+                let arrival = Arrival { peer: peer.clone(), frame, at: Instant::now() };
                 if !lanes.push(arrival).await {
                     break "the engine has ended".to_owned();
                 }
@@ -542,10 +461,7 @@ async fn send(
             }
         };
         match sent {
-            Ok(took) => sent_us.store(
-                u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
-                Ordering::Relaxed,
-            ),
+            Ok(took) => sent_us.store(u32::try_from(took.as_micros()).unwrap_or(u32::MAX), Ordering::Relaxed),
             Err(error) => {
                 tracing::warn!(%error, "failed to send a frame");
                 return;

@@ -177,32 +177,15 @@ impl Lanes {
     /// Queues a frame, waiting where its lane is full; `false` where the engine has ended.
     pub async fn push(&self, arrival: Arrival) -> bool {
         match arrival.frame.kind {
-            StepKind::Decode => self
-                .decode
-                .send(Queued {
-                    arrival,
-                    _share: None,
-                })
-                .await
-                .is_ok(),
+            StepKind::Decode => self.decode.send(Queued { arrival, _share: None }).await.is_ok(),
             StepKind::Prefill => {
-                let bytes = arrival
-                    .frame
-                    .hidden
-                    .as_ref()
-                    .map_or(0, |hidden| hidden.data.len());
+                let bytes = arrival.frame.hidden.as_ref().map_or(0, |hidden| hidden.data.len());
                 // Never more than there are, so that a single large frame gets through.
                 let share = u32::try_from(bytes.min(PREFILL_LANE_BYTES)).unwrap_or(u32::MAX);
                 let Ok(share) = self.prefill_bytes.clone().acquire_many_owned(share).await else {
                     return false;
                 };
-                self.prefill
-                    .send(Queued {
-                        arrival,
-                        _share: Some(share),
-                    })
-                    .await
-                    .is_ok()
+                self.prefill.send(Queued { arrival, _share: Some(share) }).await.is_ok()
             }
         }
     }
@@ -233,40 +216,18 @@ impl Engine {
         let (prefill, prefill_in) = mpsc::channel(PREFILL_LANE_FRAMES);
         let (events_out, events) = mpsc::channel(EVENT_QUEUE);
         let (ending, ended) = oneshot::channel();
-        let queues = Queues {
-            orders: orders_in,
-            decode: decode_in,
-            prefill: prefill_in,
-        };
+        let queues = Queues { orders: orders_in, decode: decode_in, prefill: prefill_in };
         // A runtime without drivers: it only waits on the queues.
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let thread = std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || {
-                let core = Core {
-                    slots: BTreeMap::new(),
-                    counters,
-                    events: events_out,
-                };
-                core.run(&runtime, queues);
-                // Nobody waits any more where the receiver is gone.
-                let _ = ending.send(());
-            })?;
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+            let core = Core { slots: BTreeMap::new(), counters, events: events_out };
+            core.run(&runtime, queues);
+            // Nobody waits any more where the receiver is gone.
+            let _ = ending.send(());
+        })?;
         let prefill_bytes = Arc::new(Semaphore::new(PREFILL_LANE_BYTES));
-        let lanes = Lanes {
-            decode,
-            prefill,
-            prefill_bytes,
-        };
-        Ok((
-            Engine {
-                orders,
-                lanes,
-                ended,
-                thread,
-            },
-            events,
-        ))
+        let lanes = Lanes { decode, prefill, prefill_bytes };
+        Ok((Engine { orders, lanes, ended, thread }, events))
     }
 
     /// Where frames go in.
@@ -285,12 +246,7 @@ impl Engine {
     /// Ends the thread after the step under way; `false` where that takes longer than `patience`, and the thread is
     /// left behind.
     pub async fn stop(self, patience: Duration) -> bool {
-        let Engine {
-            orders,
-            lanes,
-            ended,
-            thread,
-        } = self;
+        let Engine { orders, lanes, ended, thread } = self;
         drop((orders, lanes));
         match tokio::time::timeout(patience, ended).await {
             // The thread ends with its last message, so joining it does not wait.
@@ -356,26 +312,11 @@ impl Core {
 
     fn obey(&mut self, order: EngineOrder) {
         match order {
-            EngineOrder::Install {
-                deployment,
-                stage,
-                compute,
-            } => {
-                let slot = Slot {
-                    stage,
-                    compute,
-                    fence: None,
-                    neighbours: None,
-                    usage: (0, 0),
-                };
+            EngineOrder::Install { deployment, stage, compute } => {
+                let slot = Slot { stage, compute, fence: None, neighbours: None, usage: (0, 0) };
                 self.slots.insert(deployment, slot);
             }
-            EngineOrder::Bind {
-                deployment,
-                previous,
-                outputs,
-                wire,
-            } => {
+            EngineOrder::Bind { deployment, previous, outputs, wire } => {
                 if let Some(slot) = self.slots.get_mut(&deployment) {
                     slot.compute.set_wire(wire);
                     slot.neighbours = Some(Neighbours { previous, outputs });
@@ -441,12 +382,7 @@ impl Core {
             Ok(Err(reason)) => {
                 slot.usage = slot.compute.usage();
                 self.count_cache();
-                self.tell(EngineEvent::StepFailed {
-                    deployment,
-                    step,
-                    stage,
-                    reason,
-                });
+                self.tell(EngineEvent::StepFailed { deployment, step, stage, reason });
             }
             Err(panic) => {
                 let reason = format!(
@@ -457,12 +393,7 @@ impl Core {
                 let lost = self.slots.remove(&deployment);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(lost)));
                 self.count_cache();
-                self.tell(EngineEvent::StepFailed {
-                    deployment,
-                    step,
-                    stage,
-                    reason: reason.clone(),
-                });
+                self.tell(EngineEvent::StepFailed { deployment, step, stage, reason: reason.clone() });
                 self.tell(EngineEvent::Panicked { deployment, reason });
             }
         }
@@ -475,12 +406,8 @@ impl Core {
 
     fn count_cache(&self) {
         let sum = |part: fn(&Slot) -> u32| self.slots.values().map(part).fold(0, u32::saturating_add);
-        self.counters
-            .cache_tokens_used
-            .store(sum(|slot| slot.usage.0), Ordering::Relaxed);
-        self.counters
-            .sequences
-            .store(sum(|slot| slot.usage.1), Ordering::Relaxed);
+        self.counters.cache_tokens_used.store(sum(|slot| slot.usage.0), Ordering::Relaxed);
+        self.counters.sequences.store(sum(|slot| slot.usage.1), Ordering::Relaxed);
     }
 }
 
@@ -513,6 +440,5 @@ fn micros(duration: Duration) -> u32 {
 /// What a panic said.
 pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

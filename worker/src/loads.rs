@@ -84,16 +84,7 @@ impl Loads {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
-        (
-            Loads {
-                store,
-                device,
-                threads,
-                running: BTreeMap::new(),
-                events,
-            },
-            receiver,
-        )
+        (Loads { store, device, threads, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Begins to look for the model of `order`.
@@ -102,17 +93,9 @@ impl Loads {
     /// Where the operating system gives no thread.
     pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
         let store = self.store.clone();
-        self.spawn(load, String::new(), move |progress| {
-            match find(&store, order, progress) {
-                Ok(found) => LoadEvent::Found {
-                    load,
-                    found: Box::new(found),
-                },
-                Err(reason) => LoadEvent::Ended {
-                    load,
-                    result: Err(reason),
-                },
-            }
+        self.spawn(load, String::new(), move |progress| match find(&store, order, progress) {
+            Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
+            Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
         })
     }
 
@@ -189,28 +172,15 @@ impl Loads {
         let progress = Arc::new(LoadProgress::new());
         let events = self.events.clone();
         let counts = progress.clone();
-        let thread = std::thread::Builder::new()
-            .name("load".to_owned())
-            .spawn(move || {
-                let event = catch_unwind(AssertUnwindSafe(|| work(&counts))).unwrap_or_else(|panic| {
-                    let reason = format!("loading stopped at a defect: {}", words(&*panic));
-                    LoadEvent::Ended {
-                        load,
-                        result: Err(reason),
-                    }
-                });
-                // The receiver is gone only while the worker ends.
-                let _ = events.blocking_send(event);
-            })?;
-        self.running.insert(
-            load,
-            Running {
-                progress,
-                thread,
-                label,
-                logged: Instant::now(),
-            },
-        );
+        let thread = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
+            let event = catch_unwind(AssertUnwindSafe(|| work(&counts))).unwrap_or_else(|panic| {
+                let reason = format!("loading stopped at a defect: {}", words(&*panic));
+                LoadEvent::Ended { load, result: Err(reason) }
+            });
+            // The receiver is gone only while the worker ends.
+            let _ = events.blocking_send(event);
+        })?;
+        self.running.insert(load, Running { progress, thread, label, logged: Instant::now() });
         Ok(())
     }
 }
@@ -225,13 +195,7 @@ fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) ->
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
     let memory = plan_check(&header, &order.shard, &order.room).map_err(|error| failed(&error))?;
     let limits = frame_limits(&order.room, spec.hidden);
-    Ok(Found {
-        model: spec.name,
-        header,
-        memory,
-        limits,
-        order,
-    })
+    Ok(Found { model: spec.name, header, memory, limits, order })
 }
 
 fn read(
@@ -241,29 +205,13 @@ fn read(
     budget: Bytes,
     progress: &LoadProgress,
 ) -> Result<(Box<Stage>, FrameLimits), String> {
-    let Found {
-        order,
-        header,
-        model,
-        memory,
-        limits,
-    } = found;
+    let Found { order, header, model, memory, limits } = found;
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
-    let request = StageRequest {
-        header,
-        shard,
-        room: order.room,
-        device,
-        threads,
-        budget,
-    };
+    let request = StageRequest { header, shard, room: order.room, device, threads, budget };
     let stage = Stage::load(request, progress)
         .map_err(|error| format!("failed to load {shard} of {model}: {error}"))?;
-    tracing::info!(
-        "loaded {shard} of {model}: {weights} in {:.1} s",
-        start.elapsed().as_secs_f64()
-    );
+    tracing::info!("loaded {shard} of {model}: {weights} in {:.1} s", start.elapsed().as_secs_f64());
     Ok((Box::new(stage), limits))
 }
 

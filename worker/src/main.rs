@@ -28,11 +28,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Version => {
             let written = writeln!(std::io::stdout(), "brigade-worker {}", env!("CARGO_PKG_VERSION"));
-            if written.is_ok() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(FAILED)
-            }
+            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Command::Join(args) => join(*args),
     }
@@ -48,10 +44,7 @@ fn join(args: JoinArgs) -> ExitCode {
         Err(error) => return fail(USAGE, &error.to_string()),
     };
     // The compute threads are the user's to number; everything else shares this one.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(1)
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILED, &format!("failed to start: {error}")),
@@ -85,22 +78,13 @@ fn fail(code: u8, message: &str) -> ExitCode {
 /// Log lines go to standard error; a supervised worker is quiet unless asked, because its supervisor tells the story.
 fn start_logging(args: &JoinArgs) -> Result<(), String> {
     let default = if args.exit_with_stdin { "warn" } else { "info" };
-    let filter = args
-        .log
-        .as_deref()
-        .filter(|filter| !filter.trim().is_empty())
-        .unwrap_or(default);
+    let filter = args.log.as_deref().filter(|filter| !filter.trim().is_empty()).unwrap_or(default);
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| format!("--log `{filter}` is not a filter ({error}): write a level such as info"))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Json => logs.json().init(),
-        LogFormat::Text => logs
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .init(),
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
     }
     Ok(())
 }

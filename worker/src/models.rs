@@ -61,10 +61,7 @@ pub enum ModelError {
 impl ModelStore {
     /// A store over `places`, each a directory or a file; they need not exist yet.
     pub fn new(places: Vec<PathBuf>) -> ModelStore {
-        ModelStore {
-            places,
-            seen: HashMap::new(),
-        }
+        ModelStore { places, seen: HashMap::new() }
     }
 
     /// The header of the model with this `fingerprint` (hexadecimal), looked for at `hint` first.
@@ -98,11 +95,7 @@ impl ModelStore {
                 Ok(None) | Err(_) => {}
             }
         }
-        let places: Vec<String> = self
-            .places
-            .iter()
-            .map(|place| place.display().to_string())
-            .collect();
+        let places: Vec<String> = self.places.iter().map(|place| place.display().to_string()).collect();
         Err(ModelError::NotFound {
             fingerprint: fingerprint.to_owned(),
             hint: hint.to_owned(),
@@ -116,10 +109,7 @@ impl ModelStore {
     fn open(&mut self, path: &Path, fingerprint: &str) -> Result<Option<Header>, String> {
         let file = fs::metadata(path).map_err(|error| error.to_string())?;
         let (bytes, modified) = (file.len(), file.modified().ok());
-        let known = self
-            .seen
-            .get(path)
-            .filter(|seen| seen.bytes == bytes && seen.modified == modified);
+        let known = self.seen.get(path).filter(|seen| seen.bytes == bytes && seen.modified == modified);
         if known.is_some_and(|seen| modified.is_some() && seen.fingerprint != fingerprint) {
             return Ok(None);
         }
@@ -127,14 +117,7 @@ impl ModelStore {
         let found = header.fingerprint().to_string();
         // The parts of a split model change without its first file's size or time: only whole files are remembered.
         if header.parts().len() == 1 && (self.seen.len() < MAX_FILES || self.seen.contains_key(path)) {
-            self.seen.insert(
-                path.to_owned(),
-                Seen {
-                    bytes,
-                    modified,
-                    fingerprint: found.clone(),
-                },
-            );
+            self.seen.insert(path.to_owned(), Seen { bytes, modified, fingerprint: found.clone() });
         }
         Ok((found == fingerprint).then_some(header))
     }
@@ -145,11 +128,7 @@ impl ModelStore {
         let mut rest = Vec::new();
         for place in &self.places {
             if place.is_file() {
-                let list = if is_named(place, hint) {
-                    &mut first
-                } else {
-                    &mut rest
-                };
+                let list = if is_named(place, hint) { &mut first } else { &mut rest };
                 list.push(place.clone());
                 continue;
             }

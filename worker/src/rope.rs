@@ -18,9 +18,7 @@ impl RopeFrequencies {
             let divisor = divisors.and_then(|all| all.get(i)).map_or(1.0, |&d| f64::from(d));
             f64::from(rope.position_scale) * f64::from(rope.base).powf(exponent) / divisor
         };
-        RopeFrequencies {
-            per_position: (0..rope.width / 2).map(frequency).collect(),
-        }
+        RopeFrequencies { per_position: (0..rope.width / 2).map(frequency).collect() }
     }
 
     /// Number of pairs.

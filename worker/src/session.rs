@@ -215,10 +215,7 @@ impl Session {
     fn refused(&self, error: ControlError) -> SessionError {
         match error {
             ControlError::WrongCa { .. } | ControlError::CertificateRefused { .. } => {
-                SessionError::Certificate {
-                    error,
-                    identity: self.identity_file.clone(),
-                }
+                SessionError::Certificate { error, identity: self.identity_file.clone() }
             }
             error => SessionError::Control(error),
         }
@@ -229,9 +226,7 @@ impl Session {
             addr: self.coordinator.clone(),
             reason: error.to_string(),
         };
-        let towards = local_address_towards(&self.coordinator)
-            .await
-            .map_err(unreachable)?;
+        let towards = local_address_towards(&self.coordinator).await.map_err(unreachable)?;
         let here = interfaces().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot list this machine's addresses; naming only the one towards the coordinator");
             Vec::new()
@@ -249,19 +244,9 @@ async fn serve(
     events: &mpsc::Sender<SessionEvent>,
     ending: &CancellationToken,
 ) -> Option<ControlError> {
-    let Attached {
-        outbox,
-        mut inbox,
-        remote,
-        task,
-        ..
-    } = attached;
+    let Attached { outbox, mut inbox, remote, task, .. } = attached;
     let give_up = CancellationToken::new();
-    let stream = AttachStream {
-        outbox,
-        remote,
-        give_up: give_up.clone(),
-    };
+    let stream = AttachStream { outbox, remote, give_up: give_up.clone() };
     events.send(SessionEvent::Attached(stream)).await.ok()?;
     let error = loop {
         let message = tokio::select! {

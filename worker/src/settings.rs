@@ -63,16 +63,10 @@ impl Machine {
     pub fn here() -> Machine {
         let memory = sysinfo::System::new().map_or(0, |mut system| {
             system.refresh_memory();
-            let limit = system
-                .cgroup_limits()
-                .map_or(u64::MAX, |limits| limits.total_memory);
+            let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
             system.total_memory().min(limit)
         });
-        let directory = |name| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let directory = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Machine {
             host: sysinfo::System::host_name().unwrap_or_default(),
             memory: Bytes(memory),
@@ -123,9 +117,7 @@ impl Settings {
             Some(state) => state,
             None => {
                 let base = machine.state_home.clone().or_else(|| in_home(".local/state"));
-                base.ok_or(SettingsError::NoHome("--state"))?
-                    .join("brigade-worker")
-                    .join(name.as_str())
+                base.ok_or(SettingsError::NoHome("--state"))?.join("brigade-worker").join(name.as_str())
             }
         };
         let models = match args.models {
@@ -144,9 +136,7 @@ impl Settings {
             token,
             device: args.device.0,
             budget,
-            threads: args
-                .threads
-                .map_or(machine.parallelism, |threads| usize::from(threads.get())),
+            threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
             models,
             state,
             name,
@@ -158,9 +148,7 @@ impl Settings {
 }
 
 fn parse_token(text: &str) -> Result<JoinToken, SettingsError> {
-    text.trim()
-        .parse()
-        .map_err(|error| SettingsError::Token(format!("{error}")))
+    text.trim().parse().map_err(|error| SettingsError::Token(format!("{error}")))
 }
 
 fn read_token(path: &Path) -> Result<String, SettingsError> {
@@ -168,9 +156,6 @@ fn read_token(path: &Path) -> Result<String, SettingsError> {
     let mut token = String::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut token))
-        .map_err(|source| SettingsError::TokenFile {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| SettingsError::TokenFile { path: path.to_owned(), source })?;
     Ok(token)
 }

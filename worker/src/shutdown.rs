@@ -35,19 +35,17 @@ pub fn on_signals(ending: CancellationToken) -> io::Result<tokio::task::JoinHand
 /// Where the operating system gives no thread.
 pub fn on_end_of_stdin(ending: CancellationToken) -> io::Result<()> {
     // A blocked read cannot be called off, so nobody waits for this thread: it ends with the process.
-    std::thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            let mut ignored = [0; 256];
-            let mut stdin = io::stdin().lock();
-            loop {
-                match stdin.read(&mut ignored) {
-                    Ok(1..) => {}
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Ok(0) | Err(_) => break,
-                }
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let mut ignored = [0; 256];
+        let mut stdin = io::stdin().lock();
+        loop {
+            match stdin.read(&mut ignored) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
             }
-            ending.cancel();
-        })?;
+        }
+        ending.cancel();
+    })?;
     Ok(())
 }

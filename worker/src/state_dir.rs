@@ -44,10 +44,7 @@ impl StateDir {
     /// # Errors
     /// Where it cannot be written, or another process has locked it.
     pub fn open(path: &Path) -> Result<StateDir, StateDirError> {
-        let io = |source| StateDirError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| StateDirError::Io { path: path.to_owned(), source };
         create_private(path).map_err(io)?;
         let mut lock = File::options()
             .read(true)
@@ -62,25 +59,15 @@ impl StateDir {
                 let mut pid = String::new();
                 // Naming the holder is a courtesy: without a readable id the message goes without it.
                 let known = lock.read_to_string(&mut pid).is_ok() && pid.trim().parse::<u32>().is_ok();
-                let holder = if known {
-                    format!(" (process {})", pid.trim())
-                } else {
-                    String::new()
-                };
-                return Err(StateDirError::InUse {
-                    path: path.to_owned(),
-                    holder,
-                });
+                let holder = if known { format!(" (process {})", pid.trim()) } else { String::new() };
+                return Err(StateDirError::InUse { path: path.to_owned(), holder });
             }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         lock.set_len(0).map_err(io)?;
         lock.rewind().map_err(io)?;
         writeln!(lock, "{}", std::process::id()).map_err(io)?;
-        Ok(StateDir {
-            path: path.to_owned(),
-            _lock: lock,
-        })
+        Ok(StateDir { path: path.to_owned(), _lock: lock })
     }
 
     /// Where it is.

@@ -60,10 +60,7 @@ impl MemoryMeter {
             .and_then(|status| parse_status(&status))
             .unwrap_or_else(sampled);
         self.peak = self.peak.max(now.peak);
-        ResidentMemory {
-            now: now.now,
-            peak: self.peak,
-        }
+        ResidentMemory { now: now.now, peak: self.peak }
     }
 }
 
@@ -74,10 +71,7 @@ fn parse_status(status: &str) -> Option<ResidentMemory> {
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(Bytes(kib.saturating_mul(1024)))
     };
-    Some(ResidentMemory {
-        now: field("VmRSS:")?,
-        peak: field("VmHWM:")?,
-    })
+    Some(ResidentMemory { now: field("VmRSS:")?, peak: field("VmHWM:")? })
 }
 
 fn sampled() -> ResidentMemory {
@@ -99,10 +93,7 @@ mod tests {
     #[test]
     fn linux_status_is_read_in_kib() {
         let status = "Name:\tworker\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nThreads:\t4\n";
-        let memory = ResidentMemory {
-            now: Bytes::mib(1),
-            peak: Bytes::mib(2),
-        };
+        let memory = ResidentMemory { now: Bytes::mib(1), peak: Bytes::mib(2) };
         assert_eq!(parse_status(status), Some(memory));
         assert_eq!(parse_status("VmRSS:\tmuch\n"), None);
     }

@@ -62,18 +62,11 @@ pub enum WorkerError {
 pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), WorkerError> {
     let state = StateDir::open(&settings.state)?;
     let coordinator = settings.coordinator.as_str();
-    let identity = match identity(
-        coordinator,
-        settings.token.as_ref(),
-        settings.name.as_str(),
-        &state,
-        &ending,
-    )
-    .await
-    {
-        Err(SessionError::Interrupted) => return Ok(()),
-        identity => identity?,
-    };
+    let identity =
+        match identity(coordinator, settings.token.as_ref(), settings.name.as_str(), &state, &ending).await {
+            Err(SessionError::Interrupted) => return Ok(()),
+            identity => identity?,
+        };
     let calibrated = tokio::select! {
         () = ending.cancelled() => return Ok(()),
         calibrated = measure(settings.device, settings.threads) => calibrated?,
@@ -84,12 +77,7 @@ pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), Wo
     };
     let transport =
         Transport::bind(at, TransportIdentity::from(&identity), IDLE_LIMITS).map_err(|error| {
-            WorkerError::Bind {
-                what: "neighbours",
-                at,
-                reason: error.to_string(),
-                flag: "--data",
-            }
+            WorkerError::Bind { what: "neighbours", at, reason: error.to_string(), flag: "--data" }
         })?;
     let data_address = transport.local_addr();
     let counters = Arc::new(EngineCounters::default());
@@ -108,12 +96,8 @@ pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), Wo
     let session_ending = CancellationToken::new();
     let (session, session_events) = session.start(session_ending.clone());
     let hub = Hub::new(settings.budget, engine, data, loads, counters, health);
-    let events = Events {
-        session: session_events,
-        engine: engine_events,
-        loads: load_events,
-        data: data_events,
-    };
+    let events =
+        Events { session: session_events, engine: engine_events, loads: load_events, data: data_events };
     let result = hub.run(events, session, session_ending, &ending).await;
     ending.cancel();
     if let Some(task) = serving_health
@@ -157,14 +141,12 @@ async fn serve_health(
     let Some(at) = settings.health else {
         return Ok(None);
     };
-    let listener = tokio::net::TcpListener::bind(at)
-        .await
-        .map_err(|error| WorkerError::Bind {
-            what: "health checks",
-            at,
-            reason: error.to_string(),
-            flag: "--health",
-        })?;
+    let listener = tokio::net::TcpListener::bind(at).await.map_err(|error| WorkerError::Bind {
+        what: "health checks",
+        at,
+        reason: error.to_string(),
+        flag: "--health",
+    })?;
     let (identity, health, ending) = (identity.clone(), health.clone(), ending.clone());
     Ok(Some(tokio::spawn(async move {
         if let Err(error) = brigade_proto::health::serve_health(listener, &identity, health, ending).await {
@@ -195,9 +177,7 @@ fn device_name(device: DeviceKind) -> String {
                 system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
                 system.cpus().first().map(|cpu| cpu.brand().trim().to_owned())
             });
-            brand
-                .filter(|brand| !brand.is_empty())
-                .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+            brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
         }
         DeviceKind::Cuda(number) => format!("CUDA device {number}"),
         DeviceKind::Metal => "Apple GPU".to_owned(),

@@ -22,32 +22,16 @@ fn load<B: Backend>(backend: B, header: &brigade_shard::gguf::Header, layers: us
     let needs = StageNeeds::new(header, &shard, &room).unwrap();
     let progress = LoadProgress::new();
     let files = ModelFiles::open(header, &progress).unwrap();
-    model::load(
-        backend,
-        &files,
-        &needs.spec,
-        &needs.table,
-        &shard,
-        &room,
-        &progress,
-    )
-    .unwrap()
+    model::load(backend, &files, &needs.spec, &needs.table, &shard, &room, &progress).unwrap()
 }
 
 /// Logits of two sequences on scattered pages: a prompt in two chunks beside a shorter one.
 fn logits<B: Backend>(model: &mut StageModel<B>, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let span = |rows: std::ops::Range<usize>, start, pages: &[u32]| Span {
-        rows,
-        start,
-        pages: pages.to_vec(),
-    };
+    let span =
+        |rows: std::ops::Range<usize>, start, pages: &[u32]| Span { rows, start, pages: pages.to_vec() };
     let steps = [
-        Batch {
-            spans: vec![span(0..40, 0, &[3, 1]), span(40..45, 0, &[0])],
-        },
-        Batch {
-            spans: vec![span(0..1, 5, &[0]), span(1..30, 40, &[3, 1, 7])],
-        },
+        Batch { spans: vec![span(0..40, 0, &[3, 1]), span(40..45, 0, &[0])] },
+        Batch { spans: vec![span(0..1, 5, &[0]), span(1..30, 40, &[3, 1, 7])] },
     ];
     let mut all = Vec::new();
     for batch in steps {
@@ -64,19 +48,9 @@ fn logits<B: Backend>(model: &mut StageModel<B>, tokens: &[u32]) -> Vec<Vec<f32>
 
 #[test]
 fn candle_computes_what_our_kernels_compute() {
-    let f16 = TinyModel {
-        kind: TensorType::F16,
-        ends: TensorType::F16,
-        ..TinyModel::f32()
-    };
-    let bf16 = TinyModel {
-        kind: TensorType::BF16,
-        ..TinyModel::f32()
-    };
-    let q8_0 = TinyModel {
-        kind: TensorType::Q8_0,
-        ..TinyModel::q4_1()
-    };
+    let f16 = TinyModel { kind: TensorType::F16, ends: TensorType::F16, ..TinyModel::f32() };
+    let bf16 = TinyModel { kind: TensorType::BF16, ..TinyModel::f32() };
+    let q8_0 = TinyModel { kind: TensorType::Q8_0, ..TinyModel::q4_1() };
     // The first proves that both compute the same. The others differ by rounding, which random weights amplify: candle
     // rounds activations to f16 and bf16 where our kernels do not, and to 8 bits with scales of another precision.
     let models = [
@@ -91,10 +65,7 @@ fn candle_computes_what_our_kernels_compute() {
         let dir = tempfile::tempdir().unwrap();
         let header = model.write(&dir.path().join("tiny.gguf"));
         let tokens = Random::new(3).tokens(64, model.vocab);
-        let ours = logits(
-            &mut load(CpuBackend::new(2).unwrap(), &header, model.layers),
-            &tokens,
-        );
+        let ours = logits(&mut load(CpuBackend::new(2).unwrap(), &header, model.layers), &tokens);
         let backend = CandleBackend::new(Device::Cpu).unwrap();
         let candles = logits(&mut load(backend, &header, model.layers), &tokens);
         assert_eq!((ours.len(), candles.len()), (75, 75));
@@ -103,13 +74,7 @@ fn candle_computes_what_our_kernels_compute() {
         let pairs = ours.iter().flatten().zip(candles.iter().flatten());
         let difference = power(&mut pairs.map(|(a, b)| a - b)) / power(&mut ours.iter().flatten().copied());
         let difference = difference.sqrt();
-        println!(
-            "{} / {}: logits differ by {difference:.6} of their size",
-            model.kind, model.ends
-        );
-        assert!(
-            difference < bound,
-            "{model:?}: logits differ by {difference} of their size"
-        );
+        println!("{} / {}: logits differ by {difference:.6} of their size", model.kind, model.ends);
+        assert!(difference < bound, "{model:?}: logits differ by {difference} of their size");
     }
 }

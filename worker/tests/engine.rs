@@ -14,10 +14,7 @@ use brigade_worker::telemetry::EngineCounters;
 use tokio::sync::mpsc;
 
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
-const FENCE: Fence = Fence {
-    incarnation: Incarnation(1),
-    epoch: Epoch(1),
-};
+const FENCE: Fence = Fence { incarnation: Incarnation(1), epoch: Epoch(1) };
 
 /// What a segment's first token makes the stage do.
 const FAIL: u32 = 1;
@@ -38,11 +35,7 @@ impl Compute for Obedient {
             Some(SLOW) => std::thread::sleep(Duration::from_millis(200)),
             _ => {}
         }
-        self.rows += frame
-            .segments
-            .iter()
-            .map(|segment| segment.tokens.len() as u32)
-            .sum::<u32>();
+        self.rows += frame.segments.iter().map(|segment| segment.tokens.len() as u32).sum::<u32>();
         Ok(Output::Pass(frame))
     }
 
@@ -96,21 +89,13 @@ impl Rig {
         let counters = Arc::new(EngineCounters::default());
         let (engine, events) = Engine::start(counters.clone()).unwrap();
         let sent = Rig::activate(&engine);
-        Rig {
-            engine,
-            events,
-            sent,
-            counters,
-        }
+        Rig { engine, events, sent, counters }
     }
 
     fn activate(engine: &Engine) -> mpsc::Receiver<Frame> {
         let (frames, sent) = mpsc::channel(16);
-        let outputs = Outputs {
-            decode: frames.clone(),
-            prefill: frames,
-            sent_us: Arc::new(AtomicU32::new(77)),
-        };
+        let outputs =
+            Outputs { decode: frames.clone(), prefill: frames, sent_us: Arc::new(AtomicU32::new(77)) };
         let compute = Box::new(Obedient::default());
         let bind = EngineOrder::Bind {
             deployment: DEPLOYMENT,
@@ -118,20 +103,9 @@ impl Rig {
             outputs,
             wire: WireDtype::F32,
         };
-        engine
-            .order(EngineOrder::Install {
-                deployment: DEPLOYMENT,
-                stage: 4,
-                compute,
-            })
-            .unwrap();
+        engine.order(EngineOrder::Install { deployment: DEPLOYMENT, stage: 4, compute }).unwrap();
         engine.order(bind).unwrap();
-        engine
-            .order(EngineOrder::Activate {
-                deployment: DEPLOYMENT,
-                fence: FENCE,
-            })
-            .unwrap();
+        engine.order(EngineOrder::Activate { deployment: DEPLOYMENT, fence: FENCE }).unwrap();
         sent
     }
 
@@ -140,16 +114,7 @@ impl Rig {
     }
 
     async fn push_from(&self, peer: Peer, frame: StepFrame) {
-        assert!(
-            self.engine
-                .lanes()
-                .push(Arrival {
-                    peer,
-                    frame,
-                    at: Instant::now()
-                })
-                .await
-        );
+        assert!(self.engine.lanes().push(Arrival { peer, frame, at: Instant::now() }).await);
     }
 
     async fn step_sent(&mut self) -> StepFrame {
@@ -161,9 +126,7 @@ impl Rig {
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(5), future)
-        .await
-        .expect("nothing came within 5 s")
+    tokio::time::timeout(Duration::from_secs(5), future).await.expect("nothing came within 5 s")
 }
 
 #[tokio::test]
@@ -175,10 +138,7 @@ async fn a_step_is_passed_on_with_where_its_time_went() {
     assert_eq!((timing.stage, timing.sent_us), (4, 77));
     assert!(timing.computed_us >= 200_000, "{timing:?}");
     let waited = rig.step_sent().await.timings[0];
-    assert!(
-        waited.queued_us >= 100_000,
-        "it stood behind the slow step: {waited:?}"
-    );
+    assert!(waited.queued_us >= 100_000, "it stood behind the slow step: {waited:?}");
     assert_eq!(rig.counters.steps.load(Ordering::Relaxed), 2);
     assert!(rig.engine.stop(Duration::from_secs(5)).await);
 }
@@ -195,38 +155,17 @@ async fn decode_goes_before_prefill() {
     for _ in 0..5 {
         order.push(rig.step_sent().await.step.0);
     }
-    assert!(
-        order.iter().position(|step| *step == 5) <= Some(1),
-        "steps were computed as {order:?}"
-    );
+    assert!(order.iter().position(|step| *step == 5) <= Some(1), "steps were computed as {order:?}");
 }
 
 #[tokio::test]
 async fn frames_of_another_fence_deployment_or_sender_are_dropped_and_counted() {
     let mut rig = Rig::start();
-    let old = Fence {
-        incarnation: Incarnation(1),
-        epoch: Epoch(0),
-    };
-    rig.push(StepFrame {
-        fence: old,
-        ..frame(1, StepKind::Decode, 9)
-    })
-    .await;
-    let restarted = Fence {
-        incarnation: Incarnation(2),
-        epoch: Epoch(1),
-    };
-    rig.push(StepFrame {
-        fence: restarted,
-        ..frame(2, StepKind::Decode, 9)
-    })
-    .await;
-    rig.push(StepFrame {
-        deployment: DeploymentId(8),
-        ..frame(3, StepKind::Decode, 9)
-    })
-    .await;
+    let old = Fence { incarnation: Incarnation(1), epoch: Epoch(0) };
+    rig.push(StepFrame { fence: old, ..frame(1, StepKind::Decode, 9) }).await;
+    let restarted = Fence { incarnation: Incarnation(2), epoch: Epoch(1) };
+    rig.push(StepFrame { fence: restarted, ..frame(2, StepKind::Decode, 9) }).await;
+    rig.push(StepFrame { deployment: DeploymentId(8), ..frame(3, StepKind::Decode, 9) }).await;
     let stranger = Peer::Worker("w9".to_owned().try_into().unwrap());
     rig.push_from(stranger, frame(4, StepKind::Decode, 9)).await;
     rig.push(frame(5, StepKind::Decode, 9)).await;
@@ -259,16 +198,7 @@ async fn a_defect_costs_the_stage_and_not_the_engine() {
         "{step:?}"
     );
     let stage = soon(rig.events.recv()).await;
-    assert!(
-        matches!(
-            stage,
-            Some(EngineEvent::Panicked {
-                deployment: DEPLOYMENT,
-                ..
-            })
-        ),
-        "{stage:?}"
-    );
+    assert!(matches!(stage, Some(EngineEvent::Panicked { deployment: DEPLOYMENT, .. })), "{stage:?}");
     rig.sent = Rig::activate(&rig.engine);
     rig.push(frame(2, StepKind::Decode, 9)).await;
     assert_eq!(rig.step_sent().await.step, StepId(2));
@@ -280,24 +210,10 @@ async fn a_cleared_stage_takes_no_frames_and_a_dropped_one_frees_its_cache() {
     rig.push(frame(1, StepKind::Decode, 9)).await;
     rig.step_sent().await;
     assert_eq!(rig.counters.cache_tokens_used.load(Ordering::Relaxed), 1);
-    rig.engine
-        .order(EngineOrder::Clear {
-            deployment: DEPLOYMENT,
-            stage: 0,
-        })
-        .unwrap();
+    rig.engine.order(EngineOrder::Clear { deployment: DEPLOYMENT, stage: 0 }).unwrap();
     rig.push(frame(2, StepKind::Decode, 9)).await;
-    rig.engine
-        .order(EngineOrder::Drop {
-            deployment: DEPLOYMENT,
-        })
-        .unwrap();
-    assert_eq!(
-        soon(rig.events.recv()).await,
-        Some(EngineEvent::Dropped {
-            deployment: DEPLOYMENT
-        })
-    );
+    rig.engine.order(EngineOrder::Drop { deployment: DEPLOYMENT }).unwrap();
+    assert_eq!(soon(rig.events.recv()).await, Some(EngineEvent::Dropped { deployment: DEPLOYMENT }));
     assert!(rig.engine.stop(Duration::from_secs(5)).await);
     assert_eq!(rig.counters.cache_tokens_used.load(Ordering::Relaxed), 0);
     assert!(rig.sent.try_recv().is_err(), "a cleared stage sent something");

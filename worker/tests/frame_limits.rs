@@ -10,20 +10,11 @@ use brigade_proto::step::{
 };
 use brigade_worker::data::frame_limits;
 
-const FENCE: Fence = Fence {
-    incarnation: Incarnation(u64::MAX),
-    epoch: Epoch(u64::MAX),
-};
+const FENCE: Fence = Fence { incarnation: Incarnation(u64::MAX), epoch: Epoch(u64::MAX) };
 const TOKEN: u32 = 200_000;
 
 fn room(step_rows: u32, sequences: u32) -> StageRoom {
-    StageRoom {
-        cache_tokens: 4096,
-        context: 4096,
-        step_rows,
-        sequences,
-        cache_dtype: CacheDtype::F16,
-    }
+    StageRoom { cache_tokens: 4096, context: 4096, step_rows, sequences, cache_dtype: CacheDtype::F16 }
 }
 
 fn timings() -> Vec<StageTiming> {
@@ -50,10 +41,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
         sequence: SequenceId(u64::MAX - u64::from(sequence)),
         start: 4000,
         tokens: vec![TOKEN; (room.step_rows / room.sequences) as usize],
-        begin: Some(SequenceStart {
-            sampling: sampling.clone(),
-            prompt_tokens: 4096,
-        }),
+        begin: Some(SequenceStart { sampling: sampling.clone(), prompt_tokens: 4096 }),
         sample: true,
         score: true,
         next_token: Some(TOKEN),
@@ -65,9 +53,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
         step: StepId(u64::MAX),
         kind: StepKind::Prefill,
         segments: (0..room.sequences).map(segment).collect(),
-        release: (0..room.sequences)
-            .map(|number| SequenceId(u64::MAX - u64::from(number)))
-            .collect(),
+        release: (0..room.sequences).map(|number| SequenceId(u64::MAX - u64::from(number))).collect(),
         timings: timings(),
         hidden: Some(Hidden {
             rows: room.step_rows,
@@ -80,11 +66,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
 
 /// A result in which every row has been scored with 20 alternatives.
 fn largest_result(room: &StageRoom) -> StepResult {
-    let score = TokenScore {
-        token: TOKEN,
-        logprob: -1.5,
-        top: vec![(TOKEN, -1.5); 20],
-    };
+    let score = TokenScore { token: TOKEN, logprob: -1.5, top: vec![(TOKEN, -1.5); 20] };
     let output = |sequence| SegmentOutput {
         sequence: SequenceId(u64::MAX - u64::from(sequence)),
         scores: vec![score.clone(); (room.step_rows / room.sequences) as usize],
@@ -105,21 +87,10 @@ fn the_largest_frames_of_a_room_are_within_its_limits() {
     for (step_rows, sequences, hidden) in [(1, 1, 64), (128, 1, 576), (128, 8, 576), (64, 64, 1024)] {
         let room = room(step_rows, sequences);
         let limits = frame_limits(&room, hidden as usize);
-        for frame in [
-            Frame::Step(largest_step(&room, hidden)),
-            Frame::Result(largest_result(&room)),
-        ] {
+        for frame in [Frame::Step(largest_step(&room, hidden)), Frame::Result(largest_result(&room))] {
             let (header, payload) = encode(&frame).unwrap();
-            assert!(
-                header.len() <= limits.max_header_bytes,
-                "{} in {limits:?} for {room:?}",
-                header.len()
-            );
-            assert!(
-                payload.len() <= limits.max_payload_bytes,
-                "{} in {limits:?}",
-                payload.len()
-            );
+            assert!(header.len() <= limits.max_header_bytes, "{} in {limits:?} for {room:?}", header.len());
+            assert!(payload.len() <= limits.max_payload_bytes, "{} in {limits:?}", payload.len());
         }
     }
 }

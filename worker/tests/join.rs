@@ -17,11 +17,7 @@ const PROMPT_END: Duration = Duration::from_secs(2);
 
 fn brigade_worker(args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_brigade-worker"));
-    command
-        .env_clear()
-        .env("HOME", "/nonexistent")
-        .envs(environment.iter().copied())
-        .args(args);
+    command.env_clear().env("HOME", "/nonexistent").envs(environment.iter().copied()).args(args);
     command.output().unwrap()
 }
 
@@ -32,48 +28,21 @@ fn said(output: &Output) -> String {
 #[test]
 fn wrong_use_exits_with_2_and_says_what_to_do() {
     let fine = format!("bg1-{}-{}", "0".repeat(64), "0".repeat(32));
-    let both = [
-        "join",
-        "localhost",
-        "--token",
-        &fine,
-        "--token-file",
-        "/nonexistent/token",
-    ];
+    let both = ["join", "localhost", "--token", &fine, "--token-file", "/nonexistent/token"];
     for (args, environment, part) in [
         (&[][..], &[][..], "Usage"),
         (&["join"], &[], "<ADDR>"),
         (&["join", "http://x"], &[], "HOST:PORT"),
-        (
-            &["join", "localhost", "--token", "secret"],
-            &[],
-            "starts with `bg1-`",
-        ),
-        (
-            &["join", "localhost"],
-            &[("BRIGADE_TOKEN", "bg1-zz")],
-            "three parts",
-        ),
-        (
-            &["join", "localhost", "--token-file", "/nonexistent/token"],
-            &[],
-            "/nonexistent/token",
-        ),
+        (&["join", "localhost", "--token", "secret"], &[], "starts with `bg1-`"),
+        (&["join", "localhost"], &[("BRIGADE_TOKEN", "bg1-zz")], "three parts"),
+        (&["join", "localhost", "--token-file", "/nonexistent/token"], &[], "/nonexistent/token"),
         (&both, &[], "leave one out"),
-        (
-            &["join", "localhost"],
-            &[("BRIGADE_MEMORY", "lots")],
-            "`lots` is not a memory size",
-        ),
+        (&["join", "localhost"], &[("BRIGADE_MEMORY", "lots")], "`lots` is not a memory size"),
         (&["join", "localhost", "--memory", "0"], &[], "--memory"),
         (&["join", "localhost", "--device", "gpu"], &[], "cuda:N"),
         (&["join", "localhost", "--threads", "0"], &[], "--threads"),
         (&["join", "localhost", "--log", "brigade=loud"], &[], "--log"),
-        (
-            &["join", "localhost", "--name", "a/b"],
-            &[],
-            "not a worker's name",
-        ),
+        (&["join", "localhost", "--name", "a/b"], &[], "not a worker's name"),
     ] {
         let output = brigade_worker(args, environment);
         let text = said(&output);
@@ -85,20 +54,12 @@ fn wrong_use_exits_with_2_and_says_what_to_do() {
 #[test]
 fn a_flag_wins_over_the_environment() {
     // Each environment alone would be an error of another kind than the flag's.
-    let environment = [
-        ("BRIGADE_MEMORY", "lots"),
-        ("BRIGADE_TOKEN_FILE", "/nonexistent/token"),
-    ];
-    let output = brigade_worker(
-        &["join", "localhost", "--memory", "64MiB", "--token", "secret"],
-        &environment,
-    );
+    let environment = [("BRIGADE_MEMORY", "lots"), ("BRIGADE_TOKEN_FILE", "/nonexistent/token")];
+    let output =
+        brigade_worker(&["join", "localhost", "--memory", "64MiB", "--token", "secret"], &environment);
     assert!(said(&output).contains("starts with `bg1-`"), "{}", said(&output));
     let environment = [("BRIGADE_TOKEN", "secret")];
-    let output = brigade_worker(
-        &["join", "localhost", "--token-file", "/nonexistent/token"],
-        &environment,
-    );
+    let output = brigade_worker(&["join", "localhost", "--token-file", "/nonexistent/token"], &environment);
     assert!(said(&output).contains("/nonexistent/token"), "{}", said(&output));
 }
 
@@ -108,11 +69,7 @@ fn a_worker_without_token_and_certificate_says_where_to_get_one() {
     let state = state.path().join("w").display().to_string();
     let output = brigade_worker(&["join", "localhost", "--state", &state, "--models", "/tmp"], &[]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(
-        said(&output).contains("brigade token create"),
-        "{}",
-        said(&output)
-    );
+    assert!(said(&output).contains("brigade token create"), "{}", said(&output));
 }
 
 #[test]
@@ -133,14 +90,8 @@ async fn a_worker_says_what_it_is_and_comes_back_without_a_token() {
     let process = Process::start(command);
     let session = coordinator.attached().await;
     let hello = session.hello();
-    assert_eq!(
-        (hello.name.as_str(), hello.threads, hello.budget.as_mib()),
-        ("w1", 1, 16.0)
-    );
-    assert!(
-        hello.bandwidth_bytes_per_s > 1e8 && hello.flops_per_s > 1e8,
-        "{hello:?}"
-    );
+    assert_eq!((hello.name.as_str(), hello.threads, hello.budget.as_mib()), ("w1", 1, 16.0));
+    assert!(hello.bandwidth_bytes_per_s > 1e8 && hello.flops_per_s > 1e8, "{hello:?}");
     assert_eq!(hello.data_addresses.len(), 1, "it was bound to one address");
     let id = session.id();
     drop(process);
@@ -154,9 +105,7 @@ async fn a_signal_or_the_end_of_standard_input_ends_a_worker_promptly() {
     let mut coordinator = Coordinator::start().await;
     for (name, end) in [("a", "INT"), ("b", "TERM"), ("c", "stdin")] {
         let mut command = coordinator.command(name);
-        command
-            .env("BRIGADE_TOKEN", coordinator.token.to_string())
-            .arg("--exit-with-stdin");
+        command.env("BRIGADE_TOKEN", coordinator.token.to_string()).arg("--exit-with-stdin");
         let mut process = Process::start(command);
         let mut session = coordinator.attached().await;
         session.telemetry().await;
@@ -200,12 +149,7 @@ async fn a_second_signal_ends_a_worker_at_once() {
 async fn a_worker_ends_when_the_coordinator_says_so() {
     let mut coordinator = Coordinator::start().await;
     let mut worker = coordinator.worker("w").await;
-    worker
-        .session
-        .tell(ToWorker::Shutdown {
-            reason: "drained".to_owned(),
-        })
-        .await;
+    worker.session.tell(ToWorker::Shutdown { reason: "drained".to_owned() }).await;
     let (status, _) = worker.process.ended().await;
     let log = worker.process.log();
     assert!(status.success() && log.contains("drained"), "{log}");
@@ -218,10 +162,7 @@ async fn tokens_that_are_not_this_coordinators_are_refused() {
     wrong.secret = "0".repeat(32);
     let mut stranger = coordinator.token.clone();
     stranger.ca_spki_sha256 = [7; 32];
-    for (token, part) in [
-        (wrong, "no such token"),
-        (stranger, "is not the one this token was made for"),
-    ] {
+    for (token, part) in [(wrong, "no such token"), (stranger, "is not the one this token was made for")] {
         let mut command = coordinator.command("w");
         command.env("BRIGADE_TOKEN", token.to_string());
         let mut process = Process::start(command);
@@ -239,10 +180,8 @@ async fn a_certificate_of_another_coordinator_is_refused_with_the_remedy() {
     let worker = old.worker("w").await;
     drop(worker);
     let new = Coordinator::start().await;
-    let (kept, taken) = (
-        old.directory.path().join("w/worker.pem"),
-        new.directory.path().join("w/worker.pem"),
-    );
+    let (kept, taken) =
+        (old.directory.path().join("w/worker.pem"), new.directory.path().join("w/worker.pem"));
     std::fs::create_dir(new.directory.path().join("w")).unwrap();
     std::fs::copy(kept, taken).unwrap();
     let mut command = new.command("w");
@@ -251,10 +190,7 @@ async fn a_certificate_of_another_coordinator_is_refused_with_the_remedy() {
     let (status, _) = process.ended().await;
     let log = process.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(
-        log.contains("w/worker.pem") && log.contains("join with a new token"),
-        "{log}"
-    );
+    assert!(log.contains("w/worker.pem") && log.contains("join with a new token"), "{log}");
     assert!(log.contains("the certificate wins"), "{log}");
 }
 
@@ -266,10 +202,7 @@ async fn two_workers_do_not_share_a_state_directory() {
     let (status, _) = second.ended().await;
     let log = second.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(
-        log.contains("in use by another worker") && log.contains("--name"),
-        "{log}"
-    );
+    assert!(log.contains("in use by another worker") && log.contains("--name"), "{log}");
 }
 
 #[tokio::test]
@@ -286,10 +219,7 @@ async fn a_coordinator_that_is_not_there_yet_is_waited_for() {
     let _again = Coordinator::start_in(coordinator.directory, at).await;
     let (status, _) = process.ended().await;
     let log = process.log();
-    assert!(
-        log.contains("cannot reach a coordinator") && log.contains("trying again"),
-        "{log}"
-    );
+    assert!(log.contains("cannot reach a coordinator") && log.contains("trying again"), "{log}");
     assert!(log.contains("no such token"), "{log}");
     assert_eq!(status.code(), Some(1), "{log}");
 }

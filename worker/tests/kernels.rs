@@ -37,11 +37,7 @@ impl TensorSource for InMemory {
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
-        LoadError::Unsupported {
-            tensor: "test".to_owned(),
-            kind,
-            device,
-        }
+        LoadError::Unsupported { tensor: "test".to_owned(), kind, device }
     }
 }
 
@@ -57,17 +53,11 @@ impl Product {
         let mut random = Random::new(kind.to_ggml() as u64 + 1);
         let bytes = encode(kind, &random.normals(rows * width, 0.3));
         let input = random.normals(count * width, 1.5);
-        Product {
-            shape: MatrixShape { kind, rows, width },
-            bytes,
-            input,
-        }
+        Product { shape: MatrixShape { kind, rows, width }, bytes, input }
     }
 
     fn run(&self, backend: &mut CpuBackend, input: &[f32]) -> Vec<f32> {
-        let matrix = backend
-            .matrix(self.shape, &mut InMemory(self.bytes.clone()))
-            .unwrap();
+        let matrix = backend.matrix(self.shape, &mut InMemory(self.bytes.clone())).unwrap();
         let count = input.len() / self.shape.width;
         let mut x = backend.rows(count, self.shape.width).unwrap();
         let mut y = backend.rows(count, self.shape.rows).unwrap();
@@ -84,9 +74,7 @@ fn rounded(kind: TensorType, input: &[f32]) -> Vec<f64> {
         32 => {
             let block = |x: &[f32]| {
                 let scale = x.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
-                x.iter()
-                    .map(|x| f64::from((x / scale).round() * scale))
-                    .collect::<Vec<_>>()
+                x.iter().map(|x| f64::from((x / scale).round() * scale)).collect::<Vec<_>>()
             };
             input.chunks(32).flat_map(block).collect()
         }
@@ -128,18 +116,11 @@ fn products_are_those_of_the_dequantised_weights() {
 fn a_row_gives_the_same_bits_alone_and_among_others_on_any_threads_and_instructions() {
     for kind in KINDS {
         let product = Product::new(kind, 333, 512, 23);
-        let expected = product.run(
-            &mut CpuBackend::with_simd(1, Simd::Portable).unwrap(),
-            &product.input,
-        );
+        let expected = product.run(&mut CpuBackend::with_simd(1, Simd::Portable).unwrap(), &product.input);
         assert!(expected.iter().all(|y| y.is_finite()), "{kind}");
         for threads in [1, 2, 3] {
             let mut backend = CpuBackend::with_simd(threads, Simd::detect()).unwrap();
-            assert_eq!(
-                product.run(&mut backend, &product.input),
-                expected,
-                "{kind}, {threads} threads"
-            );
+            assert_eq!(product.run(&mut backend, &product.input), expected, "{kind}, {threads} threads");
             for (i, row) in product.input.chunks(512).enumerate() {
                 let alone = product.run(&mut backend, row);
                 assert_eq!(alone, expected[i * 333..][..333], "{kind}, row {i} alone");
@@ -156,15 +137,9 @@ fn widths_that_are_no_multiple_of_the_lanes_work_for_floats() {
             let found = product.run(&mut CpuBackend::new(1).unwrap(), &product.input);
             let weights = decode(kind, &product.bytes, 3 * width);
             for (i, &found) in found.iter().enumerate() {
-                let (input, row) = (
-                    &product.input[i / 3 * width..][..width],
-                    &weights[i % 3 * width..][..width],
-                );
-                let exact: f64 = input
-                    .iter()
-                    .zip(row)
-                    .map(|(x, w)| f64::from(*x) * f64::from(*w))
-                    .sum();
+                let (input, row) =
+                    (&product.input[i / 3 * width..][..width], &weights[i % 3 * width..][..width]);
+                let exact: f64 = input.iter().zip(row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
                 assert!((f64::from(found) - exact).abs() < 1e-4, "{kind} of width {width}");
             }
         }
@@ -178,14 +153,8 @@ fn an_input_that_is_not_finite_shows_in_every_product() {
             let mut product = Product::new(kind, 5, 512, 2);
             product.input[300] = bad;
             let found = product.run(&mut CpuBackend::new(1).unwrap(), &product.input);
-            assert!(
-                found[..5].iter().all(|y| !y.is_finite()),
-                "{kind} with {bad}: {found:?}"
-            );
-            assert!(
-                found[5..].iter().all(|y| y.is_finite()),
-                "{kind} with {bad}: {found:?}"
-            );
+            assert!(found[..5].iter().all(|y| !y.is_finite()), "{kind} with {bad}: {found:?}");
+            assert!(found[5..].iter().all(|y| y.is_finite()), "{kind} with {bad}: {found:?}");
         }
     }
 }
@@ -195,31 +164,18 @@ fn embedding_rows_are_the_dequantised_ones() {
     for kind in KINDS {
         let product = Product::new(kind, 40, 256, 1);
         let backend = CpuBackend::new(2).unwrap();
-        let table = backend
-            .matrix(product.shape, &mut InMemory(product.bytes.clone()))
-            .unwrap();
+        let table = backend.matrix(product.shape, &mut InMemory(product.bytes.clone())).unwrap();
         let mut rows = backend.rows(3, 256).unwrap();
         backend.embed(&table, &[39, 0, 7], &mut rows).unwrap();
         let values = decode(kind, &product.bytes, 40 * 256);
-        let expected: Vec<f32> = [39, 0, 7]
-            .iter()
-            .flat_map(|t| values[t * 256..][..256].to_vec())
-            .collect();
+        let expected: Vec<f32> = [39, 0, 7].iter().flat_map(|t| values[t * 256..][..256].to_vec()).collect();
         assert_eq!(backend.host(&rows, &mut Vec::new()).unwrap(), expected, "{kind}");
     }
 }
 
 #[test]
 fn a_type_without_kernels_is_refused_by_name() {
-    let shape = MatrixShape {
-        kind: TensorType::IQ2_XXS,
-        rows: 1,
-        width: 256,
-    };
-    let error = CpuBackend::new(1)
-        .unwrap()
-        .matrix(shape, &mut InMemory(vec![0; 66]))
-        .err()
-        .unwrap();
+    let shape = MatrixShape { kind: TensorType::IQ2_XXS, rows: 1, width: 256 };
+    let error = CpuBackend::new(1).unwrap().matrix(shape, &mut InMemory(vec![0; 66])).err().unwrap();
     assert!(error.to_string().contains("IQ2_XXS"), "{error}");
 }

@@ -48,18 +48,11 @@ fn connect(deployment: DeploymentId, epoch: u64) -> ConnectStage {
 }
 
 fn fence(epoch: u64) -> Fence {
-    Fence {
-        incarnation: INCARNATION,
-        epoch: Epoch(epoch),
-    }
+    Fence { incarnation: INCARNATION, epoch: Epoch(epoch) }
 }
 
 fn memory(mib: u64) -> StageMemory {
-    StageMemory {
-        weights: Bytes::mib(mib),
-        cache: Bytes::ZERO,
-        workspace: Bytes::ZERO,
-    }
+    StageMemory { weights: Bytes::mib(mib), cache: Bytes::ZERO, workspace: Bytes::ZERO }
 }
 
 /// A machine whose answers are kept for a closer look.
@@ -70,10 +63,7 @@ struct Driven {
 
 impl Driven {
     fn new(budget_mib: u64) -> Driven {
-        let mut driven = Driven {
-            machine: StageMachine::new(Bytes::mib(budget_mib)),
-            now: Instant::now(),
-        };
+        let mut driven = Driven { machine: StageMachine::new(Bytes::mib(budget_mib)), now: Instant::now() };
         assert_eq!(driven.tell(StageEvent::Welcomed(INCARNATION)), []);
         driven
     }
@@ -85,19 +75,10 @@ impl Driven {
     /// Loads as ordered, to the end.
     fn loaded(&mut self, order: LoadStage, mib: u64) -> LoadId {
         let load = find_of(&self.tell(StageEvent::Load(order)));
-        let commands = self.tell(StageEvent::Found {
-            load,
-            memory: memory(mib),
-        });
+        let commands = self.tell(StageEvent::Found { load, memory: memory(mib) });
         assert!(matches!(commands[0], StageCommand::Read { .. }), "{commands:?}");
-        let commands = self.tell(StageEvent::LoadEnded {
-            load,
-            result: Ok(memory(mib)),
-        });
-        assert!(
-            matches!(commands[0], StageCommand::Install { .. }),
-            "{commands:?}"
-        );
+        let commands = self.tell(StageEvent::LoadEnded { load, result: Ok(memory(mib)) });
+        assert!(matches!(commands[0], StageCommand::Install { .. }), "{commands:?}");
         assert_eq!(states(&commands), [StageState::Loaded(memory(mib))]);
         load
     }
@@ -106,30 +87,12 @@ impl Driven {
     fn active(&mut self, epoch: u64, mib: u64) {
         self.loaded(order(epoch, 2), mib);
         let commands = self.tell(StageEvent::Connect(connect(DEPLOYMENT, epoch)));
-        let [StageCommand::Open { attempt, .. }] = commands[..] else {
-            panic!("{commands:?}")
-        };
+        let [StageCommand::Open { attempt, .. }] = commands[..] else { panic!("{commands:?}") };
         let next_address = "127.0.0.1:9".parse().unwrap();
-        let commands = self.tell(StageEvent::LinksOpened {
-            attempt,
-            next_address,
-            rtt_us: 20,
-        });
-        assert_eq!(
-            states(&commands),
-            [StageState::Connected {
-                next_address,
-                rtt_us: 20
-            }]
-        );
-        let commands = self.tell(StageEvent::Activate {
-            deployment: DEPLOYMENT,
-            fence: fence(epoch),
-        });
-        assert!(
-            matches!(commands[0], StageCommand::Activate { .. }),
-            "{commands:?}"
-        );
+        let commands = self.tell(StageEvent::LinksOpened { attempt, next_address, rtt_us: 20 });
+        assert_eq!(states(&commands), [StageState::Connected { next_address, rtt_us: 20 }]);
+        let commands = self.tell(StageEvent::Activate { deployment: DEPLOYMENT, fence: fence(epoch) });
+        assert!(matches!(commands[0], StageCommand::Activate { .. }), "{commands:?}");
         assert_eq!(states(&commands), [StageState::Active]);
     }
 }
@@ -156,12 +119,7 @@ fn states(commands: &[StageCommand]) -> Vec<StageState> {
 
 fn only_failure(commands: &[StageCommand]) -> String {
     match commands {
-        [
-            StageCommand::Report(StageReport {
-                state: StageState::Failed { reason },
-                ..
-            }),
-        ] => reason.clone(),
+        [StageCommand::Report(StageReport { state: StageState::Failed { reason }, .. })] => reason.clone(),
         other => panic!("not a single failure: {other:?}"),
     }
 }
@@ -171,26 +129,12 @@ fn a_stage_goes_from_its_load_to_its_end() {
     let mut driven = Driven::new(100);
     driven.active(1, 60);
     assert_eq!(driven.machine.held(), Bytes::mib(60));
-    let commands = driven.tell(StageEvent::Retire {
-        deployment: DEPLOYMENT,
-    });
-    let gone = [
-        StageCommand::Unbind {
-            deployment: DEPLOYMENT,
-        },
-        StageCommand::Drop {
-            deployment: DEPLOYMENT,
-        },
-    ];
+    let commands = driven.tell(StageEvent::Retire { deployment: DEPLOYMENT });
+    let gone =
+        [StageCommand::Unbind { deployment: DEPLOYMENT }, StageCommand::Drop { deployment: DEPLOYMENT }];
     assert_eq!(commands, gone);
-    assert_eq!(
-        driven.machine.held(),
-        Bytes::mib(60),
-        "memory is held until the engine has let go"
-    );
-    let commands = driven.tell(StageEvent::Dropped {
-        deployment: DEPLOYMENT,
-    });
+    assert_eq!(driven.machine.held(), Bytes::mib(60), "memory is held until the engine has let go");
+    let commands = driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT });
     assert_eq!(states(&commands), [StageState::Retired]);
     assert!(driven.machine.is_empty());
     assert_eq!(driven.machine.held(), Bytes::ZERO);
@@ -200,16 +144,9 @@ fn a_stage_goes_from_its_load_to_its_end() {
 fn a_budget_is_for_all_stages_together_and_the_refusal_says_what_is_missing() {
     let mut driven = Driven::new(100);
     driven.loaded(order(1, 2), 60);
-    let second = LoadStage {
-        deployment: DeploymentId(8),
-        ..order(1, 2)
-    };
+    let second = LoadStage { deployment: DeploymentId(8), ..order(1, 2) };
     let load = find_of(&driven.tell(StageEvent::Load(second)));
-    let needs = StageMemory {
-        weights: Bytes::mib(30),
-        cache: Bytes::mib(15),
-        workspace: Bytes::mib(5),
-    };
+    let needs = StageMemory { weights: Bytes::mib(30), cache: Bytes::mib(15), workspace: Bytes::mib(5) };
     let commands = driven.tell(StageEvent::Found { load, memory: needs });
     assert_eq!(commands[0], StageCommand::Discard { load });
     let reason = only_failure(&commands[1..]);
@@ -231,18 +168,10 @@ fn a_budget_is_for_all_stages_together_and_the_refusal_says_what_is_missing() {
 fn a_new_plan_over_the_same_shard_keeps_the_weights() {
     let mut driven = Driven::new(100);
     driven.active(1, 60);
-    let commands = driven.tell(StageEvent::Load(LoadStage {
-        stage: 0,
-        ..order(2, 2)
-    }));
+    let commands = driven.tell(StageEvent::Load(LoadStage { stage: 0, ..order(2, 2) }));
     let expected = [
-        StageCommand::Unbind {
-            deployment: DEPLOYMENT,
-        },
-        StageCommand::Clear {
-            deployment: DEPLOYMENT,
-            stage: 0,
-        },
+        StageCommand::Unbind { deployment: DEPLOYMENT },
+        StageCommand::Clear { deployment: DEPLOYMENT, stage: 0 },
         StageCommand::Report(StageReport {
             deployment: DEPLOYMENT,
             epoch: Epoch(2),
@@ -257,46 +186,22 @@ fn a_new_plan_with_another_shard_loads_only_when_the_old_one_is_gone() {
     let mut driven = Driven::new(100);
     driven.active(1, 60);
     let commands = driven.tell(StageEvent::Load(order(2, 1)));
-    assert!(
-        !commands
-            .iter()
-            .any(|command| matches!(command, StageCommand::Find { .. })),
-        "{commands:?}"
-    );
-    let commands = driven.tell(StageEvent::Dropped {
-        deployment: DEPLOYMENT,
-    });
+    assert!(!commands.iter().any(|command| matches!(command, StageCommand::Find { .. })), "{commands:?}");
+    let commands = driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT });
     let load = find_of(&commands);
-    let commands = driven.tell(StageEvent::Found {
-        load,
-        memory: memory(90),
-    });
-    assert_eq!(
-        commands[0],
-        StageCommand::Read {
-            load,
-            budget: Bytes::mib(100)
-        }
-    );
+    let commands = driven.tell(StageEvent::Found { load, memory: memory(90) });
+    assert_eq!(commands[0], StageCommand::Read { load, budget: Bytes::mib(100) });
 }
 
 #[test]
 fn retiring_ends_a_load_under_way() {
     let mut driven = Driven::new(100);
     let load = find_of(&driven.tell(StageEvent::Load(order(1, 2))));
-    driven.tell(StageEvent::Found {
-        load,
-        memory: memory(10),
-    });
-    let commands = driven.tell(StageEvent::Retire {
-        deployment: DEPLOYMENT,
-    });
+    driven.tell(StageEvent::Found { load, memory: memory(10) });
+    let commands = driven.tell(StageEvent::Retire { deployment: DEPLOYMENT });
     assert_eq!(commands, [StageCommand::Cancel { load }]);
     // The load may have come to its end before it heard of that.
-    let commands = driven.tell(StageEvent::LoadEnded {
-        load,
-        result: Ok(memory(10)),
-    });
+    let commands = driven.tell(StageEvent::LoadEnded { load, result: Ok(memory(10)) });
     assert_eq!(commands[0], StageCommand::Discard { load });
     assert_eq!(states(&commands), [StageState::Retired]);
     assert!(driven.machine.is_empty());
@@ -310,52 +215,25 @@ fn commands_of_an_older_plan_are_refused() {
     assert!(reason.contains("older"), "{reason}");
     let reason = only_failure(&driven.tell(StageEvent::Connect(connect(DEPLOYMENT, 4))));
     assert!(reason.contains("epoch 4") && reason.contains('5'), "{reason}");
-    only_failure(&driven.tell(StageEvent::Activate {
-        deployment: DEPLOYMENT,
-        fence: fence(4),
-    }));
-    let stranger = Fence {
-        incarnation: Incarnation(9),
-        epoch: Epoch(5),
-    };
-    only_failure(&driven.tell(StageEvent::Activate {
-        deployment: DEPLOYMENT,
-        fence: stranger,
-    }));
-    let again = driven.tell(StageEvent::Activate {
-        deployment: DEPLOYMENT,
-        fence: fence(5),
-    });
-    assert_eq!(
-        states(&again),
-        [StageState::Active],
-        "the live stage is untouched"
-    );
+    only_failure(&driven.tell(StageEvent::Activate { deployment: DEPLOYMENT, fence: fence(4) }));
+    let stranger = Fence { incarnation: Incarnation(9), epoch: Epoch(5) };
+    only_failure(&driven.tell(StageEvent::Activate { deployment: DEPLOYMENT, fence: stranger }));
+    let again = driven.tell(StageEvent::Activate { deployment: DEPLOYMENT, fence: fence(5) });
+    assert_eq!(states(&again), [StageState::Active], "the live stage is untouched");
 }
 
 #[test]
 fn commands_out_of_order_are_refused() {
     let mut driven = Driven::new(100);
     let connecting = StageEvent::Connect(connect(DEPLOYMENT, 1));
-    let activating = StageEvent::Activate {
-        deployment: DEPLOYMENT,
-        fence: fence(1),
-    };
+    let activating = StageEvent::Activate { deployment: DEPLOYMENT, fence: fence(1) };
     assert!(only_failure(&driven.tell(connecting.clone())).contains("no stage"));
     let load = find_of(&driven.tell(StageEvent::Load(order(1, 2))));
     assert!(only_failure(&driven.tell(connecting)).contains("looking for its file"));
-    driven.tell(StageEvent::Found {
-        load,
-        memory: memory(1),
-    });
-    driven.tell(StageEvent::LoadEnded {
-        load,
-        result: Ok(memory(1)),
-    });
+    driven.tell(StageEvent::Found { load, memory: memory(1) });
+    driven.tell(StageEvent::LoadEnded { load, result: Ok(memory(1)) });
     assert!(only_failure(&driven.tell(activating)).contains("not connected"));
-    let unknown = driven.tell(StageEvent::Retire {
-        deployment: DeploymentId(99),
-    });
+    let unknown = driven.tell(StageEvent::Retire { deployment: DeploymentId(99) });
     assert_eq!(states(&unknown), [StageState::Retired]);
 }
 
@@ -366,33 +244,20 @@ fn a_lost_stream_keeps_stages_and_a_new_start_of_the_coordinator_does_not() {
     let again = driven.tell(StageEvent::Welcomed(INCARNATION));
     assert_eq!(states(&again), [StageState::Active]);
     let commands = driven.tell(StageEvent::Welcomed(Incarnation(4)));
-    assert!(
-        commands.contains(&StageCommand::Drop {
-            deployment: DEPLOYMENT
-        }),
-        "{commands:?}"
-    );
+    assert!(commands.contains(&StageCommand::Drop { deployment: DEPLOYMENT }), "{commands:?}");
     assert_eq!(states(&commands), []);
     // Its first plan may bear the old one's name, and waits for the memory.
     assert_eq!(driven.tell(StageEvent::Load(order(1, 0))), []);
-    find_of(&driven.tell(StageEvent::Dropped {
-        deployment: DEPLOYMENT,
-    }));
+    find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
 }
 
 #[test]
 fn failures_are_told_again_with_a_new_stream_and_end_with_a_new_load() {
     let mut driven = Driven::new(100);
     let load = find_of(&driven.tell(StageEvent::Load(order(1, 2))));
-    let commands = driven.tell(StageEvent::LoadEnded {
-        load,
-        result: Err("no such file".to_owned()),
-    });
+    let commands = driven.tell(StageEvent::LoadEnded { load, result: Err("no such file".to_owned()) });
     assert_eq!(only_failure(&commands[1..]), "no such file");
-    assert_eq!(
-        only_failure(&driven.tell(StageEvent::Welcomed(INCARNATION))),
-        "no such file"
-    );
+    assert_eq!(only_failure(&driven.tell(StageEvent::Welcomed(INCARNATION))), "no such file");
     find_of(&driven.tell(StageEvent::Load(order(2, 2))));
 }
 
@@ -400,20 +265,11 @@ fn failures_are_told_again_with_a_new_stream_and_end_with_a_new_load() {
 fn a_stage_lost_to_a_defect_has_failed_and_its_memory_is_free() {
     let mut driven = Driven::new(100);
     driven.active(1, 60);
-    let commands = driven.tell(StageEvent::Panicked {
-        deployment: DEPLOYMENT,
-        reason: "index out of bounds".to_owned(),
-    });
-    assert_eq!(
-        states(&commands),
-        [StageState::Failed {
-            reason: "index out of bounds".to_owned()
-        }]
-    );
+    let commands = driven
+        .tell(StageEvent::Panicked { deployment: DEPLOYMENT, reason: "index out of bounds".to_owned() });
+    assert_eq!(states(&commands), [StageState::Failed { reason: "index out of bounds".to_owned() }]);
     assert_eq!(driven.machine.held(), Bytes::ZERO);
-    let commands = driven.tell(StageEvent::Retire {
-        deployment: DEPLOYMENT,
-    });
+    let commands = driven.tell(StageEvent::Retire { deployment: DEPLOYMENT });
     assert_eq!(states(&commands), [StageState::Retired]);
 }
 
@@ -422,49 +278,25 @@ fn links_that_cannot_be_opened_leave_the_weights() {
     let mut driven = Driven::new(100);
     driven.loaded(order(1, 2), 60);
     let commands = driven.tell(StageEvent::Connect(connect(DEPLOYMENT, 1)));
-    let [StageCommand::Open { attempt, .. }] = commands[..] else {
-        panic!("{commands:?}")
-    };
-    let commands = driven.tell(StageEvent::LinksFailed {
-        attempt,
-        reason: "no path to w2".to_owned(),
-    });
-    assert_eq!(
-        states(&commands),
-        [StageState::Failed {
-            reason: "no path to w2".to_owned()
-        }]
-    );
+    let [StageCommand::Open { attempt, .. }] = commands[..] else { panic!("{commands:?}") };
+    let commands = driven.tell(StageEvent::LinksFailed { attempt, reason: "no path to w2".to_owned() });
+    assert_eq!(states(&commands), [StageState::Failed { reason: "no path to w2".to_owned() }]);
     let commands = driven.tell(StageEvent::Load(order(2, 2)));
     assert_eq!(states(&commands), [StageState::Loaded(memory(60))]);
     // What the first attempt still brings is nobody's any more.
     let next_address = "127.0.0.1:9".parse().unwrap();
-    assert_eq!(
-        driven.tell(StageEvent::LinksOpened {
-            attempt,
-            next_address,
-            rtt_us: 1
-        }),
-        []
-    );
+    assert_eq!(driven.tell(StageEvent::LinksOpened { attempt, next_address, rtt_us: 1 }), []);
 }
 
 #[test]
 fn progress_is_reported_ten_times_a_second_at_most() {
     let mut driven = Driven::new(100);
     let load = find_of(&driven.tell(StageEvent::Load(order(1, 2))));
-    driven.tell(StageEvent::Found {
-        load,
-        memory: memory(50),
-    });
+    driven.tell(StageEvent::Found { load, memory: memory(50) });
     let mut told = 0;
     for step in 0..1000u64 {
         driven.now += Duration::from_millis(1);
-        let event = StageEvent::Progress {
-            load,
-            loaded: Bytes(step),
-            total: Bytes::mib(50),
-        };
+        let event = StageEvent::Progress { load, loaded: Bytes(step), total: Bytes::mib(50) };
         told += driven.tell(event).len();
     }
     assert!((9..=10).contains(&told), "{told} reports within a second");
@@ -474,15 +306,11 @@ fn progress_is_reported_ten_times_a_second_at_most() {
 fn there_is_a_bound_on_stages() {
     let mut driven = Driven::new(100);
     for number in 0..MAX_STAGES as u64 {
-        find_of(&driven.tell(StageEvent::Load(LoadStage {
-            deployment: DeploymentId(number),
-            ..order(1, 2)
-        })));
+        find_of(
+            &driven.tell(StageEvent::Load(LoadStage { deployment: DeploymentId(number), ..order(1, 2) })),
+        );
     }
-    let more = LoadStage {
-        deployment: DeploymentId(1000),
-        ..order(1, 2)
-    };
+    let more = LoadStage { deployment: DeploymentId(1000), ..order(1, 2) };
     assert!(only_failure(&driven.tell(StageEvent::Load(more))).contains("no more"));
 }
 
@@ -530,10 +358,7 @@ impl World {
         for command in commands {
             match command {
                 StageCommand::Find { load, order } => {
-                    assert!(
-                        !self.engine.contains_key(&order.deployment),
-                        "loads beside a stage of its own"
-                    );
+                    assert!(!self.engine.contains_key(&order.deployment), "loads beside a stage of its own");
                     assert!(self.loads.insert(load, Load::Finding).is_none());
                 }
                 StageCommand::Read { load, budget } => {
@@ -562,31 +387,18 @@ impl World {
                     self.connected.remove(&deployment);
                 }
                 StageCommand::Activate { deployment, .. } => {
-                    assert!(
-                        self.connected.contains_key(&deployment),
-                        "activates what is not connected"
-                    );
-                    self.engine
-                        .get_mut(&deployment)
-                        .expect("activates what is not there")
-                        .1 = true;
+                    assert!(self.connected.contains_key(&deployment), "activates what is not connected");
+                    self.engine.get_mut(&deployment).expect("activates what is not there").1 = true;
                     self.activations += 1;
                 }
                 StageCommand::Clear { deployment, .. } => {
-                    self.engine
-                        .get_mut(&deployment)
-                        .expect("clears what is not there")
-                        .1 = false;
+                    self.engine.get_mut(&deployment).expect("clears what is not there").1 = false;
                 }
                 StageCommand::Drop { deployment } => self.dropping.push(deployment),
                 StageCommand::Report(_) => {}
             }
             let reading = |load: &Load| {
-                if let Load::Reading(mib) | Load::Made(mib) = load {
-                    *mib
-                } else {
-                    0
-                }
+                if let Load::Reading(mib) | Load::Made(mib) = load { *mib } else { 0 }
             };
             let loads: u64 = self.loads.values().map(reading).sum();
             let stages: Bytes = self.engine.values().map(|(bytes, _)| *bytes).sum();
@@ -607,28 +419,18 @@ impl World {
                 match state {
                     Load::Finding if random.below(8) == 0 => {
                         self.loads.insert(load, Load::Found(0));
-                        Some(StageEvent::LoadEnded {
-                            load,
-                            result: Err("no file".to_owned()),
-                        })
+                        Some(StageEvent::LoadEnded { load, result: Err("no file".to_owned()) })
                     }
                     Load::Finding => {
                         self.loads.insert(load, Load::Found(mib));
-                        Some(StageEvent::Found {
-                            load,
-                            memory: memory(mib),
-                        })
+                        Some(StageEvent::Found { load, memory: memory(mib) })
                     }
-                    Load::Reading(_) if random.below(8) == 0 => Some(StageEvent::LoadEnded {
-                        load,
-                        result: Err("cancelled".to_owned()),
-                    }),
+                    Load::Reading(_) if random.below(8) == 0 => {
+                        Some(StageEvent::LoadEnded { load, result: Err("cancelled".to_owned()) })
+                    }
                     Load::Reading(mib) => {
                         self.loads.insert(load, Load::Made(mib));
-                        Some(StageEvent::LoadEnded {
-                            load,
-                            result: Ok(memory(mib)),
-                        })
+                        Some(StageEvent::LoadEnded { load, result: Ok(memory(mib)) })
                     }
                     Load::Found(_) | Load::Made(_) => panic!("{load:?} was left lying about"),
                 }
@@ -641,26 +443,16 @@ impl World {
             2 => {
                 let (deployment, attempt) = self.opening.pop_first()?;
                 if random.below(4) == 0 {
-                    return Some(StageEvent::LinksFailed {
-                        attempt,
-                        reason: "no path".to_owned(),
-                    });
+                    return Some(StageEvent::LinksFailed { attempt, reason: "no path".to_owned() });
                 }
                 self.connected.insert(deployment, true);
                 let next_address = "127.0.0.1:9".parse().unwrap();
-                Some(StageEvent::LinksOpened {
-                    attempt,
-                    next_address,
-                    rtt_us: 1,
-                })
+                Some(StageEvent::LinksOpened { attempt, next_address, rtt_us: 1 })
             }
             3 if random.below(20) == 0 => {
                 let deployment = *self.engine.keys().find(|id| !self.dropping.contains(id))?;
                 self.engine.remove(&deployment);
-                Some(StageEvent::Panicked {
-                    deployment,
-                    reason: "defect".to_owned(),
-                })
+                Some(StageEvent::Panicked { deployment, reason: "defect".to_owned() })
             }
             _ => None,
         }
@@ -680,11 +472,7 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
             let commands = machine.handle(event, now);
             world.obey(commands);
         };
-        step(
-            &mut machine,
-            &mut world,
-            StageEvent::Welcomed(Incarnation(incarnation)),
-        );
+        step(&mut machine, &mut world, StageEvent::Welcomed(Incarnation(incarnation)));
         for _ in 0..400 {
             let deployment = DeploymentId(random.below(3));
             let epoch = random.below(6);
@@ -696,10 +484,7 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
                 2 | 3 => StageEvent::Connect(connect(deployment, epoch)),
                 4 | 5 => StageEvent::Activate {
                     deployment,
-                    fence: Fence {
-                        incarnation: Incarnation(incarnation),
-                        epoch: Epoch(epoch),
-                    },
+                    fence: Fence { incarnation: Incarnation(incarnation), epoch: Epoch(epoch) },
                 },
                 6 if random.below(3) == 0 => StageEvent::Retire { deployment },
                 7 if random.below(20) == 0 => {
@@ -721,14 +506,8 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
         }
         assert!(machine.is_empty(), "seed {seed}: {machine:?}");
         assert_eq!(machine.held(), Bytes::ZERO, "seed {seed}");
-        assert!(
-            world.loads.is_empty() && world.engine.is_empty(),
-            "seed {seed}: something was left behind"
-        );
+        assert!(world.loads.is_empty() && world.engine.is_empty(), "seed {seed}: something was left behind");
         activations += world.activations;
     }
-    assert!(
-        activations > 100,
-        "only {activations} stages ever became active: the test has lost its point"
-    );
+    assert!(activations > 100, "only {activations} stages ever became active: the test has lost its point");
 }

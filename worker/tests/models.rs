@@ -24,9 +24,7 @@ fn write_model(path: &Path, name: &str) -> String {
 }
 
 fn found(store: &mut ModelStore, hint: &str, fingerprint: &str) -> Result<PathBuf, ModelError> {
-    store
-        .find(hint, fingerprint, &|| false)
-        .map(|header| header.parts()[0].clone())
+    store.find(hint, fingerprint, &|| false).map(|header| header.parts()[0].clone())
 }
 
 #[test]
@@ -71,9 +69,7 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
     fs::write(root.path().join("wanted.gguf"), "GGUF, but cut off").unwrap();
     let mut store = ModelStore::new(vec![root.path().to_owned(), "/nonexistent/models".into()]);
     let fingerprint = "0123".repeat(16);
-    let text = found(&mut store, "wanted.gguf", &fingerprint)
-        .unwrap_err()
-        .to_string();
+    let text = found(&mut store, "wanted.gguf", &fingerprint).unwrap_err().to_string();
     let place = root.path().display().to_string();
     for part in [
         fingerprint.as_str(),
@@ -105,8 +101,5 @@ fn a_search_can_be_cancelled() {
     let root = tempfile::tempdir().unwrap();
     let fingerprint = write_model(&root.path().join("a.gguf"), "a");
     let mut store = ModelStore::new(vec![root.path().to_owned()]);
-    assert!(matches!(
-        store.find("a.gguf", &fingerprint, &|| true),
-        Err(ModelError::Cancelled)
-    ));
+    assert!(matches!(store.find("a.gguf", &fingerprint, &|| true), Err(ModelError::Cancelled)));
 }

@@ -4,20 +4,11 @@ use brigade_proto::ids::SequenceId;
 use brigade_worker::cache::{Append, CacheError, CacheLimits, CacheUsage, PageTables};
 
 fn tables() -> PageTables {
-    PageTables::new(CacheLimits {
-        pages: 6,
-        sequences: 3,
-        context: 160,
-    })
+    PageTables::new(CacheLimits { pages: 6, sequences: 3, context: 160 })
 }
 
 fn append(sequence: u64, start: u32, tokens: u32) -> Append {
-    Append {
-        sequence: SequenceId(sequence),
-        start,
-        tokens,
-        begin: start == 0,
-    }
+    Append { sequence: SequenceId(sequence), start, tokens, begin: start == 0 }
 }
 
 #[test]
@@ -32,13 +23,7 @@ fn pages_come_as_tokens_do_and_go_with_truncation() {
     assert_eq!(tables.pages(SequenceId(1)), [0, 1, 3]);
     tables.append(&[append(1, 10, 2)]).unwrap();
     assert_eq!(tables.pages(SequenceId(1)), [0]);
-    assert_eq!(
-        tables.usage(),
-        CacheUsage {
-            tokens: 13,
-            sequences: 2
-        }
-    );
+    assert_eq!(tables.usage(), CacheUsage { tokens: 13, sequences: 2 });
     tables.truncate(SequenceId(1), 0);
     assert_eq!(tables.tokens(SequenceId(1)), Some(0));
     tables.release(SequenceId(1));
@@ -50,61 +35,24 @@ fn what_cannot_be_changes_nothing() {
     let mut tables = tables();
     tables.append(&[append(1, 0, 40)]).unwrap();
     let id = SequenceId;
-    let go_on = Append {
-        begin: false,
-        ..append(7, 0, 1)
-    };
+    let go_on = Append { begin: false, ..append(7, 0, 1) };
     for (step, error) in [
         (vec![go_on], CacheError::UnknownSequence { sequence: id(7) }),
-        (
-            vec![append(1, 41, 1)],
-            CacheError::Gap {
-                sequence: id(1),
-                start: 41,
-                held: 40,
-            },
-        ),
-        (
-            vec![append(1, 40, 121)],
-            CacheError::TooLong {
-                sequence: id(1),
-                tokens: 161,
-                context: 160,
-            },
-        ),
+        (vec![append(1, 41, 1)], CacheError::Gap { sequence: id(1), start: 41, held: 40 }),
+        (vec![append(1, 40, 121)], CacheError::TooLong { sequence: id(1), tokens: 161, context: 160 }),
         (
             vec![append(1, 40, u32::MAX)],
-            CacheError::TooLong {
-                sequence: id(1),
-                tokens: 40 + u64::from(u32::MAX),
-                context: 160,
-            },
+            CacheError::TooLong { sequence: id(1), tokens: 40 + u64::from(u32::MAX), context: 160 },
         ),
-        (
-            vec![append(2, 0, 1), append(2, 1, 1)],
-            CacheError::Repeated { sequence: id(2) },
-        ),
-        (
-            vec![append(2, 0, 160)],
-            CacheError::OutOfPages {
-                wanted: 5,
-                free: 4,
-                pages: 6,
-            },
-        ),
+        (vec![append(2, 0, 1), append(2, 1, 1)], CacheError::Repeated { sequence: id(2) }),
+        (vec![append(2, 0, 160)], CacheError::OutOfPages { wanted: 5, free: 4, pages: 6 }),
         (
             vec![append(2, 0, 1), append(3, 0, 1), append(4, 0, 1)],
             CacheError::TooManySequences { wanted: 4, limit: 3 },
         ),
     ] {
         assert_eq!(tables.append(&step), Err(error));
-        assert_eq!(
-            tables.usage(),
-            CacheUsage {
-                tokens: 40,
-                sequences: 1
-            }
-        );
+        assert_eq!(tables.usage(), CacheUsage { tokens: 40, sequences: 1 });
     }
     // Pages that the step itself gives up count as free.
     tables.append(&[append(1, 0, 1), append(2, 0, 160)]).unwrap();
@@ -131,13 +79,9 @@ fn no_page_is_ever_lost_or_shared() {
                 let _ = tables.append(&[append(sequence.0, start, next(70) as u32 + 1)]);
             }
         }
-        let mut pages: Vec<u32> = (0..4)
-            .flat_map(|id| tables.pages(SequenceId(id)).to_vec())
-            .collect();
-        let needed: u32 = (0..4)
-            .filter_map(|id| tables.tokens(SequenceId(id)))
-            .map(|tokens| tokens.div_ceil(32))
-            .sum();
+        let mut pages: Vec<u32> = (0..4).flat_map(|id| tables.pages(SequenceId(id)).to_vec()).collect();
+        let needed: u32 =
+            (0..4).filter_map(|id| tables.tokens(SequenceId(id))).map(|tokens| tokens.div_ceil(32)).sum();
         assert_eq!(pages.len(), needed as usize);
         pages.sort_unstable();
         pages.dedup();

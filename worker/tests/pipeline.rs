@@ -18,16 +18,8 @@ use rig::{Coordinator, DEPLOYMENT, Neighbour, Worker, fence, soon};
 const PROMPT: [u32; 6] = [3, 17, 4, 40, 21, 9];
 
 fn step(epoch: u64, number: u64, kind: StepKind, start: u32, tokens: &[u32]) -> StepFrame {
-    let sampling = Sampling {
-        temperature: 0.8,
-        seed: 42,
-        logprobs: Some(3),
-        ..Sampling::default()
-    };
-    let begin = (start == 0).then(|| SequenceStart {
-        sampling,
-        prompt_tokens: PROMPT.len() as u32,
-    });
+    let sampling = Sampling { temperature: 0.8, seed: 42, logprobs: Some(3), ..Sampling::default() };
+    let begin = (start == 0).then(|| SequenceStart { sampling, prompt_tokens: PROMPT.len() as u32 });
     let segment = Segment {
         sequence: SequenceId(1),
         start,
@@ -60,19 +52,9 @@ async fn generate(epoch: u64, first: &LinkSender, last: &mut Neighbour, stages: 
         let places: Vec<u32> = result.timings.iter().map(|timing| timing.stage).collect();
         assert!(places.is_sorted(), "{places:?}");
         result.timings.clear();
-        let token = result.outputs[0]
-            .sampled
-            .clone()
-            .expect("a token was asked for")
-            .token;
+        let token = result.outputs[0].sampled.clone().expect("a token was asked for").token;
         results.push(result);
-        next = step(
-            epoch,
-            number,
-            StepKind::Decode,
-            PROMPT.len() as u32 + number as u32 - 2,
-            &[token],
-        );
+        next = step(epoch, number, StepKind::Decode, PROMPT.len() as u32 + number as u32 - 2, &[token]);
     }
     results
 }
@@ -81,10 +63,7 @@ async fn generate(epoch: u64, first: &LinkSender, last: &mut Neighbour, stages: 
 async fn alone(coordinator: &mut Coordinator) -> (Worker, Neighbour) {
     let mut worker = coordinator.worker("alone").await;
     worker.session.loaded(coordinator.load(1, 0, 4)).await;
-    worker
-        .session
-        .connect(1, Peer::Coordinator, Peer::Coordinator, Vec::new())
-        .await;
+    worker.session.connect(1, Peer::Coordinator, Peer::Coordinator, Vec::new()).await;
     let link = coordinator.link().await;
     assert_eq!(link.peer, worker.session.id());
     worker.session.connected().await;
@@ -110,13 +89,8 @@ async fn connect_pair(
     last: &mut Worker,
 ) -> (Option<Neighbour>, Option<Neighbour>) {
     let at = last.session.hello().data_addresses.clone();
-    first
-        .session
-        .connect(epoch, Peer::Coordinator, last.session.id(), at)
-        .await;
-    last.session
-        .connect(epoch, first.session.id(), Peer::Coordinator, Vec::new())
-        .await;
+    first.session.connect(epoch, Peer::Coordinator, last.session.id(), at).await;
+    last.session.connect(epoch, first.session.id(), Peer::Coordinator, Vec::new()).await;
     let mut links = Vec::new();
     if epoch == 1 {
         links.push(coordinator.link().await);
@@ -140,10 +114,7 @@ async fn two_workers_say_what_one_says_bit_for_bit_within_their_budgets() {
     let (mut first, _last, to_first, mut from_last) = pair(&mut coordinator).await;
     assert_eq!(generate(1, &to_first.sender, &mut from_last, 2).await, expected);
     let telemetry = first.session.telemetry().await;
-    assert!(
-        telemetry.peak_resident < Bytes::mib(16) + FIXED_OVERHEAD,
-        "{telemetry:?}"
-    );
+    assert!(telemetry.peak_resident < Bytes::mib(16) + FIXED_OVERHEAD, "{telemetry:?}");
 }
 
 #[tokio::test]
@@ -155,18 +126,10 @@ async fn a_new_plan_over_the_same_neighbours_uses_their_links_and_fences_the_old
     last.session.loaded(coordinator.load(2, 2, 4)).await;
     let links = connect_pair(&coordinator, 2, &mut first, &mut last).await;
     assert!(links.0.is_none() && links.1.is_none());
-    to_first
-        .sender
-        .send(&Frame::Step(step(1, 99, StepKind::Prefill, 0, &PROMPT)))
-        .await
-        .unwrap();
+    to_first.sender.send(&Frame::Step(step(1, 99, StepKind::Prefill, 0, &PROMPT))).await.unwrap();
     let after = generate(2, &to_first.sender, &mut from_last, 2).await;
-    let outputs = |results: &[StepResult]| {
-        results
-            .iter()
-            .map(|result| result.outputs.clone())
-            .collect::<Vec<_>>()
-    };
+    let outputs =
+        |results: &[StepResult]| results.iter().map(|result| result.outputs.clone()).collect::<Vec<_>>();
     assert_eq!(outputs(&after), outputs(&before));
     let fenced = loop {
         let telemetry = first.session.telemetry().await;
@@ -181,25 +144,14 @@ async fn a_new_plan_over_the_same_neighbours_uses_their_links_and_fences_the_old
 async fn a_step_that_does_not_fit_the_stage_is_reported_and_others_are_computed() {
     let mut coordinator = Coordinator::start().await;
     let (mut worker, mut link) = alone(&mut coordinator).await;
-    link.sender
-        .send(&Frame::Step(step(1, 1, StepKind::Prefill, 0, &[4_000_000])))
-        .await
-        .unwrap();
+    link.sender.send(&Frame::Step(step(1, 1, StepKind::Prefill, 0, &[4_000_000]))).await.unwrap();
     let reason = worker.session.until("a failed step", |message| match message {
-        ToCoordinator::StepFailed {
-            step: StepId(1),
-            stage: 0,
-            reason,
-            ..
-        } => Some(reason),
+        ToCoordinator::StepFailed { step: StepId(1), stage: 0, reason, .. } => Some(reason),
         _ => None,
     });
     let reason = reason.await;
     assert!(reason.contains("4000000"), "{reason}");
-    link.sender
-        .send(&Frame::Step(step(1, 2, StepKind::Prefill, 0, &PROMPT)))
-        .await
-        .unwrap();
+    link.sender.send(&Frame::Step(step(1, 2, StepKind::Prefill, 0, &PROMPT))).await.unwrap();
     assert_eq!(link.result().await.step, StepId(2));
 }
 
@@ -209,24 +161,13 @@ async fn probes_are_answered_and_retiring_frees_the_stage() {
     let (mut worker, link) = alone(&mut coordinator).await;
     worker.session.tell(ToWorker::Probe { nonce: 77 }).await;
     let probed = |message| {
-        if let ToCoordinator::Probed { nonce } = message {
-            Some(nonce)
-        } else {
-            None
-        }
+        if let ToCoordinator::Probed { nonce } = message { Some(nonce) } else { None }
     };
     assert_eq!(worker.session.until("a probe's answer", probed).await, 77);
-    worker
-        .session
-        .tell(ToWorker::Retire {
-            deployment: DEPLOYMENT,
-        })
-        .await;
+    worker.session.tell(ToWorker::Retire { deployment: DEPLOYMENT }).await;
     assert_eq!(worker.session.state().await, StageState::Retired);
     // A link that nobody needs any more is closed with a reason.
-    let told = soon("the end of the link", link.sender.closed())
-        .await
-        .to_string();
+    let told = soon("the end of the link", link.sender.closed()).await.to_string();
     assert!(told.contains("no stage of this worker"), "{told}");
 }
 
@@ -237,11 +178,7 @@ async fn a_neighbour_that_is_killed_is_reported_as_a_lost_link() {
     let lost_peer = last.session.id();
     drop(last);
     let lost = first.session.until("a lost link", |message| match message {
-        ToCoordinator::LinkLost {
-            peer,
-            deployment: DEPLOYMENT,
-            ..
-        } => Some(peer),
+        ToCoordinator::LinkLost { peer, deployment: DEPLOYMENT, .. } => Some(peer),
         _ => None,
     });
     assert_eq!(lost.await, lost_peer);
@@ -254,9 +191,7 @@ async fn what_cannot_be_loaded_or_connected_is_said_with_its_remedy() {
     let mut absent = coordinator.load(1, 0, 4);
     absent.fingerprint = "ab".repeat(32);
     worker.session.tell(ToWorker::Load(absent)).await;
-    let StageState::Failed { reason } = worker.session.state().await else {
-        panic!("it was found")
-    };
+    let StageState::Failed { reason } = worker.session.state().await else { panic!("it was found") };
     assert!(
         reason.contains("abab") && reason.contains("tiny.gguf") && reason.contains("--models"),
         "{reason}"
@@ -264,43 +199,24 @@ async fn what_cannot_be_loaded_or_connected_is_said_with_its_remedy() {
     let mut large = coordinator.load(2, 0, 4);
     large.room.cache_tokens = 1 << 20;
     worker.session.tell(ToWorker::Load(large)).await;
-    let StageState::Failed { reason } = worker.session.state().await else {
-        panic!("it did fit")
-    };
-    assert!(
-        reason.contains("16.0 MiB") && reason.contains("missing"),
-        "{reason}"
-    );
+    let StageState::Failed { reason } = worker.session.state().await else { panic!("it did fit") };
+    assert!(reason.contains("16.0 MiB") && reason.contains("missing"), "{reason}");
     worker.session.loaded(coordinator.load(3, 0, 2)).await;
     let nobody = Peer::Worker("nobody".to_owned().try_into().unwrap());
-    worker
-        .session
-        .connect(3, Peer::Coordinator, nobody, vec!["127.0.0.1:1".parse().unwrap()])
-        .await;
-    let StageState::Failed { reason } = worker.session.state().await else {
-        panic!("it was reached")
-    };
-    assert!(
-        reason.contains("nobody") && reason.contains("127.0.0.1:1"),
-        "{reason}"
-    );
+    worker.session.connect(3, Peer::Coordinator, nobody, vec!["127.0.0.1:1".parse().unwrap()]).await;
+    let StageState::Failed { reason } = worker.session.state().await else { panic!("it was reached") };
+    assert!(reason.contains("nobody") && reason.contains("127.0.0.1:1"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_broken_stream_is_dialled_again_and_states_are_told_anew() {
     let mut coordinator = Coordinator::start().await;
     let (worker, mut link) = alone(&mut coordinator).await;
-    let Worker {
-        process: _process,
-        session,
-    } = worker;
+    let Worker { process: _process, session } = worker;
     drop(session);
     let mut session = coordinator.attached().await;
     assert_eq!(session.state().await, StageState::Active);
-    link.sender
-        .send(&Frame::Step(step(1, 1, StepKind::Prefill, 0, &PROMPT)))
-        .await
-        .unwrap();
+    link.sender.send(&Frame::Step(step(1, 1, StepKind::Prefill, 0, &PROMPT))).await.unwrap();
     assert_eq!(link.result().await.step, StepId(1));
     // A coordinator that has started anew finds nothing of the old one's.
     drop(session);
@@ -308,11 +224,7 @@ async fn a_broken_stream_is_dialled_again_and_states_are_told_anew() {
     let mut session = coordinator.attached().await;
     soon("the end of the link", link.sender.closed()).await;
     session.loaded(coordinator.load(1, 0, 4)).await;
-    session
-        .tell(ToWorker::Retire {
-            deployment: DEPLOYMENT,
-        })
-        .await;
+    session.tell(ToWorker::Retire { deployment: DEPLOYMENT }).await;
     let retired = |message| match message {
         ToCoordinator::Stage(report) if report.state == StageState::Retired => Some(report.epoch),
         _ => None,

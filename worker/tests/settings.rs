@@ -11,10 +11,7 @@ use brigade_worker::cli::{Command, JoinArgs, parse};
 use brigade_worker::settings::{Machine, Settings, SettingsError};
 
 fn args(line: &str) -> JoinArgs {
-    let words = ["brigade-worker", "join"]
-        .into_iter()
-        .chain(line.split_whitespace())
-        .map(OsString::from);
+    let words = ["brigade-worker", "join"].into_iter().chain(line.split_whitespace()).map(OsString::from);
     match parse(words).unwrap().command {
         Command::Join(args) => *args,
         Command::Version => panic!("not `join`"),
@@ -38,23 +35,14 @@ fn what_is_not_said_comes_from_the_machine() {
     assert_eq!(settings.name.as_str(), "studio.local");
     assert_eq!(settings.budget.as_mib().round(), 800.0);
     assert_eq!((settings.threads, settings.device), (12, DeviceKind::Cpu));
-    assert_eq!(
-        settings.state,
-        Path::new("/home/ada/.local/state/brigade-worker/studio.local")
-    );
-    assert_eq!(
-        settings.models,
-        [PathBuf::from("/home/ada/.local/share/brigade/models")]
-    );
+    assert_eq!(settings.state, Path::new("/home/ada/.local/state/brigade-worker/studio.local"));
+    assert_eq!(settings.models, [PathBuf::from("/home/ada/.local/share/brigade/models")]);
     assert!(settings.token.is_none() && settings.data.is_none() && settings.health.is_none());
 }
 
 #[test]
 fn the_state_directory_follows_xdg_and_the_name() {
-    let machine = Machine {
-        state_home: Some("/var/state".into()),
-        ..machine()
-    };
+    let machine = Machine { state_home: Some("/var/state".into()), ..machine() };
     let settings = Settings::new(args("10.0.0.1 --name w1"), &machine).unwrap();
     assert_eq!(settings.state, Path::new("/var/state/brigade-worker/w1"));
 }
@@ -62,33 +50,21 @@ fn the_state_directory_follows_xdg_and_the_name() {
 #[test]
 fn what_is_said_is_obeyed() {
     let line = "host:1 --memory 64MiB --threads 3 --device cuda:1 --models /a --models /b:/c --state /s --name n --data 10.0.0.2:9";
-    let nowhere = Machine {
-        home: None,
-        ..machine()
-    };
+    let nowhere = Machine { home: None, ..machine() };
     let settings = Settings::new(args(line), &nowhere).unwrap();
     assert_eq!(settings.budget, Bytes::mib(64));
     assert_eq!((settings.threads, settings.device), (3, DeviceKind::Cuda(1)));
     assert_eq!(settings.models, ["/a", "/b", "/c"].map(PathBuf::from));
-    assert_eq!(
-        (settings.state.as_path(), settings.name.as_str()),
-        (Path::new("/s"), "n")
-    );
+    assert_eq!((settings.state.as_path(), settings.name.as_str()), (Path::new("/s"), "n"));
     assert_eq!(settings.data, Some("10.0.0.2:9".parse().unwrap()));
 }
 
 #[test]
 fn a_user_without_a_home_must_say_where() {
-    let nowhere = Machine {
-        home: None,
-        ..machine()
-    };
+    let nowhere = Machine { home: None, ..machine() };
     for (line, flag) in [("h --models /m", "--state"), ("h --state /s", "--models")] {
         let error = Settings::new(args(line), &nowhere).unwrap_err();
-        assert!(
-            matches!(error, SettingsError::NoHome(_)) && error.to_string().contains(flag),
-            "{error}"
-        );
+        assert!(matches!(error, SettingsError::NoHome(_)) && error.to_string().contains(flag), "{error}");
     }
 }
 
@@ -100,8 +76,5 @@ fn a_token_is_taken_from_a_file_and_never_shown() {
     std::fs::write(&file, format!("{token}\n")).unwrap();
     let settings = Settings::new(args(&format!("h --token-file {}", file.display())), &machine()).unwrap();
     assert_eq!(settings.token.as_ref().unwrap().to_string(), token);
-    assert!(
-        !format!("{settings:?}").contains(&"cd".repeat(16)),
-        "{settings:?}"
-    );
+    assert!(!format!("{settings:?}").contains(&"cd".repeat(16)), "{settings:?}");
 }

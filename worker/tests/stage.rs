@@ -27,17 +27,8 @@ fn models() -> Vec<TinyModel> {
     vec![
         TinyModel::q4_1(),
         TinyModel::f32(),
-        TinyModel {
-            kind: TensorType::F16,
-            ends: TensorType::BF16,
-            ..TinyModel::f32()
-        },
-        TinyModel {
-            kind: TensorType::Q5_0,
-            ends: TensorType::Q4_0,
-            tied: false,
-            ..TinyModel::q4_1()
-        },
+        TinyModel { kind: TensorType::F16, ends: TensorType::BF16, ..TinyModel::f32() },
+        TinyModel { kind: TensorType::Q5_0, ends: TensorType::Q4_0, tied: false, ..TinyModel::q4_1() },
         TinyModel::wide(TensorType::Q4K),
     ]
 }
@@ -49,11 +40,7 @@ fn cutting_at_any_boundary_gives_the_same_bits() {
         let tokens = Random::new(1).tokens(70, model.vocab);
         let whole = Pipeline::cut(&header, model.layers, &[]).scores(1, &tokens, 64);
         assert_eq!(whole.len(), 69);
-        assert!(
-            whole.iter().all(|s| s.logprob < 0.0 && s.top.len() == 3),
-            "{:?}",
-            whole[0]
-        );
+        assert!(whole.iter().all(|s| s.logprob < 0.0 && s.top.len() == 3), "{:?}", whole[0]);
         for cut in 1..model.layers {
             let scores = Pipeline::cut(&header, model.layers, &[cut]).scores(1, &tokens, 64);
             assert_eq!(scores, whole, "{model:?} cut before layer {cut}");
@@ -72,28 +59,11 @@ fn a_stage_may_hold_an_end_without_layers() {
     let whole = Pipeline::cut(&header, 4, &[]).scores(1, &tokens, 64);
     let range = |start, end| LayerRange::new(start, end).unwrap();
     let shards = [
-        Shard {
-            layers: range(0, 0),
-            embedding: true,
-            head: false,
-        },
-        Shard {
-            layers: range(0, 4),
-            embedding: false,
-            head: false,
-        },
-        Shard {
-            layers: range(4, 4),
-            embedding: false,
-            head: true,
-        },
+        Shard { layers: range(0, 0), embedding: true, head: false },
+        Shard { layers: range(0, 4), embedding: false, head: false },
+        Shard { layers: range(4, 4), embedding: false, head: true },
     ];
-    let stages = shards.map(|shard| {
-        load(StageRequest {
-            shard,
-            ..request(&header, 0..4, 4)
-        })
-    });
+    let stages = shards.map(|shard| load(StageRequest { shard, ..request(&header, 0..4, 4) }));
     assert_eq!(Pipeline(stages.into()).scores(1, &tokens, 64), whole);
 }
 
@@ -105,11 +75,7 @@ fn chunks_of_a_prompt_give_the_same_bits() {
         let mut pipeline = Pipeline::cut(&header, model.layers, &[1]);
         let whole = pipeline.scores(1, &tokens, 64);
         for chunk in [1, 7, 31, 32, 33] {
-            assert_eq!(
-                pipeline.scores(1, &tokens, chunk),
-                whole,
-                "{model:?} in chunks of {chunk}"
-            );
+            assert_eq!(pipeline.scores(1, &tokens, chunk), whole, "{model:?} in chunks of {chunk}");
         }
     }
 }
@@ -120,25 +86,15 @@ fn neighbours_in_a_batch_change_no_bit() {
         let (_dir, header) = written(&model);
         let mut random = Random::new(3);
         let mut pipeline = Pipeline::cut(&header, model.layers, &[]);
-        let sequences: Vec<Vec<u32>> = [13, 1, 22]
-            .iter()
-            .map(|&n| random.tokens(n, model.vocab))
-            .collect();
-        let alone: Vec<_> = sequences
-            .iter()
-            .map(|tokens| pipeline.scores(9, tokens, 64))
-            .collect();
+        let sequences: Vec<Vec<u32>> = [13, 1, 22].iter().map(|&n| random.tokens(n, model.vocab)).collect();
+        let alone: Vec<_> = sequences.iter().map(|tokens| pipeline.scores(9, tokens, 64)).collect();
         let mut together = vec![Vec::new(); 3];
         // Two steps, so that the second mixes sequences at different positions.
         for half in 0..2 {
             let mut segments = Vec::new();
             for (i, tokens) in sequences.iter().enumerate() {
                 let middle = tokens.len() / 2;
-                let range = if half == 0 {
-                    0..middle
-                } else {
-                    middle..tokens.len()
-                };
+                let range = if half == 0 { 0..middle } else { middle..tokens.len() };
                 if !range.is_empty() {
                     let next = tokens.get(range.end).copied();
                     let begin = segment(1, 0, tokens).begin.filter(|_| half == 0 || middle == 0);
@@ -162,10 +118,7 @@ fn threads_change_no_bit() {
         let (_dir, header) = written(&model);
         let tokens = Random::new(4).tokens(64, model.vocab);
         let run = |threads| {
-            let request = StageRequest {
-                threads,
-                ..request(&header, 0..model.layers, model.layers)
-            };
+            let request = StageRequest { threads, ..request(&header, 0..model.layers, model.layers) };
             Pipeline(vec![load(request)]).scores(1, &tokens, 40)
         };
         let one = run(1);
@@ -199,9 +152,7 @@ fn a_replay_from_any_position_gives_the_same_bits() {
     for start in [49, 33, 32, 31, 5, 1] {
         let wrong = Random::new(7).tokens(10, 200);
         pipeline.outputs(vec![segment(1, start, &wrong)]);
-        let replayed = pipeline
-            .outputs(vec![scored(1, start, &tokens[start..], None)])
-            .remove(0);
+        let replayed = pipeline.outputs(vec![scored(1, start, &tokens[start..], None)]).remove(0);
         assert_eq!(replayed.scores, whole[start..], "from {start}");
     }
 }
@@ -218,19 +169,10 @@ fn sampling_is_the_same_however_it_is_cut_and_replayed() {
         frequency_penalty: 0.3,
         ..Sampling::default()
     };
-    let begin = |prompt_tokens| {
-        Some(SequenceStart {
-            sampling: sampling.clone(),
-            prompt_tokens,
-        })
-    };
+    let begin = |prompt_tokens| Some(SequenceStart { sampling: sampling.clone(), prompt_tokens });
     let drawn = |pipeline: &mut Pipeline, start: usize, tokens: &[u32], begun: bool| {
         let begin = begin(20).filter(|_| begun);
-        let segment = Segment {
-            begin,
-            sample: true,
-            ..segment(1, start, tokens)
-        };
+        let segment = Segment { begin, sample: true, ..segment(1, start, tokens) };
         pipeline.outputs(vec![segment]).remove(0).sampled.unwrap().token
     };
     let answer = |cuts: &[usize]| {
@@ -246,18 +188,11 @@ fn sampling_is_the_same_however_it_is_cut_and_replayed() {
     };
     let whole = answer(&[]);
     assert_eq!(answer(&[1, 2, 3]), whole);
-    assert!(
-        whole[20..].iter().collect::<std::collections::HashSet<_>>().len() > 5,
-        "{whole:?}"
-    );
+    assert!(whole[20..].iter().collect::<std::collections::HashSet<_>>().len() > 5, "{whole:?}");
     // A replay of prompt and answer so far goes on with the same token.
     for known in [21, 32, 40] {
         let mut pipeline = Pipeline::cut(&header, 4, &[1]);
-        assert_eq!(
-            drawn(&mut pipeline, 0, &whole[..known], true),
-            whole[known],
-            "after {known}"
-        );
+        assert_eq!(drawn(&mut pipeline, 0, &whole[..known], true), whole[known], "after {known}");
     }
 }
 
@@ -269,28 +204,17 @@ fn scores_are_log_probabilities() {
     // The probabilities of all possible next tokens add up to 1.
     let mut sum = 0.0;
     for next in 0..200 {
-        let scores = pipeline
-            .outputs(vec![scored(1, 0, &tokens, Some(next))])
-            .remove(0)
-            .scores;
+        let scores = pipeline.outputs(vec![scored(1, 0, &tokens, Some(next))]).remove(0).scores;
         assert_eq!(scores.len(), 5);
         assert_eq!(scores[4].token, next);
         sum += f64::from(scores[4].logprob).exp();
     }
     assert!((sum - 1.0).abs() < 1e-5, "{sum}");
     let greedy = SequenceStart {
-        sampling: Sampling {
-            temperature: 0.0,
-            logprobs: Some(2),
-            ..Sampling::default()
-        },
+        sampling: Sampling { temperature: 0.0, logprobs: Some(2), ..Sampling::default() },
         prompt_tokens: 5,
     };
-    let segment = Segment {
-        begin: Some(greedy),
-        sample: true,
-        ..scored(1, 0, &tokens, None)
-    };
+    let segment = Segment { begin: Some(greedy), sample: true, ..scored(1, 0, &tokens, None) };
     let output = pipeline.outputs(vec![segment]).remove(0);
     let sampled = output.sampled.unwrap();
     assert_eq!(output.scores.len(), 4);
@@ -303,39 +227,15 @@ fn release_and_clear_free_the_cache() {
     let (_dir, header) = written(&TinyModel::q4_1());
     let mut pipeline = Pipeline::cut(&header, 4, &[]);
     pipeline.outputs(vec![segment(1, 0, &[1; 40]), segment(2, 0, &[2; 20])]);
-    assert_eq!(
-        pipeline.0[0].usage(),
-        CacheUsage {
-            tokens: 60,
-            sequences: 2
-        }
-    );
-    pipeline.run(StepFrame {
-        release: vec![SequenceId(1), SequenceId(99)],
-        ..step(Vec::new())
-    });
-    assert_eq!(
-        pipeline.0[0].usage(),
-        CacheUsage {
-            tokens: 20,
-            sequences: 1
-        }
-    );
+    assert_eq!(pipeline.0[0].usage(), CacheUsage { tokens: 60, sequences: 2 });
+    pipeline.run(StepFrame { release: vec![SequenceId(1), SequenceId(99)], ..step(Vec::new()) });
+    assert_eq!(pipeline.0[0].usage(), CacheUsage { tokens: 20, sequences: 1 });
     // A step may release and begin at once: the pages are there in time.
     for _ in 0..20 {
         let segments = vec![segment(1, 0, &[3; 64])];
-        pipeline.run(StepFrame {
-            release: vec![SequenceId(1), SequenceId(2)],
-            ..step(segments)
-        });
+        pipeline.run(StepFrame { release: vec![SequenceId(1), SequenceId(2)], ..step(segments) });
     }
-    assert_eq!(
-        pipeline.0[0].usage(),
-        CacheUsage {
-            tokens: 64,
-            sequences: 1
-        }
-    );
+    assert_eq!(pipeline.0[0].usage(), CacheUsage { tokens: 64, sequences: 1 });
     pipeline.0[0].clear();
     assert_eq!(pipeline.0[0].usage(), CacheUsage::default());
 }
@@ -353,10 +253,7 @@ fn half_precision_wires_carry_what_they_can() {
         };
         assert_eq!(frame.hidden.map(|hidden| hidden.dtype), Some(wire));
         let scores = pipeline.scores(1, &tokens, 64);
-        let differences = scores
-            .iter()
-            .zip(&exact)
-            .map(|(a, b)| (a.logprob - b.logprob).abs());
+        let differences = scores.iter().zip(&exact).map(|(a, b)| (a.logprob - b.logprob).abs());
         let largest = differences.fold(0f32, f32::max);
         assert!(largest > 0.0 && largest < bound, "{wire:?}: {largest}");
     }
@@ -378,77 +275,32 @@ fn wrong_frames_are_refused_and_break_nothing() {
     let whole = pipeline.scores(1, &tokens, 64);
     pipeline.outputs(vec![segment(1, 0, &tokens[..30])]);
     let stage = &mut pipeline.0[0];
-    let go_on = |tokens: &[u32]| Segment {
-        begin: None,
-        ..segment(5, 0, tokens)
-    };
+    let go_on = |tokens: &[u32]| Segment { begin: None, ..segment(5, 0, tokens) };
     refused(stage, step(vec![go_on(&[1])]), "sequence 5 is not known");
-    refused(
-        stage,
-        step(vec![segment(1, 31, &[1])]),
-        "sequence 1 holds 30 tokens and was to go on at 31",
-    );
+    refused(stage, step(vec![segment(1, 31, &[1])]), "sequence 1 holds 30 tokens and was to go on at 31");
     refused(stage, step(vec![segment(1, 30, &[200])]), "token 200");
-    refused(
-        stage,
-        step(vec![scored(1, 30, &[1], Some(u32::MAX))]),
-        "token 4294967295",
-    );
+    refused(stage, step(vec![scored(1, 30, &[1], Some(u32::MAX))]), "token 4294967295");
     refused(stage, step(vec![segment(1, 30, &[])]), "no tokens");
     refused(stage, step(vec![segment(1, 30, &[1; 65])]), "65 rows");
-    refused(
-        stage,
-        step(vec![segment(1, 30, &[1]), segment(1, 31, &[1])]),
-        "two segments",
-    );
+    refused(stage, step(vec![segment(1, 30, &[1]), segment(1, 31, &[1])]), "two segments");
     let begins = (2..6).map(|sequence| segment(sequence, 0, &[1])).collect();
     refused(stage, step(begins), "5 sequences");
     let hidden = Hidden::from_f32(&[0.0; 64], 1, 64, WireDtype::F32).unwrap();
-    refused(
-        stage,
-        StepFrame {
-            hidden: Some(hidden),
-            ..step(vec![segment(1, 30, &[1])])
-        },
-        "wrong order",
-    );
-    let sampling = Sampling {
-        top_p: f32::NAN,
-        ..Sampling::default()
-    };
-    let begin = Some(SequenceStart {
-        sampling,
-        prompt_tokens: 1,
-    });
-    refused(
-        stage,
-        step(vec![Segment {
-            begin,
-            ..segment(2, 0, &[1])
-        }]),
-        "top_p",
-    );
+    refused(stage, StepFrame { hidden: Some(hidden), ..step(vec![segment(1, 30, &[1])]) }, "wrong order");
+    let sampling = Sampling { top_p: f32::NAN, ..Sampling::default() };
+    let begin = Some(SequenceStart { sampling, prompt_tokens: 1 });
+    refused(stage, step(vec![Segment { begin, ..segment(2, 0, &[1]) }]), "top_p");
     let long = segment(2, 0, &[1; 64]);
     pipeline.outputs(vec![long.clone()]);
-    pipeline.outputs(vec![Segment {
-        start: 64,
-        begin: None,
-        ..long.clone()
-    }]);
+    pipeline.outputs(vec![Segment { start: 64, begin: None, ..long.clone() }]);
     let stage = &mut pipeline.0[0];
     refused(
         stage,
-        step(vec![Segment {
-            start: 128,
-            begin: None,
-            ..long
-        }]),
+        step(vec![Segment { start: 128, begin: None, ..long }]),
         "192 tokens, and the context is 128",
     );
     // Sequence 1 goes on as if nothing had been.
-    let rest = pipeline
-        .outputs(vec![scored(1, 30, &tokens[30..], None)])
-        .remove(0);
+    let rest = pipeline.outputs(vec![scored(1, 30, &tokens[30..], None)]).remove(0);
     assert_eq!(rest.scores, whole[30..]);
 }
 
@@ -458,41 +310,21 @@ fn a_later_stage_checks_its_hidden_states() {
     let mut stage = load(request(&header, 2..4, 4));
     let with = |values: &[f32], rows, width| StepFrame {
         hidden: Some(Hidden::from_f32(values, rows, width, WireDtype::F32).unwrap()),
-        ..step(vec![Segment {
-            sample: true,
-            ..segment(1, 0, &[1, 2])
-        }])
+        ..step(vec![Segment { sample: true, ..segment(1, 0, &[1, 2]) }])
     };
-    refused(
-        &mut stage,
-        step(vec![segment(1, 0, &[1])]),
-        "without hidden states",
-    );
+    refused(&mut stage, step(vec![segment(1, 0, &[1])]), "without hidden states");
     refused(&mut stage, with(&[0.0; 64], 1, 64), "1 x 64, wanted 2 x 64");
     refused(&mut stage, with(&[0.0; 256], 2, 128), "2 x 128, wanted 2 x 64");
     let mut values = vec![0.5; 128];
     values[100] = f32::NAN;
     refused(&mut stage, with(&values, 2, 64), "logit of token 0");
     let mut middle = load(request(&header, 2..3, 4));
-    refused(
-        &mut middle,
-        with(&values, 2, 64),
-        "sequence 1 at position 1 is not finite",
-    );
+    refused(&mut middle, with(&values, 2, 64), "sequence 1 at position 1 is not finite");
     values[100] = 0.5;
-    assert!(matches!(
-        stage.run(with(&values, 2, 64)),
-        Ok(StageOutput::Finish(_))
-    ));
+    assert!(matches!(stage.run(with(&values, 2, 64)), Ok(StageOutput::Finish(_))));
     assert!(matches!(stage.run(with(&values, 2, 64)).map(|_| ()), Ok(())));
-    let short = Hidden {
-        data: vec![0; 4].into(),
-        ..with(&values, 2, 64).hidden.unwrap()
-    };
-    let frame = StepFrame {
-        hidden: Some(short),
-        ..with(&values, 2, 64)
-    };
+    let short = Hidden { data: vec![0; 4].into(), ..with(&values, 2, 64).hidden.unwrap() };
+    let frame = StepFrame { hidden: Some(short), ..with(&values, 2, 64) };
     assert!(matches!(stage.run(frame), Err(StepError::HiddenBytes(_))));
 }
 
@@ -525,41 +357,17 @@ fn loading_tells_what_is_wrong_before_it_reads() {
     fails(StageRequest { budget, ..whole() }, "raise --memory");
     let cancelled = LoadProgress::new();
     cancelled.cancel();
-    assert!(matches!(
-        Stage::load(whole(), &cancelled),
-        Err(LoadError::Cancelled)
-    ));
-    fails(
-        StageRequest {
-            device: DeviceKind::Cuda(0),
-            ..whole()
-        },
-        "feature `cuda`",
-    );
-    fails(
-        StageRequest {
-            device: DeviceKind::Metal,
-            ..whole()
-        },
-        "feature `metal`",
-    );
+    assert!(matches!(Stage::load(whole(), &cancelled), Err(LoadError::Cancelled)));
+    fails(StageRequest { device: DeviceKind::Cuda(0), ..whole() }, "feature `cuda`");
+    fails(StageRequest { device: DeviceKind::Metal, ..whole() }, "feature `metal`");
     let layers = LayerRange::new(3, 5).unwrap();
-    fails(
-        StageRequest {
-            shard: Shard::of(layers, 5),
-            ..whole()
-        },
-        "layers 3..5",
-    );
+    fails(StageRequest { shard: Shard::of(layers, 5), ..whole() }, "layers 3..5");
     let mut odd = whole();
     odd.room.cache_tokens = 33;
     fails(odd, "cache_tokens = 33");
     let progress = LoadProgress::new();
     Stage::load(whole(), &progress).unwrap();
-    assert_eq!(
-        (progress.loaded(), progress.total()),
-        (memory.weights, memory.weights)
-    );
+    assert_eq!((progress.loaded(), progress.total()), (memory.weights, memory.weights));
     let path = dir.path().join("tiny.gguf");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(header.file_bytes().0 - 1).unwrap();
@@ -568,20 +376,10 @@ fn loading_tells_what_is_wrong_before_it_reads() {
 
 #[test]
 fn a_damaged_norm_or_an_unknown_type_is_named() {
-    let model = TinyModel {
-        kind: TensorType::IQ4_NL,
-        ..TinyModel::q4_1()
-    };
+    let model = TinyModel { kind: TensorType::IQ4_NL, ..TinyModel::q4_1() };
     let (_dir, header) = written(&model);
-    let error = Stage::load(request(&header, 0..4, 4), &LoadProgress::new())
-        .err()
-        .unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("tensor `blk.0.attn_q.weight` is IQ4_NL"),
-        "{error}"
-    );
+    let error = Stage::load(request(&header, 0..4, 4), &LoadProgress::new()).err().unwrap();
+    assert!(error.to_string().contains("tensor `blk.0.attn_q.weight` is IQ4_NL"), "{error}");
 
     let (dir, header) = written(&TinyModel::q4_1());
     let path = dir.path().join("tiny.gguf");
@@ -589,13 +387,6 @@ fn a_damaged_norm_or_an_unknown_type_is_named() {
     let norm = header.tensor("blk.3.ffn_norm.weight").unwrap();
     bytes[norm.offset as usize + 8..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
-    let error = Stage::load(request(&header, 0..4, 4), &LoadProgress::new())
-        .err()
-        .unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("tensor `blk.3.ffn_norm.weight` holds NaN at 2"),
-        "{error}"
-    );
+    let error = Stage::load(request(&header, 0..4, 4), &LoadProgress::new()).err().unwrap();
+    assert!(error.to_string().contains("tensor `blk.3.ffn_norm.weight` holds NaN at 2"), "{error}");
 }

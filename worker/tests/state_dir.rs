@@ -12,10 +12,7 @@ fn a_state_directory_is_one_worker_s_at_a_time() {
     assert!(matches!(error, StateDirError::InUse { .. }), "{error}");
     let text = error.to_string();
     let pid = std::process::id().to_string();
-    assert!(
-        text.contains("workers/w1") && text.contains(&pid) && text.contains("--name"),
-        "{text}"
-    );
+    assert!(text.contains("workers/w1") && text.contains(&pid) && text.contains("--name"), "{text}");
     drop(first);
     StateDir::open(&path).unwrap();
 }
@@ -27,10 +24,7 @@ fn only_its_owner_can_look_into_it() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("state");
     let _state = StateDir::open(&path).unwrap();
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 #[test]

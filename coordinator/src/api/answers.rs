@@ -53,9 +53,7 @@ pub(crate) async fn start<E: Engine>(
         })
         .boxed()
     });
-    Ok(stream::iter(choices)
-        .flatten_unordered(Some(CONCURRENT_CHOICES))
-        .boxed())
+    Ok(stream::iter(choices).flatten_unordered(Some(CONCURRENT_CHOICES)).boxed())
 }
 
 /// Where a choice stands.

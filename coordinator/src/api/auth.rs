@@ -26,16 +26,8 @@ impl Guard {
     /// A guard as the settings say.
     pub(crate) fn new(settings: &ApiSettings) -> Guard {
         Guard {
-            keys: settings
-                .api_keys
-                .iter()
-                .map(|key| Sha256::digest(key).into())
-                .collect(),
-            hosts: settings
-                .hosts
-                .iter()
-                .map(|host| host.to_ascii_lowercase())
-                .collect(),
+            keys: settings.api_keys.iter().map(|key| Sha256::digest(key).into()).collect(),
+            hosts: settings.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
         }
     }
 
@@ -60,23 +52,14 @@ impl Guard {
         }
         let given: [u8; 32] = Sha256::digest(key).into();
         // All keys are compared to their ends, so that the time taken tells nothing about them.
-        let known = self
-            .keys
-            .iter()
-            .fold(false, |known, key| known | equal(key, &given));
-        if known {
-            Ok(())
-        } else {
-            Err(ApiError::unauthorized("the API key is not one of this server's"))
-        }
+        let known = self.keys.iter().fold(false, |known, key| known | equal(key, &given));
+        if known { Ok(()) } else { Err(ApiError::unauthorized("the API key is not one of this server's")) }
     }
 
     /// Without keys, a page that a user's browser has open could reach a server on the same machine: directly, which
     /// its `Origin` shows, or under a name of its own that resolves to this machine, which `Host` shows.
     fn check_origin(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-        let host = headers
-            .get(header::HOST)
-            .map(|host| String::from_utf8_lossy(host.as_bytes()));
+        let host = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
         let host = host.or_else(|| uri.authority().map(|authority| authority.as_str().into()));
         if let Some(host) = host.filter(|host| !self.is_ours(host)) {
             return Err(ApiError::forbidden(format!(
@@ -86,9 +69,7 @@ impl Guard {
         }
         if let Some(origin) = headers.get(header::ORIGIN) {
             let origin = String::from_utf8_lossy(origin.as_bytes());
-            let ours = origin
-                .split_once("://")
-                .is_some_and(|(_, host)| self.is_ours(host));
+            let ours = origin.split_once("://").is_some_and(|(_, host)| self.is_ours(host));
             if !ours {
                 return Err(ApiError::forbidden(format!(
                     "without an API key this server does not answer web pages of `{origin}`; \
@@ -119,8 +100,7 @@ pub(crate) async fn guard<E: Engine>(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    api.guard()
-        .check(request.uri().path(), request.uri(), request.headers())?;
+    api.guard().check(request.uri().path(), request.uri(), request.headers())?;
     Ok(next.run(request).await)
 }
 
@@ -132,10 +112,7 @@ fn split_scheme(value: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn equal(left: &[u8; 32], right: &[u8; 32]) -> bool {
-    let difference = left
-        .iter()
-        .zip(right)
-        .fold(0u8, |all, (left, right)| all | (left ^ right));
+    let difference = left.iter().zip(right).fold(0u8, |all, (left, right)| all | (left ^ right));
     std::hint::black_box(difference) == 0
 }
 
@@ -145,20 +122,14 @@ mod tests {
     use axum::http::HeaderValue;
 
     fn check(settings: ApiSettings, path: &str, headers: &[(header::HeaderName, &'static str)]) -> bool {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
-        Guard::new(&settings)
-            .check(path, &Uri::from_static("/"), &headers.collect())
-            .is_ok()
+        let headers = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+        Guard::new(&settings).check(path, &Uri::from_static("/"), &headers.collect()).is_ok()
     }
 
     #[test]
     fn keys_are_wanted_where_there_are_any() {
-        let settings = || ApiSettings {
-            api_keys: vec!["one".into(), "two".into()],
-            ..ApiSettings::default()
-        };
+        let settings =
+            || ApiSettings { api_keys: vec!["one".into(), "two".into()], ..ApiSettings::default() };
         let with = |value| check(settings(), "/v1/models", &[(header::AUTHORIZATION, value)]);
         assert!(with("Bearer two") && with("bearer  one "));
         assert!(!with("Bearer three") && !with("Bearer ") && !with("Basic two") && !with("two"));
@@ -169,10 +140,7 @@ mod tests {
 
     #[test]
     fn without_keys_foreign_names_and_pages_are_refused() {
-        let settings = || ApiSettings {
-            hosts: vec!["Box.local".into()],
-            ..ApiSettings::default()
-        };
+        let settings = || ApiSettings { hosts: vec!["Box.local".into()], ..ApiSettings::default() };
         for host in [
             "localhost",
             "localhost:7480",
@@ -184,22 +152,13 @@ mod tests {
         ] {
             assert!(check(settings(), "/", &[(header::HOST, host)]), "{host}");
         }
-        for host in [
-            "evil.example",
-            "evil.example:7480",
-            "127.0.0.1.evil.example",
-            "localhost.evil.example",
-            "",
-        ] {
+        for host in
+            ["evil.example", "evil.example:7480", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+        {
             assert!(!check(settings(), "/", &[(header::HOST, host)]), "{host}");
         }
-        let origin = |origin| {
-            check(
-                settings(),
-                "/",
-                &[(header::HOST, "localhost"), (header::ORIGIN, origin)],
-            )
-        };
+        let origin =
+            |origin| check(settings(), "/", &[(header::HOST, "localhost"), (header::ORIGIN, origin)]);
         assert!(origin("http://localhost:3000") && origin("http://127.0.0.1") && origin("https://box.local"));
         assert!(!origin("http://evil.example") && !origin("null") && !origin("file://"));
     }

@@ -169,11 +169,7 @@ impl Writing {
         let (logprobs, token_ids) = self.details(&mut all);
         let choice = ChatChoice {
             index: 0,
-            message: ChatMessage {
-                role: ROLE,
-                content: all.text,
-                refusal: None,
-            },
+            message: ChatMessage { role: ROLE, content: all.text, refusal: None },
             logprobs,
             finish_reason: all.finish.map(|finish| finish.as_str()),
             token_ids,
@@ -198,28 +194,14 @@ impl Streaming {
     fn chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
         let prompt_token_ids = self.writing.prompt_ids.take();
         let usage = self.usage.then_some(usage);
-        sse::event_text(&ChatChunk {
-            envelope: &self.writing.envelope,
-            choices,
-            usage,
-            prompt_token_ids,
-        })
+        sse::event_text(&ChatChunk { envelope: &self.writing.envelope, choices, usage, prompt_token_ids })
     }
 }
 
 impl Chunks for Streaming {
     fn opening(&mut self) -> Vec<String> {
-        let delta = ChunkDelta {
-            role: Some(ROLE),
-            content: Some(String::new()),
-        };
-        vec![self.chunk(
-            vec![ChunkChoice {
-                delta,
-                ..ChunkChoice::default()
-            }],
-            None,
-        )]
+        let delta = ChunkDelta { role: Some(ROLE), content: Some(String::new()) };
+        vec![self.chunk(vec![ChunkChoice { delta, ..ChunkChoice::default() }], None)]
     }
 
     fn delta(&mut self, index: usize, mut delta: Delta) -> String {

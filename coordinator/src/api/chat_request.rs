@@ -11,13 +11,7 @@ use super::params::{MAX_LOGPROBS, Shared, Vocabulary};
 const MAX_MESSAGES: usize = 4096;
 
 /// Names that a template gets from us and that a request must not overwrite.
-const TEMPLATE_NAMES: [&str; 5] = [
-    "messages",
-    "add_generation_prompt",
-    "bos_token",
-    "eos_token",
-    "tools",
-];
+const TEMPLATE_NAMES: [&str; 5] = ["messages", "add_generation_prompt", "bos_token", "eos_token", "tools"];
 
 /// One message, as the template sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -64,13 +58,7 @@ impl ChatRequest {
         shared.sampling.logprobs = read_logprobs(&mut fields)?;
         let template_kwargs = read_template_kwargs(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest {
-            model,
-            messages,
-            template_kwargs,
-            max_tokens,
-            shared,
-        })
+        Ok(ChatRequest { model, messages, template_kwargs, max_tokens, shared })
     }
 }
 
@@ -84,13 +72,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.only("function_call", |value| value.as_str() == Some("none"))?;
     fields.only("parallel_tool_calls", Value::is_boolean)?;
     fields.only("modalities", |value| *value == Value::from(vec!["text"]))?;
-    for name in [
-        "audio",
-        "prediction",
-        "reasoning_effort",
-        "verbosity",
-        "web_search_options",
-    ] {
+    for name in ["audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"] {
         fields.only(name, |_| false)?;
     }
     if let Some(mut format) = fields.object("response_format")? {
@@ -129,10 +111,7 @@ fn read_template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiEr
     const NAME: &str = "chat_template_kwargs";
     let kwargs = fields.object(NAME)?.map(Fields::rest).unwrap_or_default();
     match TEMPLATE_NAMES.into_iter().find(|name| kwargs.contains_key(*name)) {
-        Some(name) => Err(invalid(
-            &format!("{NAME}.{name}"),
-            "is set by the server; leave it out",
-        )),
+        Some(name) => Err(invalid(&format!("{NAME}.{name}"), "is set by the server; leave it out")),
         None => Ok(kwargs),
     }
 }
@@ -148,10 +127,7 @@ fn read_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     };
     if items.len() > MAX_MESSAGES {
         let found = items.len();
-        return Err(invalid(
-            NAME,
-            format_args!("may hold at most {MAX_MESSAGES} messages, not {found}"),
-        ));
+        return Err(invalid(NAME, format_args!("may hold at most {MAX_MESSAGES} messages, not {found}")));
     }
     items
         .into_iter()
@@ -161,15 +137,9 @@ fn read_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
 }
 
 fn read_message(mut fields: Fields) -> Result<Message, ApiError> {
-    let role = fields
-        .text("role")?
-        .ok_or_else(|| missing(&fields.path("role")))?;
+    let role = fields.text("role")?.ok_or_else(|| missing(&fields.path("role")))?;
     // OpenAI's newer name for the same role, which no template knows.
-    let role = if role == "developer" {
-        "system".to_owned()
-    } else {
-        role
-    };
+    let role = if role == "developer" { "system".to_owned() } else { role };
     if !matches!(role.as_str(), "system" | "user" | "assistant" | "tool") {
         let why =
             format_args!("must be system, developer, user, assistant or tool, not `{role}`").to_string();
@@ -185,12 +155,8 @@ fn read_message(mut fields: Fields) -> Result<Message, ApiError> {
     for name in ["function_call", "audio", "refusal"] {
         fields.only(name, |_| false)?;
     }
-    let message = Message {
-        role,
-        content,
-        name: fields.text("name")?,
-        tool_call_id: fields.text("tool_call_id")?,
-    };
+    let message =
+        Message { role, content, name: fields.text("name")?, tool_call_id: fields.text("tool_call_id")? };
     fields.finish()?;
     Ok(message)
 }
@@ -222,13 +188,7 @@ mod tests {
     const USER: &str = r#"{"role": "user", "content": "hi"}"#;
 
     fn parse(text: &str) -> Result<ChatRequest, ApiError> {
-        ChatRequest::parse(
-            text.as_bytes(),
-            Vocabulary {
-                size: 100,
-                end_ids: &[2],
-            },
-        )
+        ChatRequest::parse(text.as_bytes(), Vocabulary { size: 100, end_ids: &[2] })
     }
 
     #[test]
@@ -237,16 +197,10 @@ mod tests {
             r#"{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}"#;
         let developer = r#"{"role": "developer", "content": "rules"}"#;
         let request = parse(&format!(r#"{{"messages": [{developer}, {USER}, {parts}]}}"#)).unwrap();
-        let seen: Vec<(&str, &str)> = request
-            .messages
-            .iter()
-            .map(|message| (&*message.role, &*message.content))
-            .collect();
+        let seen: Vec<(&str, &str)> =
+            request.messages.iter().map(|message| (&*message.role, &*message.content)).collect();
         assert_eq!(seen, [("system", "rules"), ("user", "hi"), ("user", "a\nb")]);
-        assert_eq!(
-            (request.max_tokens, request.shared.sampling.logprobs),
-            (None, None)
-        );
+        assert_eq!((request.max_tokens, request.shared.sampling.logprobs), (None, None));
     }
 
     #[test]
@@ -259,18 +213,9 @@ mod tests {
             (r#"[{"role": "robot", "content": "hi"}]"#, "messages[0].role"),
             (r#"[{"role": "user"}]"#, "messages[0].content"),
             (r#"[{"role": "user", "content": 3}]"#, "messages[0].content"),
-            (
-                r#"[{"role": "user", "content": [{"type": "text"}]}]"#,
-                "messages[0].content[0].text",
-            ),
-            (
-                r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#,
-                "messages[0].content[0].type",
-            ),
-            (
-                r#"[{"role": "assistant", "content": "", "tool_calls": [{}]}]"#,
-                "messages[0].tool_calls",
-            ),
+            (r#"[{"role": "user", "content": [{"type": "text"}]}]"#, "messages[0].content[0].text"),
+            (r#"[{"role": "user", "content": [{"type": "image_url"}]}]"#, "messages[0].content[0].type"),
+            (r#"[{"role": "assistant", "content": "", "tool_calls": [{}]}]"#, "messages[0].tool_calls"),
             (r#"[{"role": "user", "content": "", "x": 1}]"#, "messages[0].x"),
         ] {
             let error = parse(&format!(r#"{{"messages": {messages}}}"#)).unwrap_err();
@@ -284,11 +229,7 @@ mod tests {
             ("tools", r#"[{"type": "function"}]"#, "[]"),
             ("functions", "[{}]", "null"),
             ("tool_choice", "\"auto\"", "\"none\""),
-            (
-                "response_format",
-                r#"{"type": "json_object"}"#,
-                r#"{"type": "text"}"#,
-            ),
+            ("response_format", r#"{"type": "json_object"}"#, r#"{"type": "text"}"#),
             ("n", "2", "1"),
             ("modalities", r#"["text", "audio"]"#, r#"["text"]"#),
             ("audio", "{}", "null"),
@@ -305,22 +246,12 @@ mod tests {
     #[test]
     fn both_names_of_the_limit_must_agree() {
         let limits = |text: &str| parse(&format!(r#"{{"messages": [{USER}], {text}}}"#));
-        assert_eq!(
-            limits(r#""max_completion_tokens": 5"#).unwrap().max_tokens,
-            Some(5)
-        );
-        assert_eq!(
-            limits(r#""max_tokens": 5, "max_completion_tokens": 5"#)
-                .unwrap()
-                .max_tokens,
-            Some(5)
-        );
+        assert_eq!(limits(r#""max_completion_tokens": 5"#).unwrap().max_tokens, Some(5));
+        assert_eq!(limits(r#""max_tokens": 5, "max_completion_tokens": 5"#).unwrap().max_tokens, Some(5));
         assert!(limits(r#""max_tokens": 5, "max_completion_tokens": 6"#).is_err());
         assert!(limits(r#""max_tokens": 0"#).is_err());
         assert!(limits(r#""chat_template_kwargs": {"messages": []}"#).is_err());
-        let kwargs = limits(r#""chat_template_kwargs": {"enable_thinking": false}"#)
-            .unwrap()
-            .template_kwargs;
+        let kwargs = limits(r#""chat_template_kwargs": {"enable_thinking": false}"#).unwrap().template_kwargs;
         assert_eq!(kwargs["enable_thinking"], false);
     }
 }

@@ -150,10 +150,7 @@ impl Choice {
                 self.generation = None;
             }
             if delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
-                return Ok(Some(Delta {
-                    drawn: std::mem::take(&mut self.drawn),
-                    ..delta
-                }));
+                return Ok(Some(Delta { drawn: std::mem::take(&mut self.drawn), ..delta }));
             }
         }
     }
@@ -165,34 +162,15 @@ impl Choice {
         let texts = echo.pieces(&self.tokenizer);
         let text = echo.text.unwrap_or_else(|| texts.concat());
         if !self.reading.details {
-            return Some(Delta {
-                text,
-                ..Delta::default()
-            });
+            return Some(Delta { text, ..Delta::default() });
         }
         let mut scores = std::mem::take(&mut self.prompt_scores).into_iter();
-        let pieces = echo
-            .tokens
-            .iter()
-            .zip(texts)
-            .enumerate()
-            .map(|(at, (&token, text))| {
-                let score = if at == 0 { None } else { scores.next() };
-                let (logprob, top) =
-                    score.map_or((None, Vec::new()), |score| (Some(score.logprob), score.top));
-                Piece {
-                    token,
-                    text,
-                    logprob,
-                    top,
-                    end: 0,
-                }
-            });
-        Some(Delta {
-            pieces: pieces.collect(),
-            text,
-            ..Delta::default()
-        })
+        let pieces = echo.tokens.iter().zip(texts).enumerate().map(|(at, (&token, text))| {
+            let score = if at == 0 { None } else { scores.next() };
+            let (logprob, top) = score.map_or((None, Vec::new()), |score| (Some(score.logprob), score.top));
+            Piece { token, text, logprob, top, end: 0 }
+        });
+        Some(Delta { pieces: pieces.collect(), text, ..Delta::default() })
     }
 
     /// A token was drawn.
@@ -200,11 +178,7 @@ impl Choice {
         self.count += 1;
         self.drawn.push(score.token);
         let ends = self.reading.end_ids.contains(&score.token);
-        let text = if ends {
-            self.close_character()
-        } else {
-            self.text.push(&self.tokenizer, score.token)
-        };
+        let text = if ends { self.close_character() } else { self.text.push(&self.tokenizer, score.token) };
         self.arrived += text.len();
         if self.reading.details {
             self.waiting.push_back(Piece {
@@ -244,36 +218,21 @@ impl Choice {
 
     fn hand_on(&mut self, text: String) -> Delta {
         self.released += text.len();
-        let certain = self
-            .waiting
-            .iter()
-            .take(self.whole)
-            .take_while(|piece| piece.end <= self.released);
+        let certain = self.waiting.iter().take(self.whole).take_while(|piece| piece.end <= self.released);
         let certain = certain.count();
         self.whole -= certain;
-        Delta {
-            text,
-            pieces: self.waiting.drain(..certain).collect(),
-            ..Delta::default()
-        }
+        Delta { text, pieces: self.waiting.drain(..certain).collect(), ..Delta::default() }
     }
 
     /// A stop string stands after `text`: drops the tokens behind it, and the rest of the one it begins in.
     fn cut(&mut self, text: String) -> Delta {
         let end = self.released + text.len();
-        let kept = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .filter_map(|mut piece| {
-                let start = piece.end - piece.text.len();
-                piece.text.truncate(end.saturating_sub(start));
-                (start < end).then_some(piece)
-            });
-        Delta {
-            text,
-            pieces: kept.collect(),
-            drawn: Vec::new(),
-            finish: Some(Finish::Stop),
-        }
+        let kept = std::mem::take(&mut self.waiting).into_iter().filter_map(|mut piece| {
+            let start = piece.end - piece.text.len();
+            piece.text.truncate(end.saturating_sub(start));
+            (start < end).then_some(piece)
+        });
+        Delta { text, pieces: kept.collect(), drawn: Vec::new(), finish: Some(Finish::Stop) }
     }
 
     /// The generation has ended by itself.

@@ -42,25 +42,14 @@ impl CompletionRequest {
         let max_tokens = fields.whole("max_tokens", 0..=i64::from(u32::MAX))?;
         let max_tokens = max_tokens.map_or(DEFAULT_MAX_TOKENS, |wanted| wanted as u32);
         if max_tokens == 0 && !echo {
-            return Err(invalid(
-                "max_tokens",
-                "may be 0 only with `echo`: true; ask for at least 1",
-            ));
+            return Err(invalid("max_tokens", "may be 0 only with `echo`: true; ask for at least 1"));
         }
         let mut shared = Shared::read(&mut fields, vocabulary, Some(max_tokens))?;
-        shared.sampling.logprobs = fields
-            .whole("logprobs", 0..=MAX_LOGPROBS)?
-            .map(|count| count as u32);
+        shared.sampling.logprobs = fields.whole("logprobs", 0..=MAX_LOGPROBS)?.map(|count| count as u32);
         fields.only("best_of", |value| value.as_f64() == Some(1.0))?;
         fields.only("suffix", |value| value.as_str() == Some(""))?;
         fields.finish()?;
-        Ok(CompletionRequest {
-            model,
-            prompts,
-            max_tokens,
-            echo,
-            shared,
-        })
+        Ok(CompletionRequest { model, prompts, max_tokens, echo, shared })
     }
 }
 
@@ -76,11 +65,7 @@ fn read_prompts(fields: &mut Fields, vocabulary: usize) -> Result<Vec<Prompt>, A
                 .enumerate()
                 .map(|(at, item)| match item {
                     Value::String(text) => Ok(Prompt::Text(text)),
-                    other => Err(wrong_type(
-                        &format!("{NAME}[{at}]"),
-                        "a string like the first",
-                        &other,
-                    )),
+                    other => Err(wrong_type(&format!("{NAME}[{at}]"), "a string like the first", &other)),
                 })
                 .collect::<Result<_, _>>()?,
             Some(Value::Number(_)) => vec![Prompt::Tokens(token_ids(&items, NAME, vocabulary)?)],
@@ -88,16 +73,10 @@ fn read_prompts(fields: &mut Fields, vocabulary: usize) -> Result<Vec<Prompt>, A
                 .iter()
                 .enumerate()
                 .map(|(at, item)| match item {
-                    Value::Array(ids) => Ok(Prompt::Tokens(token_ids(
-                        ids,
-                        &format!("{NAME}[{at}]"),
-                        vocabulary,
-                    )?)),
-                    other => Err(wrong_type(
-                        &format!("{NAME}[{at}]"),
-                        "an array like the first",
-                        other,
-                    )),
+                    Value::Array(ids) => {
+                        Ok(Prompt::Tokens(token_ids(ids, &format!("{NAME}[{at}]"), vocabulary)?))
+                    }
+                    other => Err(wrong_type(&format!("{NAME}[{at}]"), "an array like the first", other)),
                 })
                 .collect::<Result<_, _>>()?,
             Some(other) => return Err(wrong_type(&format!("{NAME}[0]"), WANTED, other)),
@@ -106,10 +85,7 @@ fn read_prompts(fields: &mut Fields, vocabulary: usize) -> Result<Vec<Prompt>, A
     };
     if prompts.len() > MAX_PROMPTS {
         let found = prompts.len();
-        return Err(invalid(
-            NAME,
-            format_args!("may hold at most {MAX_PROMPTS} prompts, not {found}"),
-        ));
+        return Err(invalid(NAME, format_args!("may hold at most {MAX_PROMPTS} prompts, not {found}")));
     }
     Ok(prompts)
 }
@@ -140,13 +116,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<CompletionRequest, ApiError> {
-        CompletionRequest::parse(
-            text.as_bytes(),
-            Vocabulary {
-                size: 100,
-                end_ids: &[2],
-            },
-        )
+        CompletionRequest::parse(text.as_bytes(), Vocabulary { size: 100, end_ids: &[2] })
     }
 
     #[test]
@@ -156,16 +126,9 @@ mod tests {
             (r#""a""#, vec![text("a")]),
             (r#"["a", "b"]"#, vec![text("a"), text("b")]),
             ("[1, 99]", vec![Prompt::Tokens(vec![1, 99])]),
-            (
-                "[[1], [2, 3]]",
-                vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
-            ),
+            ("[[1], [2, 3]]", vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]),
         ] {
-            assert_eq!(
-                parse(&format!(r#"{{"prompt": {shape}}}"#)).unwrap().prompts,
-                expected,
-                "{shape}"
-            );
+            assert_eq!(parse(&format!(r#"{{"prompt": {shape}}}"#)).unwrap().prompts, expected, "{shape}");
         }
     }
 
@@ -188,12 +151,7 @@ mod tests {
             let error = parse(&format!(r#"{{"prompt": {shape}}}"#)).unwrap_err();
             assert_eq!(error.to_json()["error"]["param"], place, "{shape}: {error}");
         }
-        assert!(
-            parse("{}")
-                .unwrap_err()
-                .to_string()
-                .contains("`prompt` is missing")
-        );
+        assert!(parse("{}").unwrap_err().to_string().contains("`prompt` is missing"));
         let many = format!(r#"{{"prompt": [{}"a"]}}"#, r#""a", "#.repeat(MAX_PROMPTS));
         assert!(parse(&many).unwrap_err().to_string().contains("at most 256"));
     }
@@ -201,23 +159,13 @@ mod tests {
     #[test]
     fn defaults_are_openai_s() {
         let request = parse(r#"{"prompt": "a"}"#).unwrap();
-        assert_eq!(
-            (request.max_tokens, request.echo, request.shared.sampling.logprobs),
-            (16, false, None)
-        );
+        assert_eq!((request.max_tokens, request.echo, request.shared.sampling.logprobs), (16, false, None));
         let request = parse(r#"{"prompt": "a", "echo": true, "max_tokens": 0, "logprobs": 0, "best_of": 1}"#);
         assert_eq!(request.unwrap().shared.sampling.logprobs, Some(0));
-        for refused in [
-            "\"max_tokens\": 0",
-            "\"logprobs\": 21",
-            "\"best_of\": 2",
-            "\"suffix\": \"x\"",
-            "\"x\": 1",
-        ] {
-            assert!(
-                parse(&format!(r#"{{"prompt": "a", {refused}}}"#)).is_err(),
-                "{refused}"
-            );
+        for refused in
+            ["\"max_tokens\": 0", "\"logprobs\": 21", "\"best_of\": 2", "\"suffix\": \"x\"", "\"x\": 1"]
+        {
+            assert!(parse(&format!(r#"{{"prompt": "a", {refused}}}"#)).is_err(), "{refused}");
         }
     }
 }

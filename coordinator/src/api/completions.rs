@@ -137,38 +137,24 @@ impl Writing {
         }
         if self.token_ids {
             choice.token_ids.get_or_insert_default().extend(delta.drawn);
-            choice.prompt_token_ids = choice
-                .prompt_token_ids
-                .take()
-                .or_else(|| position.prompt_ids.take());
+            choice.prompt_token_ids = choice.prompt_token_ids.take().or_else(|| position.prompt_ids.take());
         }
         choice.finish_reason = delta.finish.map(|finish| finish.as_str());
     }
 
     async fn whole(mut self, mut deltas: Deltas) -> Result<Completion, ApiError> {
         let mut choices: Vec<CompletionChoice> = (0..self.choices.len())
-            .map(|index| CompletionChoice {
-                index,
-                ..CompletionChoice::default()
-            })
+            .map(|index| CompletionChoice { index, ..CompletionChoice::default() })
             .collect();
         while let Some(item) = deltas.next().await {
             let (index, delta) = item?;
             self.add(&mut choices[index], delta);
         }
-        Ok(Completion {
-            envelope: self.envelope,
-            choices,
-            usage: Some(Some(self.usage)),
-        })
+        Ok(Completion { envelope: self.envelope, choices, usage: Some(Some(self.usage)) })
     }
 
     fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
-        sse::event_text(&Completion {
-            envelope: self.envelope.clone(),
-            choices,
-            usage,
-        })
+        sse::event_text(&Completion { envelope: self.envelope.clone(), choices, usage })
     }
 }
 
@@ -178,10 +164,7 @@ impl Chunks for Writing {
     }
 
     fn delta(&mut self, index: usize, delta: Delta) -> String {
-        let mut choice = CompletionChoice {
-            index,
-            ..CompletionChoice::default()
-        };
+        let mut choice = CompletionChoice { index, ..CompletionChoice::default() };
         self.add(&mut choice, delta);
         self.chunk(vec![choice], self.stream_usage)
     }

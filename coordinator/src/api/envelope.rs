@@ -53,11 +53,7 @@ pub(crate) struct Usage {
 impl Usage {
     /// Of a request whose answer has no tokens yet.
     pub(crate) fn of_prompt(prompt_tokens: usize) -> Usage {
-        Usage {
-            prompt_tokens,
-            completion_tokens: 0,
-            total_tokens: prompt_tokens,
-        }
+        Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
     }
 
     /// Counts tokens of the answer.
@@ -69,6 +65,5 @@ impl Usage {
 
 /// Seconds since 1970; 0 for earlier times.
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -34,14 +34,7 @@ impl ApiError {
         code: &'static str,
         message: impl Into<String>,
     ) -> ApiError {
-        ApiError {
-            status,
-            kind,
-            code: Some(code),
-            param: None,
-            message: message.into(),
-            retry_after_s: None,
-        }
+        ApiError { status, kind, code: Some(code), param: None, message: message.into(), retry_after_s: None }
     }
 
     /// 400: the request is wrong as a whole.
@@ -62,101 +55,56 @@ impl ApiError {
 
     /// 401: no API key, or a wrong one.
     pub fn unauthorized(message: impl Into<String>) -> ApiError {
-        ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "invalid_request_error",
-            "invalid_api_key",
-            message,
-        )
+        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
     }
 
     /// 403: the request came by a way that could be a foreign web page's.
     pub fn forbidden(message: impl Into<String>) -> ApiError {
-        ApiError::new(
-            StatusCode::FORBIDDEN,
-            "invalid_request_error",
-            "forbidden",
-            message,
-        )
+        ApiError::new(StatusCode::FORBIDDEN, "invalid_request_error", "forbidden", message)
     }
 
     /// 404: the model is not the one that is served.
     pub fn unknown_model(wanted: &str, served: &str) -> ApiError {
         let message = format!("the model `{wanted}` does not exist here; this server has `{served}`");
-        let error = ApiError::new(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            "model_not_found",
-            message,
-        );
+        let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
         error.with_param("model")
     }
 
     /// 404: no such path.
     pub fn unknown_route(method: &str, path: &str) -> ApiError {
         let message = format!("there is nothing at {method} {path}; GET / lists what there is");
-        ApiError::new(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            "unknown_url",
-            message,
-        )
+        ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
     }
 
     /// 405: the path exists for other methods.
     pub fn wrong_method(method: &str, path: &str) -> ApiError {
         let message = format!("{path} does not answer {method}; GET / lists what there is");
-        ApiError::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "invalid_request_error",
-            "method_not_allowed",
-            message,
-        )
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
     }
 
     /// 408: the client took too long to send its request.
     pub fn slow_body(seconds: u64) -> ApiError {
         let message = format!("the request's body did not arrive within {seconds} s; send it faster");
-        ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "invalid_request_error",
-            "request_timeout",
-            message,
-        )
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
     }
 
     /// 413: the body is longer than the server reads.
     pub fn body_too_large(limit_bytes: usize) -> ApiError {
         let message =
             format!("the request's body is longer than {limit_bytes} bytes; send fewer prompts at a time");
-        ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "invalid_request_error",
-            "request_too_large",
-            message,
-        )
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
     }
 
     /// 500: something that no client can help.
     pub fn internal(message: impl Into<String>) -> ApiError {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "server_error",
-            "internal_error",
-            message,
-        )
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
     }
 
     /// 503: the server is being stopped.
     pub fn stopping() -> ApiError {
         let message = "the server is shutting down; ask again once it is back";
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "server_error",
-            "shutting_down",
-            message,
-        )
-        .with_retry(NOT_READY_RETRY_S)
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "shutting_down", message)
+            .with_retry(NOT_READY_RETRY_S)
     }
 
     fn with_param(mut self, param: &str) -> ApiError {
@@ -189,30 +137,21 @@ impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> ApiError {
         let message = error.to_string();
         match error {
-            GenerationError::NotReady { .. } => ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "server_error",
-                "not_ready",
-                message,
-            )
-            .with_retry(NOT_READY_RETRY_S),
+            GenerationError::NotReady { .. } => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "not_ready", message)
+                    .with_retry(NOT_READY_RETRY_S)
+            }
             GenerationError::ContextExceeded { .. } => {
                 ApiError::bad_request("context_length_exceeded", message)
             }
-            GenerationError::Overloaded { .. } => ApiError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                "overloaded",
-                message,
-            )
-            .with_retry(BUSY_RETRY_S),
-            GenerationError::Interrupted { .. } => ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "server_error",
-                "interrupted",
-                message,
-            )
-            .with_retry(BUSY_RETRY_S),
+            GenerationError::Overloaded { .. } => {
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", message)
+                    .with_retry(BUSY_RETRY_S)
+            }
+            GenerationError::Interrupted { .. } => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "interrupted", message)
+                    .with_retry(BUSY_RETRY_S)
+            }
         }
     }
 }
@@ -221,14 +160,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.to_json())).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

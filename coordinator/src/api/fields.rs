@@ -18,21 +18,12 @@ impl Fields {
     /// The fields of a request's body.
     pub(crate) fn of_body(body: &[u8]) -> Result<Fields, ApiError> {
         let value = serde_json::from_slice(body).map_err(|error| {
-            ApiError::bad_request(
-                "invalid_json",
-                format!("the request's body is not valid JSON: {error}"),
-            )
+            ApiError::bad_request("invalid_json", format!("the request's body is not valid JSON: {error}"))
         })?;
         match value {
-            Value::Object(map) => Ok(Fields {
-                map,
-                path: String::new(),
-            }),
+            Value::Object(map) => Ok(Fields { map, path: String::new() }),
             other => {
-                let message = format!(
-                    "the request's body must be a JSON object, not {}",
-                    kind_of(&other)
-                );
+                let message = format!("the request's body must be a JSON object, not {}", kind_of(&other));
                 Err(ApiError::bad_request("invalid_json", message))
             }
         }
@@ -41,10 +32,7 @@ impl Fields {
     /// The fields of an object inside the request, whose place is `path`.
     pub(crate) fn of_value(value: Value, path: &str) -> Result<Fields, ApiError> {
         match value {
-            Value::Object(map) => Ok(Fields {
-                map,
-                path: format!("{path}."),
-            }),
+            Value::Object(map) => Ok(Fields { map, path: format!("{path}.") }),
             other => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -141,9 +129,7 @@ fn whole_of(number: &serde_json::Number) -> Option<i64> {
     /// Whole numbers up to here survive the way through a float.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     number.as_i64().or_else(|| {
-        let float = number
-            .as_f64()
-            .filter(|float| float.fract() == 0.0 && float.abs() <= EXACT)?;
+        let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= EXACT)?;
         Some(float as i64)
     })
 }
@@ -165,11 +151,7 @@ pub(crate) fn wrong_type(path: &str, wanted: &str, found: &Value) -> ApiError {
 
 /// The error for a required field that is not there.
 pub(crate) fn missing(path: &str) -> ApiError {
-    ApiError::bad_param(
-        path,
-        "missing_required_parameter",
-        format!("`{path}` is missing; it is required"),
-    )
+    ApiError::bad_param(path, "missing_required_parameter", format!("`{path}` is missing; it is required"))
 }
 
 /// The error for a value that cannot be used, with what to do instead.
@@ -178,10 +160,7 @@ pub(crate) fn invalid(path: &str, why: impl Display) -> ApiError {
 }
 
 fn out_of_range(path: &str, low: impl Display, high: impl Display, found: &Value) -> ApiError {
-    invalid(
-        path,
-        format_args!("must be between {low} and {high}, not {found}"),
-    )
+    invalid(path, format_args!("must be between {low} and {high}, not {found}"))
 }
 
 /// What a JSON value is, in words; a short scalar is shown.
@@ -209,18 +188,8 @@ mod tests {
     fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
         assert_eq!(fields(r#"{"a": 3.0}"#).whole("a", 0..=9), Ok(Some(3)));
         assert_eq!(fields(r#"{"a": null}"#).whole("a", 0..=9), Ok(None));
-        for bad in [
-            "3.5",
-            "10",
-            "-1",
-            "1e300",
-            "18446744073709551615",
-            "\"3\"",
-            "true",
-        ] {
-            let error = fields(&format!(r#"{{"a": {bad}}}"#))
-                .whole("a", 0..=9)
-                .unwrap_err();
+        for bad in ["3.5", "10", "-1", "1e300", "18446744073709551615", "\"3\"", "true"] {
+            let error = fields(&format!(r#"{{"a": {bad}}}"#)).whole("a", 0..=9).unwrap_err();
             assert!(error.to_string().contains("`a`"), "{bad}: {error}");
         }
     }

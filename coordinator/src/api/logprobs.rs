@@ -29,8 +29,7 @@ impl CompletionLogprobs {
         for piece in pieces {
             self.tokens.push(piece.text.clone());
             self.token_logprobs.push(piece.logprob.map(finite));
-            self.top_logprobs
-                .push(piece.logprob.map(|own| by_text(piece, own, tokenizer)));
+            self.top_logprobs.push(piece.logprob.map(|own| by_text(piece, own, tokenizer)));
             self.text_offset.push(*offset);
             *offset += piece.text.chars().count();
         }
@@ -81,11 +80,7 @@ struct NamedToken {
 impl NamedToken {
     fn new(token: u32, logprob: f32, tokenizer: &Tokenizer) -> NamedToken {
         let bytes = tokenizer.decode_token_bytes(token, SpecialText::Show);
-        NamedToken {
-            token: String::from_utf8_lossy(&bytes).into_owned(),
-            logprob: finite(logprob),
-            bytes,
-        }
+        NamedToken { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
     }
 }
 
@@ -106,9 +101,5 @@ impl ChatLogprobs {
 }
 
 fn finite(logprob: f32) -> f32 {
-    if logprob.is_finite() {
-        logprob
-    } else {
-        LEAST_LOGPROB
-    }
+    if logprob.is_finite() { logprob } else { LEAST_LOGPROB }
 }

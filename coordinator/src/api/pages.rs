@@ -51,11 +51,7 @@ pub(crate) async fn model<E: Engine>(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     api.check_model(Some(&id))?;
-    Ok(Json(ModelEntry::new(
-        api.engine().model(),
-        api.engine().status().context,
-    ))
-    .into_response())
+    Ok(Json(ModelEntry::new(api.engine().model(), api.engine().status().context)).into_response())
 }
 
 /// `GET /health`: 200 only when a request would be served.
@@ -66,23 +62,13 @@ pub(crate) async fn health<E: Engine>(State(api): State<Api<E>>) -> Response {
     match context {
         Ok(context) => Json(json!({"status": "ok", "model": model, "context": context})).into_response(),
         Err(error) => {
-            let phase = if api.shutdown().is_cancelled() {
-                Phase::Stopping
-            } else {
-                status.phase
-            };
-            let reason = status
-                .reason
-                .clone()
-                .unwrap_or_else(|| phase_in_words(phase).to_owned());
+            let phase = if api.shutdown().is_cancelled() { Phase::Stopping } else { status.phase };
+            let reason = status.reason.clone().unwrap_or_else(|| phase_in_words(phase).to_owned());
             let body = json!({"status": phase, "model": model, "reason": reason});
             // The error's headers tell when to try again.
             let mut response = error.into_response();
             let retry = response.headers_mut().remove(header::RETRY_AFTER);
-            let headers: HeaderMap = retry
-                .map(|value| (header::RETRY_AFTER, value))
-                .into_iter()
-                .collect();
+            let headers: HeaderMap = retry.map(|value| (header::RETRY_AFTER, value)).into_iter().collect();
             (StatusCode::SERVICE_UNAVAILABLE, headers, Json(body)).into_response()
         }
     }

@@ -69,12 +69,7 @@ impl Shared {
         let sampling = read_sampling(fields, vocabulary, max_tokens)?;
         let stops = read_stops(fields)?;
         let delivery = read_delivery(fields)?;
-        Ok(Shared {
-            sampling,
-            stops,
-            delivery,
-            token_ids: fields.flag("return_token_ids")?,
-        })
+        Ok(Shared { sampling, stops, delivery, token_ids: fields.flag("return_token_ids")? })
     }
 }
 
@@ -84,9 +79,7 @@ fn read_neutral(fields: &mut Fields) -> Result<(), ApiError> {
     }
     fields.only("metadata", Value::is_object)?;
     fields.only("store", |value| *value == Value::Bool(false))?;
-    fields.only("service_tier", |value| {
-        matches!(value.as_str(), Some("auto" | "default"))
-    })?;
+    fields.only("service_tier", |value| matches!(value.as_str(), Some("auto" | "default")))?;
     fields.only("n", |value| value.as_f64() == Some(1.0))
 }
 
@@ -100,15 +93,10 @@ fn read_sampling(
     let top_k = fields.whole("top_k", -1..=i64::from(u32::MAX))?;
     let repetition = fields.number("repetition_penalty", 0.0..=10.0)?;
     if repetition == Some(0.0) {
-        return Err(invalid(
-            "repetition_penalty",
-            "must be greater than 0; 1 is neutral",
-        ));
+        return Err(invalid("repetition_penalty", "must be greater than 0; 1 is neutral"));
     }
     Ok(Sampling {
-        temperature: fields
-            .number("temperature", 0.0..=2.0)?
-            .unwrap_or(neutral.temperature),
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(neutral.temperature),
         top_k: top_k.unwrap_or(0).max(0) as u32,
         top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(neutral.top_p),
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(neutral.min_p),
@@ -119,11 +107,7 @@ fn read_sampling(
         logit_bias: read_logit_bias(fields, vocabulary.size)?,
         logprobs: None,
         min_tokens: min_tokens.unwrap_or(0) as u32,
-        end_ids: if fields.flag("ignore_eos")? {
-            Vec::new()
-        } else {
-            vocabulary.end_ids.to_vec()
-        },
+        end_ids: if fields.flag("ignore_eos")? { Vec::new() } else { vocabulary.end_ids.to_vec() },
     })
 }
 
@@ -131,9 +115,7 @@ fn read_sampling(
 fn read_seed(fields: &mut Fields) -> Result<u64, ApiError> {
     match fields.value("seed") {
         None => getrandom::u64().map_err(|error| {
-            ApiError::internal(format!(
-                "the operating system gave no random number: {error}; pass `seed`"
-            ))
+            ApiError::internal(format!("the operating system gave no random number: {error}; pass `seed`"))
         }),
         Some(value) => match value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned)) {
             Some(seed) => Ok(seed),
@@ -150,24 +132,17 @@ fn read_logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f
     let biases = biases.rest();
     if biases.len() > MAX_LOGIT_BIAS {
         let found = biases.len();
-        return Err(invalid(
-            NAME,
-            format_args!("may have at most {MAX_LOGIT_BIAS} entries, not {found}"),
-        ));
+        return Err(invalid(NAME, format_args!("may have at most {MAX_LOGIT_BIAS} entries, not {found}")));
     }
     biases
         .into_iter()
         .map(|(key, value)| {
-            let id = key
-                .parse::<u32>()
-                .ok()
-                .filter(|id| (*id as usize) < vocabulary)
-                .ok_or_else(|| {
-                    let known = vocabulary.saturating_sub(1);
-                    let why =
-                        format_args!("has the key `{key}`: keys are token ids from 0 to {known}").to_string();
-                    invalid(NAME, why)
-                })?;
+            let id = key.parse::<u32>().ok().filter(|id| (*id as usize) < vocabulary).ok_or_else(|| {
+                let known = vocabulary.saturating_sub(1);
+                let why =
+                    format_args!("has the key `{key}`: keys are token ids from 0 to {known}").to_string();
+                invalid(NAME, why)
+            })?;
             Ok((id, number_of(&value, &format!("{NAME}.{id}"), -100.0..=100.0)?))
         })
         .collect()
@@ -190,15 +165,9 @@ fn read_stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     };
     if stops.len() > MAX_STOPS {
         let found = stops.len();
-        return Err(invalid(
-            NAME,
-            format_args!("may have at most {MAX_STOPS} strings, not {found}"),
-        ));
+        return Err(invalid(NAME, format_args!("may have at most {MAX_STOPS} strings, not {found}")));
     }
-    match stops
-        .iter()
-        .find(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES)
-    {
+    match stops.iter().find(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
         None => Ok(stops),
         Some(stop) => {
             let found = stop.len();
@@ -220,11 +189,7 @@ fn read_delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
         options.only("include_obfuscation", |value| *value == Value::Bool(false))?;
         options.finish()?;
     }
-    Ok(if stream {
-        Delivery::Stream { usage }
-    } else {
-        Delivery::Whole
-    })
+    Ok(if stream { Delivery::Stream { usage } } else { Delivery::Whole })
 }
 
 #[cfg(test)]
@@ -233,14 +198,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Shared, ApiError> {
         let mut fields = Fields::of_body(text.as_bytes())?;
-        let shared = Shared::read(
-            &mut fields,
-            Vocabulary {
-                size: 100,
-                end_ids: &[2, 3],
-            },
-            Some(8),
-        )?;
+        let shared = Shared::read(&mut fields, Vocabulary { size: 100, end_ids: &[2, 3] }, Some(8))?;
         fields.finish()?;
         Ok(shared)
     }
@@ -248,18 +206,10 @@ mod tests {
     #[test]
     fn an_empty_request_samples_as_openai_does() {
         let shared = read("{}").unwrap();
-        let expected = Sampling {
-            seed: shared.sampling.seed,
-            end_ids: vec![2, 3],
-            ..Sampling::default()
-        };
+        let expected = Sampling { seed: shared.sampling.seed, end_ids: vec![2, 3], ..Sampling::default() };
         assert_eq!(shared.sampling, expected);
         assert_eq!(shared.delivery, Delivery::Whole);
-        assert_ne!(
-            read("{}").unwrap().sampling.seed,
-            shared.sampling.seed,
-            "the seed is random"
-        );
+        assert_ne!(read("{}").unwrap().sampling.seed, shared.sampling.seed, "the seed is random");
     }
 
     #[test]
@@ -316,20 +266,14 @@ mod tests {
             (r#"{"stop": 5}"#, "stop"),
             (r#"{"stream": "yes"}"#, "stream"),
             (r#"{"stream_options": {"include_usage": true}}"#, "stream_options"),
-            (
-                r#"{"stream": true, "stream_options": {"x": 1}}"#,
-                "stream_options.x",
-            ),
+            (r#"{"stream": true, "stream_options": {"x": 1}}"#, "stream_options.x"),
             (r#"{"n": 2}"#, "n"),
             (r#"{"store": true}"#, "store"),
             (r#"{"service_tier": "flex"}"#, "service_tier"),
             (r#"{"user": 3}"#, "user"),
         ] {
             let error = read(request).unwrap_err();
-            assert!(
-                error.to_string().contains(&format!("`{name}`")),
-                "{request}: {error}"
-            );
+            assert!(error.to_string().contains(&format!("`{name}`")), "{request}: {error}");
             assert_eq!(error.to_json()["error"]["param"], name, "{request}");
         }
     }

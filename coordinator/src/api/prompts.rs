@@ -35,12 +35,7 @@ pub(crate) struct Encoded {
 impl Encoded {
     /// The prompt as the beginning of the answer.
     pub(crate) fn echo(self, scored: bool) -> Echo {
-        Echo {
-            tokens: self.tokens,
-            text: self.text,
-            bos_added: self.bos_added,
-            scored,
-        }
+        Echo { tokens: self.tokens, text: self.text, bos_added: self.bos_added, scored }
     }
 }
 
@@ -50,10 +45,7 @@ impl Encoded {
 /// 400 where a prompt has no token at all or holds what the tokenizer cannot write.
 pub(crate) async fn encode<E: Engine>(api: &Api<E>, prompts: Vec<Prompt>) -> Result<Vec<Encoded>, ApiError> {
     on_text_thread(api, move |model| {
-        prompts
-            .into_iter()
-            .map(|prompt| encode_one(&model.tokenizer, prompt, "prompt"))
-            .collect()
+        prompts.into_iter().map(|prompt| encode_one(&model.tokenizer, prompt, "prompt")).collect()
     })
     .await
 }
@@ -72,16 +64,13 @@ pub(crate) async fn encode_chat<E: Engine>(
             let message = "this model has no chat template; use /v1/completions with a prompt written for it";
             return Err(ApiError::bad_request("no_chat_template", message));
         };
-        let text = template
-            .render(&messages, true, &kwargs)
-            .map_err(|error| match error {
-                TemplateError::Sandbox { .. } => ApiError::internal(error.to_string()),
-                error => {
-                    let message =
-                        format!("the model's chat template does not take these `messages`: {error}");
-                    ApiError::bad_param("messages", "template_error", message)
-                }
-            })?;
+        let text = template.render(&messages, true, &kwargs).map_err(|error| match error {
+            TemplateError::Sandbox { .. } => ApiError::internal(error.to_string()),
+            error => {
+                let message = format!("the model's chat template does not take these `messages`: {error}");
+                ApiError::bad_param("messages", "template_error", message)
+            }
+        })?;
         encode_one(&model.tokenizer, Prompt::Text(text), "messages")
     })
     .await
@@ -91,19 +80,11 @@ pub(crate) async fn encode_chat<E: Engine>(
 fn encode_one(tokenizer: &Tokenizer, prompt: Prompt, param: &str) -> Result<Encoded, ApiError> {
     let (mut tokens, text) = match prompt {
         Prompt::Tokens(tokens) => {
-            return Ok(Encoded {
-                tokens,
-                bos_added: false,
-                text: None,
-            });
+            return Ok(Encoded { tokens, bos_added: false, text: None });
         }
         Prompt::Text(text) => {
             let tokens = tokenizer.encode(&text, ParseSpecial::Yes).map_err(|error| {
-                ApiError::bad_param(
-                    param,
-                    "invalid_value",
-                    format!("`{param}` cannot be encoded: {error}"),
-                )
+                ApiError::bad_param(param, "invalid_value", format!("`{param}` cannot be encoded: {error}"))
             })?;
             (tokens, text)
         }
@@ -113,16 +94,9 @@ fn encode_one(tokenizer: &Tokenizer, prompt: Prompt, param: &str) -> Result<Enco
         tokens.insert(0, bos);
     }
     if tokens.is_empty() {
-        return Err(invalid(
-            param,
-            "is empty, and this model has no token to begin with; write some text",
-        ));
+        return Err(invalid(param, "is empty, and this model has no token to begin with; write some text"));
     }
-    Ok(Encoded {
-        tokens,
-        bos_added: bos.is_some(),
-        text: Some(text),
-    })
+    Ok(Encoded { tokens, bos_added: bos.is_some(), text: Some(text) })
 }
 
 /// Runs `work` on a thread that may block; a bounded number of them at a time, so that a flood of long prompts cannot
@@ -132,10 +106,7 @@ async fn on_text_thread<E: Engine, T: Send + 'static>(
     work: impl FnOnce(&ModelInfo) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let stopped = |what: String| ApiError::internal(format!("the prompt was not encoded: {what}"));
-    let permit = api
-        .text_permit()
-        .await
-        .map_err(|error| stopped(error.to_string()))?;
+    let permit = api.text_permit().await.map_err(|error| stopped(error.to_string()))?;
     let engine = api.engine().clone();
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;

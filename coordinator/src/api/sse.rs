@@ -38,18 +38,12 @@ pub(crate) fn event_text(chunk: &impl Serialize) -> String {
 /// last event instead. When the client leaves, the stream is dropped and with it every generation.
 pub(crate) fn respond<C: Chunks>(deltas: Deltas, mut chunks: C) -> Response {
     let queued: VecDeque<String> = chunks.opening().into();
-    let state = Sending {
-        deltas: Some(deltas),
-        chunks,
-        queued,
-    };
+    let state = Sending { deltas: Some(deltas), chunks, queued };
     let events = stream::unfold(state, |mut state| async move {
         let text = state.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(text)), state))
     });
-    Sse::new(events.boxed())
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
+    Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 struct Sending<C> {

@@ -29,9 +29,7 @@ struct Shared<E> {
 
 impl<E> Clone for Api<E> {
     fn clone(&self) -> Api<E> {
-        Api {
-            shared: Arc::clone(&self.shared),
-        }
+        Api { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -39,14 +37,7 @@ impl<E: Engine> Api<E> {
     /// Serves `engine` until `shutdown`.
     pub(crate) fn new(engine: E, guard: Guard, shutdown: CancellationToken) -> Api<E> {
         let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
-        Api {
-            shared: Arc::new(Shared {
-                engine,
-                guard,
-                shutdown,
-                encodings,
-            }),
-        }
+        Api { shared: Arc::new(Shared { engine, guard, shutdown, encodings }) }
     }
 
     /// The cluster.
@@ -72,10 +63,7 @@ impl<E: Engine> Api<E> {
     /// What requests are checked against.
     pub(crate) fn vocabulary(&self) -> Vocabulary<'_> {
         let model = self.engine().model();
-        Vocabulary {
-            size: model.vocab,
-            end_ids: model.tokenizer.end_ids(),
-        }
+        Vocabulary { size: model.vocab, end_ids: model.tokenizer.end_ids() }
     }
 
     /// Refuses a model other than the one served; none at all means that one.
@@ -99,10 +87,7 @@ impl<E: Engine> Api<E> {
         match status.phase {
             Phase::Serving => Ok(status.context),
             phase => {
-                let reason = status
-                    .reason
-                    .clone()
-                    .unwrap_or_else(|| phase_in_words(phase).to_owned());
+                let reason = status.reason.clone().unwrap_or_else(|| phase_in_words(phase).to_owned());
                 Err(GenerationError::NotReady { reason }.into())
             }
         }
@@ -117,12 +102,7 @@ impl<E: Engine> Api<E> {
         let prompt = u32::try_from(prompt).unwrap_or(u32::MAX);
         let max_tokens = wanted.unwrap_or_else(|| context.saturating_sub(prompt).max(1));
         if prompt.saturating_add(max_tokens) > context {
-            return Err(GenerationError::ContextExceeded {
-                prompt,
-                max_tokens,
-                context,
-            }
-            .into());
+            return Err(GenerationError::ContextExceeded { prompt, max_tokens, context }.into());
         }
         Ok(max_tokens)
     }

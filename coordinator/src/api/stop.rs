@@ -20,22 +20,14 @@ pub(crate) enum Matched {
 impl StopMatcher {
     /// A matcher for `stops`, none of which is empty.
     pub(crate) fn new(stops: Vec<String>) -> StopMatcher {
-        StopMatcher {
-            stops,
-            held: String::new(),
-        }
+        StopMatcher { stops, held: String::new() }
     }
 
     /// Adds a piece of text. The stop string that begins first wins.
     pub(crate) fn push(&mut self, piece: &str) -> Matched {
         let mut text = std::mem::take(&mut self.held);
         text.push_str(piece);
-        if let Some(at) = self
-            .stops
-            .iter()
-            .filter_map(|stop| text.find(stop.as_str()))
-            .min()
-        {
+        if let Some(at) = self.stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
             text.truncate(at);
             return Matched::Yes(text);
         }
@@ -86,21 +78,14 @@ mod tests {
             assert_eq!(run(&[stop], &chars), expected, "{stop:?} char by char");
             for (cut, _) in text.char_indices() {
                 let (left, right) = text.split_at(cut);
-                assert_eq!(
-                    run(&[stop], &[left, "", right]),
-                    expected,
-                    "{stop:?} cut at {cut}"
-                );
+                assert_eq!(run(&[stop], &[left, "", right]), expected, "{stop:?} cut at {cut}");
             }
         }
     }
 
     #[test]
     fn text_that_only_begins_like_a_stop_string_comes_out_whole() {
-        assert_eq!(
-            run(&["aab"], &["a", "a", "a", "c", "a", "a"]),
-            ("aaacaa".to_owned(), false)
-        );
+        assert_eq!(run(&["aab"], &["a", "a", "a", "c", "a", "a"]), ("aaacaa".to_owned(), false));
         assert_eq!(run(&["€uro"], &["1 €", " and"]), ("1 € and".to_owned(), false));
     }
 
@@ -114,9 +99,6 @@ mod tests {
 
     #[test]
     fn the_first_of_several_stop_strings_wins() {
-        assert_eq!(
-            run(&["later", "so", "sooner"], &["and sooner or later"]),
-            ("and ".to_owned(), true)
-        );
+        assert_eq!(run(&["later", "so", "sooner"], &["and sooner or later"]), ("and ".to_owned(), true));
     }
 }

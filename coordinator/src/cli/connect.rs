@@ -14,13 +14,7 @@ pub(super) struct ConnectOptions {
     pub(super) url: Option<String>,
 
     /// The key that its HTTP asks for (BRIGADE_API_KEY keeps it off the command line)
-    #[arg(
-        long,
-        env = "BRIGADE_API_KEY",
-        value_name = "KEY",
-        hide_env_values = true,
-        hide_env = true
-    )]
+    #[arg(long, env = "BRIGADE_API_KEY", value_name = "KEY", hide_env_values = true, hide_env = true)]
     pub(super) api_key: Option<String>,
 }
 
@@ -51,10 +45,7 @@ impl ConnectOptions {
 /// The coordinators on this machine that answer, the latest first.
 pub(super) async fn running(api_key: Option<&str>) -> Vec<(Client, Announcement)> {
     let mut alive = Vec::new();
-    for announcement in discovery::directory()
-        .map(|dir| discovery::announced(&dir))
-        .unwrap_or_default()
-    {
+    for announcement in discovery::directory().map(|dir| discovery::announced(&dir)).unwrap_or_default() {
         let Ok(client) = Client::new(&announcement.url, api_key.map(ToOwned::to_owned)) else {
             continue;
         };

@@ -44,14 +44,10 @@ impl Host {
         announce: bool,
     ) -> anyhow::Result<Host> {
         let listener = listen(http.http).await?;
-        let address = listener
-            .local_addr()
-            .context("failed to read the address of HTTP")?;
+        let address = listener.local_addr().context("failed to read the address of HTTP")?;
         let state = std::path::absolute(&settings.state_dir).unwrap_or_else(|_| settings.state_dir.clone());
         let model = settings.model_id.clone();
-        let cluster = Cluster::start(settings)
-            .await
-            .context("failed to start the coordinator")?;
+        let cluster = Cluster::start(settings).await.context("failed to start the coordinator")?;
         let url = format!("http://{}", reachable(address));
         let announcement = announce.then(|| {
             let announcement = Announcement {
@@ -64,24 +60,13 @@ impl Host {
             announce_it(&announcement)
         });
         let stop = CancellationToken::new();
-        let settings = ApiSettings {
-            api_keys: http.api_key.clone(),
-            ..ApiSettings::default()
-        };
+        let settings = ApiSettings { api_keys: http.api_key.clone(), ..ApiSettings::default() };
         let handle = cluster.handle();
         let shutdown = stop.clone();
         let http = tokio::spawn(async move {
-            api::serve(listener, handle, settings, shutdown)
-                .await
-                .context("failed to serve HTTP")
+            api::serve(listener, handle, settings, shutdown).await.context("failed to serve HTTP")
         });
-        Ok(Host {
-            cluster,
-            url,
-            http,
-            stop,
-            announcement: announcement.flatten(),
-        })
+        Ok(Host { cluster, url, http, stop, announcement: announcement.flatten() })
     }
 
     /// Where HTTP can be reached from this machine.
@@ -189,9 +174,7 @@ impl Embedded {
         let program = local::find_program()?;
         let scratch = tempfile::Builder::new().prefix("brigade-").tempdir();
         let scratch = scratch.context("failed to make a temporary directory (TMPDIR names another place)")?;
-        let state = place
-            .state
-            .map_or_else(|| scratch.path().join("coordinator"), Path::to_owned);
+        let state = place.state.map_or_else(|| scratch.path().join("coordinator"), Path::to_owned);
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let settings = cluster_settings(model, state, control, workers.workers, serving);
         let host = Host::start(settings, http, place.announce).await?;
@@ -199,9 +182,7 @@ impl Embedded {
         let local = LocalSettings {
             program,
             control: host.cluster().control_addr(),
-            token: token
-                .context("failed to make a token for the local workers")?
-                .to_string(),
+            token: token.context("failed to make a token for the local workers")?.to_string(),
             models: model.parent().unwrap_or(Path::new("/")).to_owned(),
             count: workers.workers,
             memory: workers.memory()?,
@@ -209,12 +190,7 @@ impl Embedded {
             state: scratch.path().join("workers"),
         };
         let (workers, events) = LocalWorkers::start(&local)?;
-        Ok(Embedded {
-            host,
-            workers,
-            events,
-            _scratch: scratch,
-        })
+        Ok(Embedded { host, workers, events, _scratch: scratch })
     }
 
     /// The coordinator.
@@ -229,12 +205,7 @@ impl Embedded {
 
     /// Ends everything in order, within about two seconds; a signal meanwhile ends it at once.
     pub(super) async fn stop(self, signals: &mut Signals, code: ExitCode) -> ExitCode {
-        let Embedded {
-            host,
-            workers,
-            events,
-            _scratch,
-        } = self;
+        let Embedded { host, workers, events, _scratch } = self;
         // Nobody reads on: a supervisor with something to tell must not wait.
         drop(events);
         workers.expect_end();
@@ -257,10 +228,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let error = listen(address).await.unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("port {} is in use", address.port())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("port {} is in use", address.port())), "{error}");
         assert!(error.contains("--http 127.0.0.1:PORT"), "{error}");
     }
 

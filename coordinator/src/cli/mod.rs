@@ -52,13 +52,7 @@ const INTERRUPTED: u8 = 130;
 )]
 pub struct Cli {
     /// Read settings from this file instead of brigade.toml
-    #[arg(
-        long,
-        global = true,
-        env = "BRIGADE_CONFIG",
-        value_name = "FILE",
-        hide_env = true
-    )]
+    #[arg(long, global = true, env = "BRIGADE_CONFIG", value_name = "FILE", hide_env = true)]
     pub config: Option<PathBuf>,
 
     /// What to do.
@@ -175,11 +169,7 @@ pub fn parse(args: &[OsString]) -> Result<Cli, ParseError> {
                 Ok(_) => true,
                 Err(without) => without.kind() != error.kind(),
             };
-        if of_file {
-            ParseError::File { path, error }
-        } else {
-            error.into()
-        }
+        if of_file { ParseError::File { path, error } } else { error.into() }
     })
 }
 
@@ -222,10 +212,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");
-            writeln!(
-                std::io::stdout(),
-                "brigade {version} (protocol {PROTOCOL_VERSION})"
-            )?;
+            writeln!(std::io::stdout(), "brigade {version} (protocol {PROTOCOL_VERSION})")?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -248,10 +235,7 @@ fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BRIGADE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
     // A log that is there already is as good.
     let _ = log.try_init();
 }
@@ -296,17 +280,8 @@ mod tests {
     #[test]
     fn the_settings_file_is_named_by_its_flag() {
         let args = |args: &[&str]| args.iter().map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(
-            config_flag(&args(&["brigade", "up", "--config", "a.toml"])),
-            Some("a.toml".into())
-        );
-        assert_eq!(
-            config_flag(&args(&["brigade", "--config=b.toml", "up"])),
-            Some("b.toml".into())
-        );
-        assert_eq!(
-            config_flag(&args(&["brigade", "run", "m", "--", "--config", "c.toml"])),
-            None
-        );
+        assert_eq!(config_flag(&args(&["brigade", "up", "--config", "a.toml"])), Some("a.toml".into()));
+        assert_eq!(config_flag(&args(&["brigade", "--config=b.toml", "up"])), Some("b.toml".into()));
+        assert_eq!(config_flag(&args(&["brigade", "run", "m", "--", "--config", "c.toml"])), None);
     }
 }

@@ -39,13 +39,7 @@ pub(super) struct ServingOptions {
     pub(super) prefill_chunk: u32,
 
     /// How keys and values are kept
-    #[arg(
-        long,
-        env = "BRIGADE_KV_DTYPE",
-        value_name = "TYPE",
-        hide_env = true,
-        default_value = "f16"
-    )]
+    #[arg(long, env = "BRIGADE_KV_DTYPE", value_name = "TYPE", hide_env = true, default_value = "f16")]
     pub(super) kv_dtype: KvDtype,
 }
 
@@ -85,13 +79,7 @@ pub(super) struct HttpOptions {
     pub(super) http: SocketAddr,
 
     /// A key that HTTP requests must carry; may be given several times (BRIGADE_API_KEY keeps it off the command line)
-    #[arg(
-        long,
-        env = "BRIGADE_API_KEY",
-        value_name = "KEY",
-        hide_env = true,
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "BRIGADE_API_KEY", value_name = "KEY", hide_env = true, value_delimiter = ',')]
     pub(super) api_key: Vec<String>,
 }
 
@@ -180,9 +168,7 @@ pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.trim_start_matches(':').parse() {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
     }
-    let numeric = text
-        .strip_prefix("localhost:")
-        .map(|port| format!("127.0.0.1:{port}"));
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
         "write an IP address and a port, such as 127.0.0.1:7480, 0.0.0.0:7480 or [::]:7480".to_owned()
     })
@@ -200,11 +186,7 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 24 * 3600,
         _ => return Err(error()),
     };
-    let seconds = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(seconds))
-        .ok_or_else(error)?;
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(seconds)).ok_or_else(error)?;
     if seconds == 0 {
         return Err("a token must live for at least a second".to_owned());
     }
@@ -225,10 +207,7 @@ pub(super) fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 /// Checks that `model` is a file, and gives its absolute path.
 pub(super) fn model_file(model: &Path) -> anyhow::Result<PathBuf> {
     let path = model.canonicalize().map_err(|error| {
-        anyhow::anyhow!(
-            "failed to open the model {}: {error}; give the path of a GGUF file",
-            model.display()
-        )
+        anyhow::anyhow!("failed to open the model {}: {error}; give the path of a GGUF file", model.display())
     })?;
     if path.is_dir() {
         anyhow::bail!(
@@ -302,16 +281,7 @@ mod tests {
     fn durations_have_a_unit() {
         assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86400)));
         assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        for text in [
-            "",
-            "24",
-            "h",
-            "1w",
-            "0s",
-            "-1h",
-            "99999999999999999999d",
-            "999999999999999999d",
-        ] {
+        for text in ["", "24", "h", "1w", "0s", "-1h", "99999999999999999999d", "999999999999999999d"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }
@@ -338,10 +308,7 @@ mod tests {
         assert!(options("[::1]:1", &[]).check().is_ok());
         assert!(options("0.0.0.0:1", &["secret"]).check().is_ok());
         let error = options("0.0.0.0:1", &[]).check().unwrap_err().to_string();
-        assert!(
-            error.contains("BRIGADE_API_KEY") && error.contains("127.0.0.1:1"),
-            "{error}"
-        );
+        assert!(error.contains("BRIGADE_API_KEY") && error.contains("127.0.0.1:1"), "{error}");
         assert!(options("127.0.0.1:1", &[""]).check().is_err());
     }
 }

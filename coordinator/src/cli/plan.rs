@@ -27,10 +27,7 @@ const ASSUMED_BANDWIDTH: f64 = 20e9;
 const ASSUMED_FLOPS: f64 = 100e9;
 
 /// A crossing between two processes of one machine.
-const LOOPBACK: HopCost = HopCost {
-    rtt_us: 60.0,
-    bytes_per_s: 500e6,
-};
+const LOOPBACK: HopCost = HopCost { rtt_us: 60.0, bytes_per_s: 500e6 };
 
 /// Flags of `brigade plan`.
 #[derive(Debug, Args)]
@@ -88,12 +85,7 @@ pub(super) fn plan(args: &PlanArgs) -> anyhow::Result<ExitCode> {
                 ASSUMED_BANDWIDTH / 1e9,
                 ASSUMED_FLOPS / 1e12
             );
-            (
-                local_devices(&args.workers)?,
-                LOOPBACK,
-                args.workers.workers,
-                Some(note),
-            )
+            (local_devices(&args.workers)?, LOOPBACK, args.workers.workers, Some(note))
         }
     };
     let input = plan_input(devices, hop, min_stages, &args.serving);
@@ -135,18 +127,9 @@ fn dry_run(model: &Path, input: &PlanInput) -> anyhow::Result<DryRun> {
     let spec = ModelSpec::from_header(&header).with_context(failed)?;
     let table = TensorTable::new(&header, &spec).with_context(failed)?;
     let cost = Cost::new(&spec, &table);
-    let plan = brigade_shard::plan::plan(&cost, input).with_context(|| {
-        format!(
-            "failed to place {} on {}",
-            model_id(model),
-            devices_in_words(input)
-        )
-    })?;
-    Ok(DryRun {
-        layers: cost.layer_count(),
-        weights: cost.weights(&cost.whole()),
-        plan,
-    })
+    let plan = brigade_shard::plan::plan(&cost, input)
+        .with_context(|| format!("failed to place {} on {}", model_id(model), devices_in_words(input)))?;
+    Ok(DryRun { layers: cost.layer_count(), weights: cost.weights(&cost.whole()), plan })
 }
 
 fn devices_in_words(input: &PlanInput) -> String {
@@ -203,18 +186,11 @@ fn parse_cluster(text: &str) -> Result<Vec<PlanDevice>, String> {
 
 fn device(device: Device) -> Result<PlanDevice, String> {
     let name = device.name;
-    let budget: Bytes = device
-        .memory
-        .parse()
-        .map_err(|error| format!("memory of device `{name}`: {error}"))?;
-    for (key, value) in [
-        ("bandwidth_gbps", device.bandwidth_gbps),
-        ("tflops", device.tflops),
-    ] {
+    let budget: Bytes =
+        device.memory.parse().map_err(|error| format!("memory of device `{name}`: {error}"))?;
+    for (key, value) in [("bandwidth_gbps", device.bandwidth_gbps), ("tflops", device.tflops)] {
         if !value.is_finite() || value <= 0.0 {
-            return Err(format!(
-                "{key} of device `{name}` is {value}; write a number above 0"
-            ));
+            return Err(format!("{key} of device `{name}` is {value}; write a number above 0"));
         }
     }
     Ok(PlanDevice {
@@ -227,27 +203,17 @@ fn device(device: Device) -> Result<PlanDevice, String> {
 
 fn view(model: &Path, dry: &DryRun, input: &PlanInput) -> PlanView {
     let plan = &dry.plan;
-    let name = |device: usize| {
-        input
-            .devices
-            .get(device)
-            .map_or("?", |device| device.name.as_str())
-    };
+    let name = |device: usize| input.devices.get(device).map_or("?", |device| device.name.as_str());
     let stages = plan.stages.iter().map(|stage| PlanStage {
         worker: name(stage.device).to_owned(),
         shard: stage.shard,
         weight_bytes: stage.memory.weights,
         cache_bytes: stage.memory.cache,
         workspace_bytes: stage.memory.workspace,
-        budget_bytes: input
-            .devices
-            .get(stage.device)
-            .map_or(Bytes::ZERO, |device| device.budget),
+        budget_bytes: input.devices.get(stage.device).map_or(Bytes::ZERO, |device| device.budget),
     });
-    let unused = plan
-        .unused
-        .iter()
-        .map(|unused| format!("{} is not used: {}", name(unused.device), unused.reason));
+    let unused =
+        plan.unused.iter().map(|unused| format!("{} is not used: {}", name(unused.device), unused.reason));
     PlanView {
         model: model_id(model),
         layers: u32::try_from(dry.layers).unwrap_or(u32::MAX),
@@ -290,10 +256,7 @@ mod tests {
             ("device = []", "no [[device]]"),
             (&MAC.replace("96GiB", "lots"), "memory of device `mac`: `lots`"),
             (&MAC.replace("800", "0"), "bandwidth_gbps of device `mac` is 0"),
-            (
-                &MAC.replace("tflops = 27", "tflops = nan"),
-                "tflops of device `mac`",
-            ),
+            (&MAC.replace("tflops = 27", "tflops = nan"), "tflops of device `mac`"),
             (&MAC.replace("tflops", "teraflops"), "teraflops"),
         ] {
             let error = parse_cluster(text).unwrap_err();

@@ -29,12 +29,7 @@ impl Reporter {
     /// A reporter that tells all, or only how the cluster comes up where there is no `place`.
     pub(super) fn new(place: Option<Place>) -> Reporter {
         let progress = Progress::new(std::io::stderr().is_terminal());
-        Reporter {
-            progress,
-            place,
-            served: None,
-            interrupted: false,
-        }
+        Reporter { progress, place, served: None, interrupted: false }
     }
 
     /// Shows what has changed. Returns whether the model is being served.
@@ -92,10 +87,7 @@ pub(super) fn local_event_line(event: &LocalEvent) -> String {
     match event {
         LocalEvent::Line { worker, text } => format!("[{worker}] {text}"),
         LocalEvent::Restarting { worker, ended, pause } => {
-            format!(
-                "worker {worker} died ({ended}); starting it again in {:.1} s",
-                pause.as_secs_f64()
-            )
+            format!("worker {worker} died ({ended}); starting it again in {:.1} s", pause.as_secs_f64())
         }
         LocalEvent::Fatal { worker, reason } => format!("worker {worker} cannot run: {reason}"),
     }
@@ -116,15 +108,8 @@ fn serving_text(status: &ClusterStatus, place: &Place, first: bool) -> String {
 fn curl_line(id: &str, place: &Place) -> String {
     let body = json!({"model": id, "messages": [{"role": "user", "content": "Say hello."}]});
     let body = body.to_string().replace('\'', r"'\''");
-    let key = if place.needs_key {
-        " -H \"Authorization: Bearer $BRIGADE_API_KEY\""
-    } else {
-        ""
-    };
-    format!(
-        "curl {}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
-        place.url
-    )
+    let key = if place.needs_key { " -H \"Authorization: Bearer $BRIGADE_API_KEY\"" } else { "" };
+    format!("curl {}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'", place.url)
 }
 
 #[cfg(test)]
@@ -135,22 +120,12 @@ mod tests {
 
     #[test]
     fn serving_is_told_with_the_plan_and_a_command_to_try() {
-        let mut status = ClusterStatus {
-            phase: Phase::Serving,
-            epoch: 1,
-            ..ClusterStatus::default()
-        };
+        let mut status = ClusterStatus { phase: Phase::Serving, epoch: 1, ..ClusterStatus::default() };
         status.model.id = "it's".to_owned();
-        let place = Place {
-            url: "http://127.0.0.1:7480".to_owned(),
-            needs_key: true,
-        };
+        let place = Place { url: "http://127.0.0.1:7480".to_owned(), needs_key: true };
         let text = serving_text(&status, &place, true);
         assert!(text.contains("STAGE"), "{text}");
-        assert!(
-            text.contains("\nserving it's at http://127.0.0.1:7480\n"),
-            "{text}"
-        );
+        assert!(text.contains("\nserving it's at http://127.0.0.1:7480\n"), "{text}");
         assert!(text.contains(r#"-d '{"model":"it'\''s","#), "{text}");
         assert!(text.contains("$BRIGADE_API_KEY"), "{text}");
         assert!(text.ends_with("Ctrl-C to stop\n"), "{text}");

@@ -84,10 +84,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let model = model_file(&args.model)?;
     // Only this chat uses it: any free loopback port will do.
-    let http = HttpOptions {
-        http: ([127, 0, 0, 1], 0).into(),
-        api_key: Vec::new(),
-    };
+    let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new() };
     let mut embedded = up::start(&model, &args.workers, &args.serving, &http, None, false).await?;
     let mut reporter = Reporter::new(None);
     let mut watcher = up::Watcher::new(&embedded, args.workers.workers);
@@ -185,10 +182,7 @@ struct Chat<'a> {
 
 impl<'a> Chat<'a> {
     fn new(client: Client, model: String, args: &'a RunArgs) -> Chat<'a> {
-        let system = args.system.iter().map(|text| ChatMessage {
-            role: "system",
-            content: text.clone(),
-        });
+        let system = args.system.iter().map(|text| ChatMessage { role: "system", content: text.clone() });
         let request = ChatRequest {
             model,
             messages: system.collect(),
@@ -196,11 +190,7 @@ impl<'a> Chat<'a> {
             temperature: args.temperature,
             seed: args.seed,
         };
-        Chat {
-            client,
-            request,
-            args,
-        }
+        Chat { client, request, args }
     }
 
     /// Asks one question, or all that are typed.
@@ -208,18 +198,11 @@ impl<'a> Chat<'a> {
         let mut typist = match questions {
             Questions::One(question) => {
                 let whole = self.ask(question, signals).await?;
-                return Ok(if whole {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::from(INTERRUPTED)
-                });
+                return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) });
             }
             Questions::Typed(typist) => typist,
         };
-        note(&format!(
-            "{}: Ctrl-C ends an answer, Ctrl-D the chat",
-            self.request.model
-        ));
+        note(&format!("{}: Ctrl-C ends an answer, Ctrl-D the chat", self.request.model));
         loop {
             let line = tokio::select! {
                 line = typist.line() => line,
@@ -245,10 +228,7 @@ impl<'a> Chat<'a> {
 
     /// Asks, and writes the answer as it comes. Returns whether it came to its end before a signal.
     async fn ask(&mut self, question: String, signals: &mut Signals) -> anyhow::Result<bool> {
-        self.request.messages.push(ChatMessage {
-            role: "user",
-            content: question,
-        });
+        self.request.messages.push(ChatMessage { role: "user", content: question });
         let mut answer = String::new();
         let mut stats = Stats::new();
         let whole = tokio::select! {
@@ -258,10 +238,7 @@ impl<'a> Chat<'a> {
         if !answer.ends_with('\n') {
             writeln!(std::io::stdout())?;
         }
-        self.request.messages.push(ChatMessage {
-            role: "assistant",
-            content: answer,
-        });
+        self.request.messages.push(ChatMessage { role: "assistant", content: answer });
         if self.args.stats {
             note(&stats.line());
         }
@@ -310,12 +287,7 @@ struct Stats {
 
 impl Stats {
     fn new() -> Stats {
-        Stats {
-            asked: Instant::now(),
-            first: None,
-            last: None,
-            usage: None,
-        }
+        Stats { asked: Instant::now(), first: None, last: None, usage: None }
     }
 
     fn text(&mut self) {
@@ -367,9 +339,7 @@ impl Typist {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("typist".to_owned())
-            .spawn(read)?;
+        std::thread::Builder::new().name("typist".to_owned()).spawn(read)?;
         Ok(Typist { wanted, lines })
     }
 

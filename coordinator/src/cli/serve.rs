@@ -52,30 +52,13 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let model = model_file(&args.model)?;
     let state = state_dir(args.state.as_deref())?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let settings = cluster_settings(
-        &model,
-        state,
-        args.control,
-        args.min_workers as usize,
-        &args.serving,
-    );
+    let settings = cluster_settings(&model, state, args.control, args.min_workers as usize, &args.serving);
     let mut host = Host::start(settings, &args.http, true).await?;
-    let token = host
-        .cluster()
-        .create_token(TOKEN_TTL, None)
-        .context("failed to make a join token")?;
+    let token = host.cluster().create_token(TOKEN_TTL, None).context("failed to make a join token")?;
     let addresses = addresses(host.cluster().control_addr());
-    say(&join_text(
-        &host.cluster().handle().model().id,
-        &addresses,
-        &token.to_string(),
-        host.url(),
-    ));
+    say(&join_text(&host.cluster().handle().model().id, &addresses, &token.to_string(), host.url()));
 
-    let place = Place {
-        url: host.url().to_owned(),
-        needs_key: !args.http.api_key.is_empty(),
-    };
+    let place = Place { url: host.url().to_owned(), needs_key: !args.http.api_key.is_empty() };
     let mut reporter = Reporter::new(Some(place));
     let mut status = host.handle().subscribe();
     status.mark_changed();
@@ -128,13 +111,10 @@ pub(super) fn addresses(bound: SocketAddr) -> Vec<SocketAddr> {
     }
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let ips = interfaces.iter().map(|interface| interface.ip());
-    sorted(
-        ips.filter(|candidate| ip.is_ipv6() || candidate.is_ipv4())
-            .collect(),
-    )
-    .into_iter()
-    .map(|ip| SocketAddr::new(ip, bound.port()))
-    .collect()
+    sorted(ips.filter(|candidate| ip.is_ipv6() || candidate.is_ipv4()).collect())
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, bound.port()))
+        .collect()
 }
 
 /// Routable IPv4 first, then IPv6, then link-local IPv4 (a Thunderbolt bridge has nothing else), loopback only where
@@ -160,20 +140,9 @@ mod tests {
 
     #[test]
     fn the_likeliest_address_comes_first() {
-        let ips = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|ip| ip.parse().unwrap())
-                .collect::<Vec<IpAddr>>()
-        };
+        let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
         assert_eq!(
-            sorted(ips(&[
-                "127.0.0.1",
-                "fe80::1",
-                "169.254.3.4",
-                "fd00::1",
-                "192.168.1.5"
-            ])),
+            sorted(ips(&["127.0.0.1", "fe80::1", "169.254.3.4", "fd00::1", "192.168.1.5"])),
             ips(&["192.168.1.5", "fd00::1", "169.254.3.4"])
         );
         assert_eq!(sorted(ips(&["127.0.0.1", "fe80::1"])), ips(&["127.0.0.1"]));

@@ -63,17 +63,13 @@ pub(super) async fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
         TokenCommand::Create { ttl, uses, place } => create(ttl, uses, &place).await?,
         TokenCommand::Ls { place } => {
             let state = state_dir(place.state.as_deref())?;
-            let tokens = TokenStore::open(&state)?
-                .list()
-                .context("failed to list the join tokens")?;
+            let tokens = TokenStore::open(&state)?.list().context("failed to list the join tokens")?;
             let text = list(&tokens, SystemTime::now());
             std::io::stdout().write_all(text.as_bytes())?;
         }
         TokenCommand::Revoke { id, place } => {
             let state = state_dir(place.state.as_deref())?;
-            let token = TokenStore::open(&state)?
-                .revoke(&id)
-                .context("failed to revoke the join token")?;
+            let token = TokenStore::open(&state)?.revoke(&id).context("failed to revoke the join token")?;
             writeln!(std::io::stdout(), "revoked {}", token.id)?;
         }
     }
@@ -87,10 +83,7 @@ async fn create(ttl: Duration, uses: Option<u32>, place: &PlaceOptions) -> anyho
     let identity = CoordinatorIdentity::load_or_create(&state)
         .with_context(|| format!("failed to read the coordinator's identity in {}", state.display()))?;
     let new = store.create(ttl, uses).context("failed to make a join token")?;
-    let token = JoinToken {
-        ca_spki_sha256: identity.ca_spki_sha256(),
-        secret: new.secret,
-    };
+    let token = JoinToken { ca_spki_sha256: identity.ca_spki_sha256(), secret: new.secret };
     writeln!(std::io::stdout(), "{token}")?;
     let coordinator = coordinator_address(&state).await;
     let _ = writeln!(
@@ -110,18 +103,11 @@ async fn coordinator_address(state: &Path) -> String {
     let of_state = connect::running(None)
         .await
         .into_iter()
-        .find(|(_, announcement)| {
-            announcement
-                .state
-                .canonicalize()
-                .is_ok_and(|other| other == state)
-        });
+        .find(|(_, announcement)| announcement.state.canonicalize().is_ok_and(|other| other == state));
     let Some((_, announcement)) = of_state else {
         return unknown;
     };
-    addresses(announcement.control)
-        .first()
-        .map_or(unknown, ToString::to_string)
+    addresses(announcement.control).first().map_or(unknown, ToString::to_string)
 }
 
 fn list(tokens: &[TokenInfo], now: SystemTime) -> String {
@@ -148,9 +134,7 @@ fn list(tokens: &[TokenInfo], now: SystemTime) -> String {
             state.to_owned(),
             span(now.saturating_sub(token.created)),
             span(token.expires.saturating_sub(now)),
-            token
-                .uses_left
-                .map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
+            token.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
         ]);
     }
     table.to_string()

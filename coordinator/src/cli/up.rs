@@ -49,19 +49,9 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
     args.http.check()?;
     let model = model_file(&args.model)?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
-    let mut embedded = start(
-        &model,
-        &args.workers,
-        &args.serving,
-        &args.http,
-        args.state.as_deref(),
-        true,
-    )
-    .await?;
-    let place = Place {
-        url: embedded.host().url().to_owned(),
-        needs_key: !args.http.api_key.is_empty(),
-    };
+    let mut embedded =
+        start(&model, &args.workers, &args.serving, &args.http, args.state.as_deref(), true).await?;
+    let place = Place { url: embedded.host().url().to_owned(), needs_key: !args.http.api_key.is_empty() };
     let mut reporter = Reporter::new(Some(place));
     reporter.line(&format!(
         "starting a coordinator and {} for {}",
@@ -98,9 +88,7 @@ fn workers_in_words(workers: &WorkerOptions) -> anyhow::Result<String> {
     let (count, memory, threads) = (workers.workers, workers.memory()?, workers.threads());
     let plural = if count == 1 { "" } else { "s" };
     let threads_plural = if threads == 1 { "" } else { "s" };
-    Ok(format!(
-        "{count} worker{plural} of {memory} and {threads} thread{threads_plural}"
-    ))
+    Ok(format!("{count} worker{plural} of {memory} and {threads} thread{threads_plural}"))
 }
 
 /// Watches an embedded cluster and decides when it cannot go on.
@@ -114,11 +102,7 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Watches `embedded`, which has `workers` workers.
     pub(super) fn new(embedded: &Embedded, workers: usize) -> Watcher {
-        Watcher {
-            status: embedded.host().handle().subscribe(),
-            workers,
-            stuck: None,
-        }
+        Watcher { status: embedded.host().handle().subscribe(), workers, stuck: None }
     }
 
     /// Reports what happens until the cluster fails, or, where `until_serving`, until it serves.
@@ -154,11 +138,7 @@ impl Watcher {
 
     /// Fails where all workers have been there for a while and there is still no plan.
     fn check_stuck(&mut self, status: &ClusterStatus) -> anyhow::Result<()> {
-        let attached = status
-            .workers
-            .iter()
-            .filter(|worker| worker.state == "attached")
-            .count();
+        let attached = status.workers.iter().filter(|worker| worker.state == "attached").count();
         if status.phase != Phase::Waiting || attached < self.workers {
             self.stuck = None;
             return Ok(());

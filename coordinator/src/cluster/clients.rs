@@ -35,12 +35,7 @@ pub(super) struct NewGeneration {
 
 impl Clients {
     pub(super) fn new(metrics: Metrics) -> Clients {
-        Clients {
-            clients: HashMap::new(),
-            next: 0,
-            metrics,
-            counted: Counts::default(),
-        }
+        Clients { clients: HashMap::new(), next: 0, metrics, counted: Counts::default() }
     }
 
     /// Makes a generation for a request.
@@ -49,21 +44,10 @@ impl Clients {
         let sequence = SequenceId(self.next);
         let (sender, events) = mpsc::channel(most_events(request));
         let cancelled = CancellationToken::new();
-        let generation = Generation {
-            events,
-            cancel: cancelled.clone().drop_guard(),
-        };
-        let client = Client {
-            events: sender,
-            submitted: Instant::now(),
-            last_token: None,
-        };
+        let generation = Generation { events, cancel: cancelled.clone().drop_guard() };
+        let client = Client { events: sender, submitted: Instant::now(), last_token: None };
         self.clients.insert(sequence, client);
-        NewGeneration {
-            sequence,
-            cancelled,
-            generation,
-        }
+        NewGeneration { sequence, cancelled, generation }
     }
 
     /// Forgets a generation that nobody listens to any more.
@@ -90,9 +74,7 @@ impl Clients {
                     self.metrics.time_to_first_token.observe(waited.as_secs_f64());
                 }
                 Some(before) => {
-                    self.metrics
-                        .inter_token
-                        .observe(now.saturating_duration_since(before).as_secs_f64());
+                    self.metrics.inter_token.observe(now.saturating_duration_since(before).as_secs_f64());
                 }
             }
         }
@@ -115,28 +97,18 @@ impl Clients {
         }
         for (kind, now, before) in [
             (TokenUse::Prompt, counts.prompt_tokens, before.prompt_tokens),
-            (
-                TokenUse::Generated,
-                counts.generated_tokens,
-                before.generated_tokens,
-            ),
+            (TokenUse::Generated, counts.generated_tokens, before.generated_tokens),
         ] {
             self.metrics.count_tokens(kind, now.saturating_sub(before));
         }
-        self.metrics
-            .results_fenced
-            .inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
+        self.metrics.results_fenced.inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
     }
 }
 
 /// Most events that a request can cause: scores per chunk of its prompt (a chunk has a token at least), a token each,
 /// and the end.
 fn most_events(request: &GenerationRequest) -> usize {
-    let scores = if request.score_prompt {
-        request.prompt.len()
-    } else {
-        0
-    };
+    let scores = if request.score_prompt { request.prompt.len() } else { 0 };
     let tokens = usize::try_from(request.max_tokens).unwrap_or(usize::MAX);
     // A request this large is refused for its context; the bound keeps the channel constructible until then.
     scores.saturating_add(tokens).saturating_add(1).min(1 << 24)

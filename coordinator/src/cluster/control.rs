@@ -47,48 +47,25 @@ impl ControlHandler for Control {
         let id = worker.clone();
         // Files are locked, and a certificate is signed.
         let signed = tokio::task::spawn_blocking(move || {
-            tokens
-                .redeem(&request.secret, SystemTime::now())
-                .map_err(refusal)?;
+            tokens.redeem(&request.secret, SystemTime::now()).map_err(refusal)?;
             let certificate = identity.sign_worker(&request.csr_der, &id);
             certificate.map_err(|error| Refusal::new(RefusalKind::Malformed, error.to_string()))
         });
-        let certificate_der = signed
-            .await
-            .map_err(|error| internal(error.to_string()))?
-            .inspect_err(|refused| {
+        let certificate_der =
+            signed.await.map_err(|error| internal(error.to_string()))?.inspect_err(|refused| {
                 tracing::warn!(%remote, "refused to enrol a worker: {refused}");
             })?;
         tracing::info!(%worker, %remote, "enrolled a worker");
-        Ok(Enrolment {
-            worker,
-            certificate_der,
-            ca_der: self.identity.ca_der().to_vec(),
-        })
+        Ok(Enrolment { worker, certificate_der, ca_der: self.identity.ca_der().to_vec() })
     }
 
     async fn attach(&self, session: AttachSession) -> Result<(), Refusal> {
         let stopping = || Refusal::new(RefusalKind::Busy, "the coordinator is shutting down");
-        let AttachSession {
-            worker,
-            remote,
-            hello,
-            inbox,
-            outbox,
-        } = session;
+        let AttachSession { worker, remote, hello, inbox, outbox } = session;
         let id = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let end = CancellationToken::new();
-        let session = Session {
-            id,
-            outbox,
-            end: end.clone(),
-        };
-        let attached = CoreEvent::Attached {
-            session,
-            worker,
-            remote,
-            hello: Box::new(hello),
-        };
+        let session = Session { id, outbox, end: end.clone() };
+        let attached = CoreEvent::Attached { session, worker, remote, hello: Box::new(hello) };
         self.events.send(attached).await.map_err(|_| stopping())?;
         self.tasks.spawn(pump(id, inbox, self.events.clone(), end));
         Ok(())

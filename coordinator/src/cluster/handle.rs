@@ -66,14 +66,7 @@ impl ClusterHandle {
         submissions: mpsc::Sender<Submission>,
         status: watch::Receiver<Arc<ClusterStatus>>,
     ) -> ClusterHandle {
-        ClusterHandle {
-            shared: Arc::new(Shared {
-                model,
-                metrics,
-                submissions,
-                status,
-            }),
-        }
+        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, status }) }
     }
 
     /// Starts a generation, or puts it into the bounded queue of those that wait for cache.
@@ -82,16 +75,10 @@ impl ClusterHandle {
     /// [`GenerationError::NotReady`] where no plan is served, [`GenerationError::ContextExceeded`] where prompt and
     /// answer do not fit, [`GenerationError::Overloaded`] where the queue is full.
     pub async fn generate(&self, request: GenerationRequest) -> Result<Generation, GenerationError> {
-        let stopped = || GenerationError::NotReady {
-            reason: "the coordinator is shutting down".into(),
-        };
+        let stopped = || GenerationError::NotReady { reason: "the coordinator is shutting down".into() };
         let (reply, answer) = oneshot::channel();
         let submission = Submission { request, reply };
-        self.shared
-            .submissions
-            .send(submission)
-            .await
-            .map_err(|_| stopped())?;
+        self.shared.submissions.send(submission).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 

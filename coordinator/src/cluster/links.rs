@@ -38,12 +38,7 @@ struct OpenLink {
 
 impl Links {
     pub(super) fn new(events: mpsc::Sender<CoreEvent>, tasks: TaskTracker) -> Links {
-        Links {
-            links: BTreeMap::new(),
-            next: 0,
-            events,
-            tasks,
-        }
+        Links { links: BTreeMap::new(), next: 0, events, tasks }
     }
 
     /// Takes a link over; an older one of the same worker is closed. `None` where the peer is no worker.
@@ -58,22 +53,12 @@ impl Links {
         let sender = Arc::new(sender);
         let queue = |sender: Arc<LinkSender>| {
             let (queue, steps) = mpsc::channel(SEND_QUEUE);
-            self.tasks
-                .spawn(send(id, sender, steps, self.events.clone(), end.clone()));
+            self.tasks.spawn(send(id, sender, steps, self.events.clone(), end.clone()));
             queue
         };
         let (decode, prefill) = (queue(sender.clone()), queue(sender.clone()));
-        self.tasks
-            .spawn(receive(id, receiver, sender, self.events.clone(), end.clone()));
-        if let Some(old) = self.links.insert(
-            worker.clone(),
-            OpenLink {
-                id,
-                decode,
-                prefill,
-                end,
-            },
-        ) {
+        self.tasks.spawn(receive(id, receiver, sender, self.events.clone(), end.clone()));
+        if let Some(old) = self.links.insert(worker.clone(), OpenLink { id, decode, prefill, end }) {
             old.end.cancel();
         }
         Some(worker)
@@ -81,10 +66,7 @@ impl Links {
 
     /// The worker whose link this is; `None` where it was closed or replaced.
     pub(super) fn worker_of(&self, id: LinkId) -> Option<&WorkerId> {
-        self.links
-            .iter()
-            .find(|(_, link)| link.id == id)
-            .map(|(worker, _)| worker)
+        self.links.iter().find(|(_, link)| link.id == id).map(|(worker, _)| worker)
     }
 
     /// Forgets a link that has ended.
@@ -157,10 +139,7 @@ async fn receive(
         loop {
             match receiver.recv().await {
                 Ok(Frame::Result(result)) => {
-                    let event = CoreEvent::Result {
-                        link: id,
-                        result: Box::new(result),
-                    };
+                    let event = CoreEvent::Result { link: id, result: Box::new(result) };
                     if events.send(event).await.is_err() {
                         return None;
                     }
@@ -185,11 +164,7 @@ async fn receive(
 /// Hands accepted links to the core until the transport is closed.
 pub(super) async fn accept(transport: Arc<Transport>, events: mpsc::Sender<CoreEvent>) {
     while let Some(link) = transport.accept().await {
-        if events
-            .send(CoreEvent::LinkAccepted(Box::new(link)))
-            .await
-            .is_err()
-        {
+        if events.send(CoreEvent::LinkAccepted(Box::new(link))).await.is_err() {
             return;
         }
     }

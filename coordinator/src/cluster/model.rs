@@ -57,10 +57,7 @@ pub enum ModelProblem {
 impl Model {
     /// Reads everything but the weights. Blocks.
     pub(super) fn open(path: &Path, id: String) -> Result<Model, ModelError> {
-        Model::read(path, id).map_err(|problem| ModelError {
-            path: path.to_owned(),
-            problem,
-        })
+        Model::read(path, id).map_err(|problem| ModelError { path: path.to_owned(), problem })
     }
 
     fn read(path: &Path, id: String) -> Result<Model, ModelProblem> {

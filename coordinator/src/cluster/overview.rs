@@ -40,17 +40,8 @@ impl Sources<'_> {
             context: plan.map_or(0, |plan| plan.context),
             cache_tokens: plan.map_or(0, |plan| plan.cache_tokens),
             cache_tokens_reserved: self.counts.cache_tokens_reserved,
-            stages: deployment
-                .stages()
-                .iter()
-                .enumerate()
-                .map(|(i, stage)| self.stage(i, stage))
-                .collect(),
-            workers: self
-                .membership
-                .members()
-                .map(|member| worker(member, now))
-                .collect(),
+            stages: deployment.stages().iter().enumerate().map(|(i, stage)| self.stage(i, stage)).collect(),
+            workers: self.membership.members().map(|member| worker(member, now)).collect(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
                 decode_tokens_per_s: plan.predicted.decode_tokens_per_s,
                 ttft_ms: plan.predicted.ttft_ms,
@@ -64,11 +55,7 @@ impl Sources<'_> {
     fn stage(&self, place: usize, stage: &StageRun) -> StageStatus {
         let shard = stage.planned.shard;
         let times = self.statistics.stage(place);
-        let StageMemory {
-            weights,
-            cache,
-            workspace,
-        } = stage.memory;
+        let StageMemory { weights, cache, workspace } = stage.memory;
         StageStatus {
             stage: place as u32,
             worker: stage.worker.to_string(),
@@ -153,9 +140,7 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     metrics.running.set(i64::from(status.requests.running));
     metrics.waiting.set(i64::from(status.requests.waiting));
     metrics.cache_tokens.set(i64::from(status.cache_tokens));
-    metrics
-        .cache_tokens_reserved
-        .set(i64::from(status.cache_tokens_reserved));
+    metrics.cache_tokens_reserved.set(i64::from(status.cache_tokens_reserved));
     metrics.serving.set(i64::from(status.phase == Phase::Serving));
     metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
     let attached = status.workers.iter().filter(|worker| worker.state == "attached");
@@ -163,12 +148,7 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     // A worker that is gone must not keep its last value.
     metrics.worker_resident.clear();
     for worker in attached {
-        let label = WorkerLabel {
-            worker: worker.id.clone(),
-        };
-        metrics
-            .worker_resident
-            .get_or_create(&label)
-            .set(worker.resident_bytes as f64);
+        let label = WorkerLabel { worker: worker.id.clone() };
+        metrics.worker_resident.get_or_create(&label).set(worker.resident_bytes as f64);
     }
 }

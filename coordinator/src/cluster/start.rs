@@ -111,10 +111,8 @@ impl Cluster {
     /// # Errors
     /// Where any of that fails; the message says which file, directory or port, and what to do.
     pub async fn start(settings: ClusterSettings) -> Result<Cluster, StartError> {
-        for (name, value) in [
-            ("parallel", settings.parallel),
-            ("the prefill chunk", settings.prefill_chunk),
-        ] {
+        for (name, value) in [("parallel", settings.parallel), ("the prefill chunk", settings.prefill_chunk)]
+        {
             if value == 0 {
                 return Err(StartError::Zero { name });
             }
@@ -224,10 +222,7 @@ impl Cluster {
     /// Where it would let nobody in, or the state directory cannot be written.
     pub fn create_token(&self, ttl: Duration, uses: Option<u32>) -> Result<JoinToken, CreateTokenError> {
         let token = self.tokens.create(ttl, uses)?;
-        Ok(JoinToken {
-            ca_spki_sha256: self.identity.ca_spki_sha256(),
-            secret: token.secret,
-        })
+        Ok(JoinToken { ca_spki_sha256: self.identity.ca_spki_sha256(), secret: token.secret })
     }
 
     /// Interrupts what runs, has every stage retired, and ends all tasks; takes less than a second, or a little more
@@ -239,9 +234,7 @@ impl Cluster {
         self.stop_control.cancel();
         let (control, ()) = tokio::join!(self.control, self.transport.close());
         self.tasks.close();
-        let late = tokio::time::timeout(TASKS_LIMIT, self.tasks.wait())
-            .await
-            .is_err();
+        let late = tokio::time::timeout(TASKS_LIMIT, self.tasks.wait()).await.is_err();
         if panicked || control.is_err() || late {
             tracing::error!("the cluster did not end in order");
         }
@@ -256,13 +249,9 @@ async fn open_ports(
     let any_pair = settings.control.port() == 0 && settings.data.is_none();
     let mut attempts = if any_pair { PORT_ATTEMPTS } else { 1 };
     loop {
-        let listener =
-            TcpListener::bind(settings.control)
-                .await
-                .map_err(|error| StartError::ControlPort {
-                    addr: settings.control,
-                    reason: port_problem(&error),
-                })?;
+        let listener = TcpListener::bind(settings.control).await.map_err(|error| {
+            StartError::ControlPort { addr: settings.control, reason: port_problem(&error) }
+        })?;
         let addr = match settings.data {
             Some(addr) => addr,
             None => local_addr(&listener)?,
@@ -274,10 +263,7 @@ async fn open_ports(
             Err(_) if attempts > 0 => {}
             Err(LinkError::Bind { addr, reason }) => return Err(StartError::DataPort { addr, reason }),
             Err(error) => {
-                return Err(StartError::DataPort {
-                    addr,
-                    reason: error.to_string(),
-                });
+                return Err(StartError::DataPort { addr, reason: error.to_string() });
             }
         }
     }
@@ -285,10 +271,7 @@ async fn open_ports(
 
 fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    listener.local_addr().map_err(|error| StartError::ControlPort {
-        addr: any,
-        reason: error.to_string(),
-    })
+    listener.local_addr().map_err(|error| StartError::ControlPort { addr: any, reason: error.to_string() })
 }
 
 fn port_problem(error: &io::Error) -> String {
@@ -302,8 +285,5 @@ fn port_problem(error: &io::Error) -> String {
 
 /// The file's base name: where workers look first.
 fn file_hint(model: &Path) -> String {
-    model
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    model.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -59,10 +59,7 @@ pub(super) struct Statistics {
 impl Statistics {
     /// Begins anew with a pipeline of `stages` stages; steps go on being counted.
     pub(super) fn restart(&mut self, stages: usize) {
-        *self = Statistics {
-            steps: self.steps,
-            ..Statistics::default()
-        };
+        *self = Statistics { steps: self.steps, ..Statistics::default() };
         self.stages.resize_with(stages, StageTimes::default);
     }
 
@@ -83,14 +80,10 @@ impl Statistics {
         match step.kind {
             StepKind::Prefill => self.prefill.push(took_us),
             StepKind::Decode => {
-                let on_stages: u64 = step
-                    .timings
-                    .iter()
-                    .map(|t| u64::from(t.queued_us) + u64::from(t.computed_us))
-                    .sum();
+                let on_stages: u64 =
+                    step.timings.iter().map(|t| u64::from(t.queued_us) + u64::from(t.computed_us)).sum();
                 self.decode.push(took_us);
-                self.wire
-                    .push(took_us.saturating_sub(u32::try_from(on_stages).unwrap_or(u32::MAX)));
+                self.wire.push(took_us.saturating_sub(u32::try_from(on_stages).unwrap_or(u32::MAX)));
             }
         }
     }

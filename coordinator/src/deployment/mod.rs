@@ -189,10 +189,7 @@ impl Deployment {
             epoch: settings.last_epoch,
             settings,
             planner,
-            state: State::Waiting {
-                reason,
-                not_before: None,
-            },
+            state: State::Waiting { reason, not_before: None },
             has_served: false,
             failures: 0,
             last_failure: None,
@@ -269,12 +266,7 @@ impl Deployment {
 
 impl fmt::Debug for Deployment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Deployment {
-            state,
-            epoch,
-            failures,
-            ..
-        } = self;
+        let Deployment { state, epoch, failures, .. } = self;
         f.debug_struct("Deployment")
             .field("epoch", epoch)
             .field("failures", failures)

@@ -120,9 +120,7 @@ impl Running {
                 link_up: false,
             })
         });
-        let stages = stages
-            .collect::<Option<Vec<_>>>()
-            .filter(|stages| !stages.is_empty())?;
+        let stages = stages.collect::<Option<Vec<_>>>().filter(|stages| !stages.is_empty())?;
         let room = StageRoom {
             cache_tokens: plan.cache_tokens,
             context: plan.context,
@@ -130,18 +128,8 @@ impl Running {
             sequences: sequences(settings.parallel),
             cache_dtype: settings.cache_dtype,
         };
-        let fence = Fence {
-            incarnation: settings.incarnation,
-            epoch,
-        };
-        Some(Running {
-            step: Step::Persisting,
-            since: now,
-            fence,
-            plan,
-            room,
-            stages,
-        })
+        let fence = Fence { incarnation: settings.incarnation, epoch };
+        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages })
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -190,21 +178,14 @@ impl Running {
             epoch: self.fence.epoch,
             previous: peer(neighbour(stage.checked_sub(1))),
             next: peer(next),
-            next_addresses: next
-                .map(|next| addresses(&next.worker, members))
-                .unwrap_or_default(),
+            next_addresses: next.map(|next| addresses(&next.worker, members)).unwrap_or_default(),
             wire: settings.wire,
         })
     }
 
     pub(super) fn pipeline(&self, settings: &DeploymentSettings) -> Pipeline {
         let rows = f64::from(self.room.step_rows);
-        let slowest_ms: f64 = self
-            .plan
-            .stages
-            .iter()
-            .map(|stage| stage.prefill_ms_per_token * rows)
-            .sum();
+        let slowest_ms: f64 = self.plan.stages.iter().map(|stage| stage.prefill_ms_per_token * rows).sum();
         Pipeline {
             fence: self.fence,
             deployment: settings.id,
@@ -225,11 +206,7 @@ impl Running {
         run.heard = now;
         let reached = match state {
             StageState::Loading { loaded, total } => {
-                run.loaded_share = if total.0 == 0 {
-                    0.0
-                } else {
-                    loaded.0 as f64 / total.0 as f64
-                };
+                run.loaded_share = if total.0 == 0 { 0.0 } else { loaded.0 as f64 / total.0 as f64 };
                 return Ok(());
             }
             StageState::Loaded(memory) => {
@@ -303,15 +280,10 @@ impl Running {
             Step::Activating => stage.progress < Progress::Active,
             Step::Serving => stage.confirm_by.is_some_and(|by| now >= by),
         };
-        let stages: Vec<String> = (0..self.stages.len())
-            .filter(|&i| late(&self.stages[i]))
-            .map(|i| self.describe(i))
-            .collect();
-        let who = if stages.is_empty() {
-            "the link to the coordinator".to_owned()
-        } else {
-            stages.join(", ")
-        };
+        let stages: Vec<String> =
+            (0..self.stages.len()).filter(|&i| late(&self.stages[i])).map(|i| self.describe(i)).collect();
+        let who =
+            if stages.is_empty() { "the link to the coordinator".to_owned() } else { stages.join(", ") };
         Some(match self.step {
             Step::Persisting | Step::Loading => format!("{who} has not said anything while loading"),
             Step::Connecting => {

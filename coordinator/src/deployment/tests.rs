@@ -26,13 +26,7 @@ fn planner() -> Planner {
         let start = |stage: usize| stage * LAYERS / devices.len();
         let stage = |device: usize| PlannedStage {
             device,
-            shard: Shard::of(
-                LayerRange {
-                    start: start(device),
-                    end: end(device),
-                },
-                LAYERS,
-            ),
+            shard: Shard::of(LayerRange { start: start(device), end: end(device) }, LAYERS),
             memory: StageBytes::default(),
             decode_ms: 1.0,
             prefill_ms_per_token: 0.1,
@@ -41,11 +35,7 @@ fn planner() -> Planner {
             stages: (0..devices.len()).map(stage).collect(),
             context: 256,
             cache_tokens: 512,
-            predicted: Prediction {
-                decode_tokens_per_s: 1.0,
-                ttft_ms: 1.0,
-                throughput_tokens_per_s: 1.0,
-            },
+            predicted: Prediction { decode_tokens_per_s: 1.0, ttft_ms: 1.0, throughput_tokens_per_s: 1.0 },
             bottleneck: String::new(),
             unused: Vec::new(),
             notes: Vec::new(),
@@ -114,12 +104,7 @@ impl Bench {
         });
         let remote = ([192, 168, 0, 1], 40000).into();
         let session = SessionId(self.sessions);
-        let event = membership::Event::Attached {
-            session,
-            worker: worker(name),
-            remote,
-            hello,
-        };
+        let event = membership::Event::Attached { session, worker: worker(name), remote, hello };
         self.member_event(event);
     }
 
@@ -129,10 +114,7 @@ impl Bench {
 
     fn detach(&mut self, name: &str) {
         let session = self.session(name);
-        self.member_event(membership::Event::Detached {
-            session,
-            reason: "reset".into(),
-        });
+        self.member_event(membership::Event::Detached { session, reason: "reset".into() });
     }
 
     fn leave(&mut self, name: &str) {
@@ -148,8 +130,7 @@ impl Bench {
     fn members_changed(&mut self) {
         while let Some(command) = self.members.poll_command() {
             if command == membership::Command::Changed {
-                self.deployment
-                    .handle(Event::MembersChanged, &self.members, self.now);
+                self.deployment.handle(Event::MembersChanged, &self.members, self.now);
             }
         }
         self.poll();
@@ -173,16 +154,11 @@ impl Bench {
             match command {
                 Command::PersistEpoch(epoch) => {
                     self.persisted.push(epoch);
-                    self.deployment
-                        .handle(Event::EpochPersisted(Ok(())), &self.members, self.now);
+                    self.deployment.handle(Event::EpochPersisted(Ok(())), &self.members, self.now);
                 }
                 Command::Send { worker, message } => {
                     if let ToWorker::Load(load) = &message {
-                        assert!(
-                            self.persisted.contains(&load.epoch),
-                            "{} was used too early",
-                            load.epoch
-                        );
+                        assert!(self.persisted.contains(&load.epoch), "{} was used too early", load.epoch);
                     }
                     self.sent.push((worker.to_string(), message));
                 }
@@ -198,24 +174,12 @@ impl Bench {
 
     /// A worker reports on its stage of the newest plan.
     fn report(&mut self, name: &str, state: StageState) {
-        let report = StageReport {
-            deployment: ID,
-            epoch: self.deployment.epoch(),
-            state,
-        };
-        self.handle(Event::Stage {
-            worker: worker(name),
-            report,
-        });
+        let report = StageReport { deployment: ID, epoch: self.deployment.epoch(), state };
+        self.handle(Event::Stage { worker: worker(name), report });
     }
 
     fn all_report(&mut self, state: &StageState) {
-        let names: Vec<String> = self
-            .deployment
-            .stages()
-            .iter()
-            .map(|stage| stage.name.clone())
-            .collect();
+        let names: Vec<String> = self.deployment.stages().iter().map(|stage| stage.name.clone()).collect();
         for name in names {
             self.report(&name, state.clone());
         }
@@ -243,10 +207,7 @@ impl Bench {
 }
 
 fn connected() -> StageState {
-    StageState::Connected {
-        next_address: ([10, 0, 0, 1], 7000).into(),
-        rtt_us: 50,
-    }
+    StageState::Connected { next_address: ([10, 0, 0, 1], 7000).into(), rtt_us: 50 }
 }
 
 fn three() -> Bench {
@@ -262,10 +223,7 @@ fn a_plan_goes_through_its_steps_on_all_stages_together() {
     let mut bench = Bench::new(3);
     bench.attach("w1", 64);
     bench.attach("w2", 64);
-    assert_eq!(
-        bench.deployment.reason().unwrap(),
-        "waiting for 1 more worker (2 of 3 attached)"
-    );
+    assert_eq!(bench.deployment.reason().unwrap(), "waiting for 1 more worker (2 of 3 attached)");
     assert!(bench.sent.is_empty());
     bench.attach("w3", 64);
     assert_eq!(bench.persisted, [Epoch(11)]);
@@ -279,66 +237,34 @@ fn a_plan_goes_through_its_steps_on_all_stages_together() {
         .collect();
     assert_eq!(
         shards,
-        [
-            "w1: 0 of 3 embedding + layers 0..4",
-            "w2: 1 of 3 layers 4..8",
-            "w3: 2 of 3 layers 8..12 + head"
-        ]
+        ["w1: 0 of 3 embedding + layers 0..4", "w2: 1 of 3 layers 4..8", "w3: 2 of 3 layers 8..12 + head"]
     );
 
-    bench.report(
-        "w1",
-        StageState::Loading {
-            loaded: Bytes(1),
-            total: Bytes(4),
-        },
-    );
+    bench.report("w1", StageState::Loading { loaded: Bytes(1), total: Bytes(4) });
     assert_eq!(bench.deployment.stages()[0].loaded_share, 0.25);
     bench.report("w1", StageState::Loaded(StageMemory::default()));
     bench.report("w3", StageState::Loaded(StageMemory::default()));
     assert!(bench.sent.is_empty(), "connected before all are loaded");
     bench.report("w2", StageState::Loaded(StageMemory::default()));
     let connects = bench.take_sent();
-    let ToWorker::Connect(middle) = &connects[1].1 else {
-        panic!("{connects:?}")
-    };
-    assert_eq!(
-        (&middle.previous, &middle.next),
-        (&Peer::Worker(worker("w1")), &Peer::Worker(worker("w3")))
-    );
+    let ToWorker::Connect(middle) = &connects[1].1 else { panic!("{connects:?}") };
+    assert_eq!((&middle.previous, &middle.next), (&Peer::Worker(worker("w1")), &Peer::Worker(worker("w3"))));
     // Where the worker says it is, and where it is seen.
-    assert_eq!(
-        middle.next_addresses,
-        [([10, 0, 0, 1], 7000).into(), ([192, 168, 0, 1], 7000).into()]
-    );
-    let ToWorker::Connect(last) = &connects[2].1 else {
-        panic!("{connects:?}")
-    };
+    assert_eq!(middle.next_addresses, [([10, 0, 0, 1], 7000).into(), ([192, 168, 0, 1], 7000).into()]);
+    let ToWorker::Connect(last) = &connects[2].1 else { panic!("{connects:?}") };
     assert_eq!((&last.next, last.next_addresses.len()), (&Peer::Coordinator, 0));
 
     bench.all_report(&connected());
-    assert!(
-        bench.sent.is_empty(),
-        "activated before the coordinator has its own links"
-    );
+    assert!(bench.sent.is_empty(), "activated before the coordinator has its own links");
     bench.link_ends();
-    let fence = Fence {
-        incarnation: Incarnation(3),
-        epoch: Epoch(11),
-    };
+    let fence = Fence { incarnation: Incarnation(3), epoch: Epoch(11) };
     assert_eq!(bench.take_sent().len(), 3);
     bench.report("w1", StageState::Active);
     bench.report("w2", StageState::Active);
     assert_eq!(bench.serving, None, "served before every stage is active");
     bench.report("w3", StageState::Active);
-    assert_eq!(
-        bench.serving.map(|pipeline| (pipeline.fence, pipeline.stages)),
-        Some((fence, 3))
-    );
-    assert_eq!(
-        (bench.deployment.phase(), bench.deployment.reason()),
-        (Phase::Serving, None)
-    );
+    assert_eq!(bench.serving.map(|pipeline| (pipeline.fence, pipeline.stages)), Some((fence, 3)));
+    assert_eq!((bench.deployment.phase(), bench.deployment.reason()), (Phase::Serving, None));
 }
 
 #[test]
@@ -348,11 +274,7 @@ fn a_lost_worker_ends_service_and_a_new_plan_is_made_over_what_is_left() {
     bench.take_sent();
     bench.leave("w2");
     assert_eq!(bench.serving, None);
-    assert!(
-        bench.failures[0].contains("stage 1 on w2 was lost"),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.failures[0].contains("stage 1 on w2 was lost"), "{:?}", bench.failures);
     assert_eq!(bench.deployment.epoch(), Epoch(12));
     assert_eq!(bench.deployment.stages().len(), 2);
     bench.bring_up();
@@ -367,10 +289,7 @@ fn with_too_little_left_the_reason_is_shown_until_a_worker_joins() {
     bench.leave("w1");
     assert_eq!(bench.deployment.phase(), Phase::Waiting);
     let reason = bench.deployment.reason().unwrap();
-    assert!(
-        reason.contains("36.0 MiB more are needed") && reason.contains("w1 was lost"),
-        "{reason}"
-    );
+    assert!(reason.contains("36.0 MiB more are needed") && reason.contains("w1 was lost"), "{reason}");
     bench.attach("w4", 20);
     assert_eq!(bench.deployment.phase(), Phase::Waiting);
     bench.attach("w5", 20);
@@ -391,11 +310,7 @@ fn a_broken_control_stream_alone_does_not_end_service() {
         keep_alive(&mut bench);
         bench.pass(Duration::from_secs(1));
     }
-    assert!(
-        bench.serving.is_some() && bench.failures.is_empty(),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.serving.is_some() && bench.failures.is_empty(), "{:?}", bench.failures);
 }
 
 #[test]
@@ -407,11 +322,7 @@ fn a_worker_that_comes_back_without_its_stage_is_found_out() {
     assert!(bench.serving.is_some());
     bench.pass(CONFIRM_LIMIT);
     assert_eq!(bench.serving, None);
-    assert!(
-        bench.failures[0].contains("stage 1 on w2 has not confirmed"),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.failures[0].contains("stage 1 on w2 has not confirmed"), "{:?}", bench.failures);
 }
 
 #[test]
@@ -423,24 +334,15 @@ fn a_worker_that_was_started_anew_is_found_out_at_once() {
         bench.detach("w2");
         bench.attach("w2", 64);
         let probes = bench.take_sent();
-        let ToWorker::Probe { nonce } = probes[0].1 else {
-            panic!("{probes:?}")
-        };
+        let ToWorker::Probe { nonce } = probes[0].1 else { panic!("{probes:?}") };
         if holds {
             // A worker that still holds its stage says so before it answers.
             bench.report("w2", StageState::Active);
         }
-        bench.handle(Event::Probed {
-            worker: worker("w2"),
-            nonce,
-        });
+        bench.handle(Event::Probed { worker: worker("w2"), nonce });
         assert_eq!(bench.failures.is_empty(), holds);
     }
-    assert!(
-        bench.failures[0].contains("stage 1 on w2 was lost"),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.failures[0].contains("stage 1 on w2 was lost"), "{:?}", bench.failures);
     assert_eq!(bench.deployment.stages().len(), 3);
 }
 
@@ -452,11 +354,7 @@ fn planning_waits_for_a_worker_that_may_come_back() {
     // The data link tells of the death before the control plane's grace is over.
     bench.detach("w2");
     let reason = "reset".to_owned();
-    bench.handle(Event::LinkLost {
-        worker: worker("w1"),
-        peer: Peer::Worker(worker("w2")),
-        reason,
-    });
+    bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason });
     assert_eq!((bench.serving, bench.deployment.phase()), (None, Phase::Waiting));
     assert!(bench.take_sent().is_empty());
     bench.attach("w2", 64);
@@ -467,27 +365,19 @@ fn planning_waits_for_a_worker_that_may_come_back() {
 fn a_load_that_keeps_failing_is_tried_ever_more_slowly() {
     let mut bench = three();
     let mut tried = Vec::new();
-    let failed = || StageState::Failed {
-        reason: "no such file".into(),
-    };
+    let failed = || StageState::Failed { reason: "no such file".into() };
     for _ in 0..600 {
         if bench.deployment.phase() == Phase::Loading {
             tried.push(bench.now);
             bench.report("w2", failed());
         }
         for session in 1..=3 {
-            let event = membership::Event::Heard {
-                session: SessionId(session),
-                telemetry: None,
-            };
+            let event = membership::Event::Heard { session: SessionId(session), telemetry: None };
             bench.member_event(event);
         }
         bench.pass(Duration::from_millis(500));
     }
-    let waits: Vec<u64> = tried
-        .windows(2)
-        .map(|pair| (pair[1] - pair[0]).as_secs())
-        .collect();
+    let waits: Vec<u64> = tried.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
     assert_eq!(waits[..6], [0, 1, 2, 4, 8, 16], "{waits:?}");
     assert!(waits[6..].iter().all(|wait| *wait == 30), "{waits:?}");
     let reason = bench.deployment.reason().unwrap();
@@ -500,10 +390,7 @@ fn steps_that_take_too_long_fail_and_name_the_stage() {
         let until = bench.now + limit;
         while bench.now < until && bench.failures.is_empty() {
             for session in 1..=3 {
-                let event = membership::Event::Heard {
-                    session: SessionId(session),
-                    telemetry: None,
-                };
+                let event = membership::Event::Heard { session: SessionId(session), telemetry: None };
                 bench.member_event(event);
             }
             bench.pass(Duration::from_secs(1));
@@ -512,55 +399,31 @@ fn steps_that_take_too_long_fail_and_name_the_stage() {
     let mut bench = three();
     bench.report("w1", StageState::Loaded(StageMemory::default()));
     heartbeats(&mut bench, LOAD_SILENCE);
-    assert_eq!(
-        bench.failures,
-        ["stage 1 on w2, stage 2 on w3 has not said anything while loading"]
-    );
+    assert_eq!(bench.failures, ["stage 1 on w2, stage 2 on w3 has not said anything while loading"]);
 
     let mut bench = three();
     bench.all_report(&StageState::Loaded(StageMemory::default()));
     bench.report("w1", connected());
     bench.report("w3", connected());
     heartbeats(&mut bench, CONNECT_LIMIT);
-    assert!(
-        bench.failures[0].starts_with("stage 1 on w2 could not be connected"),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.failures[0].starts_with("stage 1 on w2 could not be connected"), "{:?}", bench.failures);
 
     let mut bench = three();
     bench.all_report(&StageState::Loaded(StageMemory::default()));
     bench.all_report(&connected());
     heartbeats(&mut bench, CONNECT_LIMIT);
-    assert!(
-        bench.failures[0].starts_with("the link to the coordinator"),
-        "{:?}",
-        bench.failures
-    );
+    assert!(bench.failures[0].starts_with("the link to the coordinator"), "{:?}", bench.failures);
 }
 
 #[test]
 fn reports_of_an_older_plan_are_ignored() {
     let mut bench = three();
-    let report = StageReport {
-        deployment: ID,
-        epoch: Epoch(10),
-        state: StageState::Failed { reason: "old".into() },
-    };
-    bench.handle(Event::Stage {
-        worker: worker("w1"),
-        report,
-    });
+    let report =
+        StageReport { deployment: ID, epoch: Epoch(10), state: StageState::Failed { reason: "old".into() } };
+    bench.handle(Event::Stage { worker: worker("w1"), report });
     let reason = "the old plan's".to_owned();
-    bench.handle(Event::LinkLost {
-        worker: worker("w1"),
-        peer: Peer::Coordinator,
-        reason: reason.clone(),
-    });
-    bench.handle(Event::LinkDown {
-        worker: worker("w1"),
-        reason,
-    });
+    bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Coordinator, reason: reason.clone() });
+    bench.handle(Event::LinkDown { worker: worker("w1"), reason });
     assert!(bench.failures.is_empty());
     bench.bring_up();
 }
@@ -569,15 +432,8 @@ fn reports_of_an_older_plan_are_ignored() {
 fn a_broken_link_or_pipeline_ends_service() {
     let reason = || "reset".to_owned();
     let events = [
-        Event::LinkDown {
-            worker: worker("w3"),
-            reason: reason(),
-        },
-        Event::LinkLost {
-            worker: worker("w1"),
-            peer: Peer::Worker(worker("w2")),
-            reason: reason(),
-        },
+        Event::LinkDown { worker: worker("w3"), reason: reason() },
+        Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason: reason() },
         Event::Broken { reason: reason() },
     ];
     for event in events {
@@ -598,22 +454,10 @@ fn an_epoch_that_cannot_be_written_is_not_used() {
     let mut deployment = Deployment::new(bench.deployment.settings.clone(), planner());
     deployment.handle(Event::MembersChanged, &bench.members, bench.now);
     assert!(matches!(deployment.poll_command(), Some(Command::CloseLinks)));
-    assert!(matches!(
-        deployment.poll_command(),
-        Some(Command::PersistEpoch(_))
-    ));
-    deployment.handle(
-        Event::EpochPersisted(Err("disk full".into())),
-        &bench.members,
-        bench.now,
-    );
+    assert!(matches!(deployment.poll_command(), Some(Command::PersistEpoch(_))));
+    deployment.handle(Event::EpochPersisted(Err("disk full".into())), &bench.members, bench.now);
     let commands: Vec<Command> = std::iter::from_fn(|| deployment.poll_command()).collect();
-    assert!(
-        commands
-            .iter()
-            .all(|command| !matches!(command, Command::Send { .. })),
-        "{commands:?}"
-    );
+    assert!(commands.iter().all(|command| !matches!(command, Command::Send { .. })), "{commands:?}");
 }
 
 #[test]
@@ -640,16 +484,9 @@ fn a_worker_that_is_not_used_any_more_gives_its_stage_up() {
     bench.take_sent();
     // It comes back with what it held, and is part of the next plan; nothing is retired then.
     bench.attach("w2", 64);
-    bench.handle(Event::Broken {
-        reason: "a test".into(),
-    });
+    bench.handle(Event::Broken { reason: "a test".into() });
     bench.pass(LONGEST_BACK_OFF.min(Duration::from_secs(2)));
-    assert!(
-        bench
-            .take_sent()
-            .iter()
-            .all(|(_, message)| !matches!(message, ToWorker::Retire { .. }))
-    );
+    assert!(bench.take_sent().iter().all(|(_, message)| !matches!(message, ToWorker::Retire { .. })));
 }
 
 /// Whatever happens in whatever order: epochs grow and are durable first, service has every stage active, and with
@@ -661,21 +498,10 @@ fn service_always_comes_back_after_random_events() {
         let mut bench = three();
         for _ in 0..400 {
             random_event(&mut bench, &mut random);
-            let active = bench
-                .deployment
-                .stages()
-                .iter()
-                .all(|stage| stage.progress == Progress::Active);
+            let active = bench.deployment.stages().iter().all(|stage| stage.progress == Progress::Active);
             assert!(bench.serving.is_none() || active, "seed {seed}");
-            assert_eq!(
-                bench.serving.is_some(),
-                bench.deployment.phase() == Phase::Serving,
-                "seed {seed}"
-            );
-            assert!(
-                bench.persisted.windows(2).all(|pair| pair[0] < pair[1]),
-                "seed {seed}"
-            );
+            assert_eq!(bench.serving.is_some(), bench.deployment.phase() == Phase::Serving, "seed {seed}");
+            assert!(bench.persisted.windows(2).all(|pair| pair[0] < pair[1]), "seed {seed}");
         }
         for name in ["w1", "w2", "w3"] {
             bench.attach(name, 64);
@@ -696,56 +522,30 @@ fn service_always_comes_back_after_random_events() {
                 bench.report(name, StageState::Active);
             }
         }
-        assert_eq!(
-            bench.deployment.phase(),
-            Phase::Serving,
-            "seed {seed}: {:?}",
-            bench.deployment.reason()
-        );
+        assert_eq!(bench.deployment.phase(), Phase::Serving, "seed {seed}: {:?}", bench.deployment.reason());
     }
 }
 
 fn keep_alive(bench: &mut Bench) {
-    for session in bench
-        .members
-        .attached()
-        .filter_map(|member| member.session())
-        .collect::<Vec<_>>()
-    {
-        bench.member_event(membership::Event::Heard {
-            session,
-            telemetry: None,
-        });
+    for session in bench.members.attached().filter_map(|member| member.session()).collect::<Vec<_>>() {
+        bench.member_event(membership::Event::Heard { session, telemetry: None });
     }
 }
 
 fn random_event(bench: &mut Bench, random: &mut Random) {
     let name = format!("w{}", 1 + random.below(3));
-    let is_attached = bench
-        .members
-        .member(&worker(&name))
-        .is_some_and(|member| member.session().is_some());
+    let is_attached = bench.members.member(&worker(&name)).is_some_and(|member| member.session().is_some());
     let known = bench.members.member(&worker(&name)).is_some();
     match random.below(12) {
         0 if is_attached => bench.detach(&name),
         1 if is_attached => bench.leave(&name),
         0..=2 => bench.attach(&name, 40 + random.below(60)),
-        3 => bench.report(
-            &name,
-            StageState::Failed {
-                reason: "random".into(),
-            },
-        ),
+        3 => bench.report(&name, StageState::Failed { reason: "random".into() }),
         4 if known => {
             let worker = worker(&name);
-            bench.handle(Event::LinkDown {
-                worker,
-                reason: "random".into(),
-            });
+            bench.handle(Event::LinkDown { worker, reason: "random".into() });
         }
-        5 => bench.handle(Event::Broken {
-            reason: "random".into(),
-        }),
+        5 => bench.handle(Event::Broken { reason: "random".into() }),
         6 => bench.all_report(&StageState::Loaded(StageMemory::default())),
         7 => bench.all_report(&connected()),
         8 if !bench.deployment.stages().is_empty() => bench.link_ends(),

@@ -27,11 +27,7 @@ impl Deployment {
             Event::MembersChanged => self.members_changed(members, now),
             Event::EpochPersisted(Ok(())) => self.begin_loading(members, now),
             Event::EpochPersisted(Err(reason)) => {
-                self.fail(
-                    format!("failed to write down the plan's number: {reason}"),
-                    members,
-                    now,
-                );
+                self.fail(format!("failed to write down the plan's number: {reason}"), members, now);
             }
             Event::Stage { worker, report } => self.stage_reported(&worker, report, members, now),
             Event::LinkUp { worker } => {
@@ -47,17 +43,11 @@ impl Deployment {
             Event::LinkLost { worker, peer, reason } => {
                 // Links of the plan before break while this one comes up: that says nothing about this one.
                 let active = self.running().is_some_and(|running| {
-                    running
-                        .stage_of(&worker)
-                        .is_some_and(|i| running.stages[i].progress == Progress::Active)
+                    running.stage_of(&worker).is_some_and(|i| running.stages[i].progress == Progress::Active)
                 });
                 if active {
                     let name = self.name_of(&worker);
-                    self.fail(
-                        format!("the data link from {name} to {peer} broke: {reason}"),
-                        members,
-                        now,
-                    );
+                    self.fail(format!("the data link from {name} to {peer} broke: {reason}"), members, now);
                 }
             }
             Event::Probed { worker, nonce } => self.probed(&worker, nonce, members, now),
@@ -69,10 +59,7 @@ impl Deployment {
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, members: &Membership, now: Instant) {
         match &self.state {
-            State::Waiting {
-                not_before: Some(due),
-                ..
-            } if now >= *due => self.plan_anew(members, now),
+            State::Waiting { not_before: Some(due), .. } if now >= *due => self.plan_anew(members, now),
             State::Running(running) => {
                 if let Some(reason) = running.overdue(now) {
                     self.fail(reason, members, now);
@@ -124,11 +111,7 @@ impl Deployment {
         let run = &running.stages[stage];
         if run.confirm_by.is_some() && run.session.0 == nonce {
             let who = running.describe(stage);
-            self.fail(
-                format!("{who} was lost: its worker was started anew"),
-                members,
-                now,
-            );
+            self.fail(format!("{who} was lost: its worker was started anew"), members, now);
         }
     }
 
@@ -166,16 +149,12 @@ impl Deployment {
                     for stage in &running.stages {
                         let (deployment, fence) = (self.settings.id, running.fence);
                         let message = ToWorker::Activate { deployment, fence };
-                        self.commands.push_back(Command::Send {
-                            worker: stage.worker.clone(),
-                            message,
-                        });
+                        self.commands.push_back(Command::Send { worker: stage.worker.clone(), message });
                     }
                 }
                 Step::Activating => {
                     running.step = Step::Serving;
-                    self.commands
-                        .push_back(Command::Start(running.pipeline(&self.settings)));
+                    self.commands.push_back(Command::Start(running.pipeline(&self.settings)));
                     self.has_served = true;
                     self.last_failure = None;
                 }
@@ -191,11 +170,7 @@ impl Deployment {
             return;
         }
         let attached: Vec<_> = members.attached().collect();
-        let wanted = if self.has_served {
-            1
-        } else {
-            self.settings.min_workers.max(1)
-        };
+        let wanted = if self.has_served { 1 } else { self.settings.min_workers.max(1) };
         if attached.len() < wanted {
             self.wait(waiting_for_workers(attached.len(), wanted));
             return;
@@ -239,29 +214,16 @@ impl Deployment {
         let planned: BTreeSet<WorkerId> = running.stages.iter().map(|stage| stage.worker.clone()).collect();
         // A worker that is away now may come back with its stage: it is told with a later plan.
         let attached = |worker: &WorkerId| members.member(worker).is_some_and(|m| m.session().is_some());
-        for worker in self
-            .holders
-            .difference(&planned)
-            .filter(|worker| attached(worker))
-        {
-            let message = ToWorker::Retire {
-                deployment: self.settings.id,
-            };
-            self.commands.push_back(Command::Send {
-                worker: worker.clone(),
-                message,
-            });
+        for worker in self.holders.difference(&planned).filter(|worker| attached(worker)) {
+            let message = ToWorker::Retire { deployment: self.settings.id };
+            self.commands.push_back(Command::Send { worker: worker.clone(), message });
         }
         running.stages.iter_mut().for_each(|stage| stage.heard = now);
         for (stage, run) in running.stages.iter().enumerate() {
             let message = running.load(&self.settings, stage);
-            self.commands.push_back(Command::Send {
-                worker: run.worker.clone(),
-                message,
-            });
+            self.commands.push_back(Command::Send { worker: run.worker.clone(), message });
         }
-        self.holders
-            .retain(|worker| !attached(worker) && members.member(worker).is_some());
+        self.holders.retain(|worker| !attached(worker) && members.member(worker).is_some());
         self.holders.extend(planned);
     }
 
@@ -274,27 +236,17 @@ impl Deployment {
             self.failures = 0;
         }
         self.failures += 1;
-        self.commands.push_back(Command::Failed {
-            reason: reason.clone(),
-        });
-        self.commands.push_back(Command::Stop {
-            reason: reason.clone(),
-        });
+        self.commands.push_back(Command::Failed { reason: reason.clone() });
+        self.commands.push_back(Command::Stop { reason: reason.clone() });
         self.commands.push_back(Command::CloseLinks);
         self.last_failure = Some(reason.clone());
         let Some(doublings) = self.failures.checked_sub(2) else {
-            self.state = State::Waiting {
-                reason,
-                not_before: None,
-            };
+            self.state = State::Waiting { reason, not_before: None };
             return self.plan_anew(members, now);
         };
         let back_off = (FIRST_BACK_OFF * 2u32.pow(doublings.min(MAX_DOUBLINGS))).min(LONGEST_BACK_OFF);
         let reason = format!("{reason}; trying again after {} s", back_off.as_secs());
-        self.state = State::Waiting {
-            reason,
-            not_before: Some(now + back_off),
-        };
+        self.state = State::Waiting { reason, not_before: Some(now + back_off) };
     }
 
     fn wait(&mut self, reason: String) {
@@ -302,20 +254,13 @@ impl Deployment {
             Some(failure) => format!("{reason} (the last plan failed: {failure})"),
             None => reason,
         };
-        self.state = State::Waiting {
-            reason,
-            not_before: None,
-        };
+        self.state = State::Waiting { reason, not_before: None };
     }
 
     fn stop(&mut self) {
-        self.commands.push_back(Command::Stop {
-            reason: "the coordinator is shutting down".into(),
-        });
+        self.commands.push_back(Command::Stop { reason: "the coordinator is shutting down".into() });
         for worker in std::mem::take(&mut self.holders) {
-            let message = ToWorker::Retire {
-                deployment: self.settings.id,
-            };
+            let message = ToWorker::Retire { deployment: self.settings.id };
             self.commands.push_back(Command::Send { worker, message });
         }
         self.commands.push_back(Command::CloseLinks);
@@ -323,9 +268,7 @@ impl Deployment {
     }
 
     fn name_of(&self, worker: &WorkerId) -> String {
-        let stage = self
-            .running()
-            .and_then(|running| Some(&running.stages[running.stage_of(worker)?]));
+        let stage = self.running().and_then(|running| Some(&running.stages[running.stage_of(worker)?]));
         stage.map_or_else(|| worker.to_string(), |stage| stage.name.clone())
     }
 }
@@ -352,10 +295,7 @@ fn lost_stage(
                     stage.session = *session;
                     stage.confirm_by = Some(now + CONFIRM_LIMIT);
                     let message = ToWorker::Probe { nonce: session.0 };
-                    commands.push_back(Command::Send {
-                        worker: stage.worker.clone(),
-                        message,
-                    });
+                    commands.push_back(Command::Send { worker: stage.worker.clone(), message });
                 }
                 Step::Loading | Step::Connecting | Step::Activating => {
                     return Some(format!("{who} attached anew before it was ready"));

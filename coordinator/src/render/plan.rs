@@ -69,11 +69,7 @@ impl PlanView {
             model: status.model.id.clone(),
             layers: status.model.layers,
             weight_bytes: Bytes(status.model.weight_bytes),
-            stages: status
-                .stages
-                .iter()
-                .map(|stage| plan_stage(stage, status))
-                .collect(),
+            stages: status.stages.iter().map(|stage| plan_stage(stage, status)).collect(),
             context: status.context,
             cache_tokens: status.cache_tokens,
             decode_tokens_per_s: status.predicted.decode_tokens_per_s,
@@ -86,11 +82,7 @@ impl PlanView {
 }
 
 fn plan_stage(stage: &StageStatus, status: &ClusterStatus) -> PlanStage {
-    let budget = status
-        .workers
-        .iter()
-        .find(|w| w.id == stage.worker)
-        .map_or(0, |w| w.budget_bytes);
+    let budget = status.workers.iter().find(|w| w.id == stage.worker).map_or(0, |w| w.budget_bytes);
     PlanStage {
         worker: stage.name.clone(),
         shard: stage_shard(stage),
@@ -137,9 +129,7 @@ pub fn render_plan(plan: &PlanView) -> String {
         "context    {} tokens a sequence, {} tokens of cache in all",
         plan.context, plan.cache_tokens
     );
-    let together = plan
-        .throughput_tokens_per_s
-        .map(|rate| format!(" ({rate:.1} for all together)"));
+    let together = plan.throughput_tokens_per_s.map(|rate| format!(" ({rate:.1} for all together)"));
     let _ = writeln!(
         text,
         "predicted  {:.1} tokens/s for one stream{}, first token of a 512-token prompt after {}",
@@ -158,11 +148,7 @@ pub fn render_plan(plan: &PlanView) -> String {
 
 /// A time in the unit that people would use.
 fn milliseconds(ms: f64) -> String {
-    if ms < 1000.0 {
-        format!("{ms:.0} ms")
-    } else {
-        format!("{:.1} s", ms / 1000.0)
-    }
+    if ms < 1000.0 { format!("{ms:.0} ms") } else { format!("{:.1} s", ms / 1000.0) }
 }
 
 #[cfg(test)]

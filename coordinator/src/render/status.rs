@@ -178,25 +178,12 @@ mod tests {
     fn a_serving_cluster_is_shown_with_stages_and_workers() {
         let status = ClusterStatus {
             phase: Phase::Serving,
-            model: ModelStatus {
-                id: "tiny".to_owned(),
-                layers: 2,
-                ..ModelStatus::default()
-            },
+            model: ModelStatus { id: "tiny".to_owned(), layers: 2, ..ModelStatus::default() },
             context: 256,
             cache_tokens: 512,
             cache_tokens_reserved: 64,
-            requests: RequestStatus {
-                running: 1,
-                generated_tokens: 42,
-                ..RequestStatus::default()
-            },
-            steps: StepStatus {
-                count: 9,
-                decode_us_p50: 1500,
-                decode_us_p99: 2500,
-                ..StepStatus::default()
-            },
+            requests: RequestStatus { running: 1, generated_tokens: 42, ..RequestStatus::default() },
+            steps: StepStatus { count: 9, decode_us_p50: 1500, decode_us_p99: 2500, ..StepStatus::default() },
             stages: vec![StageStatus {
                 name: "w1".to_owned(),
                 layer_end: 2,
@@ -256,10 +243,7 @@ w1       box    attached     2m   cpu            2   64.0 MiB   20.0 MiB   30.0 
             ..ClusterStatus::default()
         };
         let text = render_status(&status);
-        assert!(
-            text.contains("phase     waiting\nreason    needs 40.0 MiB more\n"),
-            "{text}"
-        );
+        assert!(text.contains("phase     waiting\nreason    needs 40.0 MiB more\n"), "{text}");
         assert!(text.contains("loading 25%"), "{text}");
         assert!(!text.contains("BUDGET"), "no table of no workers: {text}");
     }

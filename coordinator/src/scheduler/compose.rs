@@ -44,10 +44,7 @@ impl Scheduler {
         let mut segments = Vec::new();
         while segments.len() < pipeline.room.step_rows as usize {
             let Some(id) = self.ready.pop_front() else { break };
-            let sequence = self
-                .sequences
-                .get_mut(&id)
-                .filter(|sequence| sequence.wants_decode());
+            let sequence = self.sequences.get_mut(&id).filter(|sequence| sequence.wants_decode());
             segments.extend(sequence.and_then(|sequence| sequence.next_decode(id)));
         }
         segments
@@ -65,10 +62,7 @@ impl Scheduler {
             let Some(id) = self.prefilling.pop_front() else {
                 break;
             };
-            let Some(sequence) = self
-                .sequences
-                .get_mut(&id)
-                .filter(|sequence| sequence.wants_prefill())
+            let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.wants_prefill())
             else {
                 continue;
             };
@@ -97,16 +91,8 @@ impl Scheduler {
         if self.flights.is_empty() {
             self.progress = now;
         }
-        self.flights.insert(
-            step,
-            Flight {
-                kind,
-                sent: now,
-                expected,
-                releases: releases.clone(),
-                overtaken: 0,
-            },
-        );
+        self.flights
+            .insert(step, Flight { kind, sent: now, expected, releases: releases.clone(), overtaken: 0 });
         StepFrame {
             fence: pipeline.fence,
             deployment: pipeline.deployment,

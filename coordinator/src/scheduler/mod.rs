@@ -209,22 +209,12 @@ impl Scheduler {
         for (sequence, state) in std::mem::take(&mut self.sequences) {
             if !state.ended {
                 self.counts.failed += 1;
-                self.fail(
-                    sequence,
-                    GenerationError::Interrupted {
-                        reason: reason.to_owned(),
-                    },
-                );
+                self.fail(sequence, GenerationError::Interrupted { reason: reason.to_owned() });
             }
         }
         for (sequence, _) in std::mem::take(&mut self.waiting) {
             self.counts.failed += 1;
-            self.fail(
-                sequence,
-                GenerationError::NotReady {
-                    reason: reason.to_owned(),
-                },
-            );
+            self.fail(sequence, GenerationError::NotReady { reason: reason.to_owned() });
         }
         self.prefilling.clear();
         self.ready.clear();
@@ -251,14 +241,10 @@ impl Scheduler {
         request: GenerationRequest,
     ) -> Result<(), GenerationError> {
         let Some(pipeline) = &self.pipeline else {
-            return Err(GenerationError::NotReady {
-                reason: self.closed.clone(),
-            });
+            return Err(GenerationError::NotReady { reason: self.closed.clone() });
         };
         if request.prompt.is_empty() {
-            return Err(GenerationError::Interrupted {
-                reason: "the prompt holds no token".into(),
-            });
+            return Err(GenerationError::Interrupted { reason: "the prompt holds no token".into() });
         }
         let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
         let context = u64::from(pipeline.room.context);
@@ -273,9 +259,7 @@ impl Scheduler {
         if self.waiting.is_empty() && self.admit(&request) {
             self.install(sequence, request);
         } else if self.waiting.len() >= self.max_waiting {
-            return Err(GenerationError::Overloaded {
-                waiting: self.waiting.len(),
-            });
+            return Err(GenerationError::Overloaded { waiting: self.waiting.len() });
         } else {
             self.waiting.push_back((sequence, request));
         }
@@ -305,12 +289,7 @@ impl Scheduler {
     pub fn handle_timeout(&mut self, now: Instant) {
         let due = self.next_timeout().is_some_and(|due| now >= due);
         if due {
-            let oldest = self
-                .flights
-                .values()
-                .map(|flight| flight.sent)
-                .min()
-                .unwrap_or(now);
+            let oldest = self.flights.values().map(|flight| flight.sent).min().unwrap_or(now);
             let waited = now.saturating_duration_since(oldest).as_secs();
             self.give_up(format!("a step has had no answer for {waited} s"), true);
         }
@@ -318,12 +297,7 @@ impl Scheduler {
 
     /// When [`Scheduler::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let oldest = self
-            .flights
-            .values()
-            .map(|flight| flight.sent)
-            .min()
-            .filter(|_| !self.broken)?;
+        let oldest = self.flights.values().map(|flight| flight.sent).min().filter(|_| !self.broken)?;
         let patience = STEP_DEADLINE + self.slowest * SLOWEST_STEPS;
         // A single step may be lost while others go on.
         Some((self.progress + patience).min(oldest + patience * 3))

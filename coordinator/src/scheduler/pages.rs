@@ -12,10 +12,7 @@ pub(super) struct Pages {
 impl Pages {
     /// The pages of a cache of `cache_tokens` tokens, all free.
     pub(super) fn new(cache_tokens: u32) -> Pages {
-        Pages {
-            total: cache_tokens / PAGE_TOKENS,
-            reserved: 0,
-        }
+        Pages { total: cache_tokens / PAGE_TOKENS, reserved: 0 }
     }
 
     /// How many pages `tokens` tokens of one sequence take.

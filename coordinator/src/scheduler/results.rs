@@ -13,24 +13,16 @@ impl Scheduler {
     /// Takes in a step's result. Results of another fence, or of a step that is not under way, are dropped and counted;
     /// one that does not hold what was asked for breaks the pipeline.
     pub fn handle_result(&mut self, result: StepResult, now: Instant) {
-        let current = self
-            .pipeline
-            .is_some_and(|p| p.fence == result.fence && p.deployment == result.deployment);
-        let flight = if current {
-            self.flights.get(&result.step)
-        } else {
-            None
-        };
+        let current =
+            self.pipeline.is_some_and(|p| p.fence == result.fence && p.deployment == result.deployment);
+        let flight = if current { self.flights.get(&result.step) } else { None };
         let Some(flight) = flight else {
             self.counts.results_fenced += 1;
             return;
         };
         if let Err(fault) = check(flight, &result).and_then(|()| self.check_order(&result)) {
             self.give_up(
-                format!(
-                    "the last stage sent a wrong result for step {}: {fault}",
-                    result.step
-                ),
+                format!("the last stage sent a wrong result for step {}: {fault}", result.step),
                 false,
             );
             return;
@@ -55,12 +47,7 @@ impl Scheduler {
             self.take(flight.kind, expected, output);
         }
         let timings = result.timings;
-        self.commands.push_back(Command::Measured(Measured {
-            kind: flight.kind,
-            rows,
-            took,
-            timings,
-        }));
+        self.commands.push_back(Command::Measured(Measured { kind: flight.kind, rows, took, timings }));
     }
 
     /// Takes in that a stage could not compute a step: its sequences fail, and what it should have released is released
@@ -73,10 +60,7 @@ impl Scheduler {
         reason: &str,
         now: Instant,
     ) {
-        if self
-            .pipeline
-            .is_none_or(|pipeline| pipeline.deployment != deployment)
-        {
+        if self.pipeline.is_none_or(|pipeline| pipeline.deployment != deployment) {
             return;
         }
         let Some(flight) = self.flights.remove(&step) else {
@@ -93,12 +77,7 @@ impl Scheduler {
             sequence.in_flight -= 1;
             if !sequence.ended {
                 self.counts.failed += 1;
-                self.fail(
-                    id,
-                    GenerationError::Interrupted {
-                        reason: reason.clone(),
-                    },
-                );
+                self.fail(id, GenerationError::Interrupted { reason: reason.clone() });
             }
             self.end(id);
         }
@@ -115,17 +94,12 @@ impl Scheduler {
     /// overtake each other: where a step failed, that is told on another way than results come.
     fn check_order(&self, result: &StepResult) -> Result<(), String> {
         let holds = |flight: &Flight, output: &SegmentOutput| {
-            flight
-                .expected
-                .iter()
-                .any(|expected| expected.sequence == output.sequence)
+            flight.expected.iter().any(|expected| expected.sequence == output.sequence)
         };
         for (earlier, flight) in self.flights.range(..result.step) {
             if let Some(output) = result.outputs.iter().find(|output| holds(flight, output)) {
                 let sequence = output.sequence;
-                return Err(format!(
-                    "step {earlier} of sequence {sequence} should have come first"
-                ));
+                return Err(format!("step {earlier} of sequence {sequence} should have come first"));
             }
         }
         Ok(())
@@ -167,11 +141,7 @@ fn check(flight: &Flight, result: &StepResult) -> Result<(), String> {
         return Err("it is of the other kind".into());
     }
     if result.outputs.len() != flight.expected.len() {
-        return Err(format!(
-            "{} outputs for {} segments",
-            result.outputs.len(),
-            flight.expected.len()
-        ));
+        return Err(format!("{} outputs for {} segments", result.outputs.len(), flight.expected.len()));
     }
     for (expected, output) in flight.expected.iter().zip(&result.outputs) {
         let sequence = expected.sequence;
@@ -180,17 +150,10 @@ fn check(flight: &Flight, result: &StepResult) -> Result<(), String> {
         }
         if output.scores.len() != expected.scores {
             let found = output.scores.len();
-            return Err(format!(
-                "{found} scores for sequence {sequence} instead of {}",
-                expected.scores
-            ));
+            return Err(format!("{found} scores for sequence {sequence} instead of {}", expected.scores));
         }
         if output.sampled.is_some() != expected.sample {
-            let what = if expected.sample {
-                "no token"
-            } else {
-                "a token that was not asked for"
-            };
+            let what = if expected.sample { "no token" } else { "a token that was not asked for" };
             return Err(format!("{what} for sequence {sequence}"));
         }
     }

@@ -45,15 +45,7 @@ pub(super) enum Progress {
 
 impl Sequence {
     pub(super) fn new(request: GenerationRequest, pages: u32) -> Sequence {
-        Sequence {
-            request,
-            pages,
-            sent: 0,
-            drawn: 0,
-            pending: None,
-            in_flight: 0,
-            ended: false,
-        }
+        Sequence { request, pages, sent: 0, drawn: 0, pending: None, in_flight: 0, ended: false }
     }
 
     /// Whether stages may hold something of it.
@@ -90,25 +82,8 @@ impl Sequence {
         let scores = if score { end - start - usize::from(last) } else { 0 };
         self.sent = end;
         self.in_flight += 1;
-        let segment = Segment {
-            sequence: id,
-            start: start as u32,
-            tokens,
-            begin,
-            sample,
-            score,
-            next_token,
-        };
-        (
-            segment,
-            Expected {
-                sequence: id,
-                rows,
-                scores,
-                sample,
-                prompt_ends: last,
-            },
-        )
+        let segment = Segment { sequence: id, start: start as u32, tokens, begin, sample, score, next_token };
+        (segment, Expected { sequence: id, rows, scores, sample, prompt_ends: last })
     }
 
     /// The drawn token as a segment; `None` where there is none to send.
@@ -125,16 +100,7 @@ impl Sequence {
             score: false,
             next_token: None,
         };
-        Some((
-            segment,
-            Expected {
-                sequence: id,
-                rows: 1,
-                scores: 0,
-                sample: true,
-                prompt_ends: false,
-            },
-        ))
+        Some((segment, Expected { sequence: id, rows: 1, scores: 0, sample: true, prompt_ends: false }))
     }
 
     /// Takes in a segment's result, which holds what was expected, and says what the client is to be told.

@@ -30,20 +30,12 @@ pub(super) fn drawn(sequence: SequenceId, position: u32) -> u32 {
 }
 
 fn score(token: u32) -> TokenScore {
-    TokenScore {
-        token,
-        logprob: -1.0,
-        top: Vec::new(),
-    }
+    TokenScore { token, logprob: -1.0, top: Vec::new() }
 }
 
 impl SimulatedStage {
     pub(super) fn new(pipeline: Pipeline) -> SimulatedStage {
-        SimulatedStage {
-            pipeline,
-            held: BTreeMap::new(),
-            released: BTreeMap::new(),
-        }
+        SimulatedStage { pipeline, held: BTreeMap::new(), released: BTreeMap::new() }
     }
 
     /// Computes a step, and panics where a real stage would lose data.
@@ -51,22 +43,13 @@ impl SimulatedStage {
     /// # Errors
     /// Where a sequence's earlier chunk has failed: what a real stage answers with `StepFailed`.
     pub(super) fn run(&mut self, step: &StepFrame) -> Result<StepResult, String> {
-        assert_eq!(
-            (step.fence, step.deployment),
-            (self.pipeline.fence, self.pipeline.deployment)
-        );
+        assert_eq!((step.fence, step.deployment), (self.pipeline.fence, self.pipeline.deployment));
         let rows: usize = step.segments.iter().map(|segment| segment.tokens.len()).sum();
-        assert!(
-            rows <= self.pipeline.room.step_rows as usize,
-            "{rows} rows in one step"
-        );
+        assert!(rows <= self.pipeline.room.step_rows as usize, "{rows} rows in one step");
         for segment in &step.segments {
             let length = self.held.get(&segment.sequence).map_or(0, |held| held.len());
             if segment.start as usize > length {
-                return Err(format!(
-                    "sequence {} has no position {}",
-                    segment.sequence, segment.start
-                ));
+                return Err(format!("sequence {} has no position {}", segment.sequence, segment.start));
             }
         }
         for released in &step.release {
@@ -74,24 +57,10 @@ impl SimulatedStage {
                 *self.released.entry(*released).or_default() += 1;
             }
         }
-        let outputs = step
-            .segments
-            .iter()
-            .map(|segment| self.segment(segment))
-            .collect();
-        let pages: u32 = self
-            .held
-            .values()
-            .map(|held| (held.len() as u32).div_ceil(PAGE_TOKENS))
-            .sum();
-        assert!(
-            pages * PAGE_TOKENS <= self.pipeline.room.cache_tokens,
-            "{pages} pages held"
-        );
-        assert!(
-            self.held.len() <= self.pipeline.room.sequences as usize,
-            "too many sequences"
-        );
+        let outputs = step.segments.iter().map(|segment| self.segment(segment)).collect();
+        let pages: u32 = self.held.values().map(|held| (held.len() as u32).div_ceil(PAGE_TOKENS)).sum();
+        assert!(pages * PAGE_TOKENS <= self.pipeline.room.cache_tokens, "{pages} pages held");
+        assert!(self.held.len() <= self.pipeline.room.sequences as usize, "too many sequences");
         Ok(StepResult {
             fence: step.fence,
             deployment: step.deployment,
@@ -104,38 +73,17 @@ impl SimulatedStage {
 
     fn segment(&mut self, segment: &Segment) -> SegmentOutput {
         let id = segment.sequence;
-        assert!(
-            !self.released.contains_key(&id),
-            "sequence {id} was released before"
-        );
+        assert!(!self.released.contains_key(&id), "sequence {id} was released before");
         assert!(!segment.tokens.is_empty());
         if segment.begin.is_some() {
-            assert!(
-                self.held.insert(id, Vec::new()).is_none(),
-                "sequence {id} began twice"
-            );
+            assert!(self.held.insert(id, Vec::new()).is_none(), "sequence {id} began twice");
         }
-        let held = self
-            .held
-            .get_mut(&id)
-            .expect("a sequence's first segment must begin it");
-        assert_eq!(
-            segment.start as usize,
-            held.len(),
-            "sequence {id} repeats or skips positions"
-        );
+        let held = self.held.get_mut(&id).expect("a sequence's first segment must begin it");
+        assert_eq!(segment.start as usize, held.len(), "sequence {id} repeats or skips positions");
         held.extend(&segment.tokens);
         let following = segment.tokens[1..].iter().copied().chain(segment.next_token);
-        let scores = if segment.score {
-            following.map(score).collect()
-        } else {
-            Vec::new()
-        };
+        let scores = if segment.score { following.map(score).collect() } else { Vec::new() };
         let position = held.len() as u32;
-        SegmentOutput {
-            sequence: id,
-            scores,
-            sampled: segment.sample.then(|| score(drawn(id, position))),
-        }
+        SegmentOutput { sequence: id, scores, sampled: segment.sample.then(|| score(drawn(id, position))) }
     }
 }

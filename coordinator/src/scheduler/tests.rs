@@ -16,10 +16,7 @@ const DEPLOYMENT: DeploymentId = DeploymentId(1);
 
 fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
     Pipeline {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(1),
-        },
+        fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
         deployment: DEPLOYMENT,
         stages,
         room: StageRoom {
@@ -89,21 +86,12 @@ impl Bench {
                 Command::Emit { sequence, event } => self.events.entry(sequence).or_default().push(event),
                 Command::Measured(_) => {}
                 Command::Broken { reason, .. } => {
-                    assert!(
-                        self.broken.replace(reason).is_none(),
-                        "told twice that it is broken"
-                    );
+                    assert!(self.broken.replace(reason).is_none(), "told twice that it is broken");
                 }
             }
         }
-        let stages = self
-            .scheduler
-            .pipeline
-            .map_or(usize::MAX, |pipeline| pipeline.stages as usize);
-        assert!(
-            self.decode.len() <= stages && self.prefill.len() <= stages,
-            "too many steps under way"
-        );
+        let stages = self.scheduler.pipeline.map_or(usize::MAX, |pipeline| pipeline.stages as usize);
+        assert!(self.decode.len() <= stages && self.prefill.len() <= stages, "too many steps under way");
     }
 
     fn queue(&mut self, kind: StepKind) -> &mut VecDeque<StepFrame> {
@@ -120,9 +108,7 @@ impl Bench {
         };
         match self.stage.run(&step) {
             Ok(result) => self.scheduler.handle_result(result, self.now),
-            Err(reason) => self
-                .scheduler
-                .handle_failure(DEPLOYMENT, step.step, 0, &reason, self.now),
+            Err(reason) => self.scheduler.handle_failure(DEPLOYMENT, step.step, 0, &reason, self.now),
         }
         self.poll();
         true
@@ -133,8 +119,7 @@ impl Bench {
         let Some(step) = self.queue(kind).pop_front() else {
             return false;
         };
-        self.scheduler
-            .handle_failure(DEPLOYMENT, step.step, 0, "it was meant to", self.now);
+        self.scheduler.handle_failure(DEPLOYMENT, step.step, 0, "it was meant to", self.now);
         self.poll();
         true
     }
@@ -166,16 +151,8 @@ impl Bench {
     fn assert_idle(&self) {
         assert_eq!(self.scheduler.steps_in_flight(), 0);
         assert_eq!(self.scheduler.counts().cache_tokens_reserved, 0);
-        assert!(
-            self.stage.held.is_empty(),
-            "the stage still holds {:?}",
-            self.stage.held.keys()
-        );
-        assert!(
-            self.stage.released.values().all(|times| *times == 1),
-            "{:?}",
-            self.stage.released
-        );
+        assert!(self.stage.held.is_empty(), "the stage still holds {:?}", self.stage.held.keys());
+        assert!(self.stage.released.values().all(|times| *times == 1), "{:?}", self.stage.released);
     }
 }
 
@@ -184,45 +161,28 @@ fn a_prompt_goes_in_chunks_and_the_answer_follows_token_by_token() {
     let mut bench = Bench::new(pipeline(2, 512), 4);
     bench.submit(7, request(40, 3)).unwrap();
     // Two chunks may be under way at two stages, back to back.
-    assert_eq!(
-        bench
-            .prefill
-            .iter()
-            .map(|s| s.segments[0].start)
-            .collect::<Vec<_>>(),
-        [0, 16]
-    );
+    assert_eq!(bench.prefill.iter().map(|s| s.segments[0].start).collect::<Vec<_>>(), [0, 16]);
     assert!(bench.prefill[0].segments[0].begin.is_some() && bench.prefill[1].segments[0].begin.is_none());
     bench.run_all();
     let expected: Vec<u32> = (40..43).map(|position| drawn(SequenceId(7), position)).collect();
     assert_eq!(bench.tokens(7), expected);
-    assert_eq!(
-        bench.events(7).last(),
-        Some(&GenerationEvent::Done(FinishReason::Length))
-    );
+    assert_eq!(bench.events(7).last(), Some(&GenerationEvent::Done(FinishReason::Length)));
     bench.assert_idle();
     let counts = bench.scheduler.counts();
-    assert_eq!(
-        (counts.prompt_tokens, counts.generated_tokens, counts.finished),
-        (40, 3, 1)
-    );
+    assert_eq!((counts.prompt_tokens, counts.generated_tokens, counts.finished), (40, 3, 1));
 }
 
 #[test]
 fn an_end_token_ends_the_answer_and_is_its_last_token() {
-    let ends = (1..)
-        .find(|id| drawn(SequenceId(*id), 12) == END && drawn(SequenceId(*id), 11) != END)
-        .unwrap();
+    let ends =
+        (1..).find(|id| drawn(SequenceId(*id), 12) == END && drawn(SequenceId(*id), 11) != END).unwrap();
     let mut bench = Bench::new(pipeline(1, 512), 4);
     let mut wanted = request(11, 20);
     wanted.sampling.end_ids = vec![END];
     bench.submit(ends, wanted).unwrap();
     bench.run_all();
     assert_eq!(bench.tokens(ends).len(), 2);
-    assert_eq!(
-        bench.events(ends).last(),
-        Some(&GenerationEvent::Done(FinishReason::EndToken))
-    );
+    assert_eq!(bench.events(ends).last(), Some(&GenerationEvent::Done(FinishReason::EndToken)));
     bench.assert_idle();
 }
 
@@ -230,19 +190,13 @@ fn an_end_token_ends_the_answer_and_is_its_last_token() {
 fn every_prompt_token_but_the_first_is_scored_once_across_chunks() {
     let mut bench = Bench::new(pipeline(3, 512), 4);
     for (id, prompt, max_tokens) in [(1, 37, 0), (2, 16, 2), (3, 1, 0), (4, 1, 1)] {
-        let wanted = GenerationRequest {
-            score_prompt: true,
-            ..request(prompt, max_tokens)
-        };
+        let wanted = GenerationRequest { score_prompt: true, ..request(prompt, max_tokens) };
         let expected = wanted.prompt[1..].to_vec();
         bench.submit(id, wanted).unwrap();
         bench.run_all();
         assert_eq!(bench.scores(id), expected, "prompt of {prompt}");
         assert_eq!(bench.tokens(id).len(), max_tokens as usize);
-        assert_eq!(
-            bench.events(id).last(),
-            Some(&GenerationEvent::Done(FinishReason::Length))
-        );
+        assert_eq!(bench.events(id).last(), Some(&GenerationEvent::Done(FinishReason::Length)));
     }
     bench.assert_idle();
 }
@@ -256,10 +210,7 @@ fn sequences_that_are_ready_share_a_step() {
     assert_eq!(bench.prefill[0].segments.len(), 1);
     bench.run(StepKind::Prefill);
     // The first decodes already; the others' prompts shared the next step.
-    assert_eq!(
-        (bench.decode[0].segments.len(), bench.prefill[0].segments.len()),
-        (1, 2)
-    );
+    assert_eq!((bench.decode[0].segments.len(), bench.prefill[0].segments.len()), (1, 2));
     bench.run(StepKind::Prefill);
     bench.run(StepKind::Decode);
     assert_eq!(bench.decode[0].segments.len(), 3);
@@ -273,11 +224,7 @@ fn a_long_prompt_does_not_keep_a_short_one_waiting() {
     for _ in 0..3 {
         bench.run(StepKind::Prefill);
     }
-    assert_eq!(
-        bench.tokens(2).len(),
-        1,
-        "the short prompt waits for the long one"
-    );
+    assert_eq!(bench.tokens(2).len(), 1, "the short prompt waits for the long one");
 }
 
 #[test]
@@ -302,26 +249,12 @@ fn what_does_not_fit_waits_in_order_and_past_the_bound_is_refused() {
     bench.submit(1, request(100, 28)).unwrap();
     bench.submit(2, request(100, 60)).unwrap();
     bench.submit(3, request(4, 4)).unwrap();
-    assert_eq!(
-        bench.scheduler.counts().waiting,
-        2,
-        "the small request must not overtake the large one"
-    );
-    assert_eq!(
-        bench.submit(4, request(4, 4)),
-        Err(GenerationError::Overloaded { waiting: 2 })
-    );
+    assert_eq!(bench.scheduler.counts().waiting, 2, "the small request must not overtake the large one");
+    assert_eq!(bench.submit(4, request(4, 4)), Err(GenerationError::Overloaded { waiting: 2 }));
     bench.cancel(2);
     assert_eq!(bench.scheduler.counts().waiting, 0);
     bench.run_all();
-    assert_eq!(
-        (
-            bench.tokens(1).len(),
-            bench.tokens(2).len(),
-            bench.tokens(3).len()
-        ),
-        (28, 0, 4)
-    );
+    assert_eq!((bench.tokens(1).len(), bench.tokens(2).len(), bench.tokens(3).len()), (28, 0, 4));
     bench.assert_idle();
 }
 
@@ -330,14 +263,7 @@ fn what_can_never_fit_is_refused_at_once() {
     let mut bench = Bench::new(pipeline(1, 128), 2);
     for (prompt, max_tokens) in [(257, 0), (200, 57), (129, 0), (1, u32::MAX)] {
         let error = bench.submit(1, request(prompt, max_tokens)).unwrap_err();
-        assert_eq!(
-            error,
-            GenerationError::ContextExceeded {
-                prompt,
-                max_tokens,
-                context: 128
-            }
-        );
+        assert_eq!(error, GenerationError::ContextExceeded { prompt, max_tokens, context: 128 });
     }
     bench.submit(1, request(100, 28)).unwrap();
     assert!(bench.submit(2, request(0, 1)).is_err());
@@ -392,24 +318,13 @@ fn a_pipeline_that_only_fails_is_broken() {
         bench.submit(id, request(4, 4)).unwrap();
     }
     while bench.broken.is_none() && (bench.fail(StepKind::Decode) || bench.fail(StepKind::Prefill)) {}
-    assert!(
-        bench
-            .broken
-            .as_ref()
-            .is_some_and(|reason| reason.contains("meant to")),
-        "{:?}",
-        bench.broken
-    );
+    assert!(bench.broken.as_ref().is_some_and(|reason| reason.contains("meant to")), "{:?}", bench.broken);
 }
 
 #[test]
 fn silence_breaks_the_pipeline_after_the_deadline_and_not_before() {
     let mut bench = Bench::new(pipeline(1, 512), 2);
-    assert_eq!(
-        bench.scheduler.next_timeout(),
-        None,
-        "an idle pipeline owes nothing"
-    );
+    assert_eq!(bench.scheduler.next_timeout(), None, "an idle pipeline owes nothing");
     bench.submit(1, request(4, 4)).unwrap();
     bench.now += STEP_DEADLINE - Duration::from_millis(1);
     bench.scheduler.handle_timeout(bench.now);
@@ -463,22 +378,9 @@ fn stopping_ends_everything_and_says_why() {
     bench.scheduler.stop("w2 was lost");
     bench.poll();
     let reason = || "w2 was lost".to_owned();
-    assert_eq!(
-        bench.events(1),
-        [GenerationEvent::Failed(GenerationError::Interrupted {
-            reason: reason()
-        })]
-    );
-    assert_eq!(
-        bench.events(2),
-        [GenerationEvent::Failed(GenerationError::NotReady {
-            reason: reason()
-        })]
-    );
-    assert_eq!(
-        bench.submit(3, request(1, 1)),
-        Err(GenerationError::NotReady { reason: reason() })
-    );
+    assert_eq!(bench.events(1), [GenerationEvent::Failed(GenerationError::Interrupted { reason: reason() })]);
+    assert_eq!(bench.events(2), [GenerationEvent::Failed(GenerationError::NotReady { reason: reason() })]);
+    assert_eq!(bench.submit(3, request(1, 1)), Err(GenerationError::NotReady { reason: reason() }));
     // The stopped plan's results come too late for the next plan.
     let late = bench.prefill.pop_front().unwrap();
     let late = bench.stage.run(&late).unwrap();
@@ -506,11 +408,7 @@ fn invariants_hold_under_random_events() {
                 0 | 1 => {
                     let mut asked = request(1 + random.below(120) as u32, random.below(20) as u32);
                     asked.score_prompt = random.below(2) == 0;
-                    asked.sampling.end_ids = if random.below(2) == 0 {
-                        vec![END]
-                    } else {
-                        Vec::new()
-                    };
+                    asked.sampling.end_ids = if random.below(2) == 0 { vec![END] } else { Vec::new() };
                     if bench.submit(next, asked.clone()).is_ok() {
                         wanted.insert(next, asked);
                     }
@@ -575,10 +473,6 @@ fn check_ending(bench: &Bench, id: u64, asked: &GenerationRequest, cancelled: bo
         }
         _ => return,
     }
-    let scored = if asked.score_prompt {
-        &asked.prompt[1..]
-    } else {
-        &[]
-    };
+    let scored = if asked.score_prompt { &asked.prompt[1..] } else { &[] };
     assert_eq!(bench.scores(id), scored, "{what}");
 }

@@ -11,40 +11,22 @@ use crate::model::{MODEL, bytes};
 
 #[tokio::test]
 async fn keys_open_what_they_guard() {
-    let settings = ApiSettings {
-        api_keys: vec!["alpha".into(), "beta".into()],
-        ..ApiSettings::default()
-    };
+    let settings = ApiSettings { api_keys: vec!["alpha".into(), "beta".into()], ..ApiSettings::default() };
     let server = Server::with(ScriptedEngine::saying(bytes("ok")), settings).await;
     for path in ["/v1/models", "/api/status", "/metrics", "/v1/no-such"] {
         let (status, answer) = server.get(path).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
         assert_eq!(answer["error"]["code"], "invalid_api_key", "{path}");
-        let wrong = server
-            .request(Method::GET, path)
-            .bearer_auth("gamma")
-            .send()
-            .await
-            .unwrap();
+        let wrong = server.request(Method::GET, path).bearer_auth("gamma").send().await.unwrap();
         assert_eq!(wrong.status(), StatusCode::UNAUTHORIZED, "{path}");
         assert_eq!(wrong.headers()["www-authenticate"], "Bearer", "{path}");
     }
     let post = server.send("/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!(post.status(), StatusCode::UNAUTHORIZED);
-    let right = server
-        .request(Method::GET, "/v1/models")
-        .bearer_auth("beta")
-        .send()
-        .await
-        .unwrap();
+    let right = server.request(Method::GET, "/v1/models").bearer_auth("beta").send().await.unwrap();
     assert_eq!(right.status(), StatusCode::OK);
     for path in ["/", "/health", "/livez"] {
-        let open = server
-            .request(Method::GET, path)
-            .header("host", "any.example")
-            .send()
-            .await
-            .unwrap();
+        let open = server.request(Method::GET, path).header("host", "any.example").send().await.unwrap();
         assert_eq!(open.status(), StatusCode::OK, "{path}");
     }
 }
@@ -59,12 +41,7 @@ async fn without_keys_web_pages_of_other_hosts_are_refused() {
         ("host", "localhost:1", 200),
         ("origin", "http://localhost:3000", 200),
     ] {
-        let response = server
-            .request(Method::GET, "/v1/models")
-            .header(name, value)
-            .send()
-            .await
-            .unwrap();
+        let response = server.request(Method::GET, "/v1/models").header(name, value).send().await.unwrap();
         assert_eq!(response.status().as_u16(), status, "{name}: {value}");
     }
 }
@@ -75,14 +52,8 @@ async fn the_model_is_listed() {
     let entry = json!({
         "id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "brigade", "max_model_len": CONTEXT,
     });
-    assert_eq!(
-        server.get("/v1/models").await.1,
-        json!({"object": "list", "data": [entry]})
-    );
-    assert_eq!(
-        server.get(&format!("/v1/models/{MODEL}")).await,
-        (StatusCode::OK, entry)
-    );
+    assert_eq!(server.get("/v1/models").await.1, json!({"object": "list", "data": [entry]}));
+    assert_eq!(server.get(&format!("/v1/models/{MODEL}")).await, (StatusCode::OK, entry));
 }
 
 #[tokio::test]
@@ -105,24 +76,14 @@ async fn health_tells_whether_a_request_would_be_served() {
     assert_eq!(answer["reason"], "needs 40.0 MiB more");
     for (path, name, prompt) in [
         ("/v1/completions", "prompt", json!("a")),
-        (
-            "/v1/chat/completions",
-            "messages",
-            json!([{"role": "user", "content": "a"}]),
-        ),
+        ("/v1/chat/completions", "messages", json!([{"role": "user", "content": "a"}])),
     ] {
         let response = server.send(path, json!({name: prompt, "stream": true})).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert!(response.headers().contains_key("retry-after"), "{path}");
         let answer: serde_json::Value = response.json().await.unwrap();
         assert_eq!(answer["error"]["code"], "not_ready", "{path}");
-        assert!(
-            answer["error"]["message"]
-                .as_str()
-                .unwrap()
-                .contains("needs 40.0 MiB more"),
-            "{answer}"
-        );
+        assert!(answer["error"]["message"].as_str().unwrap().contains("needs 40.0 MiB more"), "{answer}");
     }
     let livez = server.request(Method::GET, "/livez").send().await.unwrap();
     assert_eq!(livez.status(), StatusCode::OK);
@@ -136,23 +97,8 @@ async fn status_metrics_and_index_answer() {
     let status: ClusterStatus = serde_json::from_value(answer).unwrap();
     assert_eq!(status, *engine.status.lock().unwrap());
     let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
-    assert!(
-        metrics.headers()["content-type"]
-            .to_str()
-            .unwrap()
-            .starts_with("application/openmetrics-text")
-    );
+    assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert_eq!(metrics.text().await.unwrap(), "# EOF\n");
-    let index = server
-        .request(Method::GET, "/")
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
-    assert!(
-        index.contains("Brigade") && index.contains("/v1/chat/completions"),
-        "{index}"
-    );
+    let index = server.request(Method::GET, "/").send().await.unwrap().text().await.unwrap();
+    assert!(index.contains("Brigade") && index.contains("/v1/chat/completions"), "{index}");
 }

@@ -38,19 +38,12 @@ impl Server {
         let addr = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(api::serve(listener, engine, settings, shutdown.clone()));
-        Server {
-            addr,
-            shutdown,
-            task,
-            client: reqwest::Client::new(),
-        }
+        Server { addr, shutdown, task, client: reqwest::Client::new() }
     }
 
     /// A request that is not sent yet.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client
-            .request(method, format!("http://{}{path}", self.addr))
-            .timeout(PATIENCE)
+        self.client.request(method, format!("http://{}{path}", self.addr)).timeout(PATIENCE)
     }
 
     /// Status and JSON of a GET.
@@ -60,11 +53,7 @@ impl Server {
 
     /// The response to a POST of JSON text.
     pub async fn send(&self, path: &str, body: impl ToString) -> Response {
-        self.request(Method::POST, path)
-            .body(body.to_string())
-            .send()
-            .await
-            .unwrap()
+        self.request(Method::POST, path).body(body.to_string()).send().await.unwrap()
     }
 
     /// Status and JSON of a POST of JSON text.
@@ -93,14 +82,9 @@ impl Server {
 
 /// The data of each event in a stream's text.
 pub fn events_of(text: &str) -> Vec<Value> {
-    let lines = text
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with(':'));
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with(':'));
     lines
-        .map(|line| {
-            line.strip_prefix("data: ")
-                .unwrap_or_else(|| panic!("no event: {line:?}"))
-        })
+        .map(|line| line.strip_prefix("data: ").unwrap_or_else(|| panic!("no event: {line:?}")))
         .map(|data| serde_json::from_str(data).unwrap_or_else(|_| Value::from(data)))
         .collect()
 }
@@ -117,10 +101,7 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
 async fn read(response: Response) -> (StatusCode, Value) {
     let status = response.status();
     let text = response.text().await.unwrap();
-    (
-        status,
-        serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON with {status}: {text:?}")),
-    )
+    (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON with {status}: {text:?}")))
 }
 
 fn granted((status, answer): (StatusCode, Value)) -> Value {

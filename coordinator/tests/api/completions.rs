@@ -13,18 +13,12 @@ async fn a_completion_has_openai_s_shape() {
     let answer = server.complete(json!({"model": MODEL, "prompt": "Say:"})).await;
     assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"), "{answer}");
     assert!(answer["created"].as_u64().unwrap() > 1_700_000_000, "{answer}");
-    assert!(
-        answer["system_fingerprint"].as_str().unwrap().starts_with("fp_"),
-        "{answer}"
-    );
+    assert!(answer["system_fingerprint"].as_str().unwrap().starts_with("fp_"), "{answer}");
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(answer["model"], MODEL);
     let choice = json!({"index": 0, "text": "Hello world", "logprobs": null, "finish_reason": "stop"});
     assert_eq!(answer["choices"], json!([choice]));
-    assert_eq!(
-        answer["usage"],
-        json!({"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7})
-    );
+    assert_eq!(answer["usage"], json!({"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}));
 }
 
 #[tokio::test]
@@ -45,9 +39,7 @@ async fn every_prompt_of_a_list_makes_a_choice_at_its_index() {
     let texts = ["a long one, to be last", "short", "é", "x"];
     let ids: Vec<Vec<u32>> = texts.iter().map(|text| bytes(text)).collect();
     for prompts in [json!(texts), json!(ids)] {
-        let answer = server
-            .complete(json!({"prompt": prompts, "max_tokens": 100}))
-            .await;
+        let answer = server.complete(json!({"prompt": prompts, "max_tokens": 100})).await;
         for (index, text) in texts.iter().enumerate() {
             assert_eq!(answer["choices"][index]["index"], index);
             assert_eq!(answer["choices"][index]["text"], *text);
@@ -56,9 +48,7 @@ async fn every_prompt_of_a_list_makes_a_choice_at_its_index() {
         assert_eq!(answer["usage"]["prompt_tokens"], tokens);
         assert_eq!(answer["usage"]["completion_tokens"], tokens + texts.len());
     }
-    let answer = server
-        .complete(json!({"prompt": bytes("one list"), "max_tokens": 100}))
-        .await;
+    let answer = server.complete(json!({"prompt": bytes("one list"), "max_tokens": 100})).await;
     assert_eq!(answer["choices"][0]["text"], "one list");
 }
 
@@ -68,9 +58,7 @@ async fn more_prompts_than_run_at_a_time_are_all_answered() {
     engine.most_running = 20;
     let server = Server::start(engine).await;
     let prompts: Vec<String> = (0..100).map(|n| format!("prompt {n}")).collect();
-    let answer = server
-        .complete(json!({"prompt": prompts, "max_tokens": 100}))
-        .await;
+    let answer = server.complete(json!({"prompt": prompts, "max_tokens": 100})).await;
     for (index, prompt) in prompts.iter().enumerate() {
         assert_eq!(answer["choices"][index]["text"], *prompt);
     }
@@ -78,68 +66,43 @@ async fn more_prompts_than_run_at_a_time_are_all_answered() {
 
 #[tokio::test]
 async fn log_probabilities_come_in_parallel_lists() {
-    let server = Server::start(ScriptedEngine::saying(
-        [bytes("aé"), vec![word("Hello")]].concat(),
-    ))
-    .await;
+    let server = Server::start(ScriptedEngine::saying([bytes("aé"), vec![word("Hello")]].concat())).await;
     let answer = server.complete(json!({"prompt": "x", "logprobs": 2})).await;
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], "aéHello");
     let logprobs = &choice["logprobs"];
     // The first byte of é has no text of its own; the end token has none at all.
     assert_eq!(logprobs["tokens"], json!(["a", "", "é", "Hello", ""]));
-    assert_eq!(
-        logprobs["token_logprobs"],
-        json!([-0.25, -0.25, -0.25, -0.25, -0.25])
-    );
+    assert_eq!(logprobs["token_logprobs"], json!([-0.25, -0.25, -0.25, -0.25, -0.25]));
     assert_eq!(logprobs["text_offset"], json!([0, 1, 1, 2, 7]));
     assert_eq!(logprobs["top_logprobs"][0], json!({"a": -0.25, "b": -1.25}));
-    assert_eq!(
-        logprobs["top_logprobs"][1],
-        json!({"bytes:\\xc3": -0.25, "bytes:\\xc4": -1.25})
-    );
-    assert_eq!(
-        logprobs["top_logprobs"][4],
-        json!({"<|im_end|>": -0.25, "<|endoftext|>": -1.25})
-    );
+    assert_eq!(logprobs["top_logprobs"][1], json!({"bytes:\\xc3": -0.25, "bytes:\\xc4": -1.25}));
+    assert_eq!(logprobs["top_logprobs"][4], json!({"<|im_end|>": -0.25, "<|endoftext|>": -1.25}));
 }
 
 #[tokio::test]
 async fn echo_scores_the_prompt() {
     let server = Server::start(ScriptedEngine::saying(bytes("yz"))).await;
     let prompt = "a<|im_start|>né";
-    let answer = server
-        .complete(json!({"prompt": prompt, "echo": true, "max_tokens": 0, "logprobs": 1}))
-        .await;
+    let answer =
+        server.complete(json!({"prompt": prompt, "echo": true, "max_tokens": 0, "logprobs": 1})).await;
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], prompt);
     assert_eq!(choice["finish_reason"], "length");
-    assert_eq!(
-        answer["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5})
-    );
-    assert_eq!(
-        choice["logprobs"]["tokens"],
-        json!(["a", "<|im_start|>", "n", "", "é"])
-    );
-    assert_eq!(
-        choice["logprobs"]["token_logprobs"],
-        json!([null, -0.25, -0.25, -0.25, -0.25])
-    );
+    assert_eq!(answer["usage"], json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}));
+    assert_eq!(choice["logprobs"]["tokens"], json!(["a", "<|im_start|>", "n", "", "é"]));
+    assert_eq!(choice["logprobs"]["token_logprobs"], json!([null, -0.25, -0.25, -0.25, -0.25]));
     assert_eq!(choice["logprobs"]["top_logprobs"][0], json!(null));
     assert_eq!(choice["logprobs"]["top_logprobs"][2], json!({"n": -0.25}));
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 13, 14, 14]));
 
-    let answer = server
-        .complete(json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 1}))
-        .await;
+    let answer =
+        server.complete(json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 1})).await;
     assert_eq!(answer["choices"][0]["text"], format!("{prompt}y"));
     assert_eq!(answer["choices"][0]["logprobs"]["tokens"][5], "y");
     assert_eq!(answer["choices"][0]["logprobs"]["text_offset"][5], 15);
 
-    let answer = server
-        .complete(json!({"prompt": bytes("né"), "echo": true, "max_tokens": 1}))
-        .await;
+    let answer = server.complete(json!({"prompt": bytes("né"), "echo": true, "max_tokens": 1})).await;
     assert_eq!(answer["choices"][0]["text"], "néy");
     assert_eq!(answer["choices"][0]["logprobs"], json!(null));
 }
@@ -147,13 +110,8 @@ async fn echo_scores_the_prompt() {
 #[tokio::test]
 async fn token_ids_are_given_where_they_are_wanted() {
     let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
-    let answer = server
-        .complete(json!({"prompt": ["a", "bc"], "return_token_ids": true}))
-        .await;
-    assert_eq!(
-        answer["choices"][0]["token_ids"],
-        json!([u32::from(b'o'), u32::from(b'k'), IM_END])
-    );
+    let answer = server.complete(json!({"prompt": ["a", "bc"], "return_token_ids": true})).await;
+    assert_eq!(answer["choices"][0]["token_ids"], json!([u32::from(b'o'), u32::from(b'k'), IM_END]));
     assert_eq!(answer["choices"][1]["prompt_token_ids"], json!(bytes("bc")));
 }
 
@@ -168,10 +126,7 @@ async fn the_engine_gets_what_was_asked_for() {
     });
     server.complete(options).await;
     let request = engine.requests.lock().unwrap()[0].clone();
-    assert_eq!(
-        (request.prompt, request.max_tokens, request.score_prompt),
-        (bytes("a"), 5, true)
-    );
+    assert_eq!((request.prompt, request.max_tokens, request.score_prompt), (bytes("a"), 5, true));
     let expected = Sampling {
         temperature: 0.5,
         top_k: 7,
@@ -191,10 +146,6 @@ async fn the_engine_gets_what_was_asked_for() {
     server.complete(json!({"prompt": "a"})).await;
     let request = engine.requests.lock().unwrap()[1].clone();
     assert_eq!(request.sampling.temperature, 1.0);
-    assert!(
-        request.sampling.end_ids.contains(&IM_END),
-        "{:?}",
-        request.sampling.end_ids
-    );
+    assert!(request.sampling.end_ids.contains(&IM_END), "{:?}", request.sampling.end_ids);
     assert!(!request.score_prompt);
 }

@@ -62,11 +62,7 @@ impl ScriptedEngine {
         model: ModelInfo,
         script: impl Fn(&GenerationRequest) -> Vec<Act> + Send + Sync + 'static,
     ) -> ScriptedEngine {
-        let status = ClusterStatus {
-            phase: Phase::Serving,
-            context: CONTEXT,
-            ..ClusterStatus::default()
-        };
+        let status = ClusterStatus { phase: Phase::Serving, context: CONTEXT, ..ClusterStatus::default() };
         ScriptedEngine {
             model: Arc::new(model),
             script: Arc::new(script),
@@ -92,20 +88,10 @@ pub fn draw(tokens: &[u32]) -> Vec<Act> {
 /// The log-probabilities that stand beside a token: its own the best, then those of the ids after it.
 fn score(token: u32, request: &GenerationRequest) -> TokenScore {
     let Some(count) = request.sampling.logprobs else {
-        return TokenScore {
-            token,
-            logprob: 0.0,
-            top: Vec::new(),
-        };
+        return TokenScore { token, logprob: 0.0, top: Vec::new() };
     };
-    let top = (0..count)
-        .map(|rank| (token + rank, -0.25 - rank as f32))
-        .collect();
-    TokenScore {
-        token,
-        logprob: -0.25,
-        top,
-    }
+    let top = (0..count).map(|rank| (token + rank, -0.25 - rank as f32)).collect();
+    TokenScore { token, logprob: -0.25, top }
 }
 
 impl Engine for ScriptedEngine {
@@ -128,10 +114,7 @@ impl Engine for ScriptedEngine {
             }
             engine.running.fetch_sub(1, Ordering::SeqCst);
         });
-        Ok(Generation {
-            events: receiver,
-            cancel,
-        })
+        Ok(Generation { events: receiver, cancel })
     }
 
     fn status(&self) -> Arc<ClusterStatus> {
@@ -151,10 +134,8 @@ async fn play(engine: &ScriptedEngine, request: &GenerationRequest, events: &mps
     let send = async |event| events.send(event).await.unwrap_or(());
     if request.score_prompt {
         // In two chunks, as a long prompt's scores come.
-        let scores: Vec<TokenScore> = request.prompt[1..]
-            .iter()
-            .map(|token| score(*token, request))
-            .collect();
+        let scores: Vec<TokenScore> =
+            request.prompt[1..].iter().map(|token| score(*token, request)).collect();
         let (first, second) = scores.split_at(scores.len() / 2);
         send(GenerationEvent::PromptScores(first.to_vec())).await;
         send(GenerationEvent::PromptScores(second.to_vec())).await;

@@ -27,15 +27,10 @@ fn cancelled(engine: &ScriptedEngine) -> usize {
 async fn a_client_that_leaves_a_stream_cancels_its_generation() {
     let engine = hanging();
     let server = Server::start(engine.clone()).await;
-    let response = server
-        .send("/v1/completions", json!({"prompt": ["a", "b"], "stream": true}))
-        .await;
+    let response = server.send("/v1/completions", json!({"prompt": ["a", "b"], "stream": true})).await;
     let mut body = response.bytes_stream();
     body.next().await.unwrap().unwrap();
-    assert_eq!(
-        (engine.running.load(Ordering::SeqCst), cancelled(&engine)),
-        (2, 0)
-    );
+    assert_eq!((engine.running.load(Ordering::SeqCst), cancelled(&engine)), (2, 0));
     drop(body);
     eventually("both generations are cancelled", || cancelled(&engine) == 2).await;
 }
@@ -46,18 +41,10 @@ async fn a_client_that_leaves_before_its_answer_cancels_its_generation() {
     let server = Server::start(engine.clone()).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     let body = json!({"prompt": "a"}).to_string();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream
-        .write_all(format!("{head}{body}").as_bytes())
-        .await
-        .unwrap();
-    eventually("the generation runs", || {
-        engine.running.load(Ordering::SeqCst) == 1
-    })
-    .await;
+    let head =
+        format!("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    eventually("the generation runs", || engine.running.load(Ordering::SeqCst) == 1).await;
     drop(stream);
     eventually("the generation is cancelled", || cancelled(&engine) == 1).await;
 }
@@ -68,42 +55,25 @@ async fn shutdown_ends_streams_with_an_error_and_all_connections_within_a_second
     let server = Server::start(engine.clone()).await;
     let mut idle = TcpStream::connect(server.addr).await.unwrap();
     let mut half = TcpStream::connect(server.addr).await.unwrap();
-    half.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: loc")
-        .await
-        .unwrap();
-    let stream = server
-        .send("/v1/completions", json!({"prompt": "a", "stream": true}))
-        .await;
+    half.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: loc").await.unwrap();
+    let stream = server.send("/v1/completions", json!({"prompt": "a", "stream": true})).await;
     let whole = tokio::spawn({
-        let request = server
-            .request(reqwest::Method::POST, "/v1/completions")
-            .body(r#"{"prompt": "a"}"#);
+        let request = server.request(reqwest::Method::POST, "/v1/completions").body(r#"{"prompt": "a"}"#);
         request.send()
     });
-    eventually("both generations run", || {
-        engine.running.load(Ordering::SeqCst) == 2
-    })
-    .await;
+    eventually("both generations run", || engine.running.load(Ordering::SeqCst) == 2).await;
 
     let start = Instant::now();
     server.shutdown.cancel();
     let events = events_of(&stream.text().await.unwrap());
-    assert_eq!(
-        events.last().unwrap()["error"]["code"],
-        "shutting_down",
-        "{events:?}"
-    );
+    assert_eq!(events.last().unwrap()["error"]["code"], "shutting_down", "{events:?}");
     let answer = whole.await.unwrap().unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     let answer: Value = answer.json().await.unwrap();
     assert_eq!(answer["error"]["code"], "shutting_down");
     let addr = server.addr;
     server.task.await.unwrap().unwrap();
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "shutdown took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "shutdown took {:?}", start.elapsed());
 
     eventually("the generations are cancelled", || cancelled(&engine) == 2).await;
     for connection in [&mut idle, &mut half] {
@@ -130,8 +100,5 @@ async fn a_slow_client_does_not_hold_up_the_others() {
         start.elapsed()
     };
     let (_, took) = tokio::join!(slow, fast);
-    assert!(
-        took < Duration::from_millis(250),
-        "five short requests took {took:?}"
-    );
+    assert!(took < Duration::from_millis(250), "five short requests took {took:?}");
 }

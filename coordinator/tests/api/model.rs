@@ -74,17 +74,12 @@ fn letters() -> Vec<char> {
 
 fn gguf() -> Vec<u8> {
     let letters = letters();
-    let written = |text: &str| {
-        text.bytes()
-            .map(|byte| letters[usize::from(byte)])
-            .collect::<String>()
-    };
+    let written = |text: &str| text.bytes().map(|byte| letters[usize::from(byte)]).collect::<String>();
     let mut tokens: Vec<String> = letters.iter().map(|letter| letter.to_string()).collect();
     tokens.extend(["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(String::from));
     tokens.extend(WORDS.map(written));
-    let kinds: Vec<u32> = (0..tokens.len() as u32)
-        .map(|id| if (256..259).contains(&id) { 3 } else { 1 })
-        .collect();
+    let kinds: Vec<u32> =
+        (0..tokens.len() as u32).map(|id| if (256..259).contains(&id) { 3 } else { 1 }).collect();
 
     let mut metadata = Metadata::default();
     metadata.text("general.architecture", "llama");
@@ -149,8 +144,6 @@ impl Metadata {
     /// As 32-bit signed integers.
     fn numbers(&mut self, key: &str, values: &[u32]) {
         self.array(key, 5, values.len());
-        values
-            .iter()
-            .for_each(|value| self.bytes.extend(value.to_le_bytes()));
+        values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));
     }
 }

@@ -18,33 +18,19 @@ async fn both(server: &Server, options: Value) -> Value {
     let events = server.events(PATH, &options).await;
     let (done, chunks) = events.split_last().unwrap();
     assert_eq!(*done, "[DONE]");
-    let texts = chunks
-        .iter()
-        .map(|chunk| chunk["choices"][0]["text"].as_str().unwrap());
-    assert_eq!(
-        texts.collect::<String>(),
-        whole["choices"][0]["text"].as_str().unwrap(),
-        "streamed text"
-    );
-    assert_eq!(
-        chunks.last().unwrap()["choices"][0]["finish_reason"],
-        whole["choices"][0]["finish_reason"]
-    );
+    let texts = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap());
+    assert_eq!(texts.collect::<String>(), whole["choices"][0]["text"].as_str().unwrap(), "streamed text");
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);
     whole["choices"][0].clone()
 }
 
 #[tokio::test]
 async fn a_stop_string_is_found_wherever_it_lies() {
     let say = "Hello world!\n\nÄnd so ön, end.";
-    let tokens = [
-        vec![word("Hello"), word(" world"), word("!\n\n")],
-        bytes("Änd so ön, "),
-        vec![word("end.")],
-    ];
+    let tokens =
+        [vec![word("Hello"), word(" world"), word("!\n\n")], bytes("Änd so ön, "), vec![word("end.")]];
     let server = Server::start(ScriptedEngine::saying(tokens.concat())).await;
-    for stop in [
-        "lo wor", "\n\n", "!\n\nÄ", "Ä", "ö", " so ön", ", en", "end.", "Hello",
-    ] {
+    for stop in ["lo wor", "\n\n", "!\n\nÄ", "Ä", "ö", " so ön", ", en", "end.", "Hello"] {
         for stops in [json!(stop), json!(["never", stop])] {
             let choice = both(&server, json!({"prompt": "x", "max_tokens": 64, "stop": stops})).await;
             assert_eq!(choice["text"], say[..say.find(stop).unwrap()], "{stop:?}");
@@ -63,32 +49,20 @@ async fn the_generation_is_cancelled_at_the_stop_string() {
     let server = Server::start(engine.clone()).await;
     let choice = both(&server, json!({"prompt": "x", "stop": "cd"})).await;
     assert_eq!(choice["text"], "ab");
-    eventually("both generations end", || {
-        engine.cancelled.load(Ordering::SeqCst) == 2
-    })
-    .await;
+    eventually("both generations end", || engine.cancelled.load(Ordering::SeqCst) == 2).await;
     assert_eq!(engine.running.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn tokens_and_usage_tell_of_a_stop_string_what_the_text_tells() {
-    let server = Server::start(ScriptedEngine::saying(vec![
-        word("Hello"),
-        word(" world"),
-        word("end."),
-    ]))
-    .await;
-    let answer = server
-        .complete(json!({"prompt": "x", "stop": "wor", "logprobs": 0, "return_token_ids": true}))
-        .await;
+    let server =
+        Server::start(ScriptedEngine::saying(vec![word("Hello"), word(" world"), word("end.")])).await;
+    let answer =
+        server.complete(json!({"prompt": "x", "stop": "wor", "logprobs": 0, "return_token_ids": true})).await;
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], "Hello ");
     assert_eq!(choice["logprobs"]["tokens"], json!(["Hello", " "]));
-    assert_eq!(
-        choice["token_ids"],
-        json!([word("Hello"), word(" world")]),
-        "what was drawn"
-    );
+    assert_eq!(choice["token_ids"], json!([word("Hello"), word(" world")]), "what was drawn");
     assert_eq!(answer["usage"]["completion_tokens"], 2);
 }
 

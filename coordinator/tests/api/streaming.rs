@@ -16,9 +16,7 @@ fn user() -> Value {
 #[tokio::test]
 async fn a_chat_stream_has_the_role_first_and_done_last() {
     let server = Server::start(ScriptedEngine::saying(vec![word("Hello"), word(" world")])).await;
-    let mut events = server
-        .events(CHAT, json!({"messages": user(), "stream": true}))
-        .await;
+    let mut events = server.events(CHAT, json!({"messages": user(), "stream": true})).await;
     assert_eq!(events.pop().unwrap(), "[DONE]");
     let ids: Vec<&Value> = events.iter().map(|event| &event["id"]).collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -28,10 +26,7 @@ async fn a_chat_stream_has_the_role_first_and_done_last() {
     }
     let choices: Vec<&Value> = events.iter().map(|event| &event["choices"][0]).collect();
     let chunk = |delta: Value, finish: Value| json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
-    assert_eq!(
-        *choices[0],
-        chunk(json!({"role": "assistant", "content": ""}), Value::Null)
-    );
+    assert_eq!(*choices[0], chunk(json!({"role": "assistant", "content": ""}), Value::Null));
     assert_eq!(*choices[1], chunk(json!({"content": "Hello"}), Value::Null));
     assert_eq!(*choices[2], chunk(json!({"content": " world"}), Value::Null));
     assert_eq!(*choices[3], chunk(json!({}), json!("stop")));
@@ -62,19 +57,11 @@ async fn usage_comes_last_with_no_choices() {
 async fn characters_are_never_split() {
     let text = "naïve 漢字 🦀!";
     let server = Server::start(ScriptedEngine::saying(bytes(text))).await;
-    let events = server
-        .events(CHAT, json!({"messages": user(), "stream": true}))
-        .await;
-    let contents = events
-        .iter()
-        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    let events = server.events(CHAT, json!({"messages": user(), "stream": true})).await;
+    let contents = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
     let contents: Vec<&str> = contents.filter(|content| !content.is_empty()).collect();
     assert_eq!(contents.concat(), text);
-    assert_eq!(
-        contents.len(),
-        text.chars().count(),
-        "one event per character: {contents:?}"
-    );
+    assert_eq!(contents.len(), text.chars().count(), "one event per character: {contents:?}");
 }
 
 #[tokio::test]
@@ -105,19 +92,14 @@ async fn a_stream_of_several_prompts_keeps_each_in_order() {
 
 #[tokio::test]
 async fn streamed_log_probabilities_are_those_of_the_whole_answer() {
-    let server = Server::start(ScriptedEngine::saying(
-        [bytes("aé漢"), vec![word("end.")]].concat(),
-    ))
-    .await;
+    let server = Server::start(ScriptedEngine::saying([bytes("aé漢"), vec![word("end.")]].concat())).await;
     for echo in [false, true] {
         let mut body = json!({"prompt": "né", "echo": echo, "logprobs": 2, "max_tokens": 20});
         let whole = server.complete(&body).await["choices"][0]["logprobs"].clone();
         body["stream"] = true.into();
         let events = server.events(COMPLETIONS, &body).await;
         for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
-            let parts = events[..events.len() - 1]
-                .iter()
-                .map(|event| &event["choices"][0]["logprobs"][list]);
+            let parts = events[..events.len() - 1].iter().map(|event| &event["choices"][0]["logprobs"][list]);
             let joined: Vec<Value> = parts.flat_map(|part| part.as_array().unwrap().clone()).collect();
             assert_eq!(json!(joined), whole[list], "{list}, echo {echo}");
         }

@@ -24,21 +24,14 @@ struct Server {
 
 impl Server {
     fn new(script: &'static [&'static str]) -> Server {
-        Server {
-            key: None,
-            script,
-            asked: Arc::default(),
-        }
+        Server { key: None, script, asked: Arc::default() }
     }
 
     async fn start(&self) -> SocketAddr {
         let router = Router::new()
             .route("/livez", get(|| async { "ok" }))
             .route("/api/status", get(status))
-            .route(
-                "/v1/models",
-                get(|| async { axum::Json(json!({"data": [{"id": "tiny"}]})) }),
-            )
+            .route("/v1/models", get(|| async { axum::Json(json!({"data": [{"id": "tiny"}]})) }))
             .route("/v1/chat/completions", post(chat))
             .with_state(self.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,26 +42,13 @@ impl Server {
 }
 
 async fn status(State(server): State<Server>, headers: HeaderMap) -> Response {
-    let given = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    if server
-        .key
-        .is_some_and(|key| given != Some(&format!("Bearer {key}")))
-    {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if server.key.is_some_and(|key| given != Some(&format!("Bearer {key}"))) {
         let error = json!({"error": {"message": "the API key is wrong"}});
         return (StatusCode::UNAUTHORIZED, axum::Json(error)).into_response();
     }
-    let model = ModelStatus {
-        id: "tiny".to_owned(),
-        ..ModelStatus::default()
-    };
-    axum::Json(ClusterStatus {
-        phase: Phase::Serving,
-        model,
-        ..ClusterStatus::default()
-    })
-    .into_response()
+    let model = ModelStatus { id: "tiny".to_owned(), ..ModelStatus::default() };
+    axum::Json(ClusterStatus { phase: Phase::Serving, model, ..ClusterStatus::default() }).into_response()
 }
 
 async fn chat(State(server): State<Server>, axum::Json(request): axum::Json<Value>) -> Response {
@@ -111,11 +91,7 @@ async fn status_finds_the_coordinator_of_this_machine() {
     announce(home.path(), std::process::id(), address);
     let shown = run(home.path(), &["status"]).await;
     assert_eq!(shown.code, Some(0), "{shown:?}");
-    assert!(
-        shown.out.starts_with("model     tiny\nphase     serving\n"),
-        "{}",
-        shown.out
-    );
+    assert!(shown.out.starts_with("model     tiny\nphase     serving\n"), "{}", shown.out);
 
     let shown = run(home.path(), &["status", "--json"]).await;
     let status: ClusterStatus = serde_json::from_str(&shown.out).unwrap();
@@ -136,30 +112,17 @@ async fn a_coordinator_that_does_not_answer_is_passed_over() {
     announce(home.path(), std::process::id(), ([127, 0, 0, 1], 1).into());
     let shown = run(home.path(), &["status"]).await;
     assert_eq!(shown.code, Some(1));
-    assert!(
-        shown.err.contains("no coordinator runs on this machine"),
-        "{}",
-        shown.err
-    );
+    assert!(shown.err.contains("no coordinator runs on this machine"), "{}", shown.err);
 }
 
 #[tokio::test]
 async fn a_key_is_sent_and_a_missing_one_is_named() {
     let home = tempfile::tempdir().unwrap();
-    let server = Server {
-        key: Some("secret"),
-        ..Server::new(&[])
-    };
+    let server = Server { key: Some("secret"), ..Server::new(&[]) };
     let url = format!("http://{}", server.start().await);
     let refused = run(home.path(), &["status", "--url", &url]).await;
     assert_eq!(refused.code, Some(1));
-    assert!(
-        refused
-            .err
-            .contains("answered 401: the API key is wrong; give --api-key"),
-        "{}",
-        refused.err
-    );
+    assert!(refused.err.contains("answered 401: the API key is wrong; give --api-key"), "{}", refused.err);
     let shown = run(home.path(), &["status", "--url", &url, "--api-key", "secret"]).await;
     assert_eq!(shown.code, Some(0), "{shown:?}");
 }
@@ -169,27 +132,14 @@ async fn a_question_is_answered_on_standard_output_alone() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::new(ANSWER);
     let url = format!("http://{}", server.start().await);
-    let options = [
-        "--system",
-        "Be brief.",
-        "--max-tokens",
-        "9",
-        "--temperature",
-        "0",
-        "--seed",
-        "5",
-        "--stats",
-    ];
+    let options =
+        ["--system", "Be brief.", "--max-tokens", "9", "--temperature", "0", "--seed", "5", "--stats"];
     let mut args = vec!["run", "models/tiny.gguf", "Hi!", "--url", &url];
     args.extend(options);
     let answer = run(home.path(), &args).await;
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert_eq!(answer.out, "Hello world\n");
-    assert!(
-        answer.err.contains("7 prompt tokens") && answer.err.contains("2 tokens"),
-        "{}",
-        answer.err
-    );
+    assert!(answer.err.contains("7 prompt tokens") && answer.err.contains("2 tokens"), "{}", answer.err);
     assert_eq!(
         server.asked.lock().unwrap()[0],
         json!({
@@ -209,18 +159,9 @@ async fn a_piped_prompt_is_asked_as_one() {
     std::fs::write(&prompt, "two\nlines\n").unwrap();
     let mut command = brigade(home.path(), &["run", "tiny"]);
     command.stdin(std::fs::File::open(&prompt).unwrap());
-    let answer = tokio::task::spawn_blocking(move || outcome(&mut command))
-        .await
-        .unwrap();
-    assert_eq!(
-        (answer.code, answer.out.as_str()),
-        (Some(0), "Hello world\n"),
-        "{answer:?}"
-    );
-    assert_eq!(
-        server.asked.lock().unwrap()[0]["messages"][0]["content"],
-        "two\nlines\n"
-    );
+    let answer = tokio::task::spawn_blocking(move || outcome(&mut command)).await.unwrap();
+    assert_eq!((answer.code, answer.out.as_str()), (Some(0), "Hello world\n"), "{answer:?}");
+    assert_eq!(server.asked.lock().unwrap()[0]["messages"][0]["content"], "two\nlines\n");
 
     let empty = run(home.path(), &["run", "tiny"]).await;
     assert_eq!(empty.code, Some(2), "{empty:?}");
@@ -250,9 +191,5 @@ async fn another_model_than_the_one_served_is_refused() {
     let url = format!("http://{}", Server::new(ANSWER).start().await);
     let answer = run(home.path(), &["run", "huge.gguf", "Hi!", "--url", &url]).await;
     assert_eq!(answer.code, Some(1));
-    assert!(
-        answer.err.contains("serves tiny, not huge.gguf"),
-        "{}",
-        answer.err
-    );
+    assert!(answer.err.contains("serves tiny, not huge.gguf"), "{}", answer.err);
 }

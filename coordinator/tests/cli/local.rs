@@ -13,11 +13,7 @@ use tokio::sync::mpsc;
 fn program(directory: &Path, script: &str) -> PathBuf {
     let path = directory.join("brigade-worker");
     let status = Command::new("sh")
-        .args([
-            "-c",
-            "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"",
-            "sh",
-        ])
+        .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"", "sh"])
         .arg(&path)
         .arg(script)
         .status()
@@ -40,10 +36,7 @@ fn settings(directory: &Path, script: &str, count: usize) -> LocalSettings {
 }
 
 async fn next(events: &mut mpsc::Receiver<LocalEvent>) -> LocalEvent {
-    tokio::time::timeout(Duration::from_secs(20), events.recv())
-        .await
-        .unwrap()
-        .unwrap()
+    tokio::time::timeout(Duration::from_secs(20), events.recv()).await.unwrap().unwrap()
 }
 
 /// Waits for a line of a worker.
@@ -55,12 +48,7 @@ async fn line(events: &mut mpsc::Receiver<LocalEvent>) -> String {
 }
 
 fn is_running(pid: &str) -> bool {
-    Command::new("kill")
-        .args(["-0", pid])
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
-        .success()
+    Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
 }
 
 #[tokio::test]
@@ -94,20 +82,9 @@ async fn all_end_with_their_standard_input_and_stay_ended() {
     assert!(pids.iter().all(|pid| is_running(pid)));
     let start = Instant::now();
     workers.stop().await;
-    assert!(
-        start.elapsed() < Duration::from_millis(1400),
-        "{:?}",
-        start.elapsed()
-    );
-    assert!(
-        pids.iter().all(|pid| !is_running(pid)),
-        "no process is left, not even as a zombie"
-    );
-    assert_eq!(
-        events.recv().await,
-        None,
-        "no death is reported, and none is started again"
-    );
+    assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
+    assert!(pids.iter().all(|pid| !is_running(pid)), "no process is left, not even as a zombie");
+    assert_eq!(events.recv().await, None, "no death is reported, and none is started again");
 }
 
 #[tokio::test]
@@ -133,11 +110,7 @@ async fn a_second_interrupt_kills_at_once() {
         () = workers.stop() => panic!("it ended by itself"),
         () = tokio::time::sleep(Duration::from_millis(50)) => workers.kill().await,
     }
-    assert!(
-        start.elapsed() < Duration::from_millis(1400),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
     assert!(!is_running(&pid));
 }
 
@@ -169,10 +142,7 @@ async fn one_that_was_used_wrongly_is_not_started_again() {
     assert_eq!(line(&mut events).await, "error: --memory is nonsense");
     assert_eq!(
         next(&mut events).await,
-        LocalEvent::Fatal {
-            worker: "w1".to_owned(),
-            reason: "error: --memory is nonsense".to_owned()
-        }
+        LocalEvent::Fatal { worker: "w1".to_owned(), reason: "error: --memory is nonsense".to_owned() }
     );
     assert_eq!(events.recv().await, None);
     workers.stop().await;
@@ -182,17 +152,11 @@ async fn one_that_was_used_wrongly_is_not_started_again() {
 async fn a_flood_of_lines_holds_up_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let done = dir.path().join("done");
-    let script = format!(
-        "yes 0123456789 | head -c 4000000 >&2; touch {}; exec cat",
-        done.display()
-    );
+    let script = format!("yes 0123456789 | head -c 4000000 >&2; touch {}; exec cat", done.display());
     let (workers, events) = LocalWorkers::start(&settings(dir.path(), &script, 1)).unwrap();
     let start = Instant::now();
     while !done.exists() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "the worker waits for somebody to read its lines"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "the worker waits for somebody to read its lines");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     drop(events);
@@ -203,13 +167,8 @@ async fn a_flood_of_lines_holds_up_nobody() {
 fn the_program_beside_ours_wins_over_the_path() {
     let (beside, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = elsewhere.path().as_os_str();
-    let error = find_program_in(beside.path(), Some(path))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains(&beside.path().display().to_string()) && error.contains("PATH"),
-        "{error}"
-    );
+    let error = find_program_in(beside.path(), Some(path)).unwrap_err().to_string();
+    assert!(error.contains(&beside.path().display().to_string()) && error.contains("PATH"), "{error}");
     let there = program(elsewhere.path(), "");
     assert_eq!(find_program_in(beside.path(), Some(path)).unwrap(), there);
     let here = program(beside.path(), "");

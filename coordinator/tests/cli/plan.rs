@@ -24,20 +24,8 @@ fn view(home: &Path, args: &[&str], env: &[(&str, &str)]) -> PlanView {
 #[test]
 fn workers_share_the_layers_within_their_memory() {
     let home = home();
-    let view = view(
-        home.path(),
-        &[
-            "--workers",
-            "3",
-            "--memory",
-            "16MiB",
-            "--parallel",
-            "1",
-            "--ctx",
-            "512",
-        ],
-        &[],
-    );
+    let view =
+        view(home.path(), &["--workers", "3", "--memory", "16MiB", "--parallel", "1", "--ctx", "512"], &[]);
     assert_eq!((view.model.as_str(), view.layers, view.context), ("tiny", 8, 512));
     let names: Vec<&str> = view.stages.iter().map(|stage| stage.worker.as_str()).collect();
     assert_eq!(names.len(), 3, "every worker has a stage: {names:?}");
@@ -49,32 +37,18 @@ fn workers_share_the_layers_within_their_memory() {
     }
     assert_eq!(next, 8);
     assert!(view.decode_tokens_per_s > 0.0 && view.ttft_ms > 0.0);
-    assert!(
-        view.notes.iter().any(|note| note.contains("assumed")),
-        "{:?}",
-        view.notes
-    );
+    assert!(view.notes.iter().any(|note| note.contains("assumed")), "{:?}", view.notes);
 }
 
 #[test]
 fn the_table_shows_a_bar_for_every_stage() {
     let home = home();
-    let outcome = run(
-        home.path(),
-        &["plan", "tiny.gguf", "--workers", "2", "--memory", "32MiB"],
-    );
+    let outcome = run(home.path(), &["plan", "tiny.gguf", "--workers", "2", "--memory", "32MiB"]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(outcome.out.matches('[').count(), 2, "{}", outcome.out);
-    for word in [
-        "STAGE",
-        "w1",
-        "w2",
-        "embedding + layers 0..",
-        "+ head",
-        "context",
-        "predicted",
-        "bottleneck",
-    ] {
+    for word in
+        ["STAGE", "w1", "w2", "embedding + layers 0..", "+ head", "context", "predicted", "bottleneck"]
+    {
         assert!(outcome.out.contains(word), "{word} in {}", outcome.out);
     }
 }
@@ -83,18 +57,9 @@ fn the_table_shows_a_bar_for_every_stage() {
 fn too_little_memory_fails_with_what_is_missing() {
     let home = home();
     for command in ["plan", "up"] {
-        let outcome = run(
-            home.path(),
-            &[command, "tiny.gguf", "--workers", "2", "--memory", "8MiB"],
-        );
+        let outcome = run(home.path(), &[command, "tiny.gguf", "--workers", "2", "--memory", "8MiB"]);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        assert!(
-            outcome
-                .err
-                .starts_with("error: failed to place tiny on 2 workers: "),
-            "{}",
-            outcome.err
-        );
+        assert!(outcome.err.starts_with("error: failed to place tiny on 2 workers: "), "{}", outcome.err);
         for word in ["MiB more", "w1", "w2", "8.0 MiB"] {
             assert!(outcome.err.contains(word), "{word} in {}", outcome.err);
         }
@@ -107,32 +72,17 @@ fn a_cluster_file_needs_no_hardware() {
     let cluster = "[[device]]\nname = 'studio'\nmemory = '20MiB'\nbandwidth_gbps = 800\ntflops = 27\n\
                    [[device]]\nname = 'mini'\nmemory = '20MiB'\nbandwidth_gbps = 120\ntflops = 4\n";
     std::fs::write(home.path().join("cluster.toml"), cluster).unwrap();
-    let view = view(
-        home.path(),
-        &["--cluster", "cluster.toml", "--parallel", "1", "--ctx", "256"],
-        &[],
-    );
+    let view = view(home.path(), &["--cluster", "cluster.toml", "--parallel", "1", "--ctx", "256"], &[]);
     let layers = |name: &str| -> usize {
-        view.stages
-            .iter()
-            .filter(|s| s.worker == name)
-            .map(|s| s.shard.layers.len())
-            .sum()
+        view.stages.iter().filter(|s| s.worker == name).map(|s| s.shard.layers.len()).sum()
     };
     assert_eq!(layers("studio") + layers("mini"), 8, "{view:?}");
-    assert!(
-        layers("studio") >= layers("mini"),
-        "the fast one holds more: {view:?}"
-    );
+    assert!(layers("studio") >= layers("mini"), "the fast one holds more: {view:?}");
 
     std::fs::write(home.path().join("cluster.toml"), "[[device]]\nname = 'x'\n").unwrap();
     let wrong = run(home.path(), &["plan", "tiny.gguf", "--cluster", "cluster.toml"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
-    assert!(
-        wrong.err.contains("cluster.toml") && wrong.err.contains("memory"),
-        "{}",
-        wrong.err
-    );
+    assert!(wrong.err.contains("cluster.toml") && wrong.err.contains("memory"), "{}", wrong.err);
 }
 
 #[test]
@@ -148,29 +98,17 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     assert_eq!(context(&[], &[]), 1024, "the user's file");
 
     std::fs::write(home.path().join("brigade.toml"), "ctx = 960\n[up]\nctx = 928").unwrap();
-    assert_eq!(
-        context(&[], &[]),
-        960,
-        "the directory's file, and the table of another command says nothing"
-    );
+    assert_eq!(context(&[], &[]), 960, "the directory's file, and the table of another command says nothing");
 
     std::fs::write(home.path().join("brigade.toml"), "ctx = 960\n[plan]\nctx = 896").unwrap();
     assert_eq!(context(&[], &[]), 896, "the command's table");
 
     std::fs::write(home.path().join("other.toml"), "ctx = 832").unwrap();
     assert_eq!(context(&["--config", "other.toml"], &[]), 832, "the file named");
-    assert_eq!(
-        context(&[], &[("BRIGADE_CONFIG", "other.toml")]),
-        832,
-        "the file named in the environment"
-    );
+    assert_eq!(context(&[], &[("BRIGADE_CONFIG", "other.toml")]), 832, "the file named in the environment");
 
     assert_eq!(context(&[], &[("BRIGADE_CTX", "768")]), 768, "the environment");
-    assert_eq!(
-        context(&["--ctx", "704"], &[("BRIGADE_CTX", "768")]),
-        704,
-        "the flag"
-    );
+    assert_eq!(context(&["--ctx", "704"], &[("BRIGADE_CTX", "768")]), 704, "the flag");
 }
 
 #[test]
@@ -214,11 +152,7 @@ fn a_wrong_file_says_where_and_what() {
             "{text}: {}",
             outcome.err
         );
-        assert_eq!(
-            run(home.path(), &["plan", "--help"]).code,
-            Some(0),
-            "help comes whatever the file says"
-        );
+        assert_eq!(run(home.path(), &["plan", "--help"]).code, Some(0), "help comes whatever the file says");
     }
     let missing = run(home.path(), &["plan", "tiny.gguf", "--config", "none.toml"]);
     assert_eq!(missing.code, Some(2));

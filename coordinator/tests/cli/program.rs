@@ -11,12 +11,7 @@ pub fn brigade(home: &Path, args: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command
-        .args(args)
-        .env("HOME", home)
-        .env("XDG_RUNTIME_DIR", home)
-        .current_dir(home)
-        .stdin(Stdio::null());
+    command.args(args).env("HOME", home).env("XDG_RUNTIME_DIR", home).current_dir(home).stdin(Stdio::null());
     command
 }
 
@@ -30,11 +25,7 @@ pub struct Outcome {
 
 /// Runs the command to its end.
 pub fn outcome(command: &mut Command) -> Outcome {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
+    let Output { status, stdout, stderr } = command.output().unwrap();
     Outcome {
         code: status.code(),
         out: String::from_utf8(stdout).unwrap(),

@@ -21,10 +21,7 @@ pub(super) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, In
 /// Text of at most `max` bytes.
 pub(super) fn text(field: &'static str, value: String, max: usize) -> Result<String, InvalidMessage> {
     if value.len() > max {
-        return Err(InvalidMessage::new(
-            field,
-            format!("has {} bytes, more than {max}", value.len()),
-        ));
+        return Err(InvalidMessage::new(field, format!("has {} bytes, more than {max}", value.len())));
     }
     Ok(value)
 }
@@ -42,11 +39,7 @@ pub(super) fn shortened(mut reason: String) -> String {
 
 /// A count that cannot be zero.
 pub(super) fn positive(field: &'static str, value: u32) -> Result<u32, InvalidMessage> {
-    if value == 0 {
-        Err(InvalidMessage::new(field, "is zero"))
-    } else {
-        Ok(value)
-    }
+    if value == 0 { Err(InvalidMessage::new(field, "is zero")) } else { Ok(value) }
 }
 
 /// A rate: finite and not negative.
@@ -98,18 +91,12 @@ impl From<Peer> for pb::Peer {
 
 impl From<Fence> for pb::Fence {
     fn from(fence: Fence) -> pb::Fence {
-        pb::Fence {
-            incarnation: fence.incarnation.0,
-            epoch: fence.epoch.0,
-        }
+        pb::Fence { incarnation: fence.incarnation.0, epoch: fence.epoch.0 }
     }
 }
 
 impl From<pb::Fence> for Fence {
     fn from(fence: pb::Fence) -> Fence {
-        Fence {
-            incarnation: Incarnation(fence.incarnation),
-            epoch: Epoch(fence.epoch),
-        }
+        Fence { incarnation: Incarnation(fence.incarnation), epoch: Epoch(fence.epoch) }
     }
 }

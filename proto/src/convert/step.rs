@@ -15,10 +15,9 @@ pub(crate) fn wire_dtype(field: &'static str, value: i32) -> Result<WireDtype, I
         Ok(pb::WireDtype::F32) => Ok(WireDtype::F32),
         Ok(pb::WireDtype::F16) => Ok(WireDtype::F16),
         Ok(pb::WireDtype::Bf16) => Ok(WireDtype::Bf16),
-        Ok(pb::WireDtype::Unspecified) | Err(_) => Err(InvalidMessage::new(
-            field,
-            format!("is {value}, not a wire dtype known here"),
-        )),
+        Ok(pb::WireDtype::Unspecified) | Err(_) => {
+            Err(InvalidMessage::new(field, format!("is {value}, not a wire dtype known here")))
+        }
     }
 }
 
@@ -36,10 +35,9 @@ fn step_kind(value: i32) -> Result<StepKind, InvalidMessage> {
     match pb::StepKind::try_from(value) {
         Ok(pb::StepKind::Prefill) => Ok(StepKind::Prefill),
         Ok(pb::StepKind::Decode) => Ok(StepKind::Decode),
-        Ok(pb::StepKind::Unspecified) | Err(_) => Err(InvalidMessage::new(
-            "kind",
-            format!("is {value}, not a kind of step known here"),
-        )),
+        Ok(pb::StepKind::Unspecified) | Err(_) => {
+            Err(InvalidMessage::new("kind", format!("is {value}, not a kind of step known here")))
+        }
     }
 }
 
@@ -69,10 +67,7 @@ impl Identity {
     fn decode(identity: Option<pb::StepIdentity>) -> Result<Identity, InvalidMessage> {
         let identity = required("identity", identity)?;
         Ok(Identity {
-            fence: Fence {
-                incarnation: Incarnation(identity.incarnation),
-                epoch: Epoch(identity.epoch),
-            },
+            fence: Fence { incarnation: Incarnation(identity.incarnation), epoch: Epoch(identity.epoch) },
             deployment: DeploymentId(identity.deployment),
             step: StepId(identity.step),
             kind: step_kind(identity.kind)?,
@@ -82,12 +77,8 @@ impl Identity {
 
 impl From<&StepFrame> for pb::StepHeader {
     fn from(frame: &StepFrame) -> pb::StepHeader {
-        let identity = Identity {
-            fence: frame.fence,
-            deployment: frame.deployment,
-            step: frame.step,
-            kind: frame.kind,
-        };
+        let identity =
+            Identity { fence: frame.fence, deployment: frame.deployment, step: frame.step, kind: frame.kind };
         pb::StepHeader {
             identity: identity.encode(),
             segments: frame.segments.iter().map(Into::into).collect(),
@@ -104,12 +95,7 @@ impl From<&StepFrame> for pb::StepHeader {
 
 /// The step of a header and the payload that came with it. Whether the two fit is the frame codec's business.
 pub(crate) fn step_frame(header: pb::StepHeader, payload: bytes::Bytes) -> Result<StepFrame, InvalidMessage> {
-    let Identity {
-        fence,
-        deployment,
-        step,
-        kind,
-    } = Identity::decode(header.identity)?;
+    let Identity { fence, deployment, step, kind } = Identity::decode(header.identity)?;
     let hidden = match header.hidden {
         Some(shape) => Some(Hidden {
             rows: shape.rows,
@@ -119,10 +105,7 @@ pub(crate) fn step_frame(header: pb::StepHeader, payload: bytes::Bytes) -> Resul
         }),
         None if payload.is_empty() => None,
         None => {
-            return Err(InvalidMessage::new(
-                "hidden",
-                "is missing, and yet there is a payload",
-            ));
+            return Err(InvalidMessage::new("hidden", "is missing, and yet there is a payload"));
         }
     };
     Ok(StepFrame {
@@ -130,11 +113,7 @@ pub(crate) fn step_frame(header: pb::StepHeader, payload: bytes::Bytes) -> Resul
         deployment,
         step,
         kind,
-        segments: header
-            .segments
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect::<Result<_, _>>()?,
+        segments: header.segments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         release: header.release.into_iter().map(SequenceId).collect(),
         timings: header.timings.into_iter().map(Into::into).collect(),
         hidden,
@@ -180,10 +159,7 @@ impl TryFrom<pb::Segment> for Segment {
 
 impl From<&SequenceStart> for pb::SequenceStart {
     fn from(start: &SequenceStart) -> pb::SequenceStart {
-        pb::SequenceStart {
-            sampling: Some((&start.sampling).into()),
-            prompt_tokens: start.prompt_tokens,
-        }
+        pb::SequenceStart { sampling: Some((&start.sampling).into()), prompt_tokens: start.prompt_tokens }
     }
 }
 
@@ -225,10 +201,7 @@ impl TryFrom<pb::Sampling> for Sampling {
             if good {
                 Ok(value)
             } else {
-                Err(InvalidMessage::new(
-                    field,
-                    format!("is {value}, outside of its range"),
-                ))
+                Err(InvalidMessage::new(field, format!("is {value}, outside of its range")))
             }
         };
         let share = 0.0..=1.0;
@@ -270,17 +243,11 @@ impl TryFrom<pb::Sampling> for Sampling {
 }
 
 fn token_values(pairs: &[(u32, f32)]) -> Vec<pb::TokenValue> {
-    pairs
-        .iter()
-        .map(|&(token, value)| pb::TokenValue { token, value })
-        .collect()
+    pairs.iter().map(|&(token, value)| pb::TokenValue { token, value }).collect()
 }
 
 fn pairs(values: Vec<pb::TokenValue>) -> Vec<(u32, f32)> {
-    values
-        .into_iter()
-        .map(|value| (value.token, value.value))
-        .collect()
+    values.into_iter().map(|value| (value.token, value.value)).collect()
 }
 
 impl From<&StageTiming> for pb::StageTiming {
@@ -327,12 +294,7 @@ impl TryFrom<pb::ResultHeader> for StepResult {
     type Error = InvalidMessage;
 
     fn try_from(header: pb::ResultHeader) -> Result<StepResult, InvalidMessage> {
-        let Identity {
-            fence,
-            deployment,
-            step,
-            kind,
-        } = Identity::decode(header.identity)?;
+        let Identity { fence, deployment, step, kind } = Identity::decode(header.identity)?;
         Ok(StepResult {
             fence,
             deployment,
@@ -366,20 +328,12 @@ impl From<pb::SegmentOutput> for SegmentOutput {
 
 impl From<&TokenScore> for pb::TokenScore {
     fn from(score: &TokenScore) -> pb::TokenScore {
-        pb::TokenScore {
-            token: score.token,
-            logprob: score.logprob,
-            top: token_values(&score.top),
-        }
+        pb::TokenScore { token: score.token, logprob: score.logprob, top: token_values(&score.top) }
     }
 }
 
 impl From<pb::TokenScore> for TokenScore {
     fn from(score: pb::TokenScore) -> TokenScore {
-        TokenScore {
-            token: score.token,
-            logprob: score.logprob,
-            top: pairs(score.top),
-        }
+        TokenScore { token: score.token, logprob: score.logprob, top: pairs(score.top) }
     }
 }

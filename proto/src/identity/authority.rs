@@ -47,17 +47,8 @@ impl CoordinatorIdentity {
         let (certificate, key) = load_or_create_server(state_dir, &issuer)?;
         let ca_spki_sha256 = spki_sha256(&ca)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        let tls = Arc::new(TlsIdentity {
-            peer: Peer::Coordinator,
-            certificate,
-            key,
-            ca,
-        });
-        Ok(CoordinatorIdentity(Arc::new(Authority {
-            issuer,
-            ca_spki_sha256,
-            tls,
-        })))
+        let tls = Arc::new(TlsIdentity { peer: Peer::Coordinator, certificate, key, ca });
+        Ok(CoordinatorIdentity(Arc::new(Authority { issuer, ca_spki_sha256, tls })))
     }
 
     /// SHA-256 of the CA's public key: what join tokens carry.
@@ -108,11 +99,7 @@ fn load_or_create_ca(
         })?,
         None if cert.is_some() => {
             let problem = "is there without its key, ca.key".to_owned();
-            return Err(IdentityError::Content {
-                path: cert_path,
-                problem,
-                remedy: REMEDY,
-            });
+            return Err(IdentityError::Content { path: cert_path, problem, remedy: REMEDY });
         }
         None => {
             let key = KeyPair::generate()?;
@@ -164,10 +151,7 @@ fn load_or_create_server(
 fn signed_by(cert: &CertificateDer<'_>, issuer: &Issuer<'static, KeyPair>) -> bool {
     use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate};
     let key = issuer.key().subject_public_key_info();
-    match (
-        X509Certificate::from_der(cert),
-        SubjectPublicKeyInfo::from_der(&key),
-    ) {
+    match (X509Certificate::from_der(cert), SubjectPublicKeyInfo::from_der(&key)) {
         (Ok((_, cert)), Ok((_, key))) => {
             cert.verify_signature(Some(&key)).is_ok() && cert.validity().is_valid()
         }
@@ -182,10 +166,7 @@ fn authority() -> Result<CertificateParams, IdentityError> {
     getrandom::fill(&mut tag).map_err(|error| IdentityError::Random(error.to_string()))?;
     let mut params = dated(CertificateParams::default());
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("Brigade CA {:08x}", u32::from_be_bytes(tag)),
-    );
+    params.distinguished_name.push(DnType::CommonName, format!("Brigade CA {:08x}", u32::from_be_bytes(tag)));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
@@ -197,15 +178,11 @@ fn leaf(peer: &Peer) -> Result<CertificateParams, IdentityError> {
     let mut params = dated(CertificateParams::default());
     params.distinguished_name = DistinguishedName::new();
     // A common name has at most 64 characters, which an id fits and its DNS name may not.
-    params
-        .distinguished_name
-        .push(DnType::CommonName, peer.to_string());
+    params.distinguished_name.push(DnType::CommonName, peer.to_string());
     params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }

@@ -42,9 +42,7 @@ pub(super) fn write_private(dir: &Path, name: &str, content: &[u8]) -> Result<()
     // The mode above is for a new file only; one that a crash left may have another.
     #[cfg(unix)]
     restrict(&beside, 0o600)?;
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(failed("write", &beside))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed("write", &beside))?;
     fs::rename(&beside, &path).map_err(failed("replace", &path))?;
     // The new name must be on disk too, which is the directory's content; systems without that need nothing.
     if let Ok(directory) = File::open(dir) {

@@ -46,26 +46,17 @@ pub fn peer_of(cert: &CertificateDer<'_>) -> Result<Peer, IdentityError> {
     let names = parsed
         .subject_alternative_name()
         .map_err(|error| IdentityError::Certificate(format!("has a name that cannot be read: {error}")))?;
-    let names = names
-        .map(|names| names.value.general_names.as_slice())
-        .unwrap_or_default();
+    let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
     let [GeneralName::DNSName(name)] = names else {
-        return Err(IdentityError::Certificate(format!(
-            "has {} names instead of one DNS name",
-            names.len()
-        )));
+        return Err(IdentityError::Certificate(format!("has {} names instead of one DNS name", names.len())));
     };
     if *name == SERVER_NAME {
         return Ok(Peer::Coordinator);
     }
-    let id = name
-        .strip_suffix(WORKER_SUFFIX)
-        .and_then(|id| WorkerId::try_from(id.to_owned()).ok());
+    let id = name.strip_suffix(WORKER_SUFFIX).and_then(|id| WorkerId::try_from(id.to_owned()).ok());
     match id {
         Some(id) => Ok(Peer::Worker(id)),
-        None => Err(IdentityError::Certificate(format!(
-            "is for `{name}`, which names nobody of a brigade"
-        ))),
+        None => Err(IdentityError::Certificate(format!("is for `{name}`, which names nobody of a brigade"))),
     }
 }
 

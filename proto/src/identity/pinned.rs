@@ -19,10 +19,7 @@ pub(super) struct PinnedAuthority {
 
 impl PinnedAuthority {
     pub(super) fn new(ca_spki_sha256: [u8; 32], provider: Arc<CryptoProvider>) -> PinnedAuthority {
-        PinnedAuthority {
-            ca_spki_sha256,
-            provider,
-        }
+        PinnedAuthority { ca_spki_sha256, provider }
     }
 }
 
@@ -76,8 +73,6 @@ impl ServerCertVerifier for PinnedAuthority {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

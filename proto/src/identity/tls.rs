@@ -56,14 +56,8 @@ impl TlsIdentity {
 
     fn server(&self, anonymous: bool, alpn: &[u8]) -> Result<ServerConfig, IdentityError> {
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, provider());
-        let verifier = if anonymous {
-            verifier.allow_unauthenticated()
-        } else {
-            verifier
-        };
-        let verifier = verifier
-            .build()
-            .map_err(|error| IdentityError::Crypto(error.to_string()))?;
+        let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier };
+        let verifier = verifier.build().map_err(|error| IdentityError::Crypto(error.to_string()))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)

@@ -28,10 +28,7 @@ impl JoinToken {
     pub fn generate(ca_spki_sha256: [u8; 32]) -> Result<JoinToken, IdentityError> {
         let mut secret = [0u8; SECRET_DIGITS / 2];
         getrandom::fill(&mut secret).map_err(|error| IdentityError::Random(error.to_string()))?;
-        Ok(JoinToken {
-            ca_spki_sha256,
-            secret: hex(&secret),
-        })
+        Ok(JoinToken { ca_spki_sha256, secret: hex(&secret) })
     }
 }
 
@@ -91,19 +88,12 @@ impl FromStr for JoinToken {
         let &[_, hash, secret] = parts.as_slice() else {
             return Err(TokenError::Parts { parts: parts.len() });
         };
-        let bad_hash = TokenError::Hash {
-            found: hash.chars().count(),
-        };
+        let bad_hash = TokenError::Hash { found: hash.chars().count() };
         let ca_spki_sha256 = digest(hash).ok_or(bad_hash)?;
         if secret.len() != SECRET_DIGITS || !secret.bytes().all(is_digit) {
-            return Err(TokenError::Secret {
-                found: secret.chars().count(),
-            });
+            return Err(TokenError::Secret { found: secret.chars().count() });
         }
-        Ok(JoinToken {
-            ca_spki_sha256,
-            secret: secret.to_owned(),
-        })
+        Ok(JoinToken { ca_spki_sha256, secret: secret.to_owned() })
     }
 }
 

@@ -52,9 +52,7 @@ impl WorkerKey {
         let certificate = CertificateDer::from(enrolment.certificate_der);
         let ca = CertificateDer::from(enrolment.ca_der);
         if spki_sha256(&ca)? != *ca_spki_sha256 {
-            return Err(IdentityError::Certificate(
-                "came with another CA than the token's".to_owned(),
-            ));
+            return Err(IdentityError::Certificate("came with another CA than the token's".to_owned()));
         }
         let identity = WorkerIdentity::new(certificate, ca, self.0)?;
         if identity.id != enrolment.worker {
@@ -86,23 +84,13 @@ impl WorkerIdentity {
     ) -> Result<WorkerIdentity, IdentityError> {
         let peer = peer_of(&certificate)?;
         let Peer::Worker(id) = peer.clone() else {
-            return Err(IdentityError::Certificate(
-                "is the coordinator's, not a worker's".to_owned(),
-            ));
+            return Err(IdentityError::Certificate("is the coordinator's, not a worker's".to_owned()));
         };
         if spki(&certificate)? != key.subject_public_key_info() {
             return Err(IdentityError::Certificate("is for another key".to_owned()));
         }
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        Ok(WorkerIdentity {
-            id,
-            tls: Arc::new(TlsIdentity {
-                peer,
-                certificate,
-                key,
-                ca,
-            }),
-        })
+        Ok(WorkerIdentity { id, tls: Arc::new(TlsIdentity { peer, certificate, key, ca }) })
     }
 
     /// Reads the identity that `state_dir` holds (`worker.pem`); `None` where there is none.
@@ -118,11 +106,7 @@ impl WorkerIdentity {
             Ok(identity) => return Ok(Some(identity)),
             Err(error) => format!("does not hold a worker's identity ({error})"),
         };
-        Err(IdentityError::Content {
-            path,
-            problem,
-            remedy: "join again with a token",
-        })
+        Err(IdentityError::Content { path, problem, remedy: "join again with a token" })
     }
 
     fn parse(pem: &str) -> Result<WorkerIdentity, IdentityError> {
@@ -135,10 +119,9 @@ impl WorkerIdentity {
         let key = KeyPair::try_from(&key)?;
         match <[CertificateDer<'static>; 2]>::try_from(certificates) {
             Ok([certificate, ca]) => WorkerIdentity::new(certificate, ca, key),
-            Err(found) => Err(IdentityError::Certificate(format!(
-                "is missing: {} of 2 are there",
-                found.len()
-            ))),
+            Err(found) => {
+                Err(IdentityError::Certificate(format!("is missing: {} of 2 are there", found.len())))
+            }
         }
     }
 

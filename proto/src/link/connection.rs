@@ -40,9 +40,7 @@ pub(super) struct Handle(pub(super) Arc<Core>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0
-            .connection
-            .close(CLOSE_CODE, b"it no longer needs the link");
+        self.0.connection.close(CLOSE_CODE, b"it no longer needs the link");
     }
 }
 
@@ -76,10 +74,7 @@ impl Link {
         let queues = Arc::new(std::sync::Mutex::new(Queues::new(decode_sender, prefill_sender)));
         shared.tasks.spawn(receive::receive_streams(core.clone(), queues));
         let handle = Arc::new(Handle(core));
-        Link {
-            sender: LinkSender::new(handle.clone()),
-            receiver: LinkReceiver::new(handle, decode, prefill),
-        }
+        Link { sender: LinkSender::new(handle.clone()), receiver: LinkReceiver::new(handle, decode, prefill) }
     }
 
     /// Who is at the other end, as its certificate says.
@@ -129,13 +124,7 @@ impl Core {
 
     pub(super) fn malformed(&self, error: FrameError) {
         let told = format!("malformed frame: {error}");
-        self.fail(
-            LinkError::Malformed {
-                peer: self.peer.clone(),
-                error,
-            },
-            &told,
-        );
+        self.fail(LinkError::Malformed { peer: self.peer.clone(), error }, &told);
     }
 }
 

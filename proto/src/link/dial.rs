@@ -46,10 +46,7 @@ pub(super) async fn dial(
             Ok(Err(error)) => failures.push((connection.remote_address(), error)),
             Err(_) => {
                 let reason = "it did not confirm the path".to_owned();
-                let error = LinkError::Lost {
-                    peer: peer.clone(),
-                    reason,
-                };
+                let error = LinkError::Lost { peer: peer.clone(), reason };
                 failures.push((connection.remote_address(), error));
             }
         }
@@ -96,13 +93,8 @@ async fn attempt(
 ) -> Result<Connection, LinkError> {
     let connecting = endpoint
         .connect_with(config.clone(), addr, &dns_name(peer))
-        .map_err(|error| LinkError::Unreachable {
-            peer: peer.clone(),
-            reason: error.to_string(),
-        })?;
-    connecting
-        .await
-        .map_err(|error| LinkError::from_connection(peer, error))
+        .map_err(|error| LinkError::Unreachable { peer: peer.clone(), reason: error.to_string() })?;
+    connecting.await.map_err(|error| LinkError::from_connection(peer, error))
 }
 
 /// Tells the other end that this path is taken, and waits until it has heard.
@@ -121,10 +113,7 @@ async fn choose(connection: &Connection, peer: &Peer) -> Result<(), LinkError> {
             // Closing would replace the reason that the connection already has.
             let reason = connection.close_reason();
             connection.close(CLOSE_CODE, b"the path was not confirmed");
-            Err(LinkError::from_connection(
-                peer,
-                reason.unwrap_or(ConnectionError::LocallyClosed),
-            ))
+            Err(LinkError::from_connection(peer, reason.unwrap_or(ConnectionError::LocallyClosed)))
         }
     }
 }
@@ -133,10 +122,7 @@ async fn choose(connection: &Connection, peer: &Peer) -> Result<(), LinkError> {
 pub(super) async fn confirm_chosen(connection: &Connection) -> Result<(), String> {
     let (mut send, mut receive) = connection.accept_bi().await.map_err(|error| error.to_string())?;
     let mut byte = [0];
-    receive
-        .read_exact(&mut byte)
-        .await
-        .map_err(|error| error.to_string())?;
+    receive.read_exact(&mut byte).await.map_err(|error| error.to_string())?;
     if byte != [CHOSEN] {
         connection.close(CLOSE_CODE, b"the first stream did not choose the path");
         return Err("its first stream did not choose the path".to_owned());
@@ -156,14 +142,8 @@ fn worst(peer: &Peer, failures: Failures) -> LinkError {
     let reason = if failures.is_empty() {
         "no address of it is known, or none answered within 5 seconds".to_owned()
     } else {
-        let each: Vec<String> = failures
-            .iter()
-            .map(|(addr, error)| format!("{addr}: {error}"))
-            .collect();
+        let each: Vec<String> = failures.iter().map(|(addr, error)| format!("{addr}: {error}")).collect();
         each.join("; ")
     };
-    LinkError::Unreachable {
-        peer: peer.clone(),
-        reason,
-    }
+    LinkError::Unreachable { peer: peer.clone(), reason }
 }

@@ -99,10 +99,7 @@ fn is_alert(code: TransportErrorCode) -> bool {
 const MAX_REASON_CHARS: usize = 300;
 
 fn told(reason: &[u8]) -> String {
-    String::from_utf8_lossy(reason)
-        .chars()
-        .take(MAX_REASON_CHARS)
-        .collect()
+    String::from_utf8_lossy(reason).chars().take(MAX_REASON_CHARS).collect()
 }
 
 impl LinkError {
@@ -110,10 +107,9 @@ impl LinkError {
         let peer = peer.clone();
         match error {
             ConnectionError::TransportError(error) if is_version(error.code) => LinkError::Version { peer },
-            ConnectionError::TransportError(error) if is_alert(error.code) => LinkError::Untrusted {
-                peer,
-                reason: error.reason,
-            },
+            ConnectionError::TransportError(error) if is_alert(error.code) => {
+                LinkError::Untrusted { peer, reason: error.reason }
+            }
             ConnectionError::ConnectionClosed(close) if is_version(close.error_code) => {
                 LinkError::Version { peer }
             }
@@ -121,24 +117,18 @@ impl LinkError {
                 let reason = format!("it does not accept our certificate ({})", told(&close.reason));
                 LinkError::Untrusted { peer, reason }
             }
-            ConnectionError::ApplicationClosed(close) => LinkError::ClosedByPeer {
-                peer,
-                reason: told(&close.reason),
-            },
+            ConnectionError::ApplicationClosed(close) => {
+                LinkError::ClosedByPeer { peer, reason: told(&close.reason) }
+            }
             ConnectionError::LocallyClosed => LinkError::Closed { peer },
-            ConnectionError::TimedOut => LinkError::Lost {
-                peer,
-                reason: "nothing was heard from it for 5 seconds".to_owned(),
-            },
+            ConnectionError::TimedOut => {
+                LinkError::Lost { peer, reason: "nothing was heard from it for 5 seconds".to_owned() }
+            }
             // An end that closed while its window was full, or that has started anew, answers like this.
-            ConnectionError::Reset => LinkError::Lost {
-                peer,
-                reason: "it no longer knows of the link".to_owned(),
-            },
-            other => LinkError::Lost {
-                peer,
-                reason: other.to_string(),
-            },
+            ConnectionError::Reset => {
+                LinkError::Lost { peer, reason: "it no longer knows of the link".to_owned() }
+            }
+            other => LinkError::Lost { peer, reason: other.to_string() },
         }
     }
 }

@@ -25,11 +25,7 @@ impl LinkReceiver {
         decode: mpsc::Receiver<Frame>,
         prefill: mpsc::Receiver<Frame>,
     ) -> LinkReceiver {
-        LinkReceiver {
-            handle,
-            decode,
-            prefill,
-        }
+        LinkReceiver { handle, decode, prefill }
     }
 
     /// The next frame; decode frames come before prefill frames that wait beside them. Dropping the future loses none.
@@ -69,19 +65,14 @@ pub(super) struct Queues {
 
 impl Queues {
     pub(super) fn new(decode: mpsc::Sender<Frame>, prefill: mpsc::Sender<Frame>) -> Queues {
-        Queues {
-            decode: Some(decode),
-            prefill: Some(prefill),
-        }
+        Queues { decode: Some(decode), prefill: Some(prefill) }
     }
 }
 
 /// Takes the peer's streams until the connection ends.
 pub(super) async fn receive_streams(core: Arc<Core>, queues: Arc<Mutex<Queues>>) {
     while let Ok(stream) = core.connection.accept_uni().await {
-        core.shared
-            .tasks
-            .spawn(receive_stream(core.clone(), stream, queues.clone()));
+        core.shared.tasks.spawn(receive_stream(core.clone(), stream, queues.clone()));
     }
 }
 
@@ -148,11 +139,7 @@ async fn receive_frames(
         stream.read_exact(&mut payload).await?;
         let frame = frame::decode(&header, payload.into())?;
         if frame.kind() != kind {
-            return Err(FrameError::WrongStream {
-                expected: kind,
-                found: frame.kind(),
-            }
-            .into());
+            return Err(FrameError::WrongStream { expected: kind, found: frame.kind() }.into());
         }
         if queue.send(frame).await.is_err() {
             return Ok(());

@@ -18,10 +18,7 @@ use crate::step::{Frame, StepKind};
 /// given back by the piece as the peer acknowledges it.
 const PIECE_BYTES: usize = 64 << 10;
 /// No limit of our own on what is sent: it is the receiver's plan that counts.
-const UNLIMITED: FrameLimits = FrameLimits {
-    max_header_bytes: usize::MAX,
-    max_payload_bytes: usize::MAX,
-};
+const UNLIMITED: FrameLimits = FrameLimits { max_header_bytes: usize::MAX, max_payload_bytes: usize::MAX };
 
 /// How a link is doing, as the sending end sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +66,9 @@ impl LinkSender {
             Err(Broken::Connection(error)) => Err(core.error(error)),
             Err(Broken::Stopped) => {
                 let reason = "it takes no more frames".to_owned();
-                Err(LinkError::ClosedByPeer {
-                    peer: core.peer.clone(),
-                    reason,
-                })
+                Err(LinkError::ClosedByPeer { peer: core.peer.clone(), reason })
             }
-            Err(Broken::Gone) => Err(LinkError::Closed {
-                peer: core.peer.clone(),
-            }),
+            Err(Broken::Gone) => Err(LinkError::Closed { peer: core.peer.clone() }),
         }
     }
 
@@ -151,12 +143,7 @@ impl Half<'_> {
 impl Drop for Half<'_> {
     fn drop(&mut self) {
         if let Some(core) = self.0 {
-            core.fail(
-                LinkError::Interrupted {
-                    peer: core.peer.clone(),
-                },
-                "a frame was given up half way",
-            );
+            core.fail(LinkError::Interrupted { peer: core.peer.clone() }, "a frame was given up half way");
         }
     }
 }
@@ -191,9 +178,7 @@ impl Core {
                         // Fails only without a sender, and `self` has it.
                         let _ = decode_waiting.wait_for(|waiting| *waiting == 0).await;
                     }
-                    stream
-                        .write_chunk(part.split_to(part.len().min(PIECE_BYTES)))
-                        .await?;
+                    stream.write_chunk(part.split_to(part.len().min(PIECE_BYTES))).await?;
                 }
             }
             Ok(())

@@ -83,16 +83,8 @@ impl Transport {
             shutdown: CancellationToken::new(),
         };
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
-        shared
-            .tasks
-            .spawn(accept(endpoint.clone(), sender, shared.clone()));
-        Ok(Transport(Arc::new(Inner {
-            endpoint,
-            client,
-            local,
-            accepted: Mutex::new(accepted),
-            shared,
-        })))
+        shared.tasks.spawn(accept(endpoint.clone(), sender, shared.clone()));
+        Ok(Transport(Arc::new(Inner { endpoint, client, local, accepted: Mutex::new(accepted), shared })))
     }
 
     /// The address that the socket has, with its true port.
@@ -118,12 +110,7 @@ impl Transport {
 
     /// Replaces the limits of frames, on the links that stand too.
     pub fn set_limits(&self, limits: FrameLimits) {
-        *self
-            .0
-            .shared
-            .limits
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.0.shared.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Closes every link and the socket; all tasks have ended when it returns. Frames still under way are lost.
@@ -193,12 +180,8 @@ async fn admit(incoming: Incoming) -> Result<(Connection, Peer), String> {
 }
 
 fn authenticated(connection: &Connection) -> Result<Peer, String> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let cert = chain
-        .as_ref()
-        .and_then(|chain| chain.first())
-        .ok_or("it showed no certificate")?;
+    let chain =
+        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let cert = chain.as_ref().and_then(|chain| chain.first()).ok_or("it showed no certificate")?;
     peer_of(cert).map_err(|error| error.to_string())
 }

@@ -30,43 +30,28 @@ pub fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
         next_token: None,
     };
     Frame::Step(StepFrame {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(2),
-        },
+        fence: Fence { incarnation: Incarnation(1), epoch: Epoch(2) },
         deployment: DeploymentId(3),
         step: StepId(number),
         kind,
         segments: vec![segment],
         release: Vec::new(),
         timings: Vec::new(),
-        hidden: Some(Hidden {
-            rows,
-            width: 1024,
-            dtype: WireDtype::F32,
-            data,
-        }),
+        hidden: Some(Hidden { rows, width: 1024, dtype: WireDtype::F32, data }),
     })
 }
 
 /// A result of one token.
 pub fn result(number: u64) -> Frame {
     Frame::Result(StepResult {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(2),
-        },
+        fence: Fence { incarnation: Incarnation(1), epoch: Epoch(2) },
         deployment: DeploymentId(3),
         step: StepId(number),
         kind: StepKind::Decode,
         outputs: vec![SegmentOutput {
             sequence: SequenceId(1),
             scores: Vec::new(),
-            sampled: Some(TokenScore {
-                token: 9,
-                logprob: -0.5,
-                top: Vec::new(),
-            }),
+            sampled: Some(TokenScore { token: 9, logprob: -0.5, top: Vec::new() }),
         }],
         timings: Vec::new(),
     })

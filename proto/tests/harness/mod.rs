@@ -44,13 +44,8 @@ pub fn worker_identity(coordinator: &CoordinatorIdentity, id: &str) -> WorkerIde
     let csr = key.request().expect("a request");
     let certificate_der = coordinator.sign_worker(&csr, &worker).expect("a certificate");
     let ca_der = coordinator.ca_der().to_vec();
-    let enrolment = Enrolment {
-        worker,
-        certificate_der,
-        ca_der,
-    };
-    key.enrolled(enrolment, &coordinator.ca_spki_sha256())
-        .expect("an identity")
+    let enrolment = Enrolment { worker, certificate_der, ca_der };
+    key.enrolled(enrolment, &coordinator.ca_spki_sha256()).expect("an identity")
 }
 
 /// The `index`-th PEM section of a kind in a file, DER.
@@ -77,9 +72,7 @@ pub fn mixed_identity(
         pem::Pem::new("PRIVATE KEY", pem_section(&path, "PRIVATE KEY", 0)),
     ];
     std::fs::write(&path, pem::encode_many(&sections)).expect("written");
-    WorkerIdentity::load(dir.path())
-        .expect("loads")
-        .expect("is there")
+    WorkerIdentity::load(dir.path()).expect("loads").expect("is there")
 }
 
 /// What a worker says of itself.
@@ -115,10 +108,7 @@ impl ControlHandler for Door {
         }
         match request.name.as_str() {
             "late" => {
-                return Err(Refusal::new(
-                    RefusalKind::ExpiredToken,
-                    "the token expired yesterday",
-                ));
+                return Err(Refusal::new(RefusalKind::ExpiredToken, "the token expired yesterday"));
             }
             "second" => return Err(Refusal::new(RefusalKind::UsedToken, "the token was used before")),
             _ => {}
@@ -129,11 +119,7 @@ impl ControlHandler for Door {
             .identity
             .sign_worker(&request.csr_der, &worker)
             .map_err(|error| malformed(error.to_string()))?;
-        Ok(Enrolment {
-            worker,
-            certificate_der,
-            ca_der: self.identity.ca_der().to_vec(),
-        })
+        Ok(Enrolment { worker, certificate_der, ca_der: self.identity.ca_der().to_vec() })
     }
 
     async fn attach(&self, session: AttachSession) -> Result<(), Refusal> {
@@ -164,30 +150,15 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address").to_string();
         let (sender, sessions) = mpsc::channel(4);
-        let door = Door {
-            identity: identity.clone(),
-            secret: token.secret.clone(),
-            sessions: sender,
-        };
+        let door = Door { identity: identity.clone(), secret: token.secret.clone(), sessions: sender };
         let (health, shutdown) = (Health::new().await, CancellationToken::new());
         let server = {
             let (identity, health, shutdown) = (identity.clone(), health.clone(), shutdown.clone());
             tokio::spawn(async move {
-                serve_control(listener, &identity, Arc::new(door), health, shutdown)
-                    .await
-                    .expect("served");
+                serve_control(listener, &identity, Arc::new(door), health, shutdown).await.expect("served");
             })
         };
-        Coordinator {
-            identity,
-            dir,
-            addr,
-            token,
-            health,
-            sessions,
-            shutdown,
-            server,
-        }
+        Coordinator { identity, dir, addr, token, health, sessions, shutdown, server }
     }
 
     pub async fn enrol(&self, name: &str) -> Result<WorkerIdentity, ControlError> {
@@ -197,8 +168,6 @@ impl Coordinator {
     /// Ends serving; panics where that takes long or fails.
     pub async fn stop(self) {
         self.shutdown.cancel();
-        soon("the end of serving", self.server)
-            .await
-            .expect("the server ends without a panic");
+        soon("the end of serving", self.server).await.expect("the server ends without a panic");
     }
 }

@@ -20,13 +20,8 @@ fn credentials(identity: &WorkerIdentity) -> Credentials {
     let dir = TempDir::new().expect("a temporary directory");
     identity.save(dir.path()).expect("saved");
     let path = dir.path().join("worker.pem");
-    let chain = (0..2)
-        .map(|index| pem_section(&path, "CERTIFICATE", index).into())
-        .collect();
-    (
-        chain,
-        PrivatePkcs8KeyDer::from(pem_section(&path, "PRIVATE KEY", 0)).into(),
-    )
+    let chain = (0..2).map(|index| pem_section(&path, "CERTIFICATE", index).into()).collect();
+    (chain, PrivatePkcs8KeyDer::from(pem_section(&path, "PRIVATE KEY", 0)).into())
 }
 
 fn roots(ca: &CoordinatorIdentity) -> Arc<RootCertStore> {
@@ -73,8 +68,5 @@ pub async fn channel(addr: &str, tls: ClientConfig) -> Channel {
             tls.connect(name, stream).await.map(hyper_util::rt::TokioIo::new)
         }
     });
-    Endpoint::from_static("http://test")
-        .connect_with_connector(connector)
-        .await
-        .expect("a channel")
+    Endpoint::from_static("http://test").connect_with_connector(connector).await.expect("a channel")
 }

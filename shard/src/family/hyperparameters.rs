@@ -17,11 +17,7 @@ pub(super) struct Hyperparameters<'h> {
 
 impl<'h> Hyperparameters<'h> {
     pub(super) fn new(header: &'h Header, architecture: &str) -> Hyperparameters<'h> {
-        Hyperparameters {
-            header,
-            prefix: format!("{architecture}."),
-            read: RefCell::default(),
-        }
+        Hyperparameters { header, prefix: format!("{architecture}."), read: RefCell::default() }
     }
 
     /// The full name of a key, which counts as read from now on.
@@ -34,10 +30,7 @@ impl<'h> Hyperparameters<'h> {
     /// A count within `range`; `None` where the key is absent.
     pub(super) fn count(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>, SpecError> {
         let key = self.key(name);
-        self.header
-            .u64(&key)?
-            .map(|n| checked(&key, n, &range))
-            .transpose()
+        self.header.u64(&key)?.map(|n| checked(&key, n, &range)).transpose()
     }
 
     /// A count within `range` that must be there.
@@ -57,24 +50,12 @@ impl<'h> Hyperparameters<'h> {
         if !matches!(self.header.get(&key), Some(Value::Array { .. })) {
             return Ok(self.count(name, range)?.map(|n| vec![n; layers]));
         }
-        if let Some(found) = self
-            .header
-            .array_len(&key)?
-            .filter(|found| *found != layers as u64)
-        {
+        if let Some(found) = self.header.array_len(&key)?.filter(|found| *found != layers as u64) {
             let wanted = format!("it must have one entry for each of the {layers} layers");
-            return Err(SpecError::Value {
-                key,
-                found: format!("an array of {found}"),
-                wanted,
-            });
+            return Err(SpecError::Value { key, found: format!("an array of {found}"), wanted });
         }
         let counts = self.header.u64s(&key)?.unwrap_or_default();
-        counts
-            .into_iter()
-            .map(|n| checked(&key, n, &range))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        counts.into_iter().map(|n| checked(&key, n, &range)).collect::<Result<_, _>>().map(Some)
     }
 
     /// A finite number; `None` where the key is absent.
@@ -97,9 +78,7 @@ impl<'h> Hyperparameters<'h> {
     }
 
     pub(super) fn missing(&self, name: &str) -> SpecError {
-        SpecError::Missing {
-            key: format!("{}{name}", self.prefix),
-        }
+        SpecError::Missing { key: format!("{}{name}", self.prefix) }
     }
 
     pub(super) fn invalid(&self, name: &str, found: impl Display, wanted: &str) -> SpecError {
@@ -108,11 +87,7 @@ impl<'h> Hyperparameters<'h> {
 
     pub(super) fn unsupported(&self, name: &str, found: impl Display, hint: &str) -> SpecError {
         let key = format!("{}{name}", self.prefix);
-        SpecError::Unsupported {
-            key,
-            found: found.to_string(),
-            hint: hint.to_owned(),
-        }
+        SpecError::Unsupported { key, found: found.to_string(), hint: hint.to_owned() }
     }
 
     /// Ends the reading: every key under the prefix must have been read, or be one of `harmless`, which say nothing
@@ -125,27 +100,14 @@ impl<'h> Hyperparameters<'h> {
             };
             !read.contains(*key) && !harmless.contains(&name)
         };
-        let keys: Vec<String> = self
-            .header
-            .metadata()
-            .map(|(key, _)| key)
-            .filter(unread)
-            .map(str::to_owned)
-            .collect();
-        if keys.is_empty() {
-            Ok(())
-        } else {
-            Err(SpecError::Unread { keys })
-        }
+        let keys: Vec<String> =
+            self.header.metadata().map(|(key, _)| key).filter(unread).map(str::to_owned).collect();
+        if keys.is_empty() { Ok(()) } else { Err(SpecError::Unread { keys }) }
     }
 }
 
 fn invalid(key: &str, found: impl Display, wanted: &str) -> SpecError {
-    SpecError::Value {
-        key: key.to_owned(),
-        found: found.to_string(),
-        wanted: wanted.to_owned(),
-    }
+    SpecError::Value { key: key.to_owned(), found: found.to_string(), wanted: wanted.to_owned() }
 }
 
 fn checked(key: &str, n: u64, range: &RangeInclusive<u64>) -> Result<usize, SpecError> {
@@ -153,9 +115,5 @@ fn checked(key: &str, n: u64, range: &RangeInclusive<u64>) -> Result<usize, Spec
         // Every range ends far below the largest usize.
         return Ok(n as usize);
     }
-    Err(invalid(
-        key,
-        n,
-        &format!("it must be between {} and {}", range.start(), range.end()),
-    ))
+    Err(invalid(key, n, &format!("it must be between {} and {}", range.start(), range.end())))
 }

@@ -73,25 +73,17 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let hidden = keys.required("embedding_length", 1..=MAX_HIDDEN)?;
     let layer_count = keys.required("block_count", 1..=MAX_LAYERS)?;
     let context_length = keys.required("context_length", 1..=MAX_CONTEXT)?;
-    let norm = Norm::Rms {
-        epsilon: epsilon(&keys)?,
-    };
+    let norm = Norm::Rms { epsilon: epsilon(&keys)? };
     let attention = attention_layers(&keys, hidden, layer_count)?;
     let widths = keys.per_layer("feed_forward_length", 1..=MAX_FEED_FORWARD, layer_count)?;
     let widths = widths.ok_or_else(|| keys.missing("feed_forward_length"))?;
     keys.finish(&HARMLESS)?;
-    let layers = attention
-        .into_iter()
-        .zip(widths)
-        .map(|(attention, width)| LayerSpec {
-            attention_norm: norm,
-            attention: Attention::Grouped(attention),
-            feed_forward_norm: norm,
-            feed_forward: FeedForward::Gated {
-                width,
-                activation: Activation::Silu,
-            },
-        });
+    let layers = attention.into_iter().zip(widths).map(|(attention, width)| LayerSpec {
+        attention_norm: norm,
+        attention: Attention::Grouped(attention),
+        feed_forward_norm: norm,
+        feed_forward: FeedForward::Gated { width, activation: Activation::Silu },
+    });
     Ok(ModelSpec {
         name: header.str("general.name")?.unwrap_or("llama").to_owned(),
         family: Family::Llama,
@@ -99,10 +91,7 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
         vocab: vocab(header)?,
         context_length,
         layers: layers.collect(),
-        head: HeadSpec {
-            norm,
-            tied: header.tensor("output.weight").is_none(),
-        },
+        head: HeadSpec { norm, tied: header.tensor("output.weight").is_none() },
     })
 }
 
@@ -165,22 +154,13 @@ fn attention_layers(
             return Err(keys.invalid("attention.head_count_kv", kv_heads, &wanted));
         }
         let scale = 1.0 / (key_width as f32).sqrt();
-        Ok(GroupedAttention {
-            heads,
-            kv_heads,
-            key_width,
-            value_width,
-            scale,
-            rope: rope.clone(),
-        })
+        Ok(GroupedAttention { heads, kv_heads, key_width, value_width, scale, rope: rope.clone() })
     });
     layers.collect()
 }
 
 fn rope(keys: &Hyperparameters<'_>, key_width: usize) -> Result<Rope, SpecError> {
-    let width = keys
-        .count("rope.dimension_count", 1..=MAX_HEAD_WIDTH)?
-        .unwrap_or(key_width);
+    let width = keys.count("rope.dimension_count", 1..=MAX_HEAD_WIDTH)?.unwrap_or(key_width);
     if !width.is_multiple_of(2) || width > key_width {
         let wanted = format!("it must be even and at most the width of a key head, {key_width}");
         return Err(keys.invalid("rope.dimension_count", width, &wanted));
@@ -189,10 +169,7 @@ fn rope(keys: &Hyperparameters<'_>, key_width: usize) -> Result<Rope, SpecError>
     if base <= 0.0 {
         return Err(keys.invalid("rope.freq_base", base, "it must be above 0"));
     }
-    if let Some(factor) = keys
-        .number("rope.scaling.attn_factor")?
-        .filter(|factor| *factor != 1.0)
-    {
+    if let Some(factor) = keys.number("rope.scaling.attn_factor")?.filter(|factor| *factor != 1.0) {
         return Err(keys.unsupported("rope.scaling.attn_factor", factor, ""));
     }
     Ok(Rope {
@@ -225,10 +202,7 @@ fn position_scale(keys: &Hyperparameters<'_>) -> Result<f32, SpecError> {
 fn vocab(header: &Header) -> Result<usize, SpecError> {
     let name = "token_embd.weight";
     let tensor = header.tensor(name);
-    let tensor = tensor.ok_or(SpecError::Tensor {
-        name,
-        problem: "is missing".to_owned(),
-    })?;
+    let tensor = tensor.ok_or(SpecError::Tensor { name, problem: "is missing".to_owned() })?;
     let &[_, rows] = tensor.dims.as_slice() else {
         return Err(SpecError::Tensor {
             name,

@@ -32,18 +32,10 @@ pub enum SpecError {
     Missing { key: String },
     /// A hyper-parameter has a value that no such model can have.
     #[error("`{key}` is {found}: {wanted}")]
-    Value {
-        key: String,
-        found: String,
-        wanted: String,
-    },
+    Value { key: String, found: String, wanted: String },
     /// A hyper-parameter asks for something that is not built.
     #[error("`{key}` is {found}, which is not supported{hint}")]
-    Unsupported {
-        key: String,
-        found: String,
-        hint: String,
-    },
+    Unsupported { key: String, found: String, hint: String },
     /// The file has hyper-parameters that its family does not know.
     #[error("the file has hyper-parameters that are not known for its architecture: {}", keys.join(", "))]
     Unread { keys: Vec<String> },
@@ -58,14 +50,10 @@ impl ModelSpec {
     /// # Errors
     /// Where the architecture is unknown, a hyper-parameter is missing, impossible, not supported, or not known.
     pub fn from_header(header: &Header) -> Result<ModelSpec, SpecError> {
-        let architecture = header
-            .str("general.architecture")?
-            .ok_or(SpecError::NoArchitecture)?;
+        let architecture = header.str("general.architecture")?.ok_or(SpecError::NoArchitecture)?;
         match architecture {
             "llama" => llama::spec(header),
-            other => Err(SpecError::Architecture {
-                found: other.chars().take(80).collect(),
-            }),
+            other => Err(SpecError::Architecture { found: other.chars().take(80).collect() }),
         }
     }
 }

@@ -15,10 +15,7 @@ pub struct GgufError {
 
 impl GgufError {
     pub(super) fn new(path: &Path, problem: Problem) -> GgufError {
-        GgufError {
-            path: path.to_owned(),
-            problem,
-        }
+        GgufError { path: path.to_owned(), problem }
     }
 }
 
@@ -57,17 +54,9 @@ pub enum Problem {
     #[error("tensors `{first}` and `{second}` overlap: the file is damaged")]
     Overlap { first: String, second: String },
     #[error("metadata key `{key}` holds {found}, wanted {wanted}")]
-    WrongType {
-        key: String,
-        wanted: &'static str,
-        found: String,
-    },
+    WrongType { key: String, wanted: &'static str, found: String },
     #[error("metadata key `{key}`: entry {index} {problem}")]
-    BadEntry {
-        key: String,
-        index: u64,
-        problem: &'static str,
-    },
+    BadEntry { key: String, index: u64, problem: &'static str },
     #[error("the file has changed since it was opened")]
     Changed,
     #[error("part {part} of {count} of a split model: give its first part, {}", first.display())]
@@ -79,12 +68,7 @@ pub enum Problem {
     )]
     SplitName { count: u64 },
     #[error("says it is part {found} of {found_count} where part {wanted} of {wanted_count} was expected")]
-    WrongPart {
-        found: u64,
-        found_count: u64,
-        wanted: u64,
-        wanted_count: u64,
-    },
+    WrongPart { found: u64, found_count: u64, wanted: u64, wanted_count: u64 },
     #[error("the parts hold {found} tensors together, but `split.tensors.count` says {wanted}")]
     SplitTensors { found: u64, wanted: u64 },
 }

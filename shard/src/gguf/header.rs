@@ -39,16 +39,8 @@ impl Header {
     pub fn open(path: &Path) -> Result<Header, GgufError> {
         let name = SplitName::of(path);
         let first = Part::read(path, 0)?;
-        let count = first
-            .metadata
-            .get("split.count")
-            .map_or(Some(1), Value::as_u64)
-            .unwrap_or(u64::MAX);
-        let number = first
-            .metadata
-            .get("split.no")
-            .map_or(Some(0), Value::as_u64)
-            .unwrap_or(u64::MAX);
+        let count = first.metadata.get("split.count").map_or(Some(1), Value::as_u64).unwrap_or(u64::MAX);
+        let number = first.metadata.get("split.no").map_or(Some(0), Value::as_u64).unwrap_or(u64::MAX);
         let mut header = Header {
             parts: vec![path.to_owned()],
             first_len: first.len,
@@ -62,22 +54,13 @@ impl Header {
             let problem = |problem| GgufError::new(path, problem);
             if count > limits::MAX_PARTS {
                 let what = "`split.count`".to_owned();
-                return Err(problem(Problem::Limit {
-                    what,
-                    found: count,
-                    limit: limits::MAX_PARTS,
-                }));
+                return Err(problem(Problem::Limit { what, found: count, limit: limits::MAX_PARTS }));
             }
-            let name = name
-                .filter(|name| name.count == count)
-                .ok_or(problem(Problem::SplitName { count }))?;
+            let name =
+                name.filter(|name| name.count == count).ok_or(problem(Problem::SplitName { count }))?;
             if number != 0 || name.part != 1 {
                 let part = number.saturating_add(1);
-                return Err(problem(Problem::NotFirstPart {
-                    part,
-                    count,
-                    first: name.path_of(1),
-                }));
+                return Err(problem(Problem::NotFirstPart { part, count, first: name.path_of(1) }));
             }
             header.add_parts(&name, first.digest)?;
         }
@@ -91,10 +74,7 @@ impl Header {
         for number in 2..=name.count {
             let path = name.path_of(number);
             if !path.exists() {
-                let problem = Problem::MissingPart {
-                    part: number,
-                    count: name.count,
-                };
+                let problem = Problem::MissingPart { part: number, count: name.count };
                 return Err(GgufError::new(&path, problem));
             }
             let part = Part::read(&path, self.parts.len())?;
@@ -102,12 +82,7 @@ impl Header {
             let (found, found_count) = (said("split.no").saturating_add(1), said("split.count"));
             if (found, found_count) != (number, name.count) {
                 let (wanted, wanted_count) = (number, name.count);
-                let problem = Problem::WrongPart {
-                    found,
-                    found_count,
-                    wanted,
-                    wanted_count,
-                };
+                let problem = Problem::WrongPart { found, found_count, wanted, wanted_count };
                 return Err(GgufError::new(&path, problem));
             }
             hash.update(part.digest);
@@ -117,11 +92,7 @@ impl Header {
             let found = self.tensors.len() as u64;
             if found > limits::MAX_TENSORS {
                 let what = "the number of tensors of all parts".to_owned();
-                let problem = Problem::Limit {
-                    what,
-                    found,
-                    limit: limits::MAX_TENSORS,
-                };
+                let problem = Problem::Limit { what, found, limit: limits::MAX_TENSORS };
                 return Err(GgufError::new(&self.parts[0], problem));
             }
         }
@@ -136,9 +107,7 @@ impl Header {
     fn index(&mut self) -> Result<(), GgufError> {
         for (index, tensor) in self.tensors.iter().enumerate() {
             if self.by_name.insert(tensor.name.clone(), index).is_some() {
-                return Err(self.error(Problem::DuplicateTensor {
-                    name: tensor.name.clone(),
-                }));
+                return Err(self.error(Problem::DuplicateTensor { name: tensor.name.clone() }));
             }
         }
         Ok(())
@@ -184,11 +153,7 @@ impl Header {
     }
 
     fn wrong(&self, key: &str, wanted: &'static str, value: &Value) -> GgufError {
-        self.error(Problem::WrongType {
-            key: key.to_owned(),
-            wanted,
-            found: value.describe(),
-        })
+        self.error(Problem::WrongType { key: key.to_owned(), wanted, found: value.describe() })
     }
 
     fn scalar<'h, T>(
@@ -200,9 +165,7 @@ impl Header {
         let Some(value) = self.metadata.get(key) else {
             return Ok(None);
         };
-        read(value)
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, wanted, value))
+        read(value).map(Some).ok_or_else(|| self.wrong(key, wanted, value))
     }
 
     /// The count under `key`; `None` where the key is absent.
@@ -263,18 +226,9 @@ impl Header {
     /// Where the value is not an array of UTF-8 strings, or the file has changed or cannot be read.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<String>>, GgufError> {
         let read_text = |reader: &mut Reader<'_>, index: u64| {
-            let text = reader.string(
-                limits::MAX_ELEMENT_BYTES,
-                format_args!("entry {index} of `{key}`"),
-            )?;
+            let text = reader.string(limits::MAX_ELEMENT_BYTES, format_args!("entry {index} of `{key}`"))?;
             let problem = "is not UTF-8";
-            text.ok_or_else(|| {
-                reader.error(Problem::BadEntry {
-                    key: key.to_owned(),
-                    index,
-                    problem,
-                })
-            })
+            text.ok_or_else(|| reader.error(Problem::BadEntry { key: key.to_owned(), index, problem }))
         };
         self.array(
             key,
@@ -289,17 +243,12 @@ impl Header {
     /// # Errors
     /// Where the value is not an array of such numbers, or the file has changed or cannot be read.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
-        self.array(
-            key,
-            "an array of floating-point numbers",
-            |kind| matches!(kind, Kind::F32 | Kind::F64),
-            {
-                |reader, kind, index| match number(reader, key, kind, index)? {
-                    Value::Float(x) => Ok(x as f32),
-                    _ => Err(bad_entry(reader, key, index, "is not a floating-point number")),
-                }
-            },
-        )
+        self.array(key, "an array of floating-point numbers", |kind| matches!(kind, Kind::F32 | Kind::F64), {
+            |reader, kind, index| match number(reader, key, kind, index)? {
+                Value::Float(x) => Ok(x as f32),
+                _ => Err(bad_entry(reader, key, index, "is not a floating-point number")),
+            }
+        })
     }
 
     /// The integers of the array under `key`, read from the file; `None` where the key is absent.
@@ -324,9 +273,7 @@ impl Header {
     pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, GgufError> {
         self.array(key, "an array of integers", is_integer, |reader, kind, index| {
             let value = number(reader, key, kind, index)?;
-            value
-                .as_u64()
-                .ok_or_else(|| bad_entry(reader, key, index, "is negative"))
+            value.as_u64().ok_or_else(|| bad_entry(reader, key, index, "is negative"))
         })
     }
 
@@ -362,11 +309,7 @@ fn is_integer(kind: Kind) -> bool {
 }
 
 fn bad_entry(reader: &Reader<'_>, key: &str, index: u64, problem: &'static str) -> GgufError {
-    reader.error(Problem::BadEntry {
-        key: key.to_owned(),
-        index,
-        problem,
-    })
+    reader.error(Problem::BadEntry { key: key.to_owned(), index, problem })
 }
 
 fn number(reader: &mut Reader<'_>, key: &str, kind: Kind, index: u64) -> Result<Value, GgufError> {

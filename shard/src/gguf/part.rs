@@ -60,12 +60,7 @@ impl Part {
         let mut tensors = read_tensors(&mut reader, tensor_count, part)?;
         place_tensors(&reader, &mut tensors, alignment)?;
         let len = reader.len();
-        Ok(Part {
-            metadata,
-            tensors,
-            digest: reader.finish(),
-            len,
-        })
+        Ok(Part { metadata, tensors, digest: reader.finish(), len })
     }
 }
 
@@ -94,20 +89,11 @@ fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<BTreeMap<String,
         };
         let number = reader.u32(format_args!("the type of `{key}`"))?;
         let value = read_value(reader, &key, number)?;
-        resident += key.len() as u64
-            + if let Value::Str(text) = &value {
-                text.len() as u64
-            } else {
-                0
-            };
+        resident += key.len() as u64 + if let Value::Str(text) = &value { text.len() as u64 } else { 0 };
         if resident > limits::MAX_RESIDENT_BYTES {
             let what = "the size of all metadata strings".to_owned();
             let limit = limits::MAX_RESIDENT_BYTES;
-            return Err(reader.error(Problem::Limit {
-                what,
-                found: resident,
-                limit,
-            }));
+            return Err(reader.error(Problem::Limit { what, found: resident, limit }));
         }
         if metadata.contains_key(&key) {
             return Err(reader.error(Problem::DuplicateKey { key }));
@@ -128,20 +114,15 @@ fn read_value(reader: &mut Reader<'_>, key: &str, number: u32) -> Result<Value, 
         Kind::Array => read_array(reader, key),
         Kind::Str => {
             let text = reader.string(limits::MAX_STRING_BYTES, format_args!("the value of `{key}`"))?;
-            let damaged = || Problem::Damaged {
-                what: format!("the value of `{key}`"),
-                problem: "is not UTF-8".into(),
-            };
+            let damaged =
+                || Problem::Damaged { what: format!("the value of `{key}`"), problem: "is not UTF-8".into() };
             text.map(Value::Str).ok_or_else(|| reader.error(damaged()))
         }
         _ => {
             let value = reader.number(kind, format_args!("the value of `{key}`"))?;
             value.ok_or_else(|| {
                 let problem = "is a bool that is neither 0 nor 1".to_owned();
-                reader.error(Problem::Damaged {
-                    what: format!("the value of `{key}`"),
-                    problem,
-                })
+                reader.error(Problem::Damaged { what: format!("the value of `{key}`"), problem })
             })
         }
     }
@@ -151,10 +132,8 @@ fn read_value(reader: &mut Reader<'_>, key: &str, number: u32) -> Result<Value, 
 fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
     let number = reader.u32(format_args!("the element type of `{key}`"))?;
     let kind = kind_of(reader, number, format!("the element type of `{key}`"))?;
-    let count = reader.count(
-        limits::MAX_ARRAY_ELEMENTS,
-        format_args!("the number of elements of `{key}`"),
-    )?;
+    let count =
+        reader.count(limits::MAX_ARRAY_ELEMENTS, format_args!("the number of elements of `{key}`"))?;
     let at = reader.position();
     match kind {
         Kind::Array => {
@@ -170,17 +149,9 @@ fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
             }
         }
         // At most 2^24 elements of at most 8 bytes: no overflow.
-        _ => reader.skip(
-            count * kind.size().unwrap_or(0),
-            format_args!("the elements of `{key}`"),
-        )?,
+        _ => reader.skip(count * kind.size().unwrap_or(0), format_args!("the elements of `{key}`"))?,
     }
-    Ok(Value::Array {
-        kind,
-        count,
-        at,
-        bytes: reader.position() - at,
-    })
+    Ok(Value::Array { kind, count, at, bytes: reader.position() - at })
 }
 
 fn alignment_of(reader: &Reader<'_>, metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
@@ -189,17 +160,10 @@ fn alignment_of(reader: &Reader<'_>, metadata: &BTreeMap<String, Value>) -> Resu
     };
     let found = value.as_u64().ok_or_else(|| {
         let key = "general.alignment".to_owned();
-        reader.error(Problem::WrongType {
-            key,
-            wanted: "an integer",
-            found: value.describe(),
-        })
+        reader.error(Problem::WrongType { key, wanted: "an integer", found: value.describe() })
     })?;
     if !found.is_power_of_two() || found > limits::MAX_ALIGNMENT {
-        return Err(reader.error(Problem::Alignment {
-            found,
-            limit: limits::MAX_ALIGNMENT,
-        }));
+        return Err(reader.error(Problem::Alignment { found, limit: limits::MAX_ALIGNMENT }));
     }
     Ok(found)
 }
@@ -225,16 +189,11 @@ fn read_tensors(reader: &mut Reader<'_>, count: u64, part: usize) -> Result<Vec<
 }
 
 fn read_tensor(reader: &mut Reader<'_>, name: String, part: usize) -> Result<TensorInfo, GgufError> {
-    let damaged = |name: &str, problem: String| Problem::Damaged {
-        what: format!("tensor `{name}`"),
-        problem,
-    };
+    let damaged =
+        |name: &str, problem: String| Problem::Damaged { what: format!("tensor `{name}`"), problem };
     let dimensions = reader.u32(format_args!("the number of dimensions of tensor `{name}`"))?;
     if !(1..=limits::MAX_DIMENSIONS).contains(&dimensions) {
-        let problem = format!(
-            "has {dimensions} dimensions instead of 1 to {}",
-            limits::MAX_DIMENSIONS
-        );
+        let problem = format!("has {dimensions} dimensions instead of 1 to {}", limits::MAX_DIMENSIONS);
         return Err(reader.error(damaged(&name, problem)));
     }
     let mut dims = Vec::with_capacity(dimensions as usize);
@@ -247,14 +206,7 @@ fn read_tensor(reader: &mut Reader<'_>, name: String, part: usize) -> Result<Ten
         return Err(reader.error(Problem::UnknownType { name, number }));
     };
     let bytes = size_of(&dims, kind).map_err(|problem| reader.error(damaged(&name, problem)))?;
-    Ok(TensorInfo {
-        name,
-        dims,
-        kind,
-        part,
-        offset,
-        bytes,
-    })
+    Ok(TensorInfo { name, dims, kind, part, offset, bytes })
 }
 
 fn size_of(dims: &[u64], kind: TensorType) -> Result<Bytes, String> {
@@ -268,9 +220,7 @@ fn size_of(dims: &[u64], kind: TensorType) -> Result<Bytes, String> {
             kind.block_values()
         ));
     }
-    let values = dims
-        .iter()
-        .try_fold(1u64, |product, dim| product.checked_mul(*dim));
+    let values = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
     let bytes = values.and_then(|values| kind.bytes_of(values));
     bytes.ok_or_else(|| format!("has the dimensions {dims:?}, whose product overflows"))
 }
@@ -283,30 +233,17 @@ fn place_tensors(reader: &Reader<'_>, tensors: &mut [TensorInfo], alignment: u64
         let name = &tensor.name;
         let what = || format!("tensor `{name}`");
         if !tensor.offset.is_multiple_of(alignment) {
-            let problem = format!(
-                "has the offset {}, which is not a multiple of {alignment}",
-                tensor.offset
-            );
-            return Err(reader.error(Problem::Damaged {
-                what: what(),
-                problem,
-            }));
+            let problem = format!("has the offset {}, which is not a multiple of {alignment}", tensor.offset);
+            return Err(reader.error(Problem::Damaged { what: what(), problem }));
         }
         let start = data.checked_add(tensor.offset);
         let Some((start, end)) = start.and_then(|start| Some((start, start.checked_add(tensor.bytes.0)?)))
         else {
             let problem = format!("has the offset {}, which overflows", tensor.offset);
-            return Err(reader.error(Problem::Damaged {
-                what: what(),
-                problem,
-            }));
+            return Err(reader.error(Problem::Damaged { what: what(), problem }));
         };
         if end > reader.len() {
-            return Err(reader.error(Problem::Truncated {
-                end: reader.len(),
-                wanted: end,
-                inside: what(),
-            }));
+            return Err(reader.error(Problem::Truncated { end: reader.len(), wanted: end, inside: what() }));
         }
         tensor.offset = start;
     }

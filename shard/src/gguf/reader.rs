@@ -34,13 +34,7 @@ impl<'p> Reader<'p> {
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         let file = BufReader::with_capacity(BUFFER_BYTES, file);
-        Ok(Reader {
-            path,
-            file,
-            hash: Sha256::new(),
-            position: 0,
-            len: metadata.len(),
-        })
+        Ok(Reader { path, file, hash: Sha256::new(), position: 0, len: metadata.len() })
     }
 
     /// A reader at byte `at` of a file that was `len` bytes long when its header was read.
@@ -49,10 +43,7 @@ impl<'p> Reader<'p> {
         if reader.len != len {
             return Err(reader.error(Problem::Changed));
         }
-        reader
-            .file
-            .seek(SeekFrom::Start(at))
-            .map_err(|error| GgufError::new(path, Problem::Io(error)))?;
+        reader.file.seek(SeekFrom::Start(at)).map_err(|error| GgufError::new(path, Problem::Io(error)))?;
         reader.position = at;
         Ok(reader)
     }
@@ -82,27 +73,17 @@ impl<'p> Reader<'p> {
     fn expect(&self, bytes: u64, inside: Arguments<'_>) -> Result<(), GgufError> {
         let wanted = self.position.saturating_add(bytes);
         if wanted > self.len {
-            return Err(self.error(Problem::Truncated {
-                end: self.len,
-                wanted,
-                inside: inside.to_string(),
-            }));
+            return Err(self.error(Problem::Truncated { end: self.len, wanted, inside: inside.to_string() }));
         }
         if wanted > limits::MAX_HEADER_BYTES {
             let what = format!("the header's length up to {inside}");
-            return Err(self.error(Problem::Limit {
-                what,
-                found: wanted,
-                limit: limits::MAX_HEADER_BYTES,
-            }));
+            return Err(self.error(Problem::Limit { what, found: wanted, limit: limits::MAX_HEADER_BYTES }));
         }
         Ok(())
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), GgufError> {
-        self.file
-            .read_exact(buffer)
-            .map_err(|error| GgufError::new(self.path, Problem::Io(error)))?;
+        self.file.read_exact(buffer).map_err(|error| GgufError::new(self.path, Problem::Io(error)))?;
         self.hash.update(&*buffer);
         self.position += buffer.len() as u64;
         Ok(())
@@ -130,11 +111,7 @@ impl<'p> Reader<'p> {
     pub(super) fn count(&mut self, limit: u64, what: Arguments<'_>) -> Result<u64, GgufError> {
         let found = self.u64(what)?;
         if found > limit {
-            return Err(self.error(Problem::Limit {
-                what: what.to_string(),
-                found,
-                limit,
-            }));
+            return Err(self.error(Problem::Limit { what: what.to_string(), found, limit }));
         }
         Ok(found)
     }

@@ -24,18 +24,12 @@ impl SplitName {
         };
         let (part, count) = (number(part)?, number(count)?);
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        (1 <= part && part <= count).then(|| SplitName {
-            folder,
-            stem: stem.to_owned(),
-            part,
-            count,
-        })
+        (1 <= part && part <= count).then(|| SplitName { folder, stem: stem.to_owned(), part, count })
     }
 
     /// The path of another part, from 1.
     pub(super) fn path_of(&self, part: u64) -> PathBuf {
-        self.folder
-            .join(format!("{}-{part:05}-of-{:05}.gguf", self.stem, self.count))
+        self.folder.join(format!("{}-{part:05}-of-{:05}.gguf", self.stem, self.count))
     }
 }
 
@@ -47,10 +41,7 @@ mod tests {
     fn names_of_parts_lead_to_each_other() {
         let name = SplitName::of(Path::new("/models/r1-of-x-Q4_K_M-00002-of-00005.gguf")).unwrap();
         assert_eq!((name.part, name.count), (2, 5));
-        assert_eq!(
-            name.path_of(1),
-            Path::new("/models/r1-of-x-Q4_K_M-00001-of-00005.gguf")
-        );
+        assert_eq!(name.path_of(1), Path::new("/models/r1-of-x-Q4_K_M-00001-of-00005.gguf"));
     }
 
     #[test]

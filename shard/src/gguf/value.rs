@@ -25,9 +25,7 @@ impl Kind {
     /// The kind with this number in a file.
     pub(super) fn from_number(number: u32) -> Option<Kind> {
         use Kind::*;
-        [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64]
-            .get(number as usize)
-            .copied()
+        [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64].get(number as usize).copied()
     }
 
     /// Bytes of one value; `None` where they vary.

@@ -103,11 +103,7 @@ impl fmt::Display for MemoryShortage {
             let separator = if index == 0 { ": " } else { "; " };
             write!(f, "{separator}{} offers {}, ", device.name, mib(device.budget))?;
             match device.layers {
-                0 => write!(
-                    f,
-                    "its smallest useful shard takes {}",
-                    mib_up(device.smallest_shard)
-                )?,
+                0 => write!(f, "its smallest useful shard takes {}", mib_up(device.smallest_shard))?,
                 1 => write!(f, "enough for one layer")?,
                 n => write!(f, "enough for {n} layers")?,
             }
@@ -122,35 +118,20 @@ pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_
     let most_stages = search.budgets().len().min(search.layers());
     let fits = |search: &Search<'_>, room: &Room| (min_stages..=most_stages).any(|n| search.fits(room, n));
     // Enough for any device to hold any shard.
-    let ample = search.bytes(
-        LayerRange {
-            start: 0,
-            end: search.layers(),
-        },
-        &room_wanted,
-    );
+    let ample = search.bytes(LayerRange { start: 0, end: search.layers() }, &room_wanted);
     let steps = ample.0.div_ceil(SHORTAGE_STEP) + 1;
     let added = |index: Option<usize>, steps: u64| -> Vec<Bytes> {
         let extra = Bytes(steps * SHORTAGE_STEP);
         let budgets = search.budgets().iter().enumerate();
-        budgets
-            .map(|(i, b)| {
-                if index.is_none_or(|index| index == i) {
-                    *b + extra
-                } else {
-                    *b
-                }
-            })
-            .collect()
+        budgets.map(|(i, b)| if index.is_none_or(|index| index == i) { *b + extra } else { *b }).collect()
     };
     let least_steps = |index: Option<usize>| -> Option<u64> {
         let enough = |n: u64| fits(&search.with_budgets(added(index, n)), &room_wanted);
         // `largest` finds the last amount that is too little, since too little has no gaps either.
         enough(steps).then(|| largest(0, steps, |n| !enough(n)) + 1)
     };
-    let biggest = (0..input.devices.len())
-        .max_by_key(|i| (search.budgets()[*i], usize::MAX - i))
-        .unwrap_or(0);
+    let biggest =
+        (0..input.devices.len()).max_by_key(|i| (search.budgets()[*i], usize::MAX - i)).unwrap_or(0);
     let for_all = least_steps(None).unwrap_or(steps);
     let total_for_all = for_all * input.devices.len() as u64;
     let for_one = least_steps(Some(biggest)).filter(|n| *n <= total_for_all);
@@ -178,11 +159,7 @@ fn shorter_context(input: &PlanInput, fits: impl Fn(&Room) -> bool) -> Option<u3
     let page = u64::from(PAGE_TOKENS);
     let fits = |pages: u64| {
         let context = (pages * page) as u32;
-        fits(&room(
-            input,
-            context,
-            sequence_tokens(context) * u64::from(input.parallel.max(1)),
-        ))
+        fits(&room(input, context, sequence_tokens(context) * u64::from(input.parallel.max(1))))
     };
     let most = u64::from(input.context?) / page;
     (most > 0 && fits(1)).then(|| (largest(1, most, fits) * page) as u32)
@@ -191,24 +168,12 @@ fn shorter_context(input: &PlanInput, fits: impl Fn(&Room) -> bool) -> Option<u3
 fn device_room(search: &Search<'_>, input: &PlanInput, device: usize, room: &Room) -> DeviceRoom {
     let budget = search.budgets()[device];
     // Layers after the first and before the last, where there are any, so that no end is counted.
-    let (first, last) = if search.layers() > 2 {
-        (1, search.layers() - 1)
-    } else {
-        (0, search.layers())
-    };
+    let (first, last) = if search.layers() > 2 { (1, search.layers() - 1) } else { (0, search.layers()) };
     let holds = |n: u64| {
-        let range = LayerRange {
-            start: first,
-            end: first + n as usize,
-        };
+        let range = LayerRange { start: first, end: first + n as usize };
         n == 0 || search.bytes(range, room) <= budget
     };
     let layers = largest(0, (last - first) as u64, holds) as usize;
     let name = input.devices[device].name.clone();
-    DeviceRoom {
-        name,
-        budget,
-        smallest_shard: search.smallest_shard(room),
-        layers,
-    }
+    DeviceRoom { name, budget, smallest_shard: search.smallest_shard(room), layers }
 }

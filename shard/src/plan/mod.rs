@@ -53,10 +53,7 @@ pub struct HopCost {
 impl Default for HopCost {
     /// Gigabit Ethernet through one switch.
     fn default() -> Self {
-        HopCost {
-            rtt_us: 300.0,
-            bytes_per_s: 118e6,
-        }
+        HopCost { rtt_us: 300.0, bytes_per_s: 118e6 }
     }
 }
 
@@ -160,11 +157,7 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
         if stages == 1 {
             single = Some(candidate.clone());
         }
-        if stages >= min_stages
-            && best
-                .as_ref()
-                .is_none_or(|best| candidate.is_worth_more_than(best))
-        {
+        if stages >= min_stages && best.as_ref().is_none_or(|best| candidate.is_worth_more_than(best)) {
             best = Some(candidate);
         }
     }
@@ -181,33 +174,24 @@ fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanEr
         return Err(PlanError::TooManyDevices { devices });
     }
     if min_stages > devices {
-        return Err(PlanError::TooFewDevices {
-            wanted: min_stages,
-            devices,
-        });
+        return Err(PlanError::TooFewDevices { wanted: min_stages, devices });
     }
     if min_stages > layers {
-        return Err(PlanError::MoreStagesThanLayers {
-            stages: min_stages,
-            layers,
-        });
+        return Err(PlanError::MoreStagesThanLayers { stages: min_stages, layers });
     }
     let positive = |x: f64| x.is_finite() && x > 0.0;
     for device in &input.devices {
         if !positive(device.bandwidth_bytes_per_s) || !positive(device.flops_per_s) {
-            return Err(PlanError::Speed {
-                name: device.name.clone(),
-            });
+            return Err(PlanError::Speed { name: device.name.clone() });
         }
     }
     if !positive(input.hop.bytes_per_s) || !(0.0..f64::INFINITY).contains(&input.hop.rtt_us) {
         return Err(PlanError::Hop);
     }
     match input.context {
-        Some(asked) if asked == 0 || asked > cost.context_length() => Err(PlanError::Context {
-            asked,
-            model: cost.context_length(),
-        }),
+        Some(asked) if asked == 0 || asked > cost.context_length() => {
+            Err(PlanError::Context { asked, model: cost.context_length() })
+        }
         _ => Ok(()),
     }
 }
@@ -231,11 +215,7 @@ impl Candidate {
         let room = largest_room(search, cost, input, stages)?;
         let partition = search.fastest(&room, stages)?;
         let predicted = predictor.predict(search, &partition);
-        Some(Candidate {
-            room,
-            partition,
-            predicted,
-        })
+        Some(Candidate { room, partition, predicted })
     }
 
     fn is_worth_more_than(&self, other: &Candidate) -> bool {
@@ -293,11 +273,7 @@ fn sequence_tokens(context: u32) -> u64 {
 /// The least room that a plan may make: the stated context for all sequences, or a short one for one sequence.
 fn least_room(cost: &Cost, input: &PlanInput) -> Room {
     match input.context {
-        Some(context) => room(
-            input,
-            context,
-            sequence_tokens(context) * u64::from(input.parallel.max(1)),
-        ),
+        Some(context) => room(input, context, sequence_tokens(context) * u64::from(input.parallel.max(1))),
         None => {
             let context = longest_context(cost).min(LEAST_CONTEXT);
             room(input, context, sequence_tokens(context))
@@ -308,11 +284,7 @@ fn least_room(cost: &Cost, input: &PlanInput) -> Room {
 /// The model's context in whole pages, or all of it where it is shorter than one.
 fn longest_context(cost: &Cost) -> u32 {
     let model = cost.context_length();
-    if model < PAGE_TOKENS {
-        model
-    } else {
-        model - model % PAGE_TOKENS
-    }
+    if model < PAGE_TOKENS { model } else { model - model % PAGE_TOKENS }
 }
 
 /// The longest context that fits into `stages` stages, then as much cache as fits, up to all sequences at full length.
@@ -337,9 +309,8 @@ fn largest_room(search: &Search<'_>, cost: &Cost, input: &PlanInput, stages: usi
     };
     let one = sequence_tokens(context);
     let all = u64::from(room(input, context, one * u64::from(input.parallel.max(1))).cache_tokens);
-    let pages = largest(one / page, all / page, |pages| {
-        search.fits(&room(input, context, pages * page), stages)
-    });
+    let pages =
+        largest(one / page, all / page, |pages| search.fits(&room(input, context, pages * page), stages));
     Some(room(input, context, pages * page))
 }
 
@@ -374,11 +345,7 @@ fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput) -> Vec<Unu
             format!("more stages than {stages} would not make answers faster")
         }
     };
-    idle.map(|device| UnusedDevice {
-        device,
-        reason: reason(device),
-    })
-    .collect()
+    idle.map(|device| UnusedDevice { device, reason: reason(device) }).collect()
 }
 
 fn notes(chosen: &Candidate, input: &PlanInput, cost: &Cost, single: Option<&Candidate>) -> Vec<String> {
@@ -386,15 +353,8 @@ fn notes(chosen: &Candidate, input: &PlanInput, cost: &Cost, single: Option<&Can
     let stages = chosen.partition.order.len();
     if let Some(single) = single.filter(|_| stages > 1) {
         let name = &input.devices[single.partition.order[0]].name;
-        let (alone, split) = (
-            single.predicted.decode_tokens_per_s,
-            chosen.predicted.decode_tokens_per_s,
-        );
-        let advice = if alone > split {
-            "don't split for speed: "
-        } else {
-            ""
-        };
+        let (alone, split) = (single.predicted.decode_tokens_per_s, chosen.predicted.decode_tokens_per_s);
+        let advice = if alone > split { "don't split for speed: " } else { "" };
         notes.push(format!(
             "{advice}{name} alone holds the model and would decode {alone:.1} tokens/s for one stream, \
              against {split:.1} over {stages} stages"

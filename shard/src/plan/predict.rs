@@ -42,10 +42,7 @@ pub(super) struct Predictor<'a> {
 
 impl<'a> Predictor<'a> {
     pub(super) fn new(cost: &'a Cost, input: &'a PlanInput) -> Predictor<'a> {
-        Predictor {
-            input,
-            hidden: cost.widths().hidden as f64,
-        }
+        Predictor { input, hidden: cost.widths().hidden as f64 }
     }
 
     /// Time of a stage to decode one token of each of `rows` sequences, in seconds.
@@ -81,20 +78,15 @@ impl<'a> Predictor<'a> {
         // Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
         let ends_s = self.input.hop.rtt_us * 1e-6;
         let times = |rows: u32| -> (f64, f64) {
-            let stage_s = partition
-                .ranges()
-                .map(|(device, range)| self.decode_s(search, device, range, rows));
+            let stage_s =
+                partition.ranges().map(|(device, range)| self.decode_s(search, device, range, rows));
             stage_s.fold((0.0, 0.0), |(sum, slowest), s: f64| (sum + s, slowest.max(s)))
         };
         let (one_s, _) = times(1);
         let streams = self.input.parallel.max(1);
         let group = streams.div_ceil(stages as u32);
         let (sum_s, slowest_s) = times(group);
-        let group_hop_s = if stages > 1 {
-            self.hop_s(f64::from(group))
-        } else {
-            0.0
-        };
+        let group_hop_s = if stages > 1 { self.hop_s(f64::from(group)) } else { 0.0 };
         let round_s = sum_s + between * group_hop_s + ends_s;
         let cycle_s = slowest_s.max(group_hop_s);
         Prediction {
@@ -108,14 +100,8 @@ impl<'a> Predictor<'a> {
     fn ttft_s(&self, search: &Search<'_>, partition: &Partition) -> f64 {
         let chunks = PROMPT_TOKENS.div_ceil(self.input.step_rows.max(1));
         let rows = f64::from(PROMPT_TOKENS) / f64::from(chunks);
-        let hop_s = if partition.order.len() > 1 {
-            self.hop_s(rows)
-        } else {
-            0.0
-        };
-        let chunk_s = partition
-            .ranges()
-            .map(|(device, range)| self.chunk_s(search, device, range, rows));
+        let hop_s = if partition.order.len() > 1 { self.hop_s(rows) } else { 0.0 };
+        let chunk_s = partition.ranges().map(|(device, range)| self.chunk_s(search, device, range, rows));
         let (sum_s, slowest_s) =
             chunk_s.fold((0.0, hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
         let first_s = sum_s + hop_s * (partition.order.len() - 1) as f64 + self.input.hop.rtt_us * 1e-6;
@@ -124,10 +110,7 @@ impl<'a> Predictor<'a> {
 
     /// What limits a stream, in words.
     pub(super) fn bottleneck(&self, search: &Search<'_>, stages: &[PlannedStage]) -> String {
-        let slowest = stages
-            .iter()
-            .enumerate()
-            .max_by(|a, b| a.1.decode_ms.total_cmp(&b.1.decode_ms));
+        let slowest = stages.iter().enumerate().max_by(|a, b| a.1.decode_ms.total_cmp(&b.1.decode_ms));
         let Some((index, stage)) = slowest else {
             return String::new();
         };
@@ -152,14 +135,8 @@ impl<'a> Predictor<'a> {
             )
         } else {
             let gflop = (work.flops + work.head_flops) / 1e9;
-            format!(
-                "{gflop:.2} GFLOP per token at {:.0} GFLOP/s",
-                device.flops_per_s / 1e9
-            )
+            format!("{gflop:.2} GFLOP per token at {:.0} GFLOP/s", device.flops_per_s / 1e9)
         };
-        format!(
-            "stage {index} on {}: {reason}, {:.2} ms",
-            device.name, stage.decode_ms
-        )
+        format!("stage {index} on {}: {reason}, {:.2} ms", device.name, stage.decode_ms)
     }
 }

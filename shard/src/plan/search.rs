@@ -35,20 +35,15 @@ impl Partition {
     /// The layers of every stage.
     pub(super) fn ranges(&self) -> impl Iterator<Item = (usize, LayerRange)> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        self.order
-            .iter()
-            .zip(starts)
-            .zip(&self.ends)
-            .map(|((device, start), end)| {
-                let range = LayerRange { start, end: *end };
-                (*device, range)
-            })
+        self.order.iter().zip(starts).zip(&self.ends).map(|((device, start), end)| {
+            let range = LayerRange { start, end: *end };
+            (*device, range)
+        })
     }
 
     /// The device and shard of every stage.
     pub(super) fn stages(&self, search: &Search<'_>) -> impl Iterator<Item = (usize, Shard)> {
-        self.ranges()
-            .map(|(device, range)| (device, Shard::of(range, search.layers())))
+        self.ranges().map(|(device, range)| (device, Shard::of(range, search.layers())))
     }
 }
 
@@ -104,10 +99,7 @@ impl<'a> Search<'a> {
 
     /// The same search where the devices have other budgets.
     pub(super) fn with_budgets(&self, budgets: Vec<Bytes>) -> Search<'a> {
-        Search {
-            budgets,
-            ..Search::new(self.cost, self.input)
-        }
+        Search { budgets, ..Search::new(self.cost, self.input) }
     }
 
     pub(super) fn budgets(&self) -> &[Bytes] {
@@ -141,39 +133,18 @@ impl<'a> Search<'a> {
 
     /// The least that a stage can take: one layer without the ends, where there is such a layer.
     pub(super) fn smallest_shard(&self, room: &Room) -> Bytes {
-        let one = |start| {
-            self.bytes(
-                LayerRange {
-                    start,
-                    end: start + 1,
-                },
-                room,
-            )
-        };
+        let one = |start| self.bytes(LayerRange { start, end: start + 1 }, room);
         (0..self.layers()).map(one).min().unwrap_or(Bytes::ZERO)
     }
 
     /// Whether the model fits into exactly `stages` stages.
     pub(super) fn fits(&self, room: &Room, stages: usize) -> bool {
-        self.find(
-            Bound {
-                room,
-                slowest_s: f64::INFINITY,
-            },
-            stages,
-        )
-        .is_some()
+        self.find(Bound { room, slowest_s: f64::INFINITY }, stages).is_some()
     }
 
     /// The partition into exactly `stages` stages whose slowest stage decodes fastest; `None` where none fits.
     pub(super) fn fastest(&self, room: &Room, stages: usize) -> Option<Partition> {
-        let mut best = self.find(
-            Bound {
-                room,
-                slowest_s: f64::INFINITY,
-            },
-            stages,
-        )?;
+        let mut best = self.find(Bound { room, slowest_s: f64::INFINITY }, stages)?;
         let (mut low, mut high) = (0.0, self.slowest_s(&best));
         while high - low > TIME_PRECISION * high {
             let slowest_s = (low + high) / 2.0;
@@ -186,25 +157,15 @@ impl<'a> Search<'a> {
             }
         }
         // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
-        let bound = Bound {
-            room,
-            slowest_s: high,
-        };
+        let bound = Bound { room, slowest_s: high };
         let mut given = best.order.clone();
         given.sort_unstable();
-        let order = if self.chain(&given, bound).is_some() {
-            given
-        } else {
-            best.order.clone()
-        };
+        let order = if self.chain(&given, bound).is_some() { given } else { best.order.clone() };
         Some(self.balance(order, bound).unwrap_or(best))
     }
 
     fn slowest_s(&self, partition: &Partition) -> f64 {
-        partition
-            .ranges()
-            .map(|(device, range)| self.decode_s(device, range))
-            .fold(0.0, f64::max)
+        partition.ranges().map(|(device, range)| self.decode_s(device, range)).fold(0.0, f64::max)
     }
 
     fn decode_s(&self, device: usize, range: LayerRange) -> f64 {
@@ -246,10 +207,7 @@ impl<'a> Search<'a> {
         }
         ends.push(self.layers());
         let rest = LayerRange::new(at, self.layers()).filter(|rest| !rest.is_empty())?;
-        self.holds(*last, rest, bound).then(|| Partition {
-            order: order.to_vec(),
-            ends,
-        })
+        self.holds(*last, rest, bound).then(|| Partition { order: order.to_vec(), ends })
     }
 
     /// Some partition into exactly `stages` stages within the bound.
@@ -260,16 +218,7 @@ impl<'a> Search<'a> {
         }
         // The sets that reach furthest use up the largest devices, and the head may fit no other: keep one for it.
         let tail = |device: &usize| {
-            let start = |start| {
-                self.holds(
-                    *device,
-                    LayerRange {
-                        start,
-                        end: self.layers(),
-                    },
-                    bound,
-                )
-            };
+            let start = |start| self.holds(*device, LayerRange { start, end: self.layers() }, bound);
             (0..self.layers()).find(|at| start(*at)).unwrap_or(self.layers())
         };
         let last = (0..self.budgets.len()).min_by_key(tail)?;
@@ -279,17 +228,9 @@ impl<'a> Search<'a> {
     /// Follows the sets of devices that reach furthest, stage by stage; `last` is kept for the last one.
     fn follow(&self, bound: Bound<'_>, stages: usize, last: Option<usize>) -> Option<Partition> {
         let devices = self.budgets.len();
-        let width = if devices <= EXACT_DEVICES {
-            BEAM
-        } else {
-            NARROW_BEAM
-        };
+        let width = if devices <= EXACT_DEVICES { BEAM } else { NARROW_BEAM };
         let kept = last.map_or(0, |device| 1 << device);
-        let mut beam = vec![Reached {
-            layer: 0,
-            used: kept,
-            order: Vec::new(),
-        }];
+        let mut beam = vec![Reached { layer: 0, used: kept, order: Vec::new() }];
         for stage in 1..stages {
             let most = self.layers().checked_sub(stages - stage)?;
             let mut next: HashMap<u128, Reached> = HashMap::new();

@@ -49,15 +49,10 @@ mod tests {
 
     #[test]
     fn json_is_spaced_as_python_does_it() {
-        let value = Value::from(Serde(
-            serde_json::json!({"a": [1, 2.5, null], "ü": {"<b>": "\"x\""}}),
-        ));
+        let value = Value::from(Serde(serde_json::json!({"a": [1, 2.5, null], "ü": {"<b>": "\"x\""}})));
         let one_line = "{\"a\": [1, 2.5, null], \"ü\": {\"<b>\": \"\\\"x\\\"\"}}";
         assert_eq!(format(&value, None).unwrap(), one_line);
         let value = Value::from(Serde(serde_json::json!({"a": [1], "b": {}})));
-        assert_eq!(
-            format(&value, Some(2)).unwrap(),
-            "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}"
-        );
+        assert_eq!(format(&value, Some(2)).unwrap(), "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}");
     }
 }

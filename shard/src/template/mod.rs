@@ -92,9 +92,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Missing`] where the file has none; others where it is too long, nested too deep, or no Jinja.
     pub fn from_header(header: &Header, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
-        let source = header
-            .str("tokenizer.chat_template")?
-            .ok_or(TemplateError::Missing)?;
+        let source = header.str("tokenizer.chat_template")?.ok_or(TemplateError::Missing)?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
     }
@@ -113,24 +111,15 @@ impl ChatTemplate {
         }
         let mut environment = environment()?;
         let compiled = sandbox::run(|| environment.add_template_owned(NAME, source.to_owned()))?;
-        compiled.map_err(|error| TemplateError::Syntax {
-            problem: describe(&error),
-        })?;
-        Ok(ChatTemplate {
-            environment,
-            bos,
-            eos,
-        })
+        compiled.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?;
+        Ok(ChatTemplate { environment, bos, eos })
     }
 
     /// Lets the template ask for the date through `strftime_now`, in UTC. Without a clock it finds no such function,
     /// and templates write a fixed date then.
     pub fn with_clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> ChatTemplate {
         let now = Arc::new(now);
-        self.environment
-            .add_function("strftime_now", move |format: String| {
-                strftime::format(now(), &format)
-            });
+        self.environment.add_function("strftime_now", move |format: String| strftime::format(now(), &format));
         self
     }
 
@@ -154,9 +143,7 @@ impl ChatTemplate {
         extra: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TemplateError> {
         let messages = serde_json::to_value(messages);
-        let messages = messages.map_err(|error| TemplateError::Failed {
-            problem: error.to_string(),
-        })?;
+        let messages = messages.map_err(|error| TemplateError::Failed { problem: error.to_string() })?;
         let mut variables = serde_json::Map::new();
         variables.insert("tools".to_owned(), serde_json::Value::Null);
         variables.insert("documents".to_owned(), serde_json::Value::Null);
@@ -182,9 +169,9 @@ impl ChatTemplate {
             Ok(())
         });
         match rendered {
-            Ok(()) => output.into_text().ok_or_else(|| TemplateError::Failed {
-                problem: "no UTF-8".to_owned(),
-            }),
+            Ok(()) => {
+                output.into_text().ok_or_else(|| TemplateError::Failed { problem: "no UTF-8".to_owned() })
+            }
             Err(_) if output.is_full() => Err(TemplateError::TooMuchOutput),
             Err(error) => Err(failure(&error)),
         }
@@ -193,31 +180,23 @@ impl ChatTemplate {
 
 fn environment() -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build();
-    environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax {
-        problem: describe(&error),
-    })?);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    environment.add_filter(
-        "tojson",
-        |value: &Value, options: Kwargs| -> Result<Value, Error> {
-            let indent = options.get::<Option<usize>>("indent")?;
-            // Python knows more options, which change nothing here.
-            for option in ["ensure_ascii", "separators", "sort_keys"] {
-                let _ = options.get::<Option<Value>>(option)?;
-            }
-            options.assert_all_used()?;
-            json::format(value, indent).map(Value::from_safe_string)
-        },
-    );
+    environment.add_filter("tojson", |value: &Value, options: Kwargs| -> Result<Value, Error> {
+        let indent = options.get::<Option<usize>>("indent")?;
+        // Python knows more options, which change nothing here.
+        for option in ["ensure_ascii", "separators", "sort_keys"] {
+            let _ = options.get::<Option<Value>>(option)?;
+        }
+        options.assert_all_used()?;
+        json::format(value, indent).map(Value::from_safe_string)
+    });
     Ok(environment)
 }
 
@@ -225,17 +204,13 @@ fn failure(error: &Error) -> TemplateError {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref::<Raised>() {
-            return TemplateError::Refused {
-                message: message.clone(),
-            };
+            return TemplateError::Refused { message: message.clone() };
         }
         cause = current.source();
     }
     match error.kind() {
         ErrorKind::OutOfFuel => TemplateError::TooManySteps,
-        _ => TemplateError::Failed {
-            problem: describe(error),
-        },
+        _ => TemplateError::Failed { problem: describe(error) },
     }
 }
 

@@ -12,19 +12,14 @@ const STACK_BYTES: usize = 512 << 20;
 /// Runs `work` on a thread of its own with a large stack, and waits for it.
 pub(super) fn run<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new()
-            .name("chat-template".to_owned())
-            .stack_size(STACK_BYTES);
+        let builder = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK_BYTES);
         let thread = builder.spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| TemplateError::Sandbox {
-            problem: format!("no thread: {error}"),
-        })?;
+        let thread =
+            thread.map_err(|error| TemplateError::Sandbox { problem: format!("no thread: {error}") })?;
         thread.join().map_err(|panic| {
             let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-            TemplateError::Sandbox {
-                problem: message.unwrap_or_else(|| "it panicked".to_owned()),
-            }
+            TemplateError::Sandbox { problem: message.unwrap_or_else(|| "it panicked".to_owned()) }
         })
     })
 }
@@ -38,11 +33,7 @@ pub(super) struct Limited {
 
 impl Limited {
     pub(super) fn new(limit: usize) -> Limited {
-        Limited {
-            bytes: Vec::new(),
-            limit,
-            full: false,
-        }
+        Limited { bytes: Vec::new(), limit, full: false }
     }
 
     /// Whether something did not fit.

@@ -17,15 +17,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// `time` as `format` asks for it. Directives that are not known stay as they are; a time before 1970 counts as its
 /// first second.
@@ -97,31 +89,14 @@ impl Date {
         }
         let day_of_year = left + 1;
         let mut month = 1;
-        for length in [
-            31,
-            28 + u64::from(is_leap(year)),
-            31,
-            30,
-            31,
-            30,
-            31,
-            31,
-            30,
-            31,
-            30,
-        ] {
+        for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
             if left < length {
                 break;
             }
             left -= length;
             month += 1;
         }
-        Date {
-            year,
-            month,
-            day: left + 1,
-            day_of_year,
-        }
+        Date { year, month, day: left + 1, day_of_year }
     }
 }
 
@@ -148,10 +123,7 @@ mod tests {
     #[test]
     fn directives_are_those_that_templates_use() {
         let time = UNIX_EPOCH + Duration::from_secs(1_721_952_000 + 13 * 3600);
-        assert_eq!(
-            format(time, "%d %b %Y, %A %B %y %I %p %e"),
-            "26 Jul 2024, Friday July 24 01 PM 26"
-        );
+        assert_eq!(format(time, "%d %b %Y, %A %B %y %I %p %e"), "26 Jul 2024, Friday July 24 01 PM 26");
         assert_eq!(format(time, "100%% %Q %"), "100% %Q %");
     }
 }

@@ -29,50 +29,35 @@ impl Bpe {
         vocabulary: &Vocabulary,
         rules: &Rules,
     ) -> Result<Bpe, TokenizerError> {
-        let merges = header
-            .strings(MERGES)?
-            .ok_or(TokenizerError::Missing { key: MERGES })?;
+        let merges = header.strings(MERGES)?.ok_or(TokenizerError::Missing { key: MERGES })?;
         let merges = merges.iter().enumerate().map(|(index, merge)| {
             // A token may itself begin with a space, so that the first character never separates.
             let space = merge.char_indices().skip(1).find(|(_, c)| *c == ' ');
             let pair = space.map(|(at, _)| (merge[..at].to_owned(), merge[at + 1..].to_owned()));
             pair.ok_or_else(|| {
-                damaged(format!(
-                    "entry {index} is `{merge}`, not two tokens with a space between"
-                ))
+                damaged(format!("entry {index} is `{merge}`, not two tokens with a space between"))
             })
         });
         let merges: Vec<(String, String)> = merges.collect::<Result<_, _>>()?;
         let vocab: tokenizers::models::bpe::Vocab =
             vocabulary.ids().map(|(text, id)| (text.to_owned(), id)).collect();
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(rules.ignores_merges)
-            .build();
+        let model =
+            BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(rules.ignores_merges).build();
         let model = model.map_err(|error| damaged(format!("do not fit the vocabulary: {error}")))?;
         let mut words = Vec::new();
         for pattern in rules.patterns {
             let pattern = SplitPattern::Regex((*pattern).to_owned());
             let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-            words.push(PreTokenizerWrapper::Split(
-                split.map_err(|error| text_error(&*error))?,
-            ));
+            words.push(PreTokenizerWrapper::Split(split.map_err(|error| text_error(&*error))?));
         }
-        words.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(
-            false, false, false,
-        )));
-        Ok(Bpe {
-            words: Sequence::new(words),
-            model,
-        })
+        words.push(PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false)));
+        Ok(Bpe { words: Sequence::new(words), model })
     }
 
     /// Appends the ids of `text`.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut words = PreTokenizedString::from(text);
-        self.words
-            .pre_tokenize(&mut words)
-            .map_err(|error| text_error(&*error))?;
+        self.words.pre_tokenize(&mut words).map_err(|error| text_error(&*error))?;
         for (word, _, _) in words.get_splits(OffsetReferential::Original, OffsetType::None) {
             let tokens = self.model.tokenize(word).map_err(|error| text_error(&*error))?;
             ids.extend(tokens.into_iter().map(|token| token.id));
@@ -86,9 +71,7 @@ fn damaged(problem: String) -> TokenizerError {
 }
 
 fn text_error(error: &(dyn std::error::Error + Send + Sync)) -> TokenizerError {
-    TokenizerError::Text {
-        problem: format!("cannot be split into words: {error}"),
-    }
+    TokenizerError::Text { problem: format!("cannot be split into words: {error}") }
 }
 
 /// The bytes that a token's printable characters stand for. A character that stands for no byte is kept as it is.
@@ -109,9 +92,9 @@ fn byte_of(c: char) -> Option<u8> {
     let code = u32::from(c);
     match u8::try_from(code) {
         Ok(byte) => printable(byte).then_some(byte),
-        Err(_) => (0..=255)
-            .filter(|byte| !printable(*byte))
-            .nth(usize::try_from(code).ok()?.checked_sub(256)?),
+        Err(_) => {
+            (0..=255).filter(|byte| !printable(*byte)).nth(usize::try_from(code).ok()?.checked_sub(256)?)
+        }
     }
 }
 

@@ -104,64 +104,35 @@ impl Tokenizer {
     /// Where the tokenizer is missing, incomplete, contradicts itself, or of a kind that is not known.
     pub fn from_header(header: &Header) -> Result<Tokenizer, TokenizerError> {
         let model = header.str("tokenizer.ggml.model")?;
-        let model = model.ok_or(TokenizerError::Missing {
-            key: "tokenizer.ggml.model",
-        })?;
+        let model = model.ok_or(TokenizerError::Missing { key: "tokenizer.ggml.model" })?;
         let mut vocabulary = Vocabulary::from_header(header)?;
         let id = |key: &'static str, default: Option<u32>| special_id(header, key, default, vocabulary.len());
         // The ids that SentencePiece models have used from the first one on.
-        let (bos, eos) = if model == "llama" {
-            (Some(1), Some(2))
-        } else {
-            (None, None)
-        };
+        let (bos, eos) = if model == "llama" { (Some(1), Some(2)) } else { (None, None) };
         let bos = id("tokenizer.ggml.bos_token_id", bos)?;
         let eos = id("tokenizer.ggml.eos_token_id", eos)?;
-        let others = [
-            id("tokenizer.ggml.eot_token_id", None)?,
-            id("tokenizer.ggml.eom_token_id", None)?,
-        ];
+        let others = [id("tokenizer.ggml.eot_token_id", None)?, id("tokenizer.ggml.eom_token_id", None)?];
         let end_ids = vocabulary.mark_ends(eos.into_iter().chain(others.into_iter().flatten()));
         let (model, adds_bos) = match model {
             "gpt2" => {
                 let pre = header.str("tokenizer.ggml.pre")?;
-                let pre = pre.ok_or(TokenizerError::Missing {
-                    key: "tokenizer.ggml.pre",
-                })?;
+                let pre = pre.ok_or(TokenizerError::Missing { key: "tokenizer.ggml.pre" })?;
                 let rules = pretokenizer::rules(pre);
-                let rules = rules.ok_or_else(|| TokenizerError::PreTokenizer {
-                    found: pre.chars().take(80).collect(),
-                })?;
+                let rules = rules
+                    .ok_or_else(|| TokenizerError::PreTokenizer { found: pre.chars().take(80).collect() })?;
                 let adds_bos = rules.adds_bos;
-                (
-                    Model::Bpe(Box::new(Bpe::new(header, &vocabulary, &rules)?)),
-                    adds_bos,
-                )
+                (Model::Bpe(Box::new(Bpe::new(header, &vocabulary, &rules)?)), adds_bos)
             }
-            "llama" => (
-                Model::SentencePiece(SentencePiece::new(header, &vocabulary)?),
-                true,
-            ),
+            "llama" => (Model::SentencePiece(SentencePiece::new(header, &vocabulary)?), true),
             other => {
-                return Err(TokenizerError::Model {
-                    found: other.chars().take(80).collect(),
-                });
+                return Err(TokenizerError::Model { found: other.chars().take(80).collect() });
             }
         };
         let add_bos = header.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
         if add_bos && bos.is_none() {
-            return Err(TokenizerError::Missing {
-                key: "tokenizer.ggml.bos_token_id",
-            });
+            return Err(TokenizerError::Missing { key: "tokenizer.ggml.bos_token_id" });
         }
-        Ok(Tokenizer {
-            vocabulary,
-            model,
-            bos,
-            eos,
-            add_bos,
-            end_ids,
-        })
+        Ok(Tokenizer { vocabulary, model, bos, eos, add_bos, end_ids })
     }
 
     /// The ids of `text`, without a token before its beginning (see [`bos_to_add`](Tokenizer::bos_to_add)).
@@ -287,11 +258,7 @@ fn check_runs(text: &str) -> Result<(), TokenizerError> {
         }
         run += 1;
         if run > MAX_RUN_CHARACTERS {
-            let what = if white {
-                "white space"
-            } else {
-                "characters without white space"
-            };
+            let what = if white { "white space" } else { "characters without white space" };
             let problem =
                 format!("has more than {MAX_RUN_CHARACTERS} {what} in a row, which cannot be tokenized");
             return Err(TokenizerError::Text { problem });

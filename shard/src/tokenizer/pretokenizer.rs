@@ -37,19 +37,9 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-
 
 /// The rules of the pre-tokenizer `name`; `None` where it is not known.
 pub(super) fn rules(name: &str) -> Option<Rules> {
-    let rules = |patterns, ignores_merges, adds_bos| {
-        Some(Rules {
-            patterns,
-            ignores_merges,
-            adds_bos,
-        })
-    };
+    let rules = |patterns, ignores_merges, adds_bos| Some(Rules { patterns, ignores_merges, adds_bos });
     match name {
-        "default" => rules(
-            &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
-            false,
-            false,
-        ),
+        "default" => rules(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"], false, false),
         "gpt-2" => rules(&[GPT2], false, false),
         "smollm" | "starcoder" | "refact" => rules(&[r"\p{N}", GPT2], false, false),
         "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => rules(&[LLAMA3], true, true),

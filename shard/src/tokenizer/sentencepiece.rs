@@ -43,9 +43,7 @@ struct Merge {
 impl Ord for Merge {
     /// The best score first, of equal ones the leftmost.
     fn cmp(&self, other: &Self) -> Ordering {
-        self.score
-            .total_cmp(&other.score)
-            .then(other.left.cmp(&self.left))
+        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
     }
 }
 
@@ -65,9 +63,7 @@ impl Eq for Merge {}
 
 impl SentencePiece {
     pub(super) fn new(header: &Header, vocabulary: &Vocabulary) -> Result<SentencePiece, TokenizerError> {
-        let scores = header
-            .f32s(SCORES)?
-            .ok_or(TokenizerError::Missing { key: SCORES })?;
+        let scores = header.f32s(SCORES)?.ok_or(TokenizerError::Missing { key: SCORES })?;
         if scores.len() != vocabulary.len() {
             let problem = format!("has {} entries for {} tokens", scores.len(), vocabulary.len());
             return Err(TokenizerError::Damaged { key: SCORES, problem });
@@ -83,11 +79,7 @@ impl SentencePiece {
         let bytes = (0..=255).map(byte_token).collect();
         let leading_space = header.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         // Adding 0 makes a negative zero equal to a positive one in the order of scores.
-        Ok(SentencePiece {
-            scores: scores.iter().map(|score| score + 0.0).collect(),
-            bytes,
-            leading_space,
-        })
+        Ok(SentencePiece { scores: scores.iter().map(|score| score + 0.0).collect(), bytes, leading_space })
     }
 
     pub(super) fn adds_leading_space(&self) -> bool {
@@ -179,22 +171,14 @@ impl SentencePiece {
         }
         let (start, len) = (pieces[left].start, pieces[left].len + pieces[right].len);
         let id = vocabulary.id_of(&text[start..start + len])?;
-        Some(Merge {
-            score: self.scores[id as usize],
-            left,
-            right,
-            len,
-        })
+        Some(Merge { score: self.scores[id as usize], left, right, len })
     }
 }
 
 /// The bytes of a normal token or a byte token such as `<0x0A>`.
 pub(super) fn bytes_of(text: &str, kind: TokenKind) -> Vec<u8> {
     let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-    match digits
-        .filter(|_| kind == TokenKind::Byte)
-        .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-    {
+    match digits.filter(|_| kind == TokenKind::Byte).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
         Some(byte) => vec![byte],
         None => text.replace(SPACE, " ").into_bytes(),
     }

@@ -26,11 +26,7 @@ pub struct TextStream {
 impl TextStream {
     /// A stream without text so far.
     pub fn new(start: TextStart, special: SpecialText) -> TextStream {
-        TextStream {
-            special,
-            at_start: start == TextStart::OfText,
-            pending: Vec::new(),
-        }
+        TextStream { special, at_start: start == TextStart::OfText, pending: Vec::new() }
     }
 
     /// The text that one more token brings; often empty, where it ends inside a character.

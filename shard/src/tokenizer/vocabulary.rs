@@ -127,12 +127,7 @@ impl Vocabulary {
                 return Err(TokenizerError::Damaged { key, problem });
             }
         };
-        let mut vocabulary = Vocabulary {
-            texts,
-            kinds,
-            ids,
-            special: HashMap::new(),
-        };
+        let mut vocabulary = Vocabulary { texts, kinds, ids, special: HashMap::new() };
         for text in CONTROL_TEXTS {
             vocabulary.make_control(text);
         }
@@ -160,14 +155,8 @@ impl Vocabulary {
         ends.sort_unstable();
         ends.dedup();
         for (id, (text, kind)) in self.texts.iter().zip(&self.kinds).enumerate() {
-            if matches!(
-                kind,
-                TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown
-            ) {
-                self.special
-                    .entry(text.as_bytes()[0])
-                    .or_default()
-                    .push(id as u32);
+            if matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown) {
+                self.special.entry(text.as_bytes()[0]).or_default().push(id as u32);
             }
         }
         ends
@@ -197,11 +186,7 @@ impl Vocabulary {
     /// Cuts special tokens out of a text, the longest first. Tokens that users added to a vocabulary always stand for
     /// themselves; control tokens do where `special` says so.
     pub(super) fn fragments<'t>(&self, text: &'t str, special: ParseSpecial) -> Vec<Fragment<'t>> {
-        let mut fragments = if text.is_empty() {
-            Vec::new()
-        } else {
-            vec![Fragment::Text(text)]
-        };
+        let mut fragments = if text.is_empty() { Vec::new() } else { vec![Fragment::Text(text)] };
         for id in self.present(text, special) {
             let token = &self.texts[id as usize];
             let mut cut = Vec::with_capacity(fragments.len());

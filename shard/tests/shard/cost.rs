@@ -7,13 +7,7 @@ use brigade_shard::units::Bytes;
 
 use crate::tiny_llama::{self, FEED_FORWARD, HIDDEN, KV, VOCAB};
 
-const ROOM: Room = Room {
-    cache_tokens: 100,
-    context: 50,
-    step_rows: 8,
-    sequences: 2,
-    cache_value_bytes: 2,
-};
+const ROOM: Room = Room { cache_tokens: 100, context: 50, step_rows: 8, sequences: 2, cache_value_bytes: 2 };
 
 /// Weight bytes of a layer of the tiny model, tensor by tensor.
 fn layer_bytes() -> u64 {
@@ -34,19 +28,10 @@ fn shard(start: usize, end: usize, layers: usize) -> Shard {
 fn weights_are_the_files_bytes() {
     let (_, _, table, cost) = tiny_llama::read(&tiny_llama::file(3));
     assert_eq!(cost.weights(&shard(1, 2, 3)), Bytes(layer_bytes()));
-    assert_eq!(
-        cost.weights(&shard(0, 2, 3)),
-        Bytes(2 * layer_bytes() + EMBEDDING)
-    );
-    assert_eq!(
-        cost.weights(&shard(2, 3, 3)),
-        Bytes(layer_bytes() + EMBEDDING + HIDDEN * 4)
-    );
+    assert_eq!(cost.weights(&shard(0, 2, 3)), Bytes(2 * layer_bytes() + EMBEDDING));
+    assert_eq!(cost.weights(&shard(2, 3, 3)), Bytes(layer_bytes() + EMBEDDING + HIDDEN * 4));
     // A tied head shares its matrix with the embedding where both are on one shard.
-    assert_eq!(
-        cost.weights(&cost.whole()),
-        Bytes(3 * layer_bytes() + EMBEDDING + HIDDEN * 4)
-    );
+    assert_eq!(cost.weights(&cost.whole()), Bytes(3 * layer_bytes() + EMBEDDING + HIDDEN * 4));
     for (start, end) in [(0, 1), (0, 3), (1, 3), (2, 3)] {
         let shard = shard(start, end, 3);
         let tensors: Bytes = table.of(&shard).iter().map(|(_, tensor)| tensor.bytes).sum();
@@ -58,10 +43,7 @@ fn weights_are_the_files_bytes() {
 fn an_untied_head_and_rope_divisors_count_where_they_are_held() {
     let file = tiny_llama::untied(2).tensor("rope_freqs.weight", &[8], TensorType::F32);
     let (_, _, table, cost) = tiny_llama::read(&file);
-    assert_eq!(
-        cost.weights(&cost.whole()),
-        Bytes(2 * layer_bytes() + 2 * EMBEDDING + HIDDEN * 4 + 32)
-    );
+    assert_eq!(cost.weights(&cost.whole()), Bytes(2 * layer_bytes() + 2 * EMBEDDING + HIDDEN * 4 + 32));
     for shard in [shard(0, 1, 2), shard(1, 2, 2)] {
         let tensors: Bytes = table.of(&shard).iter().map(|(_, tensor)| tensor.bytes).sum();
         assert_eq!(cost.weights(&shard), tensors, "{shard}");
@@ -72,18 +54,9 @@ fn an_untied_head_and_rope_divisors_count_where_they_are_held() {
 fn the_cache_is_whole_pages_of_every_held_layer() {
     let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(3));
     // 100 tokens are four pages of 32; a layer keeps 32 keys and 32 values per token.
-    assert_eq!(
-        cost.memory(&shard(0, 2, 3), &ROOM).cache,
-        Bytes(2 * 128 * 2 * KV * 2)
-    );
-    let wide = Room {
-        cache_value_bytes: 4,
-        ..ROOM
-    };
-    assert_eq!(
-        cost.memory(&shard(0, 2, 3), &wide).cache,
-        Bytes(2 * 128 * 2 * KV * 4)
-    );
+    assert_eq!(cost.memory(&shard(0, 2, 3), &ROOM).cache, Bytes(2 * 128 * 2 * KV * 2));
+    let wide = Room { cache_value_bytes: 4, ..ROOM };
+    assert_eq!(cost.memory(&shard(0, 2, 3), &wide).cache, Bytes(2 * 128 * 2 * KV * 4));
 }
 
 #[test]
@@ -97,14 +70,8 @@ fn the_workspace_is_the_documented_sum() {
     let logits = 2 * 16 * VOCAB * 4;
     let middle = activations + quantised + scores + frames;
     assert_eq!(cost.memory(&shard(1, 2, 3), &ROOM).workspace, Bytes(middle));
-    assert_eq!(
-        cost.memory(&shard(2, 3, 3), &ROOM).workspace,
-        Bytes(middle + logits)
-    );
-    assert_eq!(
-        workspace_bytes(&Widths::of(&spec), &ROOM, true),
-        Bytes(middle + logits)
-    );
+    assert_eq!(cost.memory(&shard(2, 3, 3), &ROOM).workspace, Bytes(middle + logits));
+    assert_eq!(workspace_bytes(&Widths::of(&spec), &ROOM, true), Bytes(middle + logits));
     let memory = cost.memory(&shard(2, 3, 3), &ROOM);
     assert_eq!(memory.total(), memory.weights + memory.cache + memory.workspace);
 }

@@ -29,23 +29,14 @@ fn table_of(file: &Gguf) -> Result<TensorTable, TensorError> {
 #[test]
 fn a_llama_file_is_read_whole() {
     let spec = spec_of(&tiny_llama::file(3)).unwrap();
-    assert_eq!(
-        (spec.name.as_str(), spec.hidden, spec.vocab),
-        ("tiny", HIDDEN as usize, VOCAB as usize)
-    );
+    assert_eq!((spec.name.as_str(), spec.hidden, spec.vocab), ("tiny", HIDDEN as usize, VOCAB as usize));
     assert_eq!((spec.context_length, spec.layers.len()), (256, 3));
     assert!(spec.head.tied);
     let attention = attention(&spec, 2);
     assert_eq!((attention.heads, attention.kv_heads), (4, 2));
-    assert_eq!(
-        (attention.key_width, attention.value_width, attention.scale),
-        (16, 16, 0.25)
-    );
+    assert_eq!((attention.key_width, attention.value_width, attention.scale), (16, 16, 0.25));
     let rope = &attention.rope;
-    assert_eq!(
-        (rope.width, rope.pairing, rope.base),
-        (16, RopePairing::Adjacent, 10000.0)
-    );
+    assert_eq!((rope.width, rope.pairing, rope.base), (16, RopePairing::Adjacent, 10000.0));
     assert_eq!((rope.position_scale, rope.frequency_divisors), (1.0, false));
     assert_eq!(spec.head.norm, Norm::Rms { epsilon: 1e-5 });
     assert!(!spec_of(&tiny_llama::untied(1)).unwrap().head.tied);
@@ -60,10 +51,7 @@ fn what_a_file_leaves_out_has_its_familys_default() {
         .without("general.name");
     let spec = spec_of(&file).unwrap();
     let attention = attention(&spec, 0);
-    assert_eq!(
-        (attention.kv_heads, attention.rope.width, attention.rope.base),
-        (4, 16, 10000.0)
-    );
+    assert_eq!((attention.kv_heads, attention.rope.width, attention.rope.base), (4, 16, 10000.0));
     assert_eq!(spec.name, "llama");
 }
 
@@ -73,20 +61,14 @@ fn layers_may_differ_in_heads_and_widths() {
         .key("llama.attention.head_count_kv", Meta::I32s(vec![2, 4]))
         .key("llama.feed_forward_length", Meta::I32s(vec![96, 64]));
     let spec = spec_of(&file).unwrap();
-    assert_eq!(
-        (attention(&spec, 0).kv_heads, attention(&spec, 1).kv_heads),
-        (2, 4)
-    );
+    assert_eq!((attention(&spec, 0).kv_heads, attention(&spec, 1).kv_heads), (2, 4));
     let width = |layer: usize| match spec.layers[layer].feed_forward {
         FeedForward::Gated { width, .. } => width,
     };
     assert_eq!((width(0), width(1)), (96, 64));
     // The second layer's tensors are still those of the first one's shape.
     let error = table_of(&file).unwrap_err();
-    assert!(
-        matches!(&error, TensorError::Shape { name, .. } if name == "blk.1.attn_k.weight"),
-        "{error}"
-    );
+    assert!(matches!(&error, TensorError::Shape { name, .. } if name == "blk.1.attn_k.weight"), "{error}");
 }
 
 #[test]
@@ -97,10 +79,7 @@ fn heads_may_be_wider_than_their_share_of_the_hidden_state() {
         .key("llama.rope.dimension_count", 24);
     let spec = spec_of(&file).unwrap();
     let attention = attention(&spec, 0);
-    assert_eq!(
-        (attention.key_width, attention.value_width, attention.rope.width),
-        (24, 8, 24)
-    );
+    assert_eq!((attention.key_width, attention.value_width, attention.rope.width), (24, 8, 24));
     assert_eq!(attention.scale, 1.0 / 24f32.sqrt());
     let error = table_of(&file).unwrap_err();
     let wanted = TensorError::Shape {
@@ -114,9 +93,7 @@ fn heads_may_be_wider_than_their_share_of_the_hidden_state() {
 #[test]
 fn linear_rope_scaling_divides_positions() {
     let scaled = |kind: &str, key: &str, factor: f32| {
-        let file = tiny_llama::file(1)
-            .key("llama.rope.scaling.type", kind)
-            .key(key, factor);
+        let file = tiny_llama::file(1).key("llama.rope.scaling.type", kind).key(key, factor);
         attention(&spec_of(&file).unwrap(), 0).rope.position_scale
     };
     assert_eq!(scaled("linear", "llama.rope.scaling.factor", 4.0), 0.25);
@@ -131,23 +108,9 @@ fn rope_divisors_are_used_where_the_file_has_them() {
     assert!(attention(&spec_of(&file).unwrap(), 0).rope.frequency_divisors);
     let table = table_of(&file).unwrap();
     let shard = Shard::of(LayerRange { start: 1, end: 2 }, 2);
-    assert!(
-        table
-            .of(&shard)
-            .iter()
-            .any(|(role, _)| *role == Role::RopeFrequencies)
-    );
-    let head_alone = Shard {
-        layers: LayerRange { start: 2, end: 2 },
-        embedding: false,
-        head: true,
-    };
-    assert!(
-        !table
-            .of(&head_alone)
-            .iter()
-            .any(|(role, _)| *role == Role::RopeFrequencies)
-    );
+    assert!(table.of(&shard).iter().any(|(role, _)| *role == Role::RopeFrequencies));
+    let head_alone = Shard { layers: LayerRange { start: 2, end: 2 }, embedding: false, head: true };
+    assert!(!table.of(&head_alone).iter().any(|(role, _)| *role == Role::RopeFrequencies));
 
     let wrong = tiny_llama::file(1).tensor("rope_freqs.weight", &[16], TensorType::F32);
     assert!(matches!(table_of(&wrong).unwrap_err(), TensorError::Shape { .. }));
@@ -159,39 +122,18 @@ fn rope_divisors_are_used_where_the_file_has_them() {
 fn what_cannot_be_run_is_refused_by_name() {
     let file = || tiny_llama::file(2);
     for (file, expected) in [
-        (
-            file().key("general.architecture", "mamba"),
-            "`mamba` is not supported; these are: llama",
-        ),
-        (
-            file().without("general.architecture"),
-            "no `general.architecture`",
-        ),
+        (file().key("general.architecture", "mamba"), "`mamba` is not supported; these are: llama"),
+        (file().without("general.architecture"), "no `general.architecture`"),
         (file().key("llama.expert_count", 8), "`llama.expert_count` is 8"),
-        (
-            file().key("llama.rope.scaling.type", "yarn"),
-            "`llama.rope.scaling.type` is yarn",
-        ),
-        (
-            file().key("llama.rope.scaling.attn_factor", 1.5),
-            "`llama.rope.scaling.attn_factor` is 1.5",
-        ),
-        (
-            file().key("llama.attention.sliding_window", 128),
-            "`llama.attention.sliding_window` is 128",
-        ),
-        (
-            file().key("llama.attention.causal", false),
-            "`llama.attention.causal` is false",
-        ),
+        (file().key("llama.rope.scaling.type", "yarn"), "`llama.rope.scaling.type` is yarn"),
+        (file().key("llama.rope.scaling.attn_factor", 1.5), "`llama.rope.scaling.attn_factor` is 1.5"),
+        (file().key("llama.attention.sliding_window", 128), "`llama.attention.sliding_window` is 128"),
+        (file().key("llama.attention.causal", false), "`llama.attention.causal` is false"),
         (
             file().key("llama.attention.clamp_kqv", 8.0),
             "not known for its architecture: llama.attention.clamp_kqv",
         ),
-        (
-            file().key("llama.final_logit_softcapping", 30.0),
-            "llama.final_logit_softcapping",
-        ),
+        (file().key("llama.final_logit_softcapping", 30.0), "llama.final_logit_softcapping"),
     ] {
         let message = spec_of(&file).unwrap_err().to_string();
         assert!(message.contains(expected), "{expected:?} in {message:?}");
@@ -208,9 +150,7 @@ fn every_needed_key_is_missed_by_name() {
         "llama.attention.head_count",
         "llama.attention.layer_norm_rms_epsilon",
     ] {
-        let message = spec_of(&tiny_llama::file(1).without(key))
-            .unwrap_err()
-            .to_string();
+        let message = spec_of(&tiny_llama::file(1).without(key)).unwrap_err().to_string();
         assert!(message.contains(&format!("no `{key}`")), "{message}");
     }
 }
@@ -241,9 +181,7 @@ fn impossible_values_are_refused_by_key() {
         ("llama.rope.scaling.factor", Meta::F32(-2.0)),
         ("llama.attention.key_length", Meta::U32(1 << 15)),
     ] {
-        let message = spec_of(&tiny_llama::file(2).key(key, value.clone()))
-            .unwrap_err()
-            .to_string();
+        let message = spec_of(&tiny_llama::file(2).key(key, value.clone())).unwrap_err().to_string();
         assert!(message.contains(key), "{key} = {value:?}: {message}");
     }
 }
@@ -267,13 +205,8 @@ fn keys_that_say_nothing_about_the_computation_are_let_be() {
 fn the_vocabulary_and_the_embedding_must_agree() {
     let file = tiny_llama::file(1).key("tokenizer.ggml.tokens", vec!["a", "b"]);
     let message = spec_of(&file).unwrap_err().to_string();
-    assert!(
-        message.contains("40 rows") && message.contains("2 tokens"),
-        "{message}"
-    );
-    let message = spec_of(&tiny_llama::file(1).without_tensor("token_embd.weight"))
-        .unwrap_err()
-        .to_string();
+    assert!(message.contains("40 rows") && message.contains("2 tokens"), "{message}");
+    let message = spec_of(&tiny_llama::file(1).without_tensor("token_embd.weight")).unwrap_err().to_string();
     assert!(message.contains("`token_embd.weight` is missing"), "{message}");
 }
 
@@ -286,10 +219,7 @@ fn tensors_are_found_by_role_and_checked() {
     assert_eq!(dims(Role::Layer(0, LayerRole::Down)), [FEED_FORWARD, HIDDEN]);
     assert_eq!(table.get(Role::Layer(2, LayerRole::Down)), None);
     assert_eq!(table.head_role(), Role::Output);
-    assert_eq!(
-        table_of(&tiny_llama::file(2)).unwrap().head_role(),
-        Role::TokenEmbedding
-    );
+    assert_eq!(table_of(&tiny_llama::file(2)).unwrap().head_role(), Role::TokenEmbedding);
 }
 
 #[test]
@@ -297,40 +227,20 @@ fn missing_unread_and_impossible_tensors_are_named() {
     let missing = tiny_llama::file(2).without_tensor("blk.1.ffn_up.weight");
     assert_eq!(
         table_of(&missing).unwrap_err(),
-        TensorError::Missing {
-            name: "blk.1.ffn_up.weight".to_owned()
-        }
+        TensorError::Missing { name: "blk.1.ffn_up.weight".to_owned() }
     );
     let unread = tiny_llama::file(1).tensor("blk.0.attn_q.bias", &[HIDDEN], TensorType::F32);
     let message = table_of(&unread).unwrap_err().to_string();
-    assert!(
-        message.contains("1 tensors") && message.contains("blk.0.attn_q.bias"),
-        "{message}"
-    );
+    assert!(message.contains("1 tensors") && message.contains("blk.0.attn_q.bias"), "{message}");
     let beyond = tiny_llama::file(2).key("llama.block_count", 1);
     let message = table_of(&beyond).unwrap_err().to_string();
-    assert!(
-        message.contains("9 tensors") && message.contains("blk.1."),
-        "{message}"
-    );
+    assert!(message.contains("9 tensors") && message.contains("blk.1."), "{message}");
     let integers = tiny_llama::file(1).without_tensor("blk.0.attn_q.weight");
     let integers = integers.tensor("blk.0.attn_q.weight", &[HIDDEN, HIDDEN], TensorType::I8);
-    assert!(matches!(
-        table_of(&integers).unwrap_err(),
-        TensorError::Type {
-            found: TensorType::I8,
-            ..
-        }
-    ));
+    assert!(matches!(table_of(&integers).unwrap_err(), TensorError::Type { found: TensorType::I8, .. }));
     let norm = tiny_llama::file(1).without_tensor("output_norm.weight");
     let norm = norm.tensor("output_norm.weight", &[HIDDEN], TensorType::Q8_0);
-    assert!(matches!(
-        table_of(&norm).unwrap_err(),
-        TensorError::Type {
-            found: TensorType::Q8_0,
-            ..
-        }
-    ));
+    assert!(matches!(table_of(&norm).unwrap_err(), TensorError::Type { found: TensorType::Q8_0, .. }));
 }
 
 #[test]
@@ -340,17 +250,10 @@ fn every_cut_of_a_model_holds_every_tensor_and_no_other() {
         for cut in 1..4 {
             let first = Shard::of(LayerRange { start: 0, end: cut }, 4);
             let last = Shard::of(LayerRange { start: cut, end: 4 }, 4);
-            let mut roles: Vec<Role> = [first, last]
-                .iter()
-                .flat_map(|shard| table.of(shard))
-                .map(|(r, _)| r)
-                .collect();
+            let mut roles: Vec<Role> =
+                [first, last].iter().flat_map(|shard| table.of(shard)).map(|(r, _)| r).collect();
             roles.sort();
-            let shared = if table.head_role() == Role::TokenEmbedding {
-                1
-            } else {
-                0
-            };
+            let shared = if table.head_role() == Role::TokenEmbedding { 1 } else { 0 };
             assert_eq!(roles.len(), file.tensors.len() + shared);
             roles.dedup();
             assert_eq!(roles.len(), file.tensors.len());

@@ -105,12 +105,7 @@ pub struct Gguf {
 
 impl Default for Gguf {
     fn default() -> Self {
-        Gguf {
-            version: 3,
-            keys: Vec::new(),
-            tensors: Vec::new(),
-            data: None,
-        }
+        Gguf { version: 3, keys: Vec::new(), tensors: Vec::new(), data: None }
     }
 }
 
@@ -169,10 +164,7 @@ impl Gguf {
             bytes.extend(tensor.dims.iter().flat_map(|dim| dim.to_le_bytes()));
             bytes.extend(tensor.kind.to_le_bytes());
             bytes.extend(offset.to_le_bytes());
-            let values: u64 = tensor
-                .dims
-                .iter()
-                .fold(1u64, |product, dim| product.wrapping_mul(*dim));
+            let values: u64 = tensor.dims.iter().fold(1u64, |product, dim| product.wrapping_mul(*dim));
             let size = TensorType::from_ggml(tensor.kind).and_then(|kind| kind.bytes_of(values));
             end = end.max(offset.wrapping_add(size.map_or(0, |size| size.0)));
         }
@@ -218,10 +210,7 @@ impl OnDisk {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         file.write(&path);
-        OnDisk {
-            path,
-            _folder: folder,
-        }
+        OnDisk { path, _folder: folder }
     }
 
     pub fn header(&self) -> Header {

@@ -48,19 +48,10 @@ fn values_and_tensors_come_back_as_written() {
 
     let (bytes, data) = sample().header();
     let first = header.tensor("first").unwrap();
-    assert_eq!(
-        (first.dims.as_slice(), first.kind, first.part),
-        ([32, 2].as_slice(), TensorType::Q4_0, 0)
-    );
-    assert_eq!(
-        (first.offset, first.bytes, first.values()),
-        (bytes.len() as u64, Bytes(36), 64)
-    );
+    assert_eq!((first.dims.as_slice(), first.kind, first.part), ([32, 2].as_slice(), TensorType::Q4_0, 0));
+    assert_eq!((first.offset, first.bytes, first.values()), (bytes.len() as u64, Bytes(36), 64));
     let second = header.tensor("second").unwrap();
-    assert_eq!(
-        (second.offset, second.bytes),
-        (bytes.len() as u64 + 64, Bytes(10))
-    );
+    assert_eq!((second.offset, second.bytes), (bytes.len() as u64 + 64, Bytes(10)));
     assert_eq!(header.tensors().len(), 2);
     assert_eq!(header.tensor("third"), None);
     assert_eq!(header.file_bytes(), Bytes(bytes.len() as u64 + data));
@@ -72,43 +63,16 @@ fn a_value_of_another_type_is_an_error_that_says_what_was_wanted_and_found() {
     let disk = OnDisk::new(&sample());
     let header = disk.header();
     for (error, parts) in [
-        (
-            header.u64("a.text").unwrap_err(),
-            ["`a.text`", "an integer", "the string `grüße`"],
-        ),
-        (
-            header.u64("a.i32").unwrap_err(),
-            ["`a.i32`", "not negative", "-5"],
-        ),
-        (
-            header.f32("a.u16").unwrap_err(),
-            ["`a.u16`", "floating-point", "7"],
-        ),
+        (header.u64("a.text").unwrap_err(), ["`a.text`", "an integer", "the string `grüße`"]),
+        (header.u64("a.i32").unwrap_err(), ["`a.i32`", "not negative", "-5"]),
+        (header.f32("a.u16").unwrap_err(), ["`a.u16`", "floating-point", "7"]),
         (header.bool("a.f32").unwrap_err(), ["`a.f32`", "a bool", "0.5"]),
-        (
-            header.str("a.bool").unwrap_err(),
-            ["`a.bool`", "a string", "true"],
-        ),
-        (
-            header.strings("a.numbers").unwrap_err(),
-            ["`a.numbers`", "an array of strings", "2 f32"],
-        ),
-        (
-            header.f32s("a.texts").unwrap_err(),
-            ["`a.texts`", "floating-point", "3 string"],
-        ),
-        (
-            header.i32s("a.u16").unwrap_err(),
-            ["`a.u16`", "an array of integers", "7"],
-        ),
-        (
-            header.u64s("a.integers").unwrap_err(),
-            ["`a.integers`", "entry 1", "negative"],
-        ),
-        (
-            header.array_len("a.text").unwrap_err(),
-            ["`a.text`", "an array", "string"],
-        ),
+        (header.str("a.bool").unwrap_err(), ["`a.bool`", "a string", "true"]),
+        (header.strings("a.numbers").unwrap_err(), ["`a.numbers`", "an array of strings", "2 f32"]),
+        (header.f32s("a.texts").unwrap_err(), ["`a.texts`", "floating-point", "3 string"]),
+        (header.i32s("a.u16").unwrap_err(), ["`a.u16`", "an array of integers", "7"]),
+        (header.u64s("a.integers").unwrap_err(), ["`a.integers`", "entry 1", "negative"]),
+        (header.array_len("a.text").unwrap_err(), ["`a.text`", "an array", "string"]),
     ] {
         let message = error.to_string();
         for part in parts {
@@ -119,12 +83,7 @@ fn a_value_of_another_type_is_an_error_that_says_what_was_wanted_and_found() {
 
 #[test]
 fn version_two_is_read_too() {
-    let header = Gguf {
-        version: 2,
-        ..sample()
-    }
-    .open()
-    .unwrap();
+    let header = Gguf { version: 2, ..sample() }.open().unwrap();
     assert_eq!(header.tensors().len(), 2);
 }
 
@@ -151,10 +110,7 @@ fn arrays_are_not_read_from_a_file_that_has_changed() {
     let error = header.strings("a.texts").unwrap_err();
     assert!(matches!(error.problem, Problem::Changed), "{error}");
     std::fs::remove_file(&disk.path).unwrap();
-    assert!(matches!(
-        header.strings("a.texts").unwrap_err().problem,
-        Problem::Io(_)
-    ));
+    assert!(matches!(header.strings("a.texts").unwrap_err().problem, Problem::Io(_)));
 }
 
 #[test]
@@ -172,11 +128,7 @@ fn a_file_of_many_gigabytes_is_opened_without_reading_its_data() {
     }
     let started = Instant::now();
     let header = Header::open(&path).unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!(header.tensor("huge").unwrap().bytes, Bytes(1 << 35));
 }
 

@@ -13,20 +13,11 @@ use crate::tiny_llama;
 fn write(folder: &Path) -> Vec<PathBuf> {
     let whole = tiny_llama::file(2);
     let tensors = whole.tensors.len();
-    let head = Gguf {
-        tensors: Vec::new(),
-        ..whole.clone()
-    };
+    let head = Gguf { tensors: Vec::new(), ..whole.clone() };
     let parts = [
         head,
-        Gguf {
-            tensors: whole.tensors[..8].to_vec(),
-            ..Gguf::default()
-        },
-        Gguf {
-            tensors: whole.tensors[8..].to_vec(),
-            ..Gguf::default()
-        },
+        Gguf { tensors: whole.tensors[..8].to_vec(), ..Gguf::default() },
+        Gguf { tensors: whole.tensors[8..].to_vec(), ..Gguf::default() },
     ];
     let write = |(number, part): (usize, Gguf)| {
         let part = part
@@ -97,29 +88,14 @@ fn parts_in_the_wrong_place_and_of_other_models_are_refused() {
     let paths = write(folder.path());
     std::fs::copy(&paths[1], &paths[2]).unwrap();
     let error = Header::open(&paths[0]).unwrap_err();
-    assert!(
-        matches!(
-            error.problem,
-            Problem::WrongPart {
-                found: 2,
-                wanted: 3,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error.problem, Problem::WrongPart { found: 2, wanted: 3, .. }), "{error}");
 
     let paths = write(folder.path());
-    let other = tiny_llama::file(1)
-        .key("split.no", Meta::U16(2))
-        .key("split.count", Meta::U16(3));
+    let other = tiny_llama::file(1).key("split.no", Meta::U16(2)).key("split.count", Meta::U16(3));
     other.write(&paths[2]);
     let error = Header::open(&paths[0]).unwrap_err();
     assert!(
-        matches!(
-            error.problem,
-            Problem::SplitTensors { .. } | Problem::DuplicateTensor { .. }
-        ),
+        matches!(error.problem, Problem::SplitTensors { .. } | Problem::DuplicateTensor { .. }),
         "{error}"
     );
 }
@@ -128,18 +104,12 @@ fn parts_in_the_wrong_place_and_of_other_models_are_refused() {
 fn a_tensor_in_two_parts_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let paths = write(folder.path());
-    let third = Gguf {
-        tensors: tiny_llama::file(2).tensors[..12].to_vec(),
-        ..Gguf::default()
-    }
-    .key("split.no", Meta::U16(2))
-    .key("split.count", Meta::U16(3));
+    let third = Gguf { tensors: tiny_llama::file(2).tensors[..12].to_vec(), ..Gguf::default() }
+        .key("split.no", Meta::U16(2))
+        .key("split.count", Meta::U16(3));
     third.write(&paths[2]);
     let error = Header::open(&paths[0]).unwrap_err();
-    assert!(
-        matches!(error.problem, Problem::DuplicateTensor { .. }),
-        "{error}"
-    );
+    assert!(matches!(error.problem, Problem::DuplicateTensor { .. }), "{error}");
 }
 
 #[test]

@@ -15,10 +15,7 @@ const CHATML: &str = "{% for message in messages %}{% if loop.first and messages
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 fn user(content: &str) -> Vec<Message> {
-    vec![Message {
-        role: "user".to_owned(),
-        content: content.to_owned(),
-    }]
+    vec![Message { role: "user".to_owned(), content: content.to_owned() }]
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -37,15 +34,9 @@ fn a_conversation_becomes_the_prompt() {
         prompt,
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi {{ there }}<|im_end|>\n<|im_start|>assistant\n"
     );
-    let messages = [
-        json!({"role": "system", "content": "S"}),
-        json!({"role": "user", "content": "U"}),
-    ];
+    let messages = [json!({"role": "system", "content": "S"}), json!({"role": "user", "content": "U"})];
     let prompt = chat.render(&messages, false, &Map::new()).unwrap();
-    assert_eq!(
-        prompt,
-        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
-    );
+    assert_eq!(prompt, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n");
 }
 
 #[test]
@@ -55,10 +46,7 @@ fn the_files_template_knows_the_files_tokens() {
     let header = disk.header();
     let tokenizer = Tokenizer::from_header(&header).unwrap();
     let chat = ChatTemplate::from_header(&header, &tokenizer).unwrap();
-    assert_eq!(
-        chat.render(&user("x"), false, &Map::new()).unwrap(),
-        "<|start|>|<|end|>"
-    );
+    assert_eq!(chat.render(&user("x"), false, &Map::new()).unwrap(), "<|start|>|<|end|>");
 
     let bare = OnDisk::new(&byte_pairs(Gguf::default()));
     let error = ChatTemplate::from_header(&bare.header(), &tokenizer).unwrap_err();
@@ -71,39 +59,18 @@ fn python_idioms_work() {
         ("{{ messages[0].content.strip().upper() }}", "HI"),
         ("{{ messages[0]['content'].split('i')[0] }}", "H"),
         ("{{ {'a': 1}.get('b', 'none') }}", "none"),
-        (
-            "{% for k, v in {'a': 1}.items() %}{{ k }}={{ v }}{% endfor %}",
-            "a=1",
-        ),
+        ("{% for k, v in {'a': 1}.items() %}{{ k }}={{ v }}{% endfor %}", "a=1"),
         ("{{ messages | length }} {{ messages[-1].role }}", "1 user"),
         (
             "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
             "1",
         ),
-        (
-            "{{ 'a' if messages[0]['role'] in ['user', 'tool'] else 'b' }}",
-            "a",
-        ),
-        (
-            "{% if tools is none and documents is none %}none{% endif %}",
-            "none",
-        ),
-        (
-            "{% if not missing is defined %}undefined{% endif %}{{ missing }}",
-            "undefined",
-        ),
-        (
-            "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-            "012",
-        ),
-        (
-            "{{ messages[0] | tojson }}",
-            "{\"role\": \"user\", \"content\": \"Hi\"}",
-        ),
-        (
-            "{{ {'a': ['<ü>']} | tojson(indent=2) }}",
-            "{\n  \"a\": [\n    \"<ü>\"\n  ]\n}",
-        ),
+        ("{{ 'a' if messages[0]['role'] in ['user', 'tool'] else 'b' }}", "a"),
+        ("{% if tools is none and documents is none %}none{% endif %}", "none"),
+        ("{% if not missing is defined %}undefined{% endif %}{{ missing }}", "undefined"),
+        ("{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
+        ("{{ messages[0] | tojson }}", "{\"role\": \"user\", \"content\": \"Hi\"}"),
+        ("{{ {'a': ['<ü>']} | tojson(indent=2) }}", "{\n  \"a\": [\n    \"<ü>\"\n  ]\n}"),
         ("{{ messages[0].content[::-1] }}", "iH"),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('y') }}", "[y]"),
         ("{{ '<b>' }}{{ '&' | e if false else '&' }}", "<b>&"),
@@ -136,10 +103,7 @@ fn a_refusal_of_the_template_keeps_its_words() {
         "{error}"
     );
     let error = render("{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}").unwrap_err();
-    assert!(
-        matches!(&error, TemplateError::Refused { message } if message == "deep"),
-        "{error}"
-    );
+    assert!(matches!(&error, TemplateError::Refused { message } if message == "deep"), "{error}");
     let error = render("{{ messages[0].nothing.more }}").unwrap_err();
     assert!(matches!(error, TemplateError::Failed { .. }), "{error}");
 }
@@ -150,26 +114,16 @@ fn the_date_is_known_only_with_a_clock() {
         "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}no clock{% endif %}";
     assert_eq!(render(source).unwrap(), "no clock");
     let chat = template(source).with_clock(|| UNIX_EPOCH + Duration::from_secs(1_721_952_000));
-    assert_eq!(
-        chat.render(&user("x"), false, &Map::new()).unwrap(),
-        "26 Jul 2024"
-    );
+    assert_eq!(chat.render(&user("x"), false, &Map::new()).unwrap(), "26 Jul 2024");
 }
 
 #[test]
 fn a_template_that_is_no_jinja_is_refused_with_its_place() {
-    for source in [
-        "{% if %}",
-        "{{ 1",
-        "{% endfor %}",
-        "{{ x | nosuchfilter }}{% nosuchtag %}",
-    ] {
+    for source in ["{% if %}", "{{ 1", "{% endfor %}", "{{ x | nosuchfilter }}{% nosuchtag %}"] {
         let error = ChatTemplate::new(source, None, None).map(|_| ()).unwrap_err();
         assert!(matches!(error, TemplateError::Syntax { .. }), "{source}: {error}");
     }
-    let error = ChatTemplate::new(&"x".repeat(MAX_TEMPLATE_BYTES + 1), None, None)
-        .map(|_| ())
-        .unwrap_err();
+    let error = ChatTemplate::new(&"x".repeat(MAX_TEMPLATE_BYTES + 1), None, None).map(|_| ()).unwrap_err();
     assert!(matches!(error, TemplateError::TooLong { .. }), "{error}");
 }
 
@@ -177,28 +131,12 @@ fn a_template_that_is_no_jinja_is_refused_with_its_place() {
 fn templates_without_an_end_are_stopped() {
     let started = Instant::now();
     let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-    assert!(
-        matches!(render(loops), Err(TemplateError::TooManySteps)),
-        "{:?}",
-        render(loops)
-    );
+    assert!(matches!(render(loops), Err(TemplateError::TooManySteps)), "{:?}", render(loops));
     let recursive = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
-    assert!(
-        matches!(render(recursive), Err(TemplateError::Failed { .. })),
-        "{:?}",
-        render(recursive)
-    );
+    assert!(matches!(render(recursive), Err(TemplateError::Failed { .. })), "{:?}", render(recursive));
     let chatty = "{% set x = 'y' * 1000000 %}{% for a in range(1000) %}{{ x }}{% endfor %}";
-    assert!(
-        matches!(render(chatty), Err(TemplateError::TooMuchOutput)),
-        "{:?}",
-        render(chatty)
-    );
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(matches!(render(chatty), Err(TemplateError::TooMuchOutput)), "{:?}", render(chatty));
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -234,13 +172,9 @@ fn templates_that_nest_deep_give_an_error_or_an_answer_and_never_end_the_process
     }
     let build = "{% set ns = namespace(a=1) %}{% for i in range(100) %}{% for j in range(1000) %}\
                  {% set ns.a = [ns.a] %}{% endfor %}{% endfor %}";
-    for end in [
-        "",
-        "{{ ns.a }}",
-        "{{ ns.a == [ns.a] }}",
-        "{{ ns.a | tojson }}",
-        "{{ ns.a | string | length }}",
-    ] {
+    for end in
+        ["", "{{ ns.a }}", "{{ ns.a == [ns.a] }}", "{{ ns.a | tojson }}", "{{ ns.a | string | length }}"]
+    {
         let _ = render(&format!("{build}{end}"));
     }
 }

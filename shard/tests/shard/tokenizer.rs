@@ -15,9 +15,8 @@ const BYTE: i32 = 6;
 
 /// Adds a byte-level BPE tokenizer of 40 tokens.
 pub fn byte_pairs(file: Gguf) -> Gguf {
-    let mut tokens: Vec<String> = ["<|endoftext|>", "<|start|>", "<|end|>", "[X]"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut tokens: Vec<String> =
+        ["<|endoftext|>", "<|start|>", "<|end|>", "[X]"].map(str::to_owned).to_vec();
     tokens.extend(('a'..='z').map(String::from));
     tokens.extend(["Ġ", "Ċ", "Ã", "¶", "he", "ll", "hell", "hello", "Ġw", "!"].map(str::to_owned));
     let mut kinds = vec![NORMAL; tokens.len()];
@@ -26,10 +25,7 @@ pub fn byte_pairs(file: Gguf) -> Gguf {
         .key("tokenizer.ggml.pre", "smollm")
         .key("tokenizer.ggml.tokens", Meta::Strs(tokens))
         .key("tokenizer.ggml.token_type", Meta::I32s(kinds))
-        .key(
-            "tokenizer.ggml.merges",
-            vec!["h e", "l l", "he ll", "hell o", "Ġ w"],
-        )
+        .key("tokenizer.ggml.merges", vec!["h e", "l l", "he ll", "hell o", "Ġ w"])
         .key("tokenizer.ggml.bos_token_id", 1)
         .key("tokenizer.ggml.eos_token_id", 2)
 }
@@ -98,10 +94,7 @@ fn byte_pairs_are_merged_in_the_order_of_the_merges() {
     assert_eq!(plain(&tokenizer, "ö\n"), [32, 33, 31]);
     assert_eq!(plain(&tokenizer, ""), [0u32; 0]);
     for text in ["hello", "hello world", "ö\n", "a  b\n\n!"] {
-        assert_eq!(
-            tokenizer.decode(&plain(&tokenizer, text), SpecialText::Show),
-            text
-        );
+        assert_eq!(tokenizer.decode(&plain(&tokenizer, text), SpecialText::Show), text);
     }
 }
 
@@ -119,23 +112,15 @@ fn special_tokens_are_parsed_only_when_asked_and_user_defined_ones_always() {
 #[test]
 fn the_longest_special_token_wins() {
     let mut file = byte_pairs(Gguf::default());
-    let Meta::Strs(mut tokens) = file
-        .keys
-        .iter()
-        .find(|(key, _)| key.ends_with(".tokens"))
-        .unwrap()
-        .1
-        .clone()
+    let Meta::Strs(mut tokens) =
+        file.keys.iter().find(|(key, _)| key.ends_with(".tokens")).unwrap().1.clone()
     else {
         panic!("no tokens")
     };
     tokens[1] = "<|end|>x".to_owned();
     file.set("tokenizer.ggml.tokens", Meta::Strs(tokens));
     let tokenizer = build(&file).unwrap();
-    assert_eq!(
-        tokenizer.encode("<|end|>x<|end|>a", ParseSpecial::Yes).unwrap(),
-        [1, 2, 4]
-    );
+    assert_eq!(tokenizer.encode("<|end|>x<|end|>a", ParseSpecial::Yes).unwrap(), [1, 2, 4]);
 }
 
 #[test]
@@ -146,18 +131,13 @@ fn a_token_before_the_text_is_added_as_the_file_or_its_kind_says() {
     assert_eq!(bos(file().key("tokenizer.ggml.add_bos_token", true)), Some(1));
     assert_eq!(bos(file().key("tokenizer.ggml.pre", "llama-bpe")), Some(1));
     assert_eq!(
-        bos(file()
-            .key("tokenizer.ggml.pre", "llama-bpe")
-            .key("tokenizer.ggml.add_bos_token", false)),
+        bos(file().key("tokenizer.ggml.pre", "llama-bpe").key("tokenizer.ggml.add_bos_token", false)),
         None
     );
     assert_eq!(bos(pieces()), Some(1));
     assert_eq!(bos(pieces().key("tokenizer.ggml.add_bos_token", false)), None);
-    let error = build(
-        &file()
-            .without("tokenizer.ggml.bos_token_id")
-            .key("tokenizer.ggml.add_bos_token", true),
-    );
+    let error =
+        build(&file().without("tokenizer.ggml.bos_token_id").key("tokenizer.ggml.add_bos_token", true));
     assert!(error.unwrap_err().to_string().contains("bos_token_id"));
 }
 
@@ -165,10 +145,7 @@ fn a_token_before_the_text_is_added_as_the_file_or_its_kind_says() {
 fn tokens_that_end_an_answer_are_found_by_key_and_by_text() {
     let tokenizer = byte_pair_tokenizer();
     assert_eq!(tokenizer.end_ids(), [0, 2]);
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()),
-        (Some(1), Some(2), 40)
-    );
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(1), Some(2), 40));
     let stated = byte_pairs(Gguf::default())
         .key("tokenizer.ggml.eot_token_id", 5)
         .key("tokenizer.ggml.eom_token_id", 6);
@@ -198,9 +175,8 @@ fn words_that_are_tokens_are_taken_whole_where_the_pretokenizer_says_so() {
 
 #[test]
 fn a_pretokenizer_that_is_not_known_is_refused_by_name() {
-    let error = build(&byte_pairs(Gguf::default()).key("tokenizer.ggml.pre", "new-words"))
-        .unwrap_err()
-        .to_string();
+    let error =
+        build(&byte_pairs(Gguf::default()).key("tokenizer.ggml.pre", "new-words")).unwrap_err().to_string();
     assert!(error.contains("`new-words` is not known"), "{error}");
     for pre in KNOWN_PRETOKENIZERS {
         let error = build(&byte_pairs(Gguf::default()).key("tokenizer.ggml.pre", pre)).err();
@@ -212,44 +188,17 @@ fn a_pretokenizer_that_is_not_known_is_refused_by_name() {
 fn incomplete_and_contradicting_tokenizers_are_refused() {
     let file = || byte_pairs(Gguf::default());
     for (file, expected) in [
-        (
-            file().without("tokenizer.ggml.model"),
-            "no `tokenizer.ggml.model`",
-        ),
-        (
-            file().without("tokenizer.ggml.tokens"),
-            "no `tokenizer.ggml.tokens`",
-        ),
-        (
-            file().without("tokenizer.ggml.merges"),
-            "no `tokenizer.ggml.merges`",
-        ),
+        (file().without("tokenizer.ggml.model"), "no `tokenizer.ggml.model`"),
+        (file().without("tokenizer.ggml.tokens"), "no `tokenizer.ggml.tokens`"),
+        (file().without("tokenizer.ggml.merges"), "no `tokenizer.ggml.merges`"),
         (file().without("tokenizer.ggml.pre"), "no `tokenizer.ggml.pre`"),
-        (
-            pieces().without("tokenizer.ggml.scores"),
-            "no `tokenizer.ggml.scores`",
-        ),
-        (
-            file().key("tokenizer.ggml.model", "bert"),
-            "`bert` is not supported",
-        ),
+        (pieces().without("tokenizer.ggml.scores"), "no `tokenizer.ggml.scores`"),
+        (file().key("tokenizer.ggml.model", "bert"), "`bert` is not supported"),
         (file().key("tokenizer.ggml.merges", vec!["he"]), "entry 0 is `he`"),
-        (
-            file().key("tokenizer.ggml.merges", vec!["x y"]),
-            "do not fit the vocabulary",
-        ),
-        (
-            file().key("tokenizer.ggml.token_type", Meta::I32s(vec![1])),
-            "1 entries for 40 tokens",
-        ),
-        (
-            pieces().key("tokenizer.ggml.scores", Meta::F32s(vec![0.0])),
-            "1 entries for",
-        ),
-        (
-            pieces().key("tokenizer.ggml.scores", Meta::F32s(vec![f32::NAN; 268])),
-            "is not a number",
-        ),
+        (file().key("tokenizer.ggml.merges", vec!["x y"]), "do not fit the vocabulary"),
+        (file().key("tokenizer.ggml.token_type", Meta::I32s(vec![1])), "1 entries for 40 tokens"),
+        (pieces().key("tokenizer.ggml.scores", Meta::F32s(vec![0.0])), "1 entries for"),
+        (pieces().key("tokenizer.ggml.scores", Meta::F32s(vec![f32::NAN; 268])), "is not a number"),
         (file().key("tokenizer.ggml.tokens", vec!["a"; 40]), "`a` twice"),
     ] {
         let message = build(&file).unwrap_err().to_string();
@@ -273,20 +222,11 @@ fn what_is_in_no_piece_becomes_bytes() {
     let tokenizer = build(&pieces()).unwrap();
     assert_eq!(plain(&tokenizer, "é"), [SPACE, E_ACUTE]);
     let byte = |byte: u32| byte + 3;
-    assert_eq!(
-        plain(&tokenizer, "ü\n"),
-        [SPACE, byte(0xC3), byte(0xBC), byte(0x0A)]
-    );
+    assert_eq!(plain(&tokenizer, "ü\n"), [SPACE, byte(0xC3), byte(0xBC), byte(0x0A)]);
     for text in ["ü\n", "aé b", " a", "世界"] {
-        assert_eq!(
-            tokenizer.decode(&plain(&tokenizer, text), SpecialText::Show),
-            text
-        );
+        assert_eq!(tokenizer.decode(&plain(&tokenizer, text), SpecialText::Show), text);
     }
-    assert_eq!(
-        tokenizer.decode_token_bytes(byte(0xBC), SpecialText::Skip),
-        [0xBC]
-    );
+    assert_eq!(tokenizer.decode_token_bytes(byte(0xBC), SpecialText::Skip), [0xBC]);
 }
 
 #[test]
@@ -345,10 +285,7 @@ fn every_text_survives_a_stream_of_bytes() {
 #[test]
 fn special_tokens_are_shown_or_skipped() {
     let tokenizer = byte_pair_tokenizer();
-    assert_eq!(
-        tokenizer.decode(&[1, 37, 3, 2], SpecialText::Show),
-        "<|start|>hello[X]<|end|>"
-    );
+    assert_eq!(tokenizer.decode(&[1, 37, 3, 2], SpecialText::Show), "<|start|>hello[X]<|end|>");
     assert_eq!(tokenizer.decode(&[1, 37, 3, 2], SpecialText::Skip), "hello[X]");
 }
 
@@ -357,10 +294,7 @@ fn only_a_texts_beginning_loses_the_added_space() {
     let tokenizer = build(&pieces()).unwrap();
     let text = |start| {
         let mut stream = TextStream::new(start, SpecialText::Skip);
-        [1, SPACE_A, SPACE_AB]
-            .iter()
-            .map(|id| stream.push(&tokenizer, *id))
-            .collect::<String>()
+        [1, SPACE_A, SPACE_AB].iter().map(|id| stream.push(&tokenizer, *id)).collect::<String>()
     };
     assert_eq!(text(TextStart::OfText), "a ab");
     assert_eq!(text(TextStart::Continued), " a ab");

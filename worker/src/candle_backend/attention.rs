@@ -43,14 +43,7 @@ pub(super) fn attend(
         for first in (0..span.rows.len()).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(span.rows.len() - first);
             let queries = queries.narrow(0, span.rows.start + first, rows)?;
-            parts.push(attend_tile(
-                cache,
-                shape,
-                &queries,
-                span.start + first,
-                &keys,
-                &values,
-            )?);
+            parts.push(attend_tile(cache, shape, &queries, span.start + first, &keys, &values)?);
         }
     }
     Tensor::cat(&parts, 0)
@@ -79,11 +72,8 @@ fn attend_tile(
     values: &Tensor,
 ) -> Result<Tensor> {
     let rows = queries.dim(0)?;
-    let (kv_heads, key_width, value_width) = (
-        cache.shape.kv_heads,
-        cache.shape.key_width,
-        cache.shape.value_width,
-    );
+    let (kv_heads, key_width, value_width) =
+        (cache.shape.kv_heads, cache.shape.key_width, cache.shape.value_width);
     let group = shape.heads / kv_heads;
     // Positions past the last row's are visible to none.
     let positions = first + rows;
@@ -111,11 +101,7 @@ fn attend_tile(
 fn mask(rows: usize, first: usize, device: &Device) -> Result<Tensor> {
     let positions = first + rows;
     let value = |i: usize| {
-        if i % positions <= first + i / positions {
-            0.0
-        } else {
-            f32::NEG_INFINITY
-        }
+        if i % positions <= first + i / positions { 0.0 } else { f32::NEG_INFINITY }
     };
     let values: Vec<f32> = (0..rows * positions).map(value).collect();
     Tensor::from_vec(values, (rows, positions), device)

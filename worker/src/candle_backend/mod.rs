@@ -56,23 +56,14 @@ pub fn device(kind: DeviceKind) -> Result<Device, LoadError> {
         DeviceKind::Metal => Device::new_metal(0),
     };
     opened.map_err(|error| match error {
-        Error::NotCompiledWithCudaSupport => LoadError::DeviceNotBuilt {
-            device: "cuda",
-            feature: "cuda",
-        },
-        Error::NotCompiledWithMetalSupport => LoadError::DeviceNotBuilt {
-            device: "metal",
-            feature: "metal",
-        },
+        Error::NotCompiledWithCudaSupport => LoadError::DeviceNotBuilt { device: "cuda", feature: "cuda" },
+        Error::NotCompiledWithMetalSupport => LoadError::DeviceNotBuilt { device: "metal", feature: "metal" },
         error => failed("open")(error).into(),
     })
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(Error) -> BackendError {
-    move |error| BackendError {
-        operation,
-        reason: error.to_string(),
-    }
+    move |error| BackendError { operation, reason: error.to_string() }
 }
 
 impl CandleBackend {
@@ -82,20 +73,15 @@ impl CandleBackend {
             .num_threads(READERS)
             .thread_name(|i| format!("read-{i}"))
             .build()
-            .map_err(|e| BackendError {
-                operation: "start its threads",
-                reason: e.to_string(),
-            })?;
+            .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
         Ok(CandleBackend { device, readers })
     }
 }
 
 impl CandleRows {
     fn tensor(&self) -> Result<&Tensor, BackendError> {
-        let unwritten = || BackendError {
-            operation: "read activations",
-            reason: "none were written".to_owned(),
-        };
+        let unwritten =
+            || BackendError { operation: "read activations", reason: "none were written".to_owned() };
         self.0.as_ref().ok_or_else(unwritten)
     }
 }
@@ -122,10 +108,9 @@ fn ggml_type(kind: TensorType) -> Option<GgmlDType> {
 fn multiply(matrix: &CandleMatrix, input: &Tensor) -> candle_core::Result<Tensor> {
     match matrix {
         CandleMatrix::Quantised(tensor) => QMatMul::QTensor(tensor.clone()).forward(input),
-        CandleMatrix::Float(tensor) => input
-            .to_dtype(tensor.dtype())?
-            .matmul(&tensor.t()?)?
-            .to_dtype(DType::F32),
+        CandleMatrix::Float(tensor) => {
+            input.to_dtype(tensor.dtype())?.matmul(&tensor.t()?)?.to_dtype(DType::F32)
+        }
     }
 }
 
@@ -150,10 +135,7 @@ fn rope(
     let (a, b) = match pairing {
         RopePairing::Adjacent => {
             let pairs = turned.reshape((rows, heads, pairs, 2))?;
-            (
-                pairs.narrow(3, 0, 1)?.squeeze(3)?,
-                pairs.narrow(3, 1, 1)?.squeeze(3)?,
-            )
+            (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?)
         }
         RopePairing::Halves => (turned.narrow(2, 0, pairs)?, turned.narrow(2, pairs, pairs)?),
     };
@@ -199,10 +181,7 @@ impl Backend for CandleBackend {
             }
             None => {
                 let storage = QStorage::from_data(Cow::Borrowed(staged.bytes()), &self.device, ggml)?;
-                Ok(CandleMatrix::Quantised(Arc::new(QTensor::new(
-                    storage,
-                    (rows, width),
-                )?)))
+                Ok(CandleMatrix::Quantised(Arc::new(QTensor::new(storage, (rows, width))?)))
             }
         };
         Ok(place().map_err(failed("place weights"))?)
@@ -226,11 +205,7 @@ impl Backend for CandleBackend {
             Tensor::zeros((slots, shape.kv_heads * width), dtype, &self.device)
                 .map_err(failed("allocate the cache"))
         };
-        Ok(CandleCache {
-            shape,
-            keys: zeros(shape.key_width)?,
-            values: zeros(shape.value_width)?,
-        })
+        Ok(CandleCache { shape, keys: zeros(shape.key_width)?, values: zeros(shape.value_width)? })
     }
 
     fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
@@ -245,10 +220,7 @@ impl Backend for CandleBackend {
 
     fn host<'a>(&self, rows: &'a CandleRows, scratch: &'a mut Vec<f32>) -> Result<&'a [f32], BackendError> {
         let tensor = rows.tensor()?;
-        *scratch = tensor
-            .flatten_all()
-            .and_then(|t| t.to_vec1())
-            .map_err(failed("download rows"))?;
+        *scratch = tensor.flatten_all().and_then(|t| t.to_vec1()).map_err(failed("download rows"))?;
         Ok(scratch)
     }
 
@@ -340,10 +312,7 @@ impl Backend for CandleBackend {
         activation: Activation,
     ) -> Result<(), BackendError> {
         let Activation::Silu = activation;
-        let gated = gate
-            .tensor()?
-            .silu()
-            .and_then(|gate| gate * up.tensor().map_err(Error::wrap)?);
+        let gated = gate.tensor()?.silu().and_then(|gate| gate * up.tensor().map_err(Error::wrap)?);
         gate.0 = Some(gated.map_err(failed("gate"))?);
         Ok(())
     }

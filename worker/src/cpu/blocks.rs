@@ -26,11 +26,7 @@ pub(crate) struct ActivationBlock {
 
 impl ActivationBlock {
     /// A block of zeros.
-    pub(crate) const ZERO: ActivationBlock = ActivationBlock {
-        scale: 0.0,
-        sum: 0.0,
-        values: [0; BLOCK],
-    };
+    pub(crate) const ZERO: ActivationBlock = ActivationBlock { scale: 0.0, sum: 0.0, values: [0; BLOCK] };
 }
 
 crate::simd::kernel! {
@@ -239,16 +235,9 @@ fn products_portable<F: BlockFormat, const R: usize>(
         for r in 0..R {
             let activation = &activations[r][i];
             let factor = scale * activation.scale;
-            let groups = codes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .zip(activation.values.as_chunks::<4>().0);
+            let groups = codes.as_chunks::<4>().0.iter().zip(activation.values.as_chunks::<4>().0);
             for (lane, (codes, values)) in lanes[r].iter_mut().zip(groups) {
-                let products = codes
-                    .iter()
-                    .zip(values)
-                    .map(|(c, v)| i32::from(*c) * i32::from(*v));
+                let products = codes.iter().zip(values).map(|(c, v)| i32::from(*c) * i32::from(*v));
                 *lane += factor * products.sum::<i32>() as f32;
             }
             if F::OFFSET {
@@ -295,12 +284,8 @@ mod avx2 {
         // SAFETY: the caller has AVX2.
         unsafe {
             // Byte i of the register gets byte i / 8 of the high bits, of which bit i % 8 is then looked at.
-            let source = _mm256_setr_epi64x(
-                0,
-                0x0101_0101_0101_0101,
-                0x0202_0202_0202_0202,
-                0x0303_0303_0303_0303,
-            );
+            let source =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
             let mask = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(high), source);
             let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, mask), mask);
@@ -332,10 +317,9 @@ mod avx2 {
             match offset {
                 Offset::Stored => both,
                 Offset::Times(0.0) => both,
-                Offset::Times(factor) => _mm_mul_ps(
-                    _mm_shuffle_ps::<0>(both, both),
-                    _mm_setr_ps(1.0, factor, 0.0, 0.0),
-                ),
+                Offset::Times(factor) => {
+                    _mm_mul_ps(_mm_shuffle_ps::<0>(both, both), _mm_setr_ps(1.0, factor, 0.0, 0.0))
+                }
             }
         }
     }
@@ -362,11 +346,7 @@ mod avx2 {
                 let values = unsafe { _mm256_loadu_si256(activation.values.as_ptr().cast()) };
                 // SAFETY: `scale` and `sum`, the 8 bytes that are read, stand next to each other.
                 let scales = unsafe { _mm_loadl_epi64((&raw const *activation).cast()) };
-                let values = if F::SIGNED {
-                    _mm256_sign_epi8(values, codes)
-                } else {
-                    values
-                };
+                let values = if F::SIGNED { _mm256_sign_epi8(values, codes) } else { values };
                 // 128 * 127 * 2 still fits 16 bits, so the saturating pair sum is exact.
                 let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, values), ones);
                 let scaled = _mm_mul_ps(factors, _mm_castsi128_ps(scales));
@@ -378,10 +358,7 @@ mod avx2 {
             }
         }
         std::array::from_fn(|r| {
-            let quarter = _mm_add_ps(
-                _mm256_castps256_ps128(lanes[r]),
-                _mm256_extractf128_ps::<1>(lanes[r]),
-            );
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(lanes[r]), _mm256_extractf128_ps::<1>(lanes[r]));
             let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
             let offset = _mm_movehdup_ps(offsets[r]);
             _mm_cvtss_f32(_mm_add_ss(_mm_add_ss(pair, _mm_movehdup_ps(pair)), offset))

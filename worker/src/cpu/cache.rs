@@ -70,22 +70,15 @@ impl CpuCache {
 
     /// Writes the rows' keys and values (`[rows, kv_heads * width]`) to their sequences' pages.
     pub(crate) fn store(&mut self, batch: &Batch, keys: &[f32], values: &[f32]) {
-        let CacheShape {
-            kv_heads,
-            key_width,
-            value_width,
-            ..
-        } = self.shape;
+        let CacheShape { kv_heads, key_width, value_width, .. } = self.shape;
         for span in &batch.spans {
             for (row, position) in span.rows.clone().zip(span.start..) {
                 let page = span.pages[position / PAGE];
                 for head in 0..kv_heads {
                     let at = self.row(page, head) + position % PAGE;
                     let part = row * kv_heads + head;
-                    self.keys
-                        .write(at * key_width, &keys[part * key_width..][..key_width]);
-                    self.values
-                        .write(at * value_width, &values[part * value_width..][..value_width]);
+                    self.keys.write(at * key_width, &keys[part * key_width..][..key_width]);
+                    self.values.write(at * value_width, &values[part * value_width..][..value_width]);
                 }
             }
         }
@@ -93,13 +86,11 @@ impl CpuCache {
 
     /// A head's keys on a page, `[PAGE, key_width]`; `scratch` has that size.
     pub(crate) fn keys<'a>(&'a self, page: u32, head: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        self.keys
-            .read(self.row(page, head) * self.shape.key_width, scratch)
+        self.keys.read(self.row(page, head) * self.shape.key_width, scratch)
     }
 
     /// A head's values on a page, `[PAGE, value_width]`; `scratch` has that size.
     pub(crate) fn values<'a>(&'a self, page: u32, head: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        self.values
-            .read(self.row(page, head) * self.shape.value_width, scratch)
+        self.values.read(self.row(page, head) * self.shape.value_width, scratch)
     }
 }

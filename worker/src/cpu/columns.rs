@@ -23,21 +23,13 @@ impl<'a> Columns<'a> {
     /// # Safety
     /// Of the tasks that get it, no two may touch the same value.
     pub(crate) unsafe fn new(data: &'a mut [f32], width: usize) -> Columns<'a> {
-        Columns {
-            len: data.len(),
-            data: data.as_mut_ptr(),
-            width,
-            owner: PhantomData,
-        }
+        Columns { len: data.len(), data: data.as_mut_ptr(), width, owner: PhantomData }
     }
 
     /// Writes one value.
     pub(crate) fn set(&self, row: usize, column: usize, value: f32) {
         let index = row * self.width + column;
-        assert!(
-            index < self.len && column < self.width,
-            "value outside the result"
-        );
+        assert!(index < self.len && column < self.width, "value outside the result");
         // SAFETY: the index is inside the slice that `self` borrows mutably, and by the type's contract no other task
         // touches this value.
         unsafe { self.data.add(index).write(value) }
@@ -47,16 +39,10 @@ impl<'a> Columns<'a> {
     ///
     /// # Safety
     /// No other live reference may overlap it, and no other task may touch it.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "tasks share the result and each borrows a part of its own"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "tasks share the result and each borrows a part of its own")]
     pub(crate) unsafe fn part(&self, row: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
         let start = row * self.width + columns.start;
-        assert!(
-            columns.end <= self.width && start + columns.len() <= self.len,
-            "part outside the result"
-        );
+        assert!(columns.end <= self.width && start + columns.len() <= self.len, "part outside the result");
         // SAFETY: inside the slice that `self` borrows mutably; the caller upholds exclusivity.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns.len()) }
     }

@@ -83,10 +83,7 @@ impl CpuBackend {
             .num_threads(threads.max(1))
             .thread_name(|i| format!("compute-{i}"))
             .build()
-            .map_err(|e| BackendError {
-                operation: "start its threads",
-                reason: e.to_string(),
-            })?;
+            .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
         Ok(CpuBackend {
             pool: Arc::new(pool),
             simd,
@@ -99,16 +96,11 @@ impl CpuBackend {
     /// Applies `work` to each row of `rows` of `out`, with the row's index.
     fn each_row(&self, out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
         if out.len() < PARALLEL_VALUES {
-            out.chunks_exact_mut(width)
-                .enumerate()
-                .for_each(|(i, row)| work(i, row));
+            out.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
         } else {
             let work = &work;
             self.pool.install(|| {
-                out.par_chunks_exact_mut(width)
-                    .with_min_len(4)
-                    .enumerate()
-                    .for_each(|(i, row)| work(i, row));
+                out.par_chunks_exact_mut(width).with_min_len(4).enumerate().for_each(|(i, row)| work(i, row));
             });
         }
     }
@@ -135,18 +127,13 @@ impl CpuBackend {
                         .for_each(work);
                 });
             } else {
-                input
-                    .values()
-                    .chunks_exact(width)
-                    .zip(out.chunks_exact_mut(width / BLOCK))
-                    .for_each(work);
+                input.values().chunks_exact(width).zip(out.chunks_exact_mut(width / BLOCK)).for_each(work);
             }
         }
         if forms.contains(&ActivationForm::SuperBlocks) {
             let reserved = values.max(self.reserved.0 * self.reserved.1) / SUPER_BLOCK;
             if self.super_blocks.len() < values / SUPER_BLOCK {
-                self.super_blocks
-                    .reserve_exact(reserved - self.super_blocks.len());
+                self.super_blocks.reserve_exact(reserved - self.super_blocks.len());
                 self.super_blocks.resize(values / SUPER_BLOCK, BlockQ8K::zeros());
             }
             let out = &mut self.super_blocks[..values / SUPER_BLOCK];
@@ -161,11 +148,7 @@ impl CpuBackend {
                         .for_each(work);
                 });
             } else {
-                input
-                    .values()
-                    .chunks_exact(width)
-                    .zip(out.chunks_exact_mut(per_row))
-                    .for_each(work);
+                input.values().chunks_exact(width).zip(out.chunks_exact_mut(per_row)).for_each(work);
             }
         }
     }
@@ -199,13 +182,7 @@ impl Backend for CpuBackend {
         let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
         let mut buffer = WeightBuffer::zeroed(rows * row_bytes);
         source.read(buffer.bytes_mut(), &self.pool)?;
-        Ok(CpuMatrix {
-            format,
-            rows,
-            width,
-            row_bytes,
-            buffer,
-        })
+        Ok(CpuMatrix { format, rows, width, row_bytes, buffer })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
@@ -213,11 +190,7 @@ impl Backend for CpuBackend {
     }
 
     fn rows(&self, capacity: usize, width: usize) -> Result<CpuRows, BackendError> {
-        Ok(CpuRows {
-            width,
-            rows: 0,
-            data: vec![0.0; capacity * width],
-        })
+        Ok(CpuRows { width, rows: 0, data: vec![0.0; capacity * width] })
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CpuCache, BackendError> {
@@ -240,10 +213,7 @@ impl Backend for CpuBackend {
 
     fn select(&self, rows: &CpuRows, which: &[usize], out: &mut CpuRows) -> Result<(), BackendError> {
         let width = rows.width;
-        for (&row, out) in which
-            .iter()
-            .zip(out.shaped(which.len(), width).chunks_exact_mut(width))
-        {
+        for (&row, out) in which.iter().zip(out.shaped(which.len(), width).chunks_exact_mut(width)) {
             out.copy_from_slice(&rows.data[row * width..][..width]);
         }
         Ok(())
@@ -262,10 +232,7 @@ impl Backend for CpuBackend {
         input: &CpuRows,
         products: &mut [(&CpuMatrix, &mut CpuRows)],
     ) -> Result<(), BackendError> {
-        let forms: Vec<_> = products
-            .iter()
-            .map(|(matrix, _)| matrix.format.activation_form())
-            .collect();
+        let forms: Vec<_> = products.iter().map(|(matrix, _)| matrix.format.activation_form()).collect();
         self.round(input, &forms);
         let activations = Activations {
             rows: input.rows,
@@ -324,13 +291,7 @@ impl Backend for CpuBackend {
         let count = rows.rows;
         self.each_row(&mut rows.data[..count * width], width, |i, row| {
             let angles = i * pairs..(i + 1) * pairs;
-            ops::rope(
-                row,
-                head_width,
-                pairing,
-                &cos.data[angles.clone()],
-                &sin.data[angles],
-            );
+            ops::rope(row, head_width, pairing, &cos.data[angles.clone()], &sin.data[angles]);
         });
         Ok(())
     }
@@ -355,8 +316,7 @@ impl Backend for CpuBackend {
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
         let out = out.shaped(queries.rows, shape.heads * cache.shape.value_width);
-        self.pool
-            .install(|| attention::attend(self.simd, cache, batch, shape, queries.values(), out));
+        self.pool.install(|| attention::attend(self.simd, cache, batch, shape, queries.values(), out));
         Ok(())
     }
 

@@ -34,12 +34,7 @@ pub struct StageMachine {
 impl StageMachine {
     /// A machine without stages, for a worker that may use `budget`.
     pub fn new(budget: Bytes) -> StageMachine {
-        StageMachine {
-            budget,
-            incarnation: None,
-            slots: BTreeMap::new(),
-            last_id: 0,
-        }
+        StageMachine { budget, incarnation: None, slots: BTreeMap::new(), last_id: 0 }
     }
 
     /// The coordinator's start that last welcomed this worker.
@@ -49,16 +44,12 @@ impl StageMachine {
 
     /// Whether nothing is held, loading or on its way out.
     pub fn is_empty(&self) -> bool {
-        self.slots
-            .values()
-            .all(|slot| matches!(slot.phase, Phase::Failed { .. }))
+        self.slots.values().all(|slot| matches!(slot.phase, Phase::Failed { .. }))
     }
 
     /// Whether weights are being read or looked for.
     pub fn is_loading(&self) -> bool {
-        self.slots
-            .values()
-            .any(|slot| matches!(slot.phase, Phase::Finding { .. } | Phase::Reading { .. }))
+        self.slots.values().any(|slot| matches!(slot.phase, Phase::Finding { .. } | Phase::Reading { .. }))
     }
 
     /// What all stages take of the budget, including those being read and those not yet let go of.
@@ -83,11 +74,7 @@ impl StageMachine {
             StageEvent::Found { load, memory } => self.found(load, memory, now, &mut out),
             StageEvent::Progress { load, loaded, total } => self.progress(load, loaded, total, now, &mut out),
             StageEvent::LoadEnded { load, result } => self.load_ended(load, result, &mut out),
-            StageEvent::LinksOpened {
-                attempt,
-                next_address,
-                rtt_us,
-            } => {
+            StageEvent::LinksOpened { attempt, next_address, rtt_us } => {
                 self.links_opened(attempt, next_address, rtt_us, &mut out);
             }
             StageEvent::LinksFailed { attempt, reason } => self.links_failed(attempt, reason, &mut out),
@@ -187,29 +174,17 @@ impl StageMachine {
 
     fn start(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
         let load = LoadId(self.next_id());
-        out.push(StageCommand::Find {
-            load,
-            order: order.clone(),
-        });
-        let slot = Slot {
-            order,
-            phase: Phase::Finding { load },
-        };
+        out.push(StageCommand::Find { load, order: order.clone() });
+        let slot = Slot { order, phase: Phase::Finding { load } };
         out.extend(report_of(&slot));
         self.slots.insert(slot.order.deployment, slot);
     }
 
     fn found(&mut self, load: LoadId, memory: StageMemory, now: Instant, out: &mut Vec<StageCommand>) {
         let held = self.held();
-        let stages = self
-            .slots
-            .values()
-            .filter(|slot| slot.phase.memory().total() > Bytes::ZERO)
-            .count();
-        let Some((deployment, slot)) = self
-            .slots
-            .iter_mut()
-            .find(|(_, slot)| slot.phase.load() == Some(load))
+        let stages = self.slots.values().filter(|slot| slot.phase.memory().total() > Bytes::ZERO).count();
+        let Some((deployment, slot)) =
+            self.slots.iter_mut().find(|(_, slot)| slot.phase.load() == Some(load))
         else {
             out.push(StageCommand::Discard { load });
             return;
@@ -223,21 +198,13 @@ impl StageMachine {
         let free = self.budget.saturating_sub(held);
         if memory.total() > free {
             out.push(StageCommand::Discard { load });
-            slot.phase = Phase::Failed {
-                reason: too_little(&memory, self.budget, held, stages),
-            };
+            slot.phase = Phase::Failed { reason: too_little(&memory, self.budget, held, stages) };
             out.extend(report_of(slot));
             return;
         }
         out.push(StageCommand::Read { load, budget: free });
         let total = memory.weights;
-        slot.phase = Phase::Reading {
-            load,
-            memory,
-            loaded: Bytes::ZERO,
-            total,
-            reported: now,
-        };
+        slot.phase = Phase::Reading { load, memory, loaded: Bytes::ZERO, total, reported: now };
         out.extend(report_of(slot));
     }
 
@@ -249,20 +216,10 @@ impl StageMachine {
         now: Instant,
         out: &mut Vec<StageCommand>,
     ) {
-        let Some(slot) = self
-            .slots
-            .values_mut()
-            .find(|slot| slot.phase.load() == Some(load))
-        else {
+        let Some(slot) = self.slots.values_mut().find(|slot| slot.phase.load() == Some(load)) else {
             return;
         };
-        let Phase::Reading {
-            loaded: last,
-            total: last_total,
-            reported,
-            ..
-        } = &mut slot.phase
-        else {
+        let Phase::Reading { loaded: last, total: last_total, reported, .. } = &mut slot.phase else {
             return;
         };
         let changed = (*last, *last_total) != (loaded, total);
@@ -273,10 +230,8 @@ impl StageMachine {
     }
 
     fn load_ended(&mut self, load: LoadId, result: Result<StageMemory, String>, out: &mut Vec<StageCommand>) {
-        let Some((deployment, slot)) = self
-            .slots
-            .iter_mut()
-            .find(|(_, slot)| slot.phase.load() == Some(load))
+        let Some((deployment, slot)) =
+            self.slots.iter_mut().find(|(_, slot)| slot.phase.load() == Some(load))
         else {
             out.push(StageCommand::Discard { load });
             return;
@@ -288,19 +243,13 @@ impl StageMachine {
                 self.ended(deployment, out);
             }
             (Phase::Reading { .. }, Ok(memory)) => {
-                out.push(StageCommand::Install {
-                    load,
-                    deployment,
-                    stage: slot.order.stage,
-                });
+                out.push(StageCommand::Install { load, deployment, stage: slot.order.stage });
                 slot.phase = Phase::Loaded { memory };
                 out.extend(report_of(slot));
             }
             (_, result) => {
                 out.push(StageCommand::Discard { load });
-                let reason = result
-                    .err()
-                    .unwrap_or_else(|| "the load ended before it was begun".to_owned());
+                let reason = result.err().unwrap_or_else(|| "the load ended before it was begun".to_owned());
                 slot.phase = Phase::Failed { reason };
                 out.extend(report_of(slot));
             }
@@ -336,11 +285,7 @@ impl StageMachine {
         out: &mut Vec<StageCommand>,
     ) {
         if let Some((slot, memory)) = self.connecting(attempt) {
-            slot.phase = Phase::Connected {
-                memory,
-                next_address,
-                rtt_us,
-            };
+            slot.phase = Phase::Connected { memory, next_address, rtt_us };
             out.extend(report_of(slot));
         }
     }
@@ -435,42 +380,24 @@ impl StageMachine {
             }
             Phase::Failed { .. } => {
                 let then = then.map(Box::new);
-                slot.phase = Phase::Ending {
-                    memory,
-                    wait: Wait::Engine,
-                    report,
-                    then,
-                };
+                slot.phase = Phase::Ending { memory, wait: Wait::Engine, report, then };
                 self.ended(deployment, out);
                 return;
             }
-            Phase::Ending {
-                report: told,
-                then: next,
-                ..
-            } => {
+            Phase::Ending { report: told, then: next, .. } => {
                 let retired = next.take().map(|order| order.epoch);
                 *told = report.map(|epoch| retired.unwrap_or(epoch).max(told.unwrap_or_default()));
                 *next = then.map(Box::new);
                 return;
             }
         };
-        slot.phase = Phase::Ending {
-            memory,
-            wait,
-            report,
-            then: then.map(Box::new),
-        };
+        slot.phase = Phase::Ending { memory, wait, report, then: then.map(Box::new) };
     }
 
     /// A stage's memory is free.
     fn ended(&mut self, deployment: DeploymentId, out: &mut Vec<StageCommand>) {
-        let Some(Slot {
-            phase: Phase::Ending {
-                report: told, then, ..
-            },
-            ..
-        }) = self.slots.remove(&deployment)
+        let Some(Slot { phase: Phase::Ending { report: told, then, .. }, .. }) =
+            self.slots.remove(&deployment)
         else {
             return;
         };

@@ -17,41 +17,14 @@ pub(super) struct Slot {
 
 #[derive(Debug)]
 pub(super) enum Phase {
-    Finding {
-        load: LoadId,
-    },
-    Reading {
-        load: LoadId,
-        memory: StageMemory,
-        loaded: Bytes,
-        total: Bytes,
-        reported: Instant,
-    },
-    Loaded {
-        memory: StageMemory,
-    },
-    Connecting {
-        memory: StageMemory,
-        attempt: ConnectId,
-    },
-    Connected {
-        memory: StageMemory,
-        next_address: SocketAddr,
-        rtt_us: u32,
-    },
-    Active {
-        memory: StageMemory,
-        fence: Fence,
-    },
-    Failed {
-        reason: String,
-    },
-    Ending {
-        memory: StageMemory,
-        wait: Wait,
-        report: Option<Epoch>,
-        then: Option<Box<LoadStage>>,
-    },
+    Finding { load: LoadId },
+    Reading { load: LoadId, memory: StageMemory, loaded: Bytes, total: Bytes, reported: Instant },
+    Loaded { memory: StageMemory },
+    Connecting { memory: StageMemory, attempt: ConnectId },
+    Connected { memory: StageMemory, next_address: SocketAddr, rtt_us: u32 },
+    Active { memory: StageMemory, fence: Fence },
+    Failed { reason: String },
+    Ending { memory: StageMemory, wait: Wait, report: Option<Epoch>, then: Option<Box<LoadStage>> },
 }
 
 /// What must happen before a stage's memory is free.
@@ -78,10 +51,7 @@ impl Phase {
     pub(super) fn load(&self) -> Option<LoadId> {
         match self {
             Phase::Finding { load } | Phase::Reading { load, .. } => Some(*load),
-            Phase::Ending {
-                wait: Wait::Load(load),
-                ..
-            } => Some(*load),
+            Phase::Ending { wait: Wait::Load(load), .. } => Some(*load),
             _ => None,
         }
     }
@@ -103,44 +73,25 @@ impl Phase {
     /// What the coordinator is told of it; nothing of a stage on its way out.
     pub(super) fn state(&self) -> Option<StageState> {
         Some(match self {
-            Phase::Finding { .. } => StageState::Loading {
-                loaded: Bytes::ZERO,
-                total: Bytes::ZERO,
-            },
-            Phase::Reading { loaded, total, .. } => StageState::Loading {
-                loaded: *loaded,
-                total: *total,
-            },
+            Phase::Finding { .. } => StageState::Loading { loaded: Bytes::ZERO, total: Bytes::ZERO },
+            Phase::Reading { loaded, total, .. } => StageState::Loading { loaded: *loaded, total: *total },
             Phase::Loaded { memory } | Phase::Connecting { memory, .. } => StageState::Loaded(*memory),
-            Phase::Connected {
-                next_address, rtt_us, ..
-            } => StageState::Connected {
-                next_address: *next_address,
-                rtt_us: *rtt_us,
-            },
+            Phase::Connected { next_address, rtt_us, .. } => {
+                StageState::Connected { next_address: *next_address, rtt_us: *rtt_us }
+            }
             Phase::Active { .. } => StageState::Active,
-            Phase::Failed { reason } => StageState::Failed {
-                reason: reason.clone(),
-            },
+            Phase::Failed { reason } => StageState::Failed { reason: reason.clone() },
             Phase::Ending { .. } => return None,
         })
     }
 }
 
 pub(super) fn report(deployment: DeploymentId, epoch: Epoch, state: StageState) -> StageCommand {
-    StageCommand::Report(StageReport {
-        deployment,
-        epoch,
-        state,
-    })
+    StageCommand::Report(StageReport { deployment, epoch, state })
 }
 
 pub(super) fn report_of(slot: &Slot) -> Option<StageCommand> {
-    Some(report(
-        slot.order.deployment,
-        slot.order.epoch,
-        slot.phase.state()?,
-    ))
+    Some(report(slot.order.deployment, slot.order.epoch, slot.phase.state()?))
 }
 
 pub(super) fn failed(deployment: DeploymentId, epoch: Epoch, reason: String) -> StageCommand {
@@ -159,10 +110,7 @@ pub(super) fn out_of_order(
     wanted: &str,
     phase: &Phase,
 ) -> StageCommand {
-    let reason = format!(
-        "cannot {wanted} the stage of deployment {deployment}: it is {}",
-        phase.words()
-    );
+    let reason = format!("cannot {wanted} the stage of deployment {deployment}: it is {}", phase.words());
     failed(deployment, epoch, reason)
 }
 

@@ -82,11 +82,7 @@ impl<B: Backend> AttentionPart<B> {
     fn run(&mut self, backend: &mut B, batch: &Batch, w: &mut Workspace<B>) -> Result<(), BackendError> {
         backend.linear(
             &w.normed,
-            &mut [
-                (&self.query, &mut w.queries),
-                (&self.key, &mut w.keys),
-                (&self.value, &mut w.values),
-            ],
+            &mut [(&self.query, &mut w.queries), (&self.key, &mut w.keys), (&self.value, &mut w.values)],
         )?;
         let (cos, sin) = &w.angles[self.angles];
         backend.rope(&mut w.queries, self.key_width, self.pairing, cos, sin)?;

@@ -34,19 +34,8 @@ pub fn load<B: Backend>(
     let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
     backend.reserve(rows, widest as usize);
 
-    let mut loader = Loader {
-        backend: &backend,
-        files,
-        table,
-        room,
-        divisors: None,
-        ropes: Vec::new(),
-    };
-    let embedding = if shard.embedding {
-        Some(Arc::new(loader.matrix(Role::TokenEmbedding)?))
-    } else {
-        None
-    };
+    let mut loader = Loader { backend: &backend, files, table, room, divisors: None, ropes: Vec::new() };
+    let embedding = if shard.embedding { Some(Arc::new(loader.matrix(Role::TokenEmbedding)?)) } else { None };
     if !shard.layers.is_empty() && table.get(Role::RopeFrequencies).is_some() {
         loader.divisors = Some(loader.floats(Role::RopeFrequencies)?);
     }
@@ -55,16 +44,8 @@ pub fn load<B: Backend>(
         .iter()
         .map(|layer| loader.block(layer, &spec.layers[layer]))
         .collect::<Result<Vec<_>, LoadError>>()?;
-    let head = if shard.head {
-        Some(loader.head(spec, embedding.clone(), &widths)?)
-    } else {
-        None
-    };
-    let frequencies: Vec<_> = loader
-        .ropes
-        .into_iter()
-        .map(|(_, frequencies)| frequencies)
-        .collect();
+    let head = if shard.head { Some(loader.head(spec, embedding.clone(), &widths)?) } else { None };
+    let frequencies: Vec<_> = loader.ropes.into_iter().map(|(_, frequencies)| frequencies).collect();
     let workspace = workspace(&backend, &widths, rows, &frequencies)?;
     Ok(StageModel {
         backend,
@@ -87,10 +68,7 @@ fn workspace<B: Backend>(
 ) -> Result<Workspace<B>, LoadError> {
     let buffer = |width: u64| backend.rows(rows, width as usize);
     let angles = |frequencies: &RopeFrequencies| {
-        Ok((
-            backend.rows(rows, frequencies.pairs())?,
-            backend.rows(rows, frequencies.pairs())?,
-        ))
+        Ok((backend.rows(rows, frequencies.pairs())?, backend.rows(rows, frequencies.pairs())?))
     };
     Ok(Workspace {
         hidden: buffer(widths.hidden)?,
@@ -122,18 +100,12 @@ impl<B: Backend> Loader<'_, B> {
         let [width, rows] = info.dims[..] else {
             return Err(missing(role));
         };
-        let shape = MatrixShape {
-            kind: info.kind,
-            rows: rows as usize,
-            width: width as usize,
-        };
+        let shape = MatrixShape { kind: info.kind, rows: rows as usize, width: width as usize };
         self.backend.matrix(shape, &mut self.files.tensor(info))
     }
 
     fn floats(&self, role: Role) -> Result<Vec<f32>, LoadError> {
-        self.files
-            .tensor(self.table.get(role).ok_or_else(|| missing(role))?)
-            .floats()
+        self.files.tensor(self.table.get(role).ok_or_else(|| missing(role))?).floats()
     }
 
     fn vector(&self, role: Role) -> Result<B::Vector, LoadError> {
@@ -150,10 +122,7 @@ impl<B: Backend> Loader<'_, B> {
                 weight: self.vector(role(LayerRole::AttentionNorm))?,
             },
             attention: AttentionPart {
-                shape: AttentionShape {
-                    heads: attention.heads,
-                    scale: attention.scale,
-                },
+                shape: AttentionShape { heads: attention.heads, scale: attention.scale },
                 key_width: attention.key_width,
                 pairing: attention.rope.pairing,
                 angles: self.angles(&attention.rope),
@@ -181,8 +150,7 @@ impl<B: Backend> Loader<'_, B> {
             return index;
         }
         let divisors = self.divisors.as_deref().filter(|_| rope.frequency_divisors);
-        self.ropes
-            .push((rope.clone(), RopeFrequencies::new(rope, divisors)));
+        self.ropes.push((rope.clone(), RopeFrequencies::new(rope, divisors)));
         self.ropes.len() - 1
     }
 
@@ -220,7 +188,5 @@ impl<B: Backend> Loader<'_, B> {
 
 /// A role whose tensor the table does not have, or has in another shape than it checked.
 fn missing(role: Role) -> LoadError {
-    LoadError::Tensor(TensorError::Missing {
-        name: role.to_string(),
-    })
+    LoadError::Tensor(TensorError::Missing { name: role.to_string() })
 }

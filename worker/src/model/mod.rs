@@ -74,16 +74,7 @@ impl<B: Backend> StageModel<B> {
     /// The caller has checked that tokens are below the vocabulary's size, that rows are as many as the batch says and
     /// no more than the room, and that the batch's pages are there.
     pub fn run(&mut self, input: Input<'_>, batch: &Batch) -> Result<(), BackendError> {
-        let StageModel {
-            backend,
-            embedding,
-            blocks,
-            frequencies,
-            workspace,
-            angles,
-            spec,
-            ..
-        } = self;
+        let StageModel { backend, embedding, blocks, frequencies, workspace, angles, spec, .. } = self;
         let (cos, sin) = angles;
         backend.enter(|backend| {
             match (input, embedding) {
@@ -101,20 +92,13 @@ impl<B: Backend> StageModel<B> {
                 backend.upload(cos, frequencies.pairs(), device_cos)?;
                 backend.upload(sin, frequencies.pairs(), device_sin)?;
             }
-            blocks
-                .iter_mut()
-                .try_for_each(|block| block.run(backend, batch, workspace))
+            blocks.iter_mut().try_for_each(|block| block.run(backend, batch, workspace))
         })
     }
 
     /// Hands the hidden states of the last [`run`](Self::run), `[rows, hidden]`, to `take`.
     pub fn hidden<R>(&mut self, take: impl FnOnce(&[f32]) -> R) -> Result<R, BackendError> {
-        let StageModel {
-            backend,
-            workspace,
-            host,
-            ..
-        } = self;
+        let StageModel { backend, workspace, host, .. } = self;
         Ok(take(backend.host(&workspace.hidden, host)?))
     }
 
@@ -125,14 +109,7 @@ impl<B: Backend> StageModel<B> {
         rows: &[usize],
         mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let StageModel {
-            backend,
-            workspace,
-            head,
-            host,
-            spec,
-            ..
-        } = self;
+        let StageModel { backend, workspace, head, host, spec, .. } = self;
         let head = head.as_mut().ok_or_else(|| misplaced("a wish for logits"))?;
         for (block, rows) in rows.chunks(HEAD_ROWS).enumerate() {
             backend.enter(|backend| head.run(backend, &workspace.hidden, rows))?;
@@ -155,8 +132,5 @@ impl<B: Backend> Head<B> {
 }
 
 fn misplaced(what: &str) -> BackendError {
-    BackendError {
-        operation: "run the stage",
-        reason: format!("{what} came to a stage that cannot take it"),
-    }
+    BackendError { operation: "run the stage", reason: format!("{what} came to a stage that cannot take it") }
 }

@@ -26,10 +26,7 @@ impl StageNeeds {
         let table = TensorTable::new(header, &spec)?;
         let layers = spec.layers.len();
         if shard.layers.start > shard.layers.end || shard.layers.end > layers {
-            return Err(LoadError::NoSuchShard {
-                shard: shard.to_string(),
-                layers,
-            });
+            return Err(LoadError::NoSuchShard { shard: shard.to_string(), layers });
         }
         check_room(room)?;
         let bytes = Cost::new(&spec, &table).memory(
@@ -45,11 +42,7 @@ impl StageNeeds {
                 },
             },
         );
-        let memory = StageMemory {
-            weights: bytes.weights,
-            cache: bytes.cache,
-            workspace: bytes.workspace,
-        };
+        let memory = StageMemory { weights: bytes.weights, cache: bytes.cache, workspace: bytes.workspace };
         Ok(StageNeeds { spec, table, memory })
     }
 }
@@ -57,34 +50,11 @@ impl StageNeeds {
 /// Checks that a room is one that a stage can be made for.
 pub fn check_room(room: &StageRoom) -> Result<(), LoadError> {
     let check = |fits: bool, field, value: u32, wanted| {
-        if fits {
-            Ok(())
-        } else {
-            Err(LoadError::Room {
-                field,
-                value: value.into(),
-                wanted,
-            })
-        }
+        if fits { Ok(()) } else { Err(LoadError::Room { field, value: value.into(), wanted }) }
     };
     let whole = room.cache_tokens > 0 && room.cache_tokens.is_multiple_of(PAGE_TOKENS);
-    check(
-        whole,
-        "cache_tokens",
-        room.cache_tokens,
-        "wanted a multiple of the page size, 32",
-    )?;
+    check(whole, "cache_tokens", room.cache_tokens, "wanted a multiple of the page size, 32")?;
     check(room.context > 0, "context", room.context, "wanted at least 1")?;
-    check(
-        room.step_rows > 0,
-        "step_rows",
-        room.step_rows,
-        "wanted at least 1",
-    )?;
-    check(
-        room.sequences > 0,
-        "sequences",
-        room.sequences,
-        "wanted at least 1",
-    )
+    check(room.step_rows > 0, "step_rows", room.step_rows, "wanted at least 1")?;
+    check(room.sequences > 0, "sequences", room.sequences, "wanted at least 1")
 }

@@ -20,10 +20,7 @@ impl LogSoftmax {
         let simd = Simd::detect();
         check_finite(logits)?;
         let largest = maximum(simd, logits);
-        Ok(LogSoftmax {
-            largest,
-            log_sum: sum_of_exponentials(simd, logits, largest).ln(),
-        })
+        Ok(LogSoftmax { largest, log_sum: sum_of_exponentials(simd, logits, largest).ln() })
     }
 
     /// The log-probability (natural logarithm) of a token with this logit.
@@ -37,10 +34,7 @@ pub(super) fn check_finite(logits: &[f32]) -> Result<(), SampleError> {
         return Ok(());
     }
     match logits.iter().position(|logit| !logit.is_finite()) {
-        Some(token) => Err(SampleError::NotFinite {
-            token: token as u32,
-            value: logits[token],
-        }),
+        Some(token) => Err(SampleError::NotFinite { token: token as u32, value: logits[token] }),
         None => Ok(()),
     }
 }
@@ -136,14 +130,9 @@ pub fn most_likely(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
             best.pop();
         }
         if best.len() == count {
-            least = best
-                .peek()
-                .map_or(f32::NEG_INFINITY, |Reverse(ranked)| ranked.logit);
+            least = best.peek().map_or(f32::NEG_INFINITY, |Reverse(ranked)| ranked.logit);
         }
     }
     // A heap of reversed entries comes out in descending order.
-    best.into_sorted_vec()
-        .into_iter()
-        .map(|Reverse(ranked)| (ranked.id, ranked.logit))
-        .collect()
+    best.into_sorted_vec().into_iter().map(|Reverse(ranked)| (ranked.id, ranked.logit)).collect()
 }

@@ -26,18 +26,10 @@ pub enum SampleError {
     NothingLeft,
     /// A parameter is out of its range.
     #[error("sampling parameter {name} is {value}, {wanted}")]
-    Parameter {
-        name: &'static str,
-        value: f64,
-        wanted: &'static str,
-    },
+    Parameter { name: &'static str, value: f64, wanted: &'static str },
     /// A parameter names a token that the model does not have.
     #[error("{name} names token {token}, and the vocabulary has {vocab} tokens")]
-    UnknownToken {
-        name: &'static str,
-        token: u32,
-        vocab: usize,
-    },
+    UnknownToken { name: &'static str, token: u32, vocab: usize },
 }
 
 /// What has been said before the token to be drawn.
@@ -59,34 +51,11 @@ impl History<'_> {
 /// Checks the parameters of a sequence for a model of `vocab` tokens.
 pub fn check(sampling: &Sampling, vocab: usize) -> Result<(), SampleError> {
     let range = |name, value: f32, fits: bool, wanted| {
-        if fits {
-            Ok(())
-        } else {
-            Err(SampleError::Parameter {
-                name,
-                value: f64::from(value),
-                wanted,
-            })
-        }
+        if fits { Ok(()) } else { Err(SampleError::Parameter { name, value: f64::from(value), wanted }) }
     };
-    let Sampling {
-        temperature,
-        top_p,
-        min_p,
-        ..
-    } = *sampling;
-    range(
-        "temperature",
-        temperature,
-        temperature.is_finite() && temperature >= 0.0,
-        "wanted 0 or more",
-    )?;
-    range(
-        "top_p",
-        top_p,
-        top_p > 0.0 && top_p <= 1.0,
-        "wanted more than 0 and at most 1",
-    )?;
+    let Sampling { temperature, top_p, min_p, .. } = *sampling;
+    range("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "wanted 0 or more")?;
+    range("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "wanted more than 0 and at most 1")?;
     range("min_p", min_p, (0.0..=1.0).contains(&min_p), "wanted 0 to 1")?;
     let repetition = sampling.repetition_penalty;
     range(
@@ -95,33 +64,20 @@ pub fn check(sampling: &Sampling, vocab: usize) -> Result<(), SampleError> {
         repetition.is_finite() && repetition > 0.0,
         "wanted more than 0",
     )?;
-    for (name, value) in [
-        ("presence_penalty", sampling.presence_penalty),
-        ("frequency_penalty", sampling.frequency_penalty),
-    ] {
+    for (name, value) in
+        [("presence_penalty", sampling.presence_penalty), ("frequency_penalty", sampling.frequency_penalty)]
+    {
         range(name, value, value.is_finite(), "wanted a number")?;
     }
     for &(token, bias) in &sampling.logit_bias {
-        range(
-            "logit_bias",
-            bias,
-            !bias.is_nan() && bias < f32::INFINITY,
-            "wanted a number",
-        )?;
+        range("logit_bias", bias, !bias.is_nan() && bias < f32::INFINITY, "wanted a number")?;
         known("logit_bias", token, vocab)?;
     }
-    sampling
-        .end_ids
-        .iter()
-        .try_for_each(|&token| known("end_ids", token, vocab))
+    sampling.end_ids.iter().try_for_each(|&token| known("end_ids", token, vocab))
 }
 
 fn known(name: &'static str, token: u32, vocab: usize) -> Result<(), SampleError> {
-    if (token as usize) < vocab {
-        Ok(())
-    } else {
-        Err(SampleError::UnknownToken { name, token, vocab })
-    }
+    if (token as usize) < vocab { Ok(()) } else { Err(SampleError::UnknownToken { name, token, vocab }) }
 }
 
 /// Draws tokens; keeps its scratch memory (twice the logits) from one draw to the next.
@@ -168,8 +124,7 @@ impl Sampler {
             return pick(&self.weights, ids, number).ok_or(SampleError::NothingLeft);
         }
         self.candidates.clear();
-        self.candidates
-            .extend((0..self.weights.len() as u32).filter(|&id| self.weights[id as usize] > 0.0));
+        self.candidates.extend((0..self.weights.len() as u32).filter(|&id| self.weights[id as usize] > 0.0));
         if cut {
             keep_likeliest(&self.weights, &mut self.candidates, sampling.top_k as usize);
         }
@@ -183,11 +138,7 @@ impl Sampler {
 
 /// Sorts by weight, largest first, and then by id.
 fn by_weight(weights: &[f32]) -> impl Fn(&u32, &u32) -> std::cmp::Ordering + '_ {
-    |a, b| {
-        weights[*b as usize]
-            .total_cmp(&weights[*a as usize])
-            .then(a.cmp(b))
-    }
+    |a, b| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b))
 }
 
 fn keep_likeliest(weights: &[f32], candidates: &mut Vec<u32>, count: usize) {

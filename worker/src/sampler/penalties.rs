@@ -19,13 +19,7 @@ pub(super) fn apply(logits: &mut [f32], sampling: &Sampling, history: History<'_
     if sampling.repetition_penalty != 1.0 {
         let penalty = sampling.repetition_penalty;
         for &id in count(history.tokens).keys() {
-            change(logits, id, |logit| {
-                if logit > 0.0 {
-                    logit / penalty
-                } else {
-                    logit * penalty
-                }
-            });
+            change(logits, id, |logit| if logit > 0.0 { logit / penalty } else { logit * penalty });
         }
     }
     if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {

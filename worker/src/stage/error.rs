@@ -22,11 +22,7 @@ pub enum StepError {
     TooManyRows { rows: usize, limit: u32 },
     /// A token id that the model does not have.
     #[error("sequence {sequence} has token {token}, and the vocabulary has {vocab} tokens")]
-    UnknownToken {
-        sequence: SequenceId,
-        token: u32,
-        vocab: usize,
-    },
+    UnknownToken { sequence: SequenceId, token: u32, vocab: usize },
     /// No hidden states where some are needed.
     #[error("the step came without hidden states, and this stage does not hold the embedding")]
     NoHidden,
@@ -37,12 +33,7 @@ pub enum StepError {
     UnexpectedHidden,
     /// Hidden states of another shape.
     #[error("the step's hidden states are {found_rows} x {found_width}, wanted {rows} x {width}")]
-    HiddenShape {
-        found_rows: u32,
-        found_width: u32,
-        rows: usize,
-        width: usize,
-    },
+    HiddenShape { found_rows: u32, found_width: u32, rows: usize, width: usize },
     /// Hidden states whose bytes are not their shape's.
     #[error(transparent)]
     HiddenBytes(#[from] HiddenShapeError),
@@ -56,10 +47,7 @@ pub enum StepError {
     NoSampling { sequence: SequenceId },
     /// Parameters that cannot be used.
     #[error("sequence {sequence}: {source}")]
-    Sample {
-        sequence: SequenceId,
-        source: SampleError,
-    },
+    Sample { sequence: SequenceId, source: SampleError },
     /// The device failed.
     #[error(transparent)]
     Device(#[from] BackendError),

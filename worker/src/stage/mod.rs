@@ -59,27 +59,11 @@ impl Stage {
     /// Where the budget is too small (before anything is read), a file cannot be read or has changed, a tensor's type has
     /// no kernels on the device, the device fails or was not built in, or `progress` was cancelled.
     pub fn load(request: StageRequest, progress: &LoadProgress) -> Result<Stage, LoadError> {
-        let StageRequest {
-            header,
-            shard,
-            room,
-            device,
-            threads,
-            budget,
-        } = request;
+        let StageRequest { header, shard, room, device, threads, budget } = request;
         let StageNeeds { spec, table, memory } = StageNeeds::new(&header, &shard, &room)?;
         if memory.total() > budget {
-            let StageMemory {
-                weights,
-                cache,
-                workspace,
-            } = memory;
-            return Err(LoadError::TooLittleMemory {
-                weights,
-                cache,
-                workspace,
-                budget,
-            });
+            let StageMemory { weights, cache, workspace } = memory;
+            return Err(LoadError::TooLittleMemory { weights, cache, workspace, budget });
         }
         let files = ModelFiles::open(&header, progress)?;
         let steps: Box<dyn Steps> = match device {

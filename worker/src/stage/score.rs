@@ -28,20 +28,11 @@ pub(super) fn wanted_rows(segments: &[Segment]) -> Vec<Wanted> {
     for (index, segment) in segments.iter().enumerate() {
         for i in 0..segment.tokens.len() {
             let last = i + 1 == segment.tokens.len();
-            let next = if last {
-                segment.next_token
-            } else {
-                Some(segment.tokens[i + 1])
-            };
+            let next = if last { segment.next_token } else { Some(segment.tokens[i + 1]) };
             let follower = next.filter(|_| segment.score);
             let sample = last && segment.sample;
             if follower.is_some() || sample {
-                wanted.push(Wanted {
-                    row,
-                    segment: index,
-                    follower,
-                    sample,
-                });
+                wanted.push(Wanted { row, segment: index, follower, sample });
             }
             row += 1;
         }
@@ -70,20 +61,14 @@ impl Outcome<'_> {
         let known = self.sequences.get(sequence);
         let top_count = known.as_ref().and_then(|(start, _)| start.sampling.logprobs);
         if let Some(token) = wanted.follower {
-            output
-                .scores
-                .push(score(logits, token, top_count.unwrap_or(0)).map_err(failed)?);
+            output.scores.push(score(logits, token, top_count.unwrap_or(0)).map_err(failed)?);
         }
         if wanted.sample {
             let (start, history) = known.ok_or(StepError::NoSampling { sequence })?;
             let token = sampler.draw(logits, &start.sampling, history).map_err(failed)?;
             output.sampled = Some(match top_count {
                 Some(count) => score(logits, token, count).map_err(failed)?,
-                None => TokenScore {
-                    token,
-                    logprob: 0.0,
-                    top: Vec::new(),
-                },
+                None => TokenScore { token, logprob: 0.0, top: Vec::new() },
             });
         }
         Ok(())
@@ -96,10 +81,7 @@ fn score(logits: &[f32], token: u32, top_count: u32) -> Result<TokenScore, Sampl
     Ok(TokenScore {
         token,
         logprob: softmax.of_logit(logits[token as usize]),
-        top: top
-            .into_iter()
-            .map(|(id, logit)| (id, softmax.of_logit(logit)))
-            .collect(),
+        top: top.into_iter().map(|(id, logit)| (id, softmax.of_logit(logit))).collect(),
     })
 }
 

@@ -24,10 +24,10 @@ impl Sequences {
     /// Takes up a segment: its parameters where it has any, and its tokens from its start on.
     pub(super) fn append(&mut self, segment: &Segment) {
         if let Some(start) = &segment.begin {
-            let sequence = self.known.entry(segment.sequence).or_insert_with(|| Sequence {
-                start: start.clone(),
-                tokens: Vec::new(),
-            });
+            let sequence = self
+                .known
+                .entry(segment.sequence)
+                .or_insert_with(|| Sequence { start: start.clone(), tokens: Vec::new() });
             sequence.start = start.clone();
         }
         if let Some(sequence) = self.known.get_mut(&segment.sequence) {
@@ -40,13 +40,7 @@ impl Sequences {
     pub(super) fn get(&self, sequence: SequenceId) -> Option<(&SequenceStart, History<'_>)> {
         let sequence = self.known.get(&sequence)?;
         let prompt_tokens = sequence.start.prompt_tokens as usize;
-        Some((
-            &sequence.start,
-            History {
-                tokens: &sequence.tokens,
-                prompt_tokens,
-            },
-        ))
+        Some((&sequence.start, History { tokens: &sequence.tokens, prompt_tokens }))
     }
 
     /// Forgets the tokens from `start` on.

@@ -67,16 +67,10 @@ impl<B: Backend> Steps for Runner<B> {
                 begin: segment.begin.is_some(),
             })
             .collect();
-        let known: Vec<bool> = appends
-            .iter()
-            .map(|a| self.pages.tokens(a.sequence).is_some())
-            .collect();
+        let known: Vec<bool> = appends.iter().map(|a| self.pages.tokens(a.sequence).is_some()).collect();
         self.pages.append(&appends)?;
         if self.model.has_head() {
-            frame
-                .segments
-                .iter()
-                .for_each(|segment| self.sequences.append(segment));
+            frame.segments.iter().for_each(|segment| self.sequences.append(segment));
         }
         let hidden = frame.hidden.take();
         let result = self.compute(&frame, hidden);
@@ -134,10 +128,7 @@ impl<B: Backend> Runner<B> {
         let vocab = self.model.spec().vocab;
         let rows: usize = frame.segments.iter().map(|segment| segment.tokens.len()).sum();
         if rows > self.step_rows as usize {
-            return Err(StepError::TooManyRows {
-                rows,
-                limit: self.step_rows,
-            });
+            return Err(StepError::TooManyRows { rows, limit: self.step_rows });
         }
         for segment in &frame.segments {
             let sequence = segment.sequence;
@@ -146,11 +137,7 @@ impl<B: Backend> Runner<B> {
             }
             let mut tokens = segment.tokens.iter().chain(&segment.next_token);
             if let Some(&token) = tokens.find(|&&token| token as usize >= vocab) {
-                return Err(StepError::UnknownToken {
-                    sequence,
-                    token,
-                    vocab,
-                });
+                return Err(StepError::UnknownToken { sequence, token, vocab });
             }
             if !self.model.has_head() {
                 continue;
@@ -168,36 +155,23 @@ impl<B: Backend> Runner<B> {
             (None, false) if rows > 0 => Err(StepError::NoHidden),
             (Some(hidden), false) if (hidden.rows as usize, hidden.width as usize) != (rows, width) => {
                 let (found_rows, found_width) = (hidden.rows, hidden.width);
-                Err(StepError::HiddenShape {
-                    found_rows,
-                    found_width,
-                    rows,
-                    width,
-                })
+                Err(StepError::HiddenShape { found_rows, found_width, rows, width })
             }
             _ => Ok(()),
         }
     }
 
     fn compute(&mut self, frame: &StepFrame, hidden: Option<Hidden>) -> Result<Computed, StepError> {
-        let spans = segment_rows(&frame.segments)
-            .zip(&frame.segments)
-            .map(|(rows, segment)| Span {
-                rows,
-                start: segment.start as usize,
-                pages: self.pages.pages(segment.sequence).to_vec(),
-            });
-        let batch = Batch {
-            spans: spans.collect(),
-        };
+        let spans = segment_rows(&frame.segments).zip(&frame.segments).map(|(rows, segment)| Span {
+            rows,
+            start: segment.start as usize,
+            pages: self.pages.pages(segment.sequence).to_vec(),
+        });
+        let batch = Batch { spans: spans.collect() };
         if batch.rows() > 0 {
             self.run_blocks(frame, hidden, &batch)?;
         }
-        if self.model.has_head() {
-            self.outputs(frame)
-        } else {
-            self.passed_on(frame, &batch)
-        }
+        if self.model.has_head() { self.outputs(frame) } else { self.passed_on(frame, &batch) }
     }
 
     fn run_blocks(
@@ -212,11 +186,7 @@ impl<B: Backend> Runner<B> {
             drop(hidden);
             self.model.run(Input::Hidden(&self.arrived), batch)?;
         } else {
-            let tokens: Vec<u32> = frame
-                .segments
-                .iter()
-                .flat_map(|s| s.tokens.iter().copied())
-                .collect();
+            let tokens: Vec<u32> = frame.segments.iter().flat_map(|s| s.tokens.iter().copied()).collect();
             self.model.run(Input::Tokens(&tokens), batch)?;
         }
         Ok(())
@@ -241,18 +211,11 @@ impl<B: Backend> Runner<B> {
         let mut outputs: Vec<SegmentOutput> = frame
             .segments
             .iter()
-            .map(|segment| SegmentOutput {
-                sequence: segment.sequence,
-                scores: Vec::new(),
-                sampled: None,
-            })
+            .map(|segment| SegmentOutput { sequence: segment.sequence, scores: Vec::new(), sampled: None })
             .collect();
         let wanted = wanted_rows(&frame.segments);
         let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
-        let outcome = Outcome {
-            segments: &frame.segments,
-            sequences: &self.sequences,
-        };
+        let outcome = Outcome { segments: &frame.segments, sequences: &self.sequences };
         let sampler = &mut self.sampler;
         self.model.logits(&rows, |index, logits| {
             let wanted = &wanted[index];
@@ -267,14 +230,8 @@ fn not_finite(frame: &StepFrame, row: usize) -> StepError {
     for (rows, segment) in rows {
         if rows.contains(&row) {
             let position = segment.start + (row - rows.start) as u32;
-            return StepError::NotFinite {
-                sequence: segment.sequence,
-                position,
-            };
+            return StepError::NotFinite { sequence: segment.sequence, position };
         }
     }
-    StepError::NotFinite {
-        sequence: SequenceId::default(),
-        position: 0,
-    }
+    StepError::NotFinite { sequence: SequenceId::default(), position: 0 }
 }

@@ -33,10 +33,7 @@ pub struct WeightBuffer {
 impl WeightBuffer {
     /// `len` zero bytes; pages that are never written take no memory.
     pub(crate) fn zeroed(len: usize) -> WeightBuffer {
-        WeightBuffer {
-            words: vec![0; len.div_ceil(8)],
-            len,
-        }
+        WeightBuffer { words: vec![0; len.div_ceil(8)], len }
     }
 
     /// All bytes.

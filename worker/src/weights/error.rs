@@ -23,58 +23,32 @@ pub enum LoadError {
          use a smaller context, or add a worker",
         (*weights + *cache + *workspace).as_mib(), weights.as_mib(), cache.as_mib(), workspace.as_mib(), budget.as_mib()
     )]
-    TooLittleMemory {
-        weights: Bytes,
-        cache: Bytes,
-        workspace: Bytes,
-        budget: Bytes,
-    },
+    TooLittleMemory { weights: Bytes, cache: Bytes, workspace: Bytes, budget: Bytes },
     /// The device has no kernels for a tensor's type.
     #[error(
         "tensor `{tensor}` is {kind}, which {device} cannot compute with: use a file in another quantisation"
     )]
-    Unsupported {
-        tensor: String,
-        kind: TensorType,
-        device: &'static str,
-    },
+    Unsupported { tensor: String, kind: TensorType, device: &'static str },
     /// The program was built without support for the device.
     #[error(
         "this brigade-worker was built without the feature `{feature}`, which the device {device} needs: use --device cpu, or build with --features {feature}"
     )]
-    DeviceNotBuilt {
-        device: &'static str,
-        feature: &'static str,
-    },
+    DeviceNotBuilt { device: &'static str, feature: &'static str },
     /// The shard is not a part of the model.
     #[error("the shard {shard} is not a part of a model of {layers} layers")]
     NoSuchShard { shard: String, layers: usize },
     /// What the stage must hold makes no sense.
     #[error("the room asked for a stage has {field} = {value}, {wanted}")]
-    Room {
-        field: &'static str,
-        value: u64,
-        wanted: &'static str,
-    },
+    Room { field: &'static str, value: u64, wanted: &'static str },
     /// A file could not be read.
     #[error("failed to read {bytes} at byte {offset} of {}, for tensor `{tensor}`: {problem}", path.display())]
-    Read {
-        path: PathBuf,
-        tensor: String,
-        offset: u64,
-        bytes: Bytes,
-        problem: ReadProblem,
-    },
+    Read { path: PathBuf, tensor: String, offset: u64, bytes: Bytes, problem: ReadProblem },
     /// The file is not the one whose header was read.
     #[error("{} has changed since its header was read: it had {was} bytes and has {is}", path.display())]
     Changed { path: PathBuf, was: u64, is: u64 },
     /// A tensor's values are of no use.
     #[error("tensor `{tensor}` holds {value} at {index}, which no model has: fetch the file again")]
-    Value {
-        tensor: String,
-        index: usize,
-        value: f32,
-    },
+    Value { tensor: String, index: usize, value: f32 },
     /// The header does not describe a model that can be run.
     #[error(transparent)]
     Header(#[from] GgufError),

@@ -47,17 +47,9 @@ impl<'a> ModelFiles<'a> {
         }
         if bytes != header.file_bytes().0 {
             let path = header.parts().first().cloned().unwrap_or_default();
-            return Err(LoadError::Changed {
-                path,
-                was: header.file_bytes().0,
-                is: bytes,
-            });
+            return Err(LoadError::Changed { path, was: header.file_bytes().0, is: bytes });
         }
-        Ok(ModelFiles {
-            header,
-            files,
-            progress,
-        })
+        Ok(ModelFiles { header, files, progress })
     }
 
     /// One tensor of them.
@@ -80,32 +72,17 @@ impl FileTensor<'_> {
         let mut bytes = vec![0; self.info.bytes.0 as usize];
         self.read_piece(0, &mut bytes)?;
         let values: Vec<f32> = match self.info.kind {
-            TensorType::F32 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-            TensorType::F16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect(),
-            TensorType::BF16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| bf16::from_le_bytes(*b).to_f32())
-                .collect(),
+            TensorType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            TensorType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            TensorType::BF16 => {
+                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
             kind => return Err(self.unsupported(kind, "a norm or rope")),
         };
         match values.iter().position(|v| !v.is_finite()) {
-            Some(index) => Err(LoadError::Value {
-                tensor: self.info.name.clone(),
-                index,
-                value: values[index],
-            }),
+            Some(index) => {
+                Err(LoadError::Value { tensor: self.info.name.clone(), index, value: values[index] })
+            }
             None => Ok(values),
         }
     }
@@ -116,18 +93,16 @@ impl FileTensor<'_> {
         }
         let offset = self.info.offset + at;
         let part = self.info.part;
-        self.files.files[part]
-            .read_exact_at(out, offset)
-            .map_err(|e| LoadError::Read {
-                path: self.files.header.parts()[part].clone(),
-                tensor: self.info.name.clone(),
-                offset,
-                bytes: Bytes(out.len() as u64),
-                problem: match e.kind() {
-                    ErrorKind::UnexpectedEof => ReadProblem::Truncated,
-                    _ => ReadProblem::Io(e),
-                },
-            })?;
+        self.files.files[part].read_exact_at(out, offset).map_err(|e| LoadError::Read {
+            path: self.files.header.parts()[part].clone(),
+            tensor: self.info.name.clone(),
+            offset,
+            bytes: Bytes(out.len() as u64),
+            problem: match e.kind() {
+                ErrorKind::UnexpectedEof => ReadProblem::Truncated,
+                _ => ReadProblem::Io(e),
+            },
+        })?;
         self.files.progress.add(out.len());
         Ok(())
     }
@@ -144,10 +119,6 @@ impl TensorSource for FileTensor<'_> {
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
-        LoadError::Unsupported {
-            tensor: self.info.name.clone(),
-            kind,
-            device,
-        }
+        LoadError::Unsupported { tensor: self.info.name.clone(), kind, device }
     }
 }

@@ -44,10 +44,7 @@ const LINK_PATIENCE: Duration = Duration::from_millis(300);
 const ENGINE_PATIENCE: Duration = Duration::from_millis(700);
 
 /// Frames before the first stage is loaded: none are expected.
-pub(super) const IDLE_LIMITS: FrameLimits = FrameLimits {
-    max_header_bytes: 64 << 10,
-    max_payload_bytes: 0,
-};
+pub(super) const IDLE_LIMITS: FrameLimits = FrameLimits { max_header_bytes: 64 << 10, max_payload_bytes: 0 };
 
 fn heartbeat_every(period: Duration) -> Interval {
     let mut heartbeat = interval(period);
@@ -216,26 +213,14 @@ impl Hub {
                 self.found.remove(&load);
                 self.made.remove(&load);
             }
-            StageCommand::Install {
-                load,
-                deployment,
-                stage,
-            } => {
+            StageCommand::Install { load, deployment, stage } => {
                 let (compute, limits) = self.made.remove(&load)?;
                 self.limits.insert(deployment, limits);
                 self.limit_frames();
-                self.order(EngineOrder::Install {
-                    deployment,
-                    stage,
-                    compute,
-                });
+                self.order(EngineOrder::Install { deployment, stage, compute });
             }
             StageCommand::Open { attempt, order } => {
-                let at = self
-                    .stream
-                    .as_ref()
-                    .map(|stream| stream.remote)
-                    .zip(self.welcome.as_ref());
+                let at = self.stream.as_ref().map(|stream| stream.remote).zip(self.welcome.as_ref());
                 let Some((remote, welcome)) = at else {
                     let reason = "the coordinator's stream ended before its links were opened".to_owned();
                     return Some(StageEvent::LinksFailed { attempt, reason });
@@ -280,19 +265,9 @@ impl Hub {
                 tracing::error!("{reason}");
                 self.apply(StageEvent::Panicked { deployment, reason });
             }
-            EngineEvent::StepFailed {
-                deployment,
-                step,
-                stage,
-                reason,
-            } => {
+            EngineEvent::StepFailed { deployment, step, stage, reason } => {
                 tracing::warn!(%deployment, %step, "a step failed: {reason}");
-                self.tell(ToCoordinator::StepFailed {
-                    deployment,
-                    step,
-                    stage,
-                    reason,
-                });
+                self.tell(ToCoordinator::StepFailed { deployment, step, stage, reason });
             }
         }
     }
@@ -300,40 +275,17 @@ impl Hub {
     fn data_said(&mut self, event: DataEvent) {
         for outcome in self.data.handle(event) {
             match outcome {
-                DataOutcome::Opened {
-                    attempt,
-                    order,
-                    outputs,
-                    next_address,
-                    rtt_us,
-                } => {
+                DataOutcome::Opened { attempt, order, outputs, next_address, rtt_us } => {
                     let (deployment, previous, wire) = (order.deployment, order.previous, order.wire);
-                    self.order(EngineOrder::Bind {
-                        deployment,
-                        previous,
-                        outputs,
-                        wire,
-                    });
-                    self.apply(StageEvent::LinksOpened {
-                        attempt,
-                        next_address,
-                        rtt_us,
-                    });
+                    self.order(EngineOrder::Bind { deployment, previous, outputs, wire });
+                    self.apply(StageEvent::LinksOpened { attempt, next_address, rtt_us });
                 }
                 DataOutcome::Failed { attempt, reason } => {
                     self.apply(StageEvent::LinksFailed { attempt, reason });
                 }
-                DataOutcome::Lost {
-                    deployment,
-                    peer,
-                    reason,
-                } => {
+                DataOutcome::Lost { deployment, peer, reason } => {
                     tracing::warn!(%deployment, "lost the link to {peer}: {reason}");
-                    self.tell(ToCoordinator::LinkLost {
-                        deployment,
-                        peer,
-                        reason,
-                    });
+                    self.tell(ToCoordinator::LinkLost { deployment, peer, reason });
                 }
             }
         }
@@ -400,9 +352,7 @@ impl Hub {
     }
 
     fn try_tell(&mut self, message: ToCoordinator) -> bool {
-        self.stream
-            .as_ref()
-            .is_some_and(|stream| stream.outbox.try_send(message).is_ok())
+        self.stream.as_ref().is_some_and(|stream| stream.outbox.try_send(message).is_ok())
     }
 
     /// Ends everything, within a second.
@@ -415,12 +365,7 @@ impl Hub {
         events.session.close();
         events.engine.close();
         events.data.close();
-        let Hub {
-            engine,
-            data,
-            mut loads,
-            ..
-        } = self;
+        let Hub { engine, data, mut loads, .. } = self;
         let loads_ended = async {
             while !loads.is_empty() {
                 let Some(event) = events.loads.recv().await else {
@@ -454,8 +399,5 @@ enum Next {
 }
 
 fn not_begun(load: LoadId, error: &std::io::Error) -> StageEvent {
-    StageEvent::LoadEnded {
-        load,
-        result: Err(format!("failed to start a thread to load with: {error}")),
-    }
+    StageEvent::LoadEnded { load, result: Err(format!("failed to start a thread to load with: {error}")) }
 }

@@ -51,26 +51,16 @@ struct Handler {
 impl ControlHandler for Handler {
     async fn enrol(&self, request: EnrolRequest, _: SocketAddr) -> Result<Enrolment, Refusal> {
         if request.secret != self.secret {
-            return Err(Refusal::new(
-                RefusalKind::BadToken,
-                "this coordinator has made no such token",
-            ));
+            return Err(Refusal::new(RefusalKind::BadToken, "this coordinator has made no such token"));
         }
         let number = self.enrolled.fetch_add(1, Ordering::Relaxed);
         let worker = WorkerId::try_from(format!("{}-{number}", request.name)).unwrap();
         let certificate_der = self.identity.sign_worker(&request.csr_der, &worker).unwrap();
-        Ok(Enrolment {
-            worker,
-            certificate_der,
-            ca_der: self.identity.ca_der().to_vec(),
-        })
+        Ok(Enrolment { worker, certificate_der, ca_der: self.identity.ca_der().to_vec() })
     }
 
     async fn attach(&self, session: AttachSession) -> Result<(), Refusal> {
-        self.sessions
-            .send(session)
-            .await
-            .map_err(|_| Refusal::new(RefusalKind::Busy, "ending"))
+        self.sessions.send(session).await.map_err(|_| Refusal::new(RefusalKind::Busy, "ending"))
     }
 }
 
@@ -109,24 +99,13 @@ impl Coordinator {
             sessions: sessions_in,
         });
         let any = "127.0.0.1:0".parse().unwrap();
-        let transport = Transport::bind(
-            any,
-            TransportIdentity::from(&*identity),
-            FrameLimits::for_steps(64, 64),
-        )
-        .unwrap();
+        let transport =
+            Transport::bind(any, TransportIdentity::from(&*identity), FrameLimits::for_steps(64, 64))
+                .unwrap();
         let (health, stop) = (Health::new().await, CancellationToken::new());
         let stopped = stop.clone();
         tokio::spawn(async move { serve_control(listener, &identity, handler, health, stopped).await });
-        Coordinator {
-            directory,
-            control,
-            token,
-            transport,
-            incarnation: INCARNATION,
-            sessions,
-            stop,
-        }
+        Coordinator { directory, control, token, transport, incarnation: INCARNATION, sessions, stop }
     }
 
     pub fn models(&self) -> PathBuf {
@@ -140,15 +119,14 @@ impl Coordinator {
     /// A worker's command line, with a state directory of its own under `name` and without a token.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_brigade-worker"));
-        command
-            .env_clear()
-            .arg("join")
-            .arg(self.control.to_string())
-            .args(["--threads", "1", "--name", name]);
+        command.env_clear().arg("join").arg(self.control.to_string()).args([
+            "--threads",
+            "1",
+            "--name",
+            name,
+        ]);
         command.env("BRIGADE_MEMORY", "16MiB");
-        command
-            .args(["--data", "127.0.0.1:0", "--models"])
-            .arg(self.models());
+        command.args(["--data", "127.0.0.1:0", "--models"]).arg(self.models());
         command.arg("--state").arg(self.directory.path().join(name));
         command
     }
@@ -202,10 +180,7 @@ impl Coordinator {
 }
 
 pub fn fence(epoch: u64) -> Fence {
-    Fence {
-        incarnation: INCARNATION,
-        epoch: Epoch(epoch),
-    }
+    Fence { incarnation: INCARNATION, epoch: Epoch(epoch) }
 }
 
 /// The coordinator's end of a link.
@@ -219,11 +194,7 @@ impl Neighbour {
     fn of(link: Link) -> Neighbour {
         let peer = link.peer().clone();
         let (sender, receiver) = link.split();
-        Neighbour {
-            peer,
-            sender,
-            receiver,
-        }
+        Neighbour { peer, sender, receiver }
     }
 
     pub async fn result(&mut self) -> StepResult {
@@ -280,11 +251,7 @@ impl Session {
 
     pub async fn telemetry(&mut self) -> Telemetry {
         let heartbeat = |message| {
-            if let ToCoordinator::Heartbeat(telemetry) = message {
-                Some(telemetry)
-            } else {
-                None
-            }
+            if let ToCoordinator::Heartbeat(telemetry) = message { Some(telemetry) } else { None }
         };
         self.until("a heartbeat", heartbeat).await
     }
@@ -312,18 +279,11 @@ impl Session {
 
     pub async fn connected(&mut self) {
         let state = self.state().await;
-        assert!(
-            matches!(state, StageState::Connected { .. }),
-            "not connected, but {state:?}"
-        );
+        assert!(matches!(state, StageState::Connected { .. }), "not connected, but {state:?}");
     }
 
     pub async fn activate(&mut self, epoch: u64) {
-        self.tell(ToWorker::Activate {
-            deployment: DEPLOYMENT,
-            fence: fence(epoch),
-        })
-        .await;
+        self.tell(ToWorker::Activate { deployment: DEPLOYMENT, fence: fence(epoch) }).await;
         let state = self.state().await;
         assert_eq!(state, StageState::Active);
     }
@@ -343,21 +303,14 @@ pub struct Process {
 
 impl Process {
     pub fn start(mut command: Command) -> Process {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         Process { child, stdin }
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args(["-s", name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
@@ -387,12 +340,7 @@ impl Process {
     /// What it has logged, once it has ended.
     pub fn log(&mut self) -> String {
         let mut log = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut log)
-            .unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
         log
     }
 }

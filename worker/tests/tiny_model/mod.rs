@@ -28,10 +28,7 @@ impl Random {
 
     /// A number in 0..1.
     pub fn uniform(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 40) as f32 / (1u64 << 24) as f32
     }
 
@@ -43,9 +40,7 @@ impl Random {
     }
 
     pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
-        (0..count)
-            .map(|_| (self.uniform() * vocab as f32) as u32 % vocab as u32)
-            .collect()
+        (0..count).map(|_| (self.uniform() * vocab as f32) as u32 % vocab as u32).collect()
     }
 }
 
@@ -64,14 +59,8 @@ fn blocks<T: GgmlType>(values: &[f32]) -> Vec<u8> {
 pub fn encode(kind: TensorType, values: &[f32]) -> Vec<u8> {
     match kind {
         TensorType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        TensorType::F16 => values
-            .iter()
-            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-            .collect(),
-        TensorType::BF16 => values
-            .iter()
-            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-            .collect(),
+        TensorType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        TensorType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
         TensorType::Q4_0 => blocks::<BlockQ4_0>(values),
         TensorType::Q4_1 => blocks::<BlockQ4_1>(values),
         TensorType::Q5_0 => blocks::<BlockQ5_0>(values),
@@ -92,11 +81,7 @@ fn decoded<T: GgmlType>(bytes: &[u8], values: usize) -> Vec<f32> {
     let mut aligned = vec![T::zeros(); count];
     // SAFETY: `aligned` holds `count` blocks without padding, for which any bytes are valid.
     unsafe {
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            aligned.as_mut_ptr().cast(),
-            count * size_of::<T>(),
-        );
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), aligned.as_mut_ptr().cast(), count * size_of::<T>());
     }
     let mut out = vec![0.0; values];
     T::to_float(&aligned, &mut out);
@@ -106,18 +91,13 @@ fn decoded<T: GgmlType>(bytes: &[u8], values: usize) -> Vec<f32> {
 /// What `encode`d bytes stand for, by candle's own reading.
 pub fn decode(kind: TensorType, bytes: &[u8], values: usize) -> Vec<f32> {
     match kind {
-        TensorType::F32 => bytes
-            .chunks(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect(),
-        TensorType::F16 => bytes
-            .chunks(2)
-            .map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f32())
-            .collect(),
-        TensorType::BF16 => bytes
-            .chunks(2)
-            .map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
-            .collect(),
+        TensorType::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        TensorType::F16 => {
+            bytes.chunks(2).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
+        }
+        TensorType::BF16 => {
+            bytes.chunks(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
+        }
         TensorType::Q4_0 => decoded::<BlockQ4_0>(bytes, values),
         TensorType::Q4_1 => decoded::<BlockQ4_1>(bytes, values),
         TensorType::Q5_0 => decoded::<BlockQ5_0>(bytes, values),
@@ -169,13 +149,7 @@ impl TinyModel {
     /// Floats throughout, an output matrix of its own, and divided rope frequencies.
     pub fn f32() -> TinyModel {
         let kind = TensorType::F32;
-        TinyModel {
-            kind,
-            ends: kind,
-            tied: false,
-            rope_divisors: true,
-            ..TinyModel::q4_1()
-        }
+        TinyModel { kind, ends: kind, tied: false, rope_divisors: true, ..TinyModel::q4_1() }
     }
 
     /// Wide enough for blocks of 256.
@@ -196,25 +170,14 @@ impl TinyModel {
         let mut tensors: Vec<(String, Vec<u64>, TensorType, Vec<u8>)> = Vec::new();
         let mut matrix = |name: &str, width: usize, rows: usize, kind: TensorType, scale: f32| {
             let values = random.normals(width * rows, scale);
-            tensors.push((
-                name.to_owned(),
-                vec![width as u64, rows as u64],
-                kind,
-                encode(kind, &values),
-            ));
+            tensors.push((name.to_owned(), vec![width as u64, rows as u64], kind, encode(kind, &values)));
         };
         let (hidden, ffn) = (self.hidden, self.feed_forward);
         let kv = hidden / self.heads * self.kv_heads;
         let scale = |width: usize| 1.0 / (width as f32).sqrt();
         matrix("token_embd.weight", hidden, self.vocab, self.ends, 0.5);
         if !self.tied {
-            matrix(
-                "output.weight",
-                hidden,
-                self.vocab,
-                self.ends,
-                4.0 * scale(hidden),
-            );
+            matrix("output.weight", hidden, self.vocab, self.ends, 4.0 * scale(hidden));
         }
         for layer in 0..self.layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
@@ -228,12 +191,7 @@ impl TinyModel {
         }
         let mut vector = |name: String, count: usize| {
             let values: Vec<f32> = random.normals(count, 0.2).iter().map(|v| 1.0 + v.abs()).collect();
-            tensors.push((
-                name,
-                vec![count as u64],
-                TensorType::F32,
-                encode(TensorType::F32, &values),
-            ));
+            tensors.push((name, vec![count as u64], TensorType::F32, encode(TensorType::F32, &values)));
         };
         vector("output_norm.weight".to_owned(), hidden);
         for layer in 0..self.layers {
@@ -266,11 +224,7 @@ impl TinyModel {
         key("llama.feed_forward_length", 4, &number(self.feed_forward));
         key("llama.attention.head_count", 4, &number(self.heads));
         key("llama.attention.head_count_kv", 4, &number(self.kv_heads));
-        key(
-            "llama.attention.layer_norm_rms_epsilon",
-            6,
-            &1e-5f32.to_le_bytes(),
-        );
+        key("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
         let mut file = b"GGUF".to_vec();
         file.extend(3u32.to_le_bytes());
         file.extend((tensors.len() as u64).to_le_bytes());
@@ -300,13 +254,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
 
 /// Room for a few sequences of 128 tokens.
 pub fn room() -> StageRoom {
-    StageRoom {
-        cache_tokens: 512,
-        context: 128,
-        step_rows: 64,
-        sequences: 4,
-        cache_dtype: CacheDtype::F16,
-    }
+    StageRoom { cache_tokens: 512, context: 128, step_rows: 64, sequences: 4, cache_dtype: CacheDtype::F16 }
 }
 
 /// What loads `layers` of a model on the processor.
@@ -329,10 +277,7 @@ pub fn load(request: StageRequest) -> Stage {
 /// A step of these segments.
 pub fn step(segments: Vec<Segment>) -> StepFrame {
     StepFrame {
-        fence: Fence {
-            incarnation: Incarnation(1),
-            epoch: Epoch(1),
-        },
+        fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
         deployment: DeploymentId(1),
         step: StepId(1),
         kind: StepKind::Prefill,
@@ -345,15 +290,8 @@ pub fn step(segments: Vec<Segment>) -> StepFrame {
 
 /// A segment that begins its sequence where it starts at 0.
 pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
-    let sampling = Sampling {
-        logprobs: Some(3),
-        seed: 5,
-        ..Sampling::default()
-    };
-    let begin = SequenceStart {
-        sampling,
-        prompt_tokens: tokens.len() as u32,
-    };
+    let sampling = Sampling { logprobs: Some(3), seed: 5, ..Sampling::default() };
+    let begin = SequenceStart { sampling, prompt_tokens: tokens.len() as u32 };
     Segment {
         sequence: SequenceId(sequence),
         start: start as u32,
@@ -367,11 +305,7 @@ pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
 
 /// A segment whose tokens are scored, `next` being the token after them.
 pub fn scored(sequence: u64, start: usize, tokens: &[u32], next: Option<u32>) -> Segment {
-    Segment {
-        score: true,
-        next_token: next,
-        ..segment(sequence, start, tokens)
-    }
+    Segment { score: true, next_token: next, ..segment(sequence, start, tokens) }
 }
 
 /// Stages one after another, as a pipeline would run them.
@@ -381,12 +315,7 @@ impl Pipeline {
     /// Cuts a model before each of `cuts`.
     pub fn cut(header: &Header, layers: usize, cuts: &[usize]) -> Pipeline {
         let bounds: Vec<usize> = [0].iter().chain(cuts).chain(&[layers]).copied().collect();
-        Pipeline(
-            bounds
-                .windows(2)
-                .map(|ends| load(request(header, ends[0]..ends[1], layers)))
-                .collect(),
-        )
+        Pipeline(bounds.windows(2).map(|ends| load(request(header, ends[0]..ends[1], layers))).collect())
     }
 
     pub fn run(&mut self, mut frame: StepFrame) -> StepResult {
@@ -411,10 +340,7 @@ impl Pipeline {
             let segment = scored(sequence, start, &tokens[start..end], tokens.get(end).copied());
             scores.extend(self.outputs(vec![segment]).remove(0).scores);
         }
-        self.run(StepFrame {
-            release: vec![SequenceId(sequence)],
-            ..step(Vec::new())
-        });
+        self.run(StepFrame { release: vec![SequenceId(sequence)], ..step(Vec::new()) });
         scores
     }
 }

@@ -35,8 +35,7 @@ impl Core {
                 }
             }
             membership::Command::Changed => {
-                self.deployment
-                    .handle(deployment::Event::MembersChanged, &self.membership, now);
+                self.deployment.handle(deployment::Event::MembersChanged, &self.membership, now);
             }
         }
         self.changed = true;
@@ -47,11 +46,7 @@ impl Core {
         match command {
             deployment::Command::PersistEpoch(epoch) => self.write_epoch(epoch, now),
             deployment::Command::Send { worker, message } => {
-                if let Some(session) = self
-                    .membership
-                    .member(&worker)
-                    .and_then(|member| member.session())
-                {
+                if let Some(session) = self.membership.member(&worker).and_then(|member| member.session()) {
                     self.tell(session, message);
                 }
             }
@@ -89,8 +84,7 @@ impl Core {
                     Some(stage) => format!("{stage} has not answered: {reason}"),
                     None => reason,
                 };
-                self.deployment
-                    .handle(deployment::Event::Broken { reason }, &self.membership, now);
+                self.deployment.handle(deployment::Event::Broken { reason }, &self.membership, now);
             }
         }
     }
@@ -98,10 +92,7 @@ impl Core {
     fn send_step(&mut self, step: StepFrame, now: Instant) {
         let Some(first) = self.first.clone() else { return };
         if let Err(reason) = self.links.send(&first, step) {
-            let event = deployment::Event::LinkDown {
-                worker: first,
-                reason,
-            };
+            let event = deployment::Event::LinkDown { worker: first, reason };
             self.deployment.handle(event, &self.membership, now);
         }
     }
@@ -130,8 +121,7 @@ impl Core {
         {
             open.end.cancel();
             let reason = "it does not take its messages".to_owned();
-            self.membership
-                .handle(membership::Event::Detached { session, reason }, Instant::now());
+            self.membership.handle(membership::Event::Detached { session, reason }, Instant::now());
         }
     }
 
@@ -146,9 +136,6 @@ impl Core {
             }
             before = computed;
         }
-        self.deployment
-            .stages()
-            .first()
-            .map(|stage| format!("stage 0 on {}", stage.name))
+        self.deployment.stages().first().map(|stage| format!("stage 0 on {}", stage.name))
     }
 }

@@ -45,17 +45,9 @@ const STATUS_PAUSE: Duration = Duration::from_millis(20);
 /// Something that a shell task tells the core.
 pub(super) enum CoreEvent {
     /// A worker has attached.
-    Attached {
-        session: Session,
-        worker: WorkerId,
-        remote: SocketAddr,
-        hello: Box<Capabilities>,
-    },
+    Attached { session: Session, worker: WorkerId, remote: SocketAddr, hello: Box<Capabilities> },
     /// A worker has said something.
-    Said {
-        session: SessionId,
-        message: ToCoordinator,
-    },
+    Said { session: SessionId, message: ToCoordinator },
     /// A worker's stream has ended.
     Detached { session: SessionId, reason: String },
     /// A worker has dialled the data plane.
@@ -65,10 +57,7 @@ pub(super) enum CoreEvent {
     /// A data link has ended.
     LinkEnded { link: LinkId, reason: String },
     /// The state directory is back from writing an epoch.
-    EpochWritten {
-        state: StateDir,
-        result: Result<(), StateDirError>,
-    },
+    EpochWritten { state: StateDir, result: Result<(), StateDirError> },
 }
 
 /// What the core is made with.
@@ -169,19 +158,15 @@ impl Core {
             }
         }
         let now = Instant::now();
-        self.deployment
-            .handle(deployment::Event::Stop, &self.membership, now);
+        self.deployment.handle(deployment::Event::Stop, &self.membership, now);
         self.carry_out(now);
         self.publish(now).await;
     }
 
     fn wake_at(&self) -> Instant {
         let status = self.published + if self.changed { STATUS_PAUSE } else { STATUS_PERIOD };
-        let machines = [
-            self.membership.next_timeout(),
-            self.deployment.next_timeout(),
-            self.scheduler.next_timeout(),
-        ];
+        let machines =
+            [self.membership.next_timeout(), self.deployment.next_timeout(), self.scheduler.next_timeout()];
         machines.into_iter().flatten().fold(status, Instant::min)
     }
 
@@ -195,12 +180,7 @@ impl Core {
         // Results come by the hundred a second, and change nothing that cannot wait for the period.
         self.changed |= !matches!(event, CoreEvent::Result { .. });
         match event {
-            CoreEvent::Attached {
-                session,
-                worker,
-                remote,
-                hello,
-            } => {
+            CoreEvent::Attached { session, worker, remote, hello } => {
                 tracing::info!(%worker, %remote, name = hello.name, budget = %hello.budget, "a worker attached");
                 let welcome = Welcome {
                     incarnation: self.incarnation,
@@ -210,12 +190,7 @@ impl Core {
                 let id = session.id;
                 self.sessions.insert(id, session);
                 self.tell(id, ToWorker::Welcome(welcome));
-                let event = membership::Event::Attached {
-                    session: id,
-                    worker,
-                    remote,
-                    hello,
-                };
+                let event = membership::Event::Attached { session: id, worker, remote, hello };
                 self.membership.handle(event, now);
             }
             CoreEvent::Said { session, message } => self.heard(session, message, now),
@@ -224,8 +199,7 @@ impl Core {
                     tracing::warn!(%worker, "a worker's control stream ended: {reason}");
                 }
                 self.sessions.remove(&session);
-                self.membership
-                    .handle(membership::Event::Detached { session, reason }, now);
+                self.membership.handle(membership::Event::Detached { session, reason }, now);
             }
             CoreEvent::LinkAccepted(link) => self.link_accepted(*link, now),
             CoreEvent::Result { link, result } => {
@@ -257,32 +231,20 @@ impl Core {
             ToCoordinator::Heartbeat(telemetry) => Some(*telemetry),
             _ => None,
         };
-        self.membership
-            .handle(membership::Event::Heard { session, telemetry }, now);
+        self.membership.handle(membership::Event::Heard { session, telemetry }, now);
         let event = match message {
             ToCoordinator::Stage(report) => deployment::Event::Stage { worker, report },
-            ToCoordinator::LinkLost {
-                deployment,
-                peer,
-                reason,
-            } if deployment == self.deployment.id() => deployment::Event::LinkLost { worker, peer, reason },
+            ToCoordinator::LinkLost { deployment, peer, reason } if deployment == self.deployment.id() => {
+                deployment::Event::LinkLost { worker, peer, reason }
+            }
             ToCoordinator::Probed { nonce } => deployment::Event::Probed { worker, nonce },
-            ToCoordinator::StepFailed {
-                deployment,
-                step,
-                stage,
-                reason,
-            } => {
+            ToCoordinator::StepFailed { deployment, step, stage, reason } => {
                 tracing::warn!(%worker, stage, %step, "a step failed: {reason}");
-                return self
-                    .scheduler
-                    .handle_failure(deployment, step, stage, &reason, now);
+                return self.scheduler.handle_failure(deployment, step, stage, &reason, now);
             }
             ToCoordinator::Leaving => {
                 tracing::info!(%worker, "a worker leaves");
-                return self
-                    .membership
-                    .handle(membership::Event::Leaving { session }, now);
+                return self.membership.handle(membership::Event::Leaving { session }, now);
             }
             ToCoordinator::Hello(_) | ToCoordinator::Heartbeat(_) | ToCoordinator::LinkLost { .. } => return,
         };
@@ -297,14 +259,11 @@ impl Core {
         });
         if !expected {
             tracing::warn!(peer = %link.peer(), "closed a data link that no plan asks for");
-            link.split()
-                .0
-                .close("the coordinator does not expect a link from this worker");
+            link.split().0.close("the coordinator does not expect a link from this worker");
             return;
         }
         if let Some(worker) = self.links.open(link) {
-            self.deployment
-                .handle(deployment::Event::LinkUp { worker }, &self.membership, now);
+            self.deployment.handle(deployment::Event::LinkUp { worker }, &self.membership, now);
         }
     }
 

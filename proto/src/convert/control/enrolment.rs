@@ -15,10 +15,7 @@ fn der(field: &'static str, value: Vec<u8>) -> Result<Vec<u8>, InvalidMessage> {
     match value.len() {
         0 => Err(InvalidMessage::new(field, "is empty")),
         1..=MAX_DER_BYTES => Ok(value),
-        bytes => Err(InvalidMessage::new(
-            field,
-            format!("has {bytes} bytes, more than {MAX_DER_BYTES}"),
-        )),
+        bytes => Err(InvalidMessage::new(field, format!("has {bytes} bytes, more than {MAX_DER_BYTES}"))),
     }
 }
 
@@ -79,10 +76,7 @@ impl From<Refusal> for pb::Refusal {
             RefusalKind::Malformed => pb::RefusalKind::Malformed,
             RefusalKind::Internal => pb::RefusalKind::Internal,
         };
-        pb::Refusal {
-            kind: kind.into(),
-            message: shortened(refusal.message),
-        }
+        pb::Refusal { kind: kind.into(), message: shortened(refusal.message) }
     }
 }
 
@@ -104,9 +98,6 @@ impl TryFrom<pb::Refusal> for Refusal {
                 return Err(InvalidMessage::new("refusal.kind", problem));
             }
         };
-        Ok(Refusal {
-            kind,
-            message: text("refusal.message", refusal.message, MAX_REASON_BYTES)?,
-        })
+        Ok(Refusal { kind, message: text("refusal.message", refusal.message, MAX_REASON_BYTES)? })
     }
 }

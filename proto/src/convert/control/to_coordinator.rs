@@ -25,31 +25,22 @@ impl From<ToCoordinator> for pb::ToCoordinator {
             ToCoordinator::Stage(report) => Message::Stage(report.into()),
             ToCoordinator::Heartbeat(telemetry) => Message::Heartbeat(telemetry.into()),
             ToCoordinator::Probed { nonce } => Message::Probed(pb::Probed { nonce }),
-            ToCoordinator::StepFailed {
-                deployment,
-                step,
-                stage,
-                reason,
-            } => Message::StepFailed(pb::StepFailed {
-                deployment: deployment.0,
-                step: step.0,
-                stage,
-                reason: shortened(reason),
-            }),
-            ToCoordinator::LinkLost {
-                deployment,
-                peer,
-                reason,
-            } => Message::LinkLost(pb::LinkLost {
+            ToCoordinator::StepFailed { deployment, step, stage, reason } => {
+                Message::StepFailed(pb::StepFailed {
+                    deployment: deployment.0,
+                    step: step.0,
+                    stage,
+                    reason: shortened(reason),
+                })
+            }
+            ToCoordinator::LinkLost { deployment, peer, reason } => Message::LinkLost(pb::LinkLost {
                 deployment: deployment.0,
                 peer: Some(peer.into()),
                 reason: shortened(reason),
             }),
             ToCoordinator::Leaving => Message::Leaving(pb::Leaving {}),
         };
-        pb::ToCoordinator {
-            message: Some(message),
-        }
+        pb::ToCoordinator { message: Some(message) }
     }
 }
 
@@ -98,11 +89,7 @@ impl From<Capabilities> for pb::Capabilities {
             threads: capabilities.threads,
             bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
             flops_per_s: capabilities.flops_per_s,
-            data_addresses: capabilities
-                .data_addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            data_addresses: capabilities.data_addresses.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -122,11 +109,7 @@ impl TryFrom<pb::Capabilities> for Capabilities {
             host: text("capabilities.host", capabilities.host, MAX_NAME_BYTES)?,
             version: text("capabilities.version", capabilities.version, MAX_NAME_BYTES)?,
             device,
-            device_name: text(
-                "capabilities.device_name",
-                capabilities.device_name,
-                MAX_NAME_BYTES,
-            )?,
+            device_name: text("capabilities.device_name", capabilities.device_name, MAX_NAME_BYTES)?,
             budget: Bytes(capabilities.budget_bytes),
             threads: positive("capabilities.threads", capabilities.threads)?,
             bandwidth_bytes_per_s: rate(
@@ -143,30 +126,22 @@ impl From<StageReport> for pb::StageReport {
     fn from(report: StageReport) -> pb::StageReport {
         use pb::stage_report::{Active, Connected, Failed, Loading, Retired, State};
         let state = match report.state {
-            StageState::Loading { loaded, total } => State::Loading(Loading {
-                loaded_bytes: loaded.0,
-                total_bytes: total.0,
-            }),
+            StageState::Loading { loaded, total } => {
+                State::Loading(Loading { loaded_bytes: loaded.0, total_bytes: total.0 })
+            }
             StageState::Loaded(memory) => State::Loaded(pb::StageMemory {
                 weights_bytes: memory.weights.0,
                 cache_bytes: memory.cache.0,
                 workspace_bytes: memory.workspace.0,
             }),
-            StageState::Connected { next_address, rtt_us } => State::Connected(Connected {
-                next_address: next_address.to_string(),
-                rtt_us,
-            }),
+            StageState::Connected { next_address, rtt_us } => {
+                State::Connected(Connected { next_address: next_address.to_string(), rtt_us })
+            }
             StageState::Active => State::Active(Active {}),
-            StageState::Failed { reason } => State::Failed(Failed {
-                reason: shortened(reason),
-            }),
+            StageState::Failed { reason } => State::Failed(Failed { reason: shortened(reason) }),
             StageState::Retired => State::Retired(Retired {}),
         };
-        pb::StageReport {
-            deployment: report.deployment.0,
-            epoch: report.epoch.0,
-            state: Some(state),
-        }
+        pb::StageReport { deployment: report.deployment.0, epoch: report.epoch.0, state: Some(state) }
     }
 }
 
@@ -176,10 +151,9 @@ impl TryFrom<pb::StageReport> for StageReport {
     fn try_from(report: pb::StageReport) -> Result<StageReport, InvalidMessage> {
         use pb::stage_report::State;
         let state = match required("stage.state", report.state)? {
-            State::Loading(loading) => StageState::Loading {
-                loaded: Bytes(loading.loaded_bytes),
-                total: Bytes(loading.total_bytes),
-            },
+            State::Loading(loading) => {
+                StageState::Loading { loaded: Bytes(loading.loaded_bytes), total: Bytes(loading.total_bytes) }
+            }
             State::Loaded(memory) => StageState::Loaded(StageMemory {
                 weights: Bytes(memory.weights_bytes),
                 cache: Bytes(memory.cache_bytes),
@@ -190,16 +164,12 @@ impl TryFrom<pb::StageReport> for StageReport {
                 rtt_us: connected.rtt_us,
             },
             State::Active(_) => StageState::Active,
-            State::Failed(failed) => StageState::Failed {
-                reason: reason("stage.failed.reason", failed.reason)?,
-            },
+            State::Failed(failed) => {
+                StageState::Failed { reason: reason("stage.failed.reason", failed.reason)? }
+            }
             State::Retired(_) => StageState::Retired,
         };
-        Ok(StageReport {
-            deployment: DeploymentId(report.deployment),
-            epoch: Epoch(report.epoch),
-            state,
-        })
+        Ok(StageReport { deployment: DeploymentId(report.deployment), epoch: Epoch(report.epoch), state })
     }
 }
 

@@ -26,21 +26,14 @@ impl From<ToWorker> for pb::ToWorker {
             }),
             ToWorker::Load(load) => Message::Load(load.into()),
             ToWorker::Connect(connect) => Message::Connect(connect.into()),
-            ToWorker::Activate { deployment, fence } => Message::Activate(pb::Activate {
-                deployment: deployment.0,
-                fence: Some(fence.into()),
-            }),
-            ToWorker::Retire { deployment } => Message::Retire(pb::Retire {
-                deployment: deployment.0,
-            }),
+            ToWorker::Activate { deployment, fence } => {
+                Message::Activate(pb::Activate { deployment: deployment.0, fence: Some(fence.into()) })
+            }
+            ToWorker::Retire { deployment } => Message::Retire(pb::Retire { deployment: deployment.0 }),
             ToWorker::Probe { nonce } => Message::Probe(pb::Probe { nonce }),
-            ToWorker::Shutdown { reason } => Message::Shutdown(pb::Shutdown {
-                reason: shortened(reason),
-            }),
+            ToWorker::Shutdown { reason } => Message::Shutdown(pb::Shutdown { reason: shortened(reason) }),
         };
-        pb::ToWorker {
-            message: Some(message),
-        }
+        pb::ToWorker { message: Some(message) }
     }
 }
 
@@ -60,13 +53,11 @@ impl TryFrom<pb::ToWorker> for ToWorker {
                 deployment: DeploymentId(activate.deployment),
                 fence: required("activate.fence", activate.fence)?.into(),
             },
-            Message::Retire(retire) => ToWorker::Retire {
-                deployment: DeploymentId(retire.deployment),
-            },
+            Message::Retire(retire) => ToWorker::Retire { deployment: DeploymentId(retire.deployment) },
             Message::Probe(probe) => ToWorker::Probe { nonce: probe.nonce },
-            Message::Shutdown(shutdown) => ToWorker::Shutdown {
-                reason: reason("shutdown.reason", shutdown.reason)?,
-            },
+            Message::Shutdown(shutdown) => {
+                ToWorker::Shutdown { reason: reason("shutdown.reason", shutdown.reason)? }
+            }
         })
     }
 }
@@ -132,10 +123,7 @@ impl TryFrom<pb::LoadStage> for LoadStage {
 fn fingerprint(value: String) -> Result<String, InvalidMessage> {
     let value = text("load.fingerprint", value, MAX_FINGERPRINT_BYTES)?;
     if value.is_empty() || !value.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(InvalidMessage::new(
-            "load.fingerprint",
-            "is not a hexadecimal number",
-        ));
+        return Err(InvalidMessage::new("load.fingerprint", "is not a hexadecimal number"));
     }
     Ok(value)
 }
@@ -144,10 +132,7 @@ fn fingerprint(value: String) -> Result<String, InvalidMessage> {
 fn base_name(value: String) -> Result<String, InvalidMessage> {
     let value = text("load.file_hint", value, MAX_NAME_BYTES)?;
     if value == "." || value == ".." || value.contains(['/', '\\', '\0']) {
-        return Err(InvalidMessage::new(
-            "load.file_hint",
-            "is a path, not a file's name",
-        ));
+        return Err(InvalidMessage::new("load.file_hint", "is a path, not a file's name"));
     }
     Ok(value)
 }
@@ -158,11 +143,9 @@ impl TryFrom<pb::Shard> for Shard {
     fn try_from(shard: pb::Shard) -> Result<Shard, InvalidMessage> {
         let range = LayerRange::new(shard.start as usize, shard.end as usize);
         match range {
-            Some(layers) if shard.end <= MAX_LAYERS => Ok(Shard {
-                layers,
-                embedding: shard.embedding,
-                head: shard.head,
-            }),
+            Some(layers) if shard.end <= MAX_LAYERS => {
+                Ok(Shard { layers, embedding: shard.embedding, head: shard.head })
+            }
             _ => {
                 let problem = format!("holds layers {}..{}, which is no range", shard.start, shard.end);
                 Err(InvalidMessage::new("load.shard", problem))
