@@ -1,5 +1,7 @@
 //! Where a model is cut, what runs beside a request, and how its prompt is chunked change nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use brigade_tests::cluster::{Cluster, Up};
 use brigade_tests::http::Client;
 use brigade_tests::{reference, setup};

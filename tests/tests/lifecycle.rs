@@ -1,5 +1,7 @@
 //! Starting, joining and ending: nothing is left behind, and nothing hangs.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use brigade_tests::cluster::{START, served_url};
+use brigade_tests::cluster::{START, Up, brigade, served_url};
 use brigade_tests::process::Process;
 use brigade_tests::setup;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -54,20 +54,22 @@ fn three_hosts() -> Result<(), Failed> {
     let workers = [join(1), join(2)];
     let url = coordinator.wait_for("address", START, served_url);
 
-    let answer = run(network.host(0, &programs.brigade, home.path()).args([
+    let question = [
         "run",
-        "--url",
-        &url,
         "--max-tokens",
-        "12",
+        "24",
         "--temperature",
         "0",
         "SmolLM2-135M-Instruct.Q4_1",
-        "What is the capital of France?",
-    ]))?;
+        "What is a bucket?",
+    ];
+    let answer = run(network.host(0, &programs.brigade, home.path()).args(question).args(["--url", &url]))?;
+    let one_box = Up::new(model).memory("256MiB").args(["--ctx", "512"]).start();
+    let alone = run(brigade(&home).args(question).args(["--url", one_box.client.url()]))?;
+    one_box.stop();
     println!("{answer}");
-    if !answer.contains("Paris") {
-        return Err(format!("`Paris` is missing in the answer: {answer}").into());
+    if answer.split_whitespace().count() < 5 || answer != alone {
+        return Err(format!("three hosts say `{answer}`, one box says `{alone}`").into());
     }
     let status =
         run(network.host(0, &programs.brigade, home.path()).args(["status", "--json", "--url", &url]))?;
