@@ -4,7 +4,7 @@
 #   deploy/demo.sh            ask one question, show memory and time per stage, end
 #   deploy/demo.sh --serve    stay up at http://127.0.0.1:7480 until Ctrl-C
 #
-# Needs Rust, Python with pip, and a C compiler; builds what it runs and fetches the model (92 MB, once).
+# Needs Rust, Python with pip, and a C compiler; builds what it runs and downloads the model (once, 92 MB compressed).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

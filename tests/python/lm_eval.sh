@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Run lm-eval's local-completions against a server.
 #
-# usage: [OPENAI_API_KEY=KEY] [LM_EVAL_VENV=DIR] lm_eval.sh BASE_URL [MODEL.gguf]
+# usage: [OPENAI_API_KEY=KEY] [LM_EVAL_VENV=DIR] lm_eval.sh BASE_URL MODEL.gguf
 #
-# With MODEL.gguf the tokenizer comes from the file; without it, from the server's /tokenizer_info and /tokenize endpoints.
+# BASE_URL is the server's, without /v1; MODEL.gguf is the file that it serves, which the tokenizer is read from.
 # Ends with 0 when both tasks reach their floor.
 set -euo pipefail
 
-if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-    echo "usage: lm_eval.sh BASE_URL [MODEL.gguf]" >&2
+if [ $# -ne 2 ]; then
+    echo "usage: lm_eval.sh BASE_URL MODEL.gguf" >&2
     exit 2
 fi
 base_url=${1%/}
-gguf=${2:+$(realpath "$2")}
+[ -f "$2" ] || { echo "error: there is no file $2" >&2; exit 2; }
+gguf=$(realpath "$2")
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${LM_EVAL_VENV:-$here/../../target/lm-eval}
 work=$(mktemp -d)
@@ -23,21 +24,20 @@ if [ ! -x "$venv/bin/lm_eval" ]; then
     "$venv/bin/pip" install --quiet --requirement "$here/lm_eval_requirements.txt"
 fi
 
-key=${OPENAI_API_KEY:-none}
-export OPENAI_API_KEY=$key
+export OPENAI_API_KEY=${OPENAI_API_KEY:-none}
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf TOKENIZERS_PARALLELISM=false
-model=$(
-    "$venv/bin/python" -c '
-import json, sys, urllib.request
-request = urllib.request.Request(sys.argv[1] + "/v1/models", headers={"Authorization": "Bearer " + sys.argv[2]})
-print(json.load(urllib.request.urlopen(request))["data"][0]["id"])' "$base_url" "$key"
+model=$("$venv/bin/python" - "$base_url/v1/models" <<'MODEL'
+import json, os, sys, urllib.request
+
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]})
+try:
+    print(json.load(urllib.request.urlopen(request))["data"][0]["id"])
+except (OSError, ValueError) as error:
+    sys.exit(f"error: failed to ask {sys.argv[1]} for its model: {error}")
+MODEL
 )
-if [ -n "$gguf" ]; then
-    "$venv/bin/python" "$here/hf_tokenizer.py" "$gguf" "$work/tokenizer"
-    tokenizer="tokenizer_backend=huggingface,tokenizer=$work/tokenizer"
-else
-    tokenizer="tokenizer_backend=remote,auth_token=$key"
-fi
+"$venv/bin/python" "$here/hf_tokenizer.py" "$gguf" "$work/tokenizer"
+tokenizer="tokenizer_backend=huggingface,tokenizer=$work/tokenizer"
 
 cd "$here/lm_eval_tasks"
 "$venv/bin/lm_eval" run --model local-completions \
