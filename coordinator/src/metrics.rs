@@ -42,7 +42,7 @@ pub struct Metrics {
     pub waiting: Gauge,
     /// Cache tokens of the pipeline.
     pub cache_tokens: Gauge,
-    /// Cache tokens promised to running requests.
+    /// Cache tokens reserved for running requests.
     pub cache_tokens_reserved: Gauge,
     /// Workers attached.
     pub workers: Gauge,
@@ -52,6 +52,8 @@ pub struct Metrics {
     pub epoch: Gauge,
     /// Plans that have failed, while loading or while serving.
     pub plan_failures: Counter,
+    /// Times that a request gave its cache back to an older one, to be computed again.
+    pub replays: Counter,
     /// Results dropped because their fence was not the active one.
     pub results_fenced: Counter,
     /// Resident memory of each worker's process, in bytes.
@@ -197,6 +199,7 @@ impl Metrics {
             serving: Gauge::default(),
             epoch: Gauge::default(),
             plan_failures: Counter::default(),
+            replays: Counter::default(),
             results_fenced: Counter::default(),
             worker_resident: Family::default(),
         };
@@ -224,7 +227,7 @@ impl Metrics {
             ("requests_running", "Requests that hold cache", &self.running),
             ("requests_waiting", "Requests that wait for cache", &self.waiting),
             ("cache_tokens", "Cache tokens of the pipeline", &self.cache_tokens),
-            ("cache_tokens_reserved", "Cache tokens promised to requests", &self.cache_tokens_reserved),
+            ("cache_tokens_reserved", "Cache tokens reserved for requests", &self.cache_tokens_reserved),
             ("workers", "Workers attached", &self.workers),
             ("serving", "1 where requests are served", &self.serving),
             ("epoch", "The plan's number", &self.epoch),
@@ -232,6 +235,7 @@ impl Metrics {
             to.register(name, help, gauge.clone());
         }
         to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
+        to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();
         to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);

@@ -30,7 +30,8 @@ pub(super) struct ServingOptions {
     #[arg(long, env = "BRIGADE_CTX", value_name = "N", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) ctx: Option<u32>,
 
-    /// Sequences served at a time
+    /// Sequences of full length that the cache has room for, where memory allows; more of them are served while they
+    /// are shorter
     #[arg(long, env = "BRIGADE_PARALLEL", value_name = "N", hide_env = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) parallel: u32,
 

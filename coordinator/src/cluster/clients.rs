@@ -101,6 +101,7 @@ impl Clients {
         ] {
             self.metrics.count_tokens(kind, now.saturating_sub(before));
         }
+        self.metrics.replays.inc_by(counts.replayed.saturating_sub(before.replayed));
         self.metrics.results_fenced.inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
     }
 }

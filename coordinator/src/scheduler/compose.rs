@@ -1,11 +1,12 @@
 //! Building the next step.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Segment, StepFrame, StepKind};
 
-use super::sequence::Expected;
+use super::sequence::{Expected, Sequence};
 use super::{Flight, OVERTAKING_PER_STAGE, Pipeline, Scheduler};
 
 impl Scheduler {
@@ -40,13 +41,21 @@ impl Scheduler {
         under_way < pipeline.stages as usize && !overtaking
     }
 
+    /// A token of each sequence that is ready and has cache for it. Those without go first the next time, oldest first.
     fn decode_segments(&mut self, pipeline: &Pipeline) -> Vec<(Segment, Expected)> {
-        let mut segments = Vec::new();
+        let (mut segments, mut short) = (Vec::new(), BTreeSet::new());
         while segments.len() < pipeline.room.step_rows as usize {
             let Some(id) = self.ready.pop_front() else { break };
-            let sequence = self.sequences.get_mut(&id).filter(|sequence| sequence.wants_decode());
-            segments.extend(sequence.and_then(|sequence| sequence.next_decode(id)));
+            if !self.sequences.get(&id).is_some_and(Sequence::wants_decode) {
+                continue;
+            }
+            if self.grow(id) {
+                segments.extend(self.sequences.get_mut(&id).and_then(|sequence| sequence.next_decode(id)));
+            } else {
+                short.insert(id);
+            }
         }
+        short.into_iter().rev().for_each(|id| self.ready.push_front(id));
         segments
     }
 

@@ -1,12 +1,13 @@
 //! Continuous batching over a pipeline: which sequences have cache, and what goes into the next step.
 //!
-//! A pure state machine. Requests wait in a bounded queue until cache pages for prompt and answer are free; then their
+//! A pure state machine. Requests wait in a bounded queue until there is cache to begin with (see `growth`); then their
 //! prompts are sent in chunks, several of which may be on their way, and after that one token at a time. A decode step
-//! takes every sequence that is ready; up to one decode step and one prefill step per stage are under way, so that
+//! takes every sequence that is ready and has cache; up to one decode step and one prefill step per stage are under way, so that
 //! every stage has something to do. A sequence that has ended is released with the next step, once none of its
 //! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
 
 mod compose;
+mod growth;
 mod pages;
 mod results;
 mod sequence;
@@ -34,6 +35,10 @@ const FAILED_STEPS_LIMIT: u32 = 8;
 /// How many decode steps per stage may come home while a prefill step is under way, before it is waited for: stages
 /// compute decode steps first, so that a pipeline full of them would never get to the prompt.
 const OVERTAKING_PER_STAGE: u32 = 2;
+
+/// Tokens of an answer that a sequence has cache for when it begins, and when it goes on after a replay: enough of them
+/// to be worth computing the prompt for.
+const ASSURED_TOKENS: usize = 128;
 
 /// What the scheduler may fill: a plan that is active on every stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +98,7 @@ pub struct Measured {
 pub struct Counts {
     /// Generations that hold cache.
     pub running: u32,
-    /// Generations that wait for cache.
+    /// Generations that wait for cache, to begin or to go on.
     pub waiting: u32,
     /// Ended by themselves.
     pub finished: u64,
@@ -105,9 +110,11 @@ pub struct Counts {
     pub prompt_tokens: u64,
     /// Tokens drawn.
     pub generated_tokens: u64,
+    /// Times that a generation gave its cache back to an older one, to be computed again later.
+    pub replayed: u64,
     /// Results dropped because their fence or step was not of this pipeline.
     pub results_fenced: u64,
-    /// Cache tokens promised.
+    /// Cache tokens reserved.
     pub cache_tokens_reserved: u32,
 }
 
@@ -130,7 +137,8 @@ pub struct Scheduler {
     closed: String,
     pipeline: Option<Pipeline>,
     pages: Pages,
-    waiting: VecDeque<(SequenceId, GenerationRequest)>,
+    /// Sequences without cache, oldest first.
+    waiting: BTreeMap<SequenceId, Sequence>,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// Sequences with prompt left to send, next first. May hold some that have ended meanwhile.
     prefilling: VecDeque<SequenceId>,
@@ -159,7 +167,7 @@ impl Scheduler {
             closed: "no plan yet".into(),
             pipeline: None,
             pages: Pages::new(0),
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
             sequences: BTreeMap::new(),
             prefilling: VecDeque::new(),
             ready: VecDeque::new(),
@@ -212,9 +220,16 @@ impl Scheduler {
                 self.fail(sequence, GenerationError::Interrupted { reason: reason.to_owned() });
             }
         }
-        for (sequence, _) in std::mem::take(&mut self.waiting) {
+        for (sequence, state) in std::mem::take(&mut self.waiting) {
+            let reason = reason.to_owned();
             self.counts.failed += 1;
-            self.fail(sequence, GenerationError::NotReady { reason: reason.to_owned() });
+            let begun = state.drawn() > 0;
+            let error = if begun {
+                GenerationError::Interrupted { reason }
+            } else {
+                GenerationError::NotReady { reason }
+            };
+            self.fail(sequence, error);
         }
         self.prefilling.clear();
         self.ready.clear();
@@ -231,7 +246,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a request in. Its events carry `sequence`, which must be new.
+    /// Takes a request in. Its events carry `sequence`, which must be greater than all before it: older requests have
+    /// the smaller ids.
     ///
     /// # Errors
     /// Where nothing is served, the request does not fit, or too many are waiting.
@@ -246,8 +262,8 @@ impl Scheduler {
         if request.prompt.is_empty() {
             return Err(GenerationError::Interrupted { reason: "the prompt holds no token".into() });
         }
-        let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
-        let context = u64::from(pipeline.room.context);
+        let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
+        let context = pipeline.room.context as usize;
         if tokens > context || !self.pages.could_hold(Pages::needed(tokens)) {
             return Err(GenerationError::ContextExceeded {
                 prompt: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
@@ -255,21 +271,21 @@ impl Scheduler {
                 context: pipeline.room.context.min(pipeline.room.cache_tokens),
             });
         }
+        let (waiting, mut state) = (self.waiting.len(), Sequence::new(request));
         // What can run at once does not count as waiting.
-        if self.waiting.is_empty() && self.admit(&request) {
-            self.install(sequence, request);
-        } else if self.waiting.len() >= self.max_waiting {
-            return Err(GenerationError::Overloaded { waiting: self.waiting.len() });
+        if waiting == 0 && self.admit(sequence, &mut state) {
+            self.install(sequence, state);
+        } else if waiting >= self.max_waiting {
+            return Err(GenerationError::Overloaded { waiting });
         } else {
-            self.waiting.push_back((sequence, request));
+            self.waiting.insert(sequence, state);
         }
         Ok(())
     }
 
     /// Ends a generation whose client has left. One that has ended already is ignored.
     pub fn cancel(&mut self, sequence: SequenceId) {
-        if let Some(place) = self.waiting.iter().position(|(id, _)| *id == sequence) {
-            self.waiting.remove(place);
+        if self.waiting.remove(&sequence).is_some() {
             self.counts.cancelled += 1;
         } else if self.sequences.get(&sequence).is_some_and(|state| !state.ended) {
             self.counts.cancelled += 1;
@@ -301,36 +317,6 @@ impl Scheduler {
         let patience = STEP_DEADLINE + self.slowest * SLOWEST_STEPS;
         // A single step may be lost while others go on.
         Some((self.progress + patience).min(oldest + patience * 3))
-    }
-
-    /// Reserves cache and a place for a request, if there is room.
-    fn admit(&mut self, request: &GenerationRequest) -> bool {
-        let Some(pipeline) = &self.pipeline else {
-            return false;
-        };
-        // Sequences whose release is under way still have their place on the stages.
-        let places = self.sequences.len() + self.releasing.len();
-        if places >= pipeline.room.sequences as usize {
-            return false;
-        }
-        self.pages.reserve(pages_of(request))
-    }
-
-    fn install(&mut self, sequence: SequenceId, request: GenerationRequest) {
-        let pages = pages_of(&request);
-        self.sequences.insert(sequence, Sequence::new(request, pages));
-        self.prefilling.push_back(sequence);
-    }
-
-    /// Admits waiting requests, first come first served: a large one is not overtaken, so that it gets its turn.
-    fn admit_waiting(&mut self) {
-        while let Some((sequence, request)) = self.waiting.pop_front() {
-            if !self.admit(&request) {
-                self.waiting.push_front((sequence, request));
-                return;
-            }
-            self.install(sequence, request);
-        }
     }
 
     /// Marks a sequence as ended, and releases it as soon as none of its segments is under way.
@@ -366,12 +352,6 @@ impl Scheduler {
             self.commands.push_back(Command::Broken { reason, silent });
         }
     }
-}
-
-/// Pages for everything that a request may come to hold. What does not fit any cache was refused before.
-fn pages_of(request: &GenerationRequest) -> u32 {
-    let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
-    u32::try_from(Pages::needed(tokens)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

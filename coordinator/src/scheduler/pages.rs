@@ -16,13 +16,13 @@ impl Pages {
     }
 
     /// How many pages `tokens` tokens of one sequence take.
-    pub(super) fn needed(tokens: u64) -> u64 {
-        tokens.div_ceil(u64::from(PAGE_TOKENS))
+    pub(super) fn needed(tokens: usize) -> u32 {
+        u32::try_from(tokens.div_ceil(PAGE_TOKENS as usize)).unwrap_or(u32::MAX)
     }
 
     /// Whether `pages` would fit an empty cache.
-    pub(super) fn could_hold(&self, pages: u64) -> bool {
-        pages <= u64::from(self.total)
+    pub(super) fn could_hold(&self, pages: u32) -> bool {
+        pages <= self.total
     }
 
     /// Reserves `pages`, if so many are free.

@@ -107,7 +107,7 @@ impl Scheduler {
 
     fn take(&mut self, kind: StepKind, expected: &Expected, output: SegmentOutput) {
         let id = expected.sequence;
-        if kind == StepKind::Prefill {
+        if kind == StepKind::Prefill && !expected.replay {
             self.counts.prompt_tokens += u64::from(expected.rows);
         }
         let Some(sequence) = self.sequences.get_mut(&id) else {
@@ -125,6 +125,7 @@ impl Scheduler {
             self.counts.generated_tokens += 1;
         }
         match sequence.take(output, expected, &mut emit) {
+            Progress::Continues if sequence.parking => self.park(id),
             Progress::Continues if sequence.wants_decode() => self.ready.push_back(id),
             Progress::Continues => {}
             Progress::Finished => {

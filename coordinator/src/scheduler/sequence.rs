@@ -1,26 +1,36 @@
-//! One admitted sequence: how far its prompt is sent, and which token comes next.
+//! One sequence: its tokens, how many of them are sent, and which comes next.
 
 use brigade_proto::ids::SequenceId;
+use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Segment, SegmentOutput, SequenceStart};
 
 use crate::generation::{FinishReason, GenerationEvent, GenerationRequest};
 
-/// A sequence that has cache reserved.
+use super::ASSURED_TOKENS;
+use super::pages::Pages;
+
+/// One generation: its tokens, and how many of them the stages have been sent.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    request: GenerationRequest,
+    sampling: Sampling,
+    max_tokens: usize,
+    score_prompt: bool,
+    /// The prompt, and every token drawn so far.
+    tokens: Vec<u32>,
+    /// How many of the tokens are the prompt.
+    prompt: usize,
+    /// How many go in chunks before one at a time: the prompt, and in a replay all that was drawn before it too.
+    prefill: usize,
+    /// Tokens sent; the next segment starts here.
+    sent: usize,
     /// Pages reserved.
     pub(super) pages: u32,
-    /// Prompt tokens sent; the next chunk starts here.
-    sent: usize,
-    /// Tokens drawn so far.
-    drawn: u32,
-    /// The last token drawn, where it is not sent yet.
-    pending: Option<u32>,
     /// Segments on their way.
     pub(super) in_flight: u32,
     /// Whether its client has been told the end, or has left: it only waits for its segments to come home.
     pub(super) ended: bool,
+    /// Whether it is to give its cache back as soon as its segments are home, and to be replayed later.
+    pub(super) parking: bool,
 }
 
 /// What a segment's result must hold.
@@ -32,6 +42,8 @@ pub(super) struct Expected {
     pub(super) sample: bool,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
+    /// Whether its tokens were computed before.
+    pub(super) replay: bool,
 }
 
 /// What a result means for a sequence.
@@ -44,8 +56,22 @@ pub(super) enum Progress {
 }
 
 impl Sequence {
-    pub(super) fn new(request: GenerationRequest, pages: u32) -> Sequence {
-        Sequence { request, pages, sent: 0, drawn: 0, pending: None, in_flight: 0, ended: false }
+    pub(super) fn new(request: GenerationRequest) -> Sequence {
+        let GenerationRequest { prompt: tokens, sampling, max_tokens, score_prompt } = request;
+        let prompt = tokens.len();
+        Sequence {
+            sampling,
+            max_tokens: max_tokens as usize,
+            score_prompt,
+            tokens,
+            prompt,
+            prefill: prompt,
+            sent: 0,
+            pages: 0,
+            in_flight: 0,
+            ended: false,
+            parking: false,
+        }
     }
 
     /// Whether stages may hold something of it.
@@ -53,43 +79,71 @@ impl Sequence {
         self.sent > 0
     }
 
-    /// Whether part of its prompt is still to be sent.
+    /// Tokens drawn so far.
+    pub(super) fn drawn(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Whether tokens are still to be sent in chunks.
     pub(super) fn wants_prefill(&self) -> bool {
-        !self.ended && self.sent < self.request.prompt.len()
+        !self.ended && self.sent < self.prefill
     }
 
     /// Whether a drawn token is to be sent.
     pub(super) fn wants_decode(&self) -> bool {
-        !self.ended && self.pending.is_some()
+        self.decodes() && self.sent < self.tokens.len() && !self.parking
     }
 
-    /// The next chunk of the prompt, of at most `rows` tokens (at least one).
+    /// Whether it goes on token by token: everything before that has come home.
+    pub(super) fn decodes(&self) -> bool {
+        !self.ended && self.tokens.len() > self.prefill
+    }
+
+    /// Pages that it begins with: for its chunks and the first tokens of what is left of the answer.
+    pub(super) fn first_pages(&self) -> u32 {
+        let left = self.max_tokens - self.drawn();
+        Pages::needed(self.tokens.len() + left.min(ASSURED_TOKENS))
+    }
+
+    /// Pages for the token to be sent next and all before it.
+    pub(super) fn next_pages(&self) -> u32 {
+        Pages::needed(self.tokens.len())
+    }
+
+    /// Begins anew with all that was said so far, after its cache was given back.
+    pub(super) fn restart(&mut self) {
+        self.prefill = self.tokens.len();
+        self.sent = 0;
+        self.pages = 0;
+        self.parking = false;
+    }
+
+    /// The next chunk, of at most `rows` tokens (at least one).
     pub(super) fn next_chunk(&mut self, id: SequenceId, rows: usize) -> (Segment, Expected) {
-        let prompt = &self.request.prompt;
         let start = self.sent;
-        let end = prompt.len().min(start + rows.max(1));
-        let last = end == prompt.len();
-        let sample = last && self.request.max_tokens > 0;
-        let score = self.request.score_prompt;
-        let next_token = if score { prompt.get(end).copied() } else { None };
-        let begin = (start == 0).then(|| SequenceStart {
-            sampling: self.request.sampling.clone(),
-            prompt_tokens: prompt.len() as u32,
-        });
-        let tokens = prompt[start..end].to_vec();
+        let end = self.prefill.min(start + rows.max(1));
+        let last = end == self.prefill;
+        let sample = last && self.max_tokens > 0;
+        let replay = self.prefill > self.prompt;
+        let score = self.score_prompt && !replay;
+        let next_token = if score { self.tokens.get(end).copied() } else { None };
+        let begin = (start == 0)
+            .then(|| SequenceStart { sampling: self.sampling.clone(), prompt_tokens: self.prompt as u32 });
+        let tokens = self.tokens[start..end].to_vec();
         let rows = tokens.len() as u32;
         // Every token but the prompt's first is scored, once: by the row of the token before it.
         let scores = if score { end - start - usize::from(last) } else { 0 };
         self.sent = end;
         self.in_flight += 1;
         let segment = Segment { sequence: id, start: start as u32, tokens, begin, sample, score, next_token };
-        (segment, Expected { sequence: id, rows, scores, sample, prompt_ends: last })
+        (segment, Expected { sequence: id, rows, scores, sample, prompt_ends: last, replay })
     }
 
     /// The drawn token as a segment; `None` where there is none to send.
     pub(super) fn next_decode(&mut self, id: SequenceId) -> Option<(Segment, Expected)> {
-        let token = self.pending.take()?;
-        let start = self.request.prompt.len() as u32 + self.drawn - 1;
+        let token = *self.tokens.get(self.sent).filter(|_| self.wants_decode())?;
+        let start = self.sent as u32;
+        self.sent += 1;
         self.in_flight += 1;
         let segment = Segment {
             sequence: id,
@@ -100,7 +154,9 @@ impl Sequence {
             score: false,
             next_token: None,
         };
-        Some((segment, Expected { sequence: id, rows: 1, scores: 0, sample: true, prompt_ends: false }))
+        let expected =
+            Expected { sequence: id, rows: 1, scores: 0, sample: true, prompt_ends: false, replay: false };
+        Some((segment, expected))
     }
 
     /// Takes in a segment's result, which holds what was expected, and says what the client is to be told.
@@ -115,21 +171,20 @@ impl Sequence {
         }
         let Some(sampled) = output.sampled.filter(|_| expected.sample) else {
             // A request for scores alone ends with its prompt.
-            if !(expected.prompt_ends && self.request.max_tokens == 0) {
+            if !(expected.prompt_ends && self.max_tokens == 0) {
                 return Progress::Continues;
             }
             emit(GenerationEvent::Done(FinishReason::Length));
             return Progress::Finished;
         };
         let token = sampled.token;
-        self.drawn += 1;
+        self.tokens.push(token);
         emit(GenerationEvent::Token(sampled));
-        let reason = if self.request.sampling.end_ids.contains(&token) {
+        let reason = if self.sampling.end_ids.contains(&token) {
             FinishReason::EndToken
-        } else if self.drawn >= self.request.max_tokens {
+        } else if self.drawn() >= self.max_tokens {
             FinishReason::Length
         } else {
-            self.pending = Some(token);
             return Progress::Continues;
         };
         emit(GenerationEvent::Done(reason));

@@ -19,8 +19,12 @@ pub(super) struct SimulatedStage {
     pipeline: Pipeline,
     /// The tokens of every sequence that holds cache.
     pub(super) held: BTreeMap<SequenceId, Vec<u32>>,
-    /// Sequences that were released, with their number of releases.
+    /// How often each sequence began.
+    pub(super) begun: BTreeMap<SequenceId, u32>,
+    /// How often each sequence was released.
     pub(super) released: BTreeMap<SequenceId, u32>,
+    /// All that was ever said of each sequence.
+    said: BTreeMap<SequenceId, Vec<u32>>,
 }
 
 /// The token that stands at `position` of a sequence's answer.
@@ -35,7 +39,13 @@ fn score(token: u32) -> TokenScore {
 
 impl SimulatedStage {
     pub(super) fn new(pipeline: Pipeline) -> SimulatedStage {
-        SimulatedStage { pipeline, held: BTreeMap::new(), released: BTreeMap::new() }
+        SimulatedStage {
+            pipeline,
+            held: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            released: BTreeMap::new(),
+            said: BTreeMap::new(),
+        }
     }
 
     /// Computes a step, and panics where a real stage would lose data.
@@ -73,14 +83,19 @@ impl SimulatedStage {
 
     fn segment(&mut self, segment: &Segment) -> SegmentOutput {
         let id = segment.sequence;
-        assert!(!self.released.contains_key(&id), "sequence {id} was released before");
         assert!(!segment.tokens.is_empty());
         if segment.begin.is_some() {
             assert!(self.held.insert(id, Vec::new()).is_none(), "sequence {id} began twice");
+            *self.begun.entry(id).or_default() += 1;
         }
         let held = self.held.get_mut(&id).expect("a sequence's first segment must begin it");
         assert_eq!(segment.start as usize, held.len(), "sequence {id} repeats or skips positions");
         held.extend(&segment.tokens);
+        let said = self.said.entry(id).or_default();
+        if said.len() < held.len() {
+            said.extend(&held[said.len()..]);
+        }
+        assert!(said.starts_with(held), "sequence {id} is replayed with other tokens");
         let following = segment.tokens[1..].iter().copied().chain(segment.next_token);
         let scores = if segment.score { following.map(score).collect() } else { Vec::new() };
         let position = held.len() as u32;

@@ -152,7 +152,10 @@ impl Bench {
         assert_eq!(self.scheduler.steps_in_flight(), 0);
         assert_eq!(self.scheduler.counts().cache_tokens_reserved, 0);
         assert!(self.stage.held.is_empty(), "the stage still holds {:?}", self.stage.held.keys());
-        assert!(self.stage.released.values().all(|times| *times == 1), "{:?}", self.stage.released);
+        assert_eq!(
+            self.stage.released, self.stage.begun,
+            "each time that a sequence begins it is released once"
+        );
     }
 }
 
@@ -256,6 +259,58 @@ fn what_does_not_fit_waits_in_order_and_past_the_bound_is_refused() {
     bench.run_all();
     assert_eq!((bench.tokens(1).len(), bench.tokens(2).len(), bench.tokens(3).len()), (28, 0, 4));
     bench.assert_idle();
+}
+
+#[test]
+fn long_limits_do_not_keep_others_out_and_the_youngest_gives_way() {
+    let mut bench = Bench::new(pipeline(2, 512), 4);
+    for id in 1..=3 {
+        bench.submit(id, request(20, 236)).unwrap();
+    }
+    assert_eq!(bench.scheduler.counts().running, 3, "each could fill half of the cache, but does not yet");
+    while bench.scheduler.counts().replayed == 0 {
+        assert!(bench.run(StepKind::Decode) || bench.run(StepKind::Prefill));
+    }
+    let tokens: Vec<usize> = (1..=3).map(|id| bench.tokens(id).len()).collect();
+    assert!(tokens.iter().all(|tokens| *tokens > ASSURED_TOKENS), "{tokens:?}");
+    let counts = bench.scheduler.counts();
+    assert_eq!((counts.running, counts.waiting), (2, 1));
+    bench.run_all();
+    assert_eq!(
+        bench.stage.begun,
+        BTreeMap::from([(SequenceId(1), 1), (SequenceId(2), 1), (SequenceId(3), 2)])
+    );
+    for id in 1..=3 {
+        let expected: Vec<u32> = (20..256).map(|position| drawn(SequenceId(id), position)).collect();
+        assert_eq!(bench.tokens(id), expected);
+        assert_eq!(bench.events(id).last(), Some(&GenerationEvent::Done(FinishReason::Length)));
+    }
+    assert_eq!(bench.scheduler.counts().prompt_tokens, 60, "a replay computes no prompt for the first time");
+    bench.assert_idle();
+}
+
+#[test]
+fn one_that_gave_way_may_leave_and_is_told_when_the_plan_ends() {
+    let parked = || {
+        let mut bench = Bench::new(pipeline(1, 320), 4);
+        bench.submit(1, request(20, 200)).unwrap();
+        bench.submit(2, request(20, 200)).unwrap();
+        while bench.scheduler.counts().replayed == 0 {
+            assert!(bench.run(StepKind::Decode) || bench.run(StepKind::Prefill));
+        }
+        bench
+    };
+    let mut bench = parked();
+    bench.cancel(2);
+    bench.run_all();
+    assert_eq!(bench.scheduler.counts().cancelled, 1);
+    bench.assert_idle();
+    let mut bench = parked();
+    bench.scheduler.stop("w2 was lost");
+    bench.poll();
+    let reason = "w2 was lost".to_owned();
+    let interrupted = GenerationEvent::Failed(GenerationError::Interrupted { reason });
+    assert_eq!(bench.events(2).last(), Some(&interrupted));
 }
 
 #[test]
@@ -394,19 +449,23 @@ fn stopping_ends_everything_and_says_why() {
 /// panics otherwise), cache is never promised twice, every request ends exactly once, and all is free at the end.
 #[test]
 fn invariants_hold_under_random_events() {
-    for seed in 0..60 {
+    let (mut replayed, mut replayed_with_failures) = (0, 0);
+    for seed in 0..120 {
         let mut random = Random::new(seed);
         let stages = 1 + random.below(4) as u32;
         let mut bench = Bench::new(pipeline(stages, 32 * (8 + random.below(12) as u32)), 6);
         let failures = random.below(3) == 0;
+        let long = random.below(2) == 0;
         let mut wanted = BTreeMap::new();
         let mut cancelled = std::collections::BTreeSet::new();
         let mut next = 1;
-        for _ in 0..1500 {
+        for _ in 0..if long { 6000 } else { 1500 } {
             bench.now += Duration::from_millis(random.below(20));
             match random.below(10) {
                 0 | 1 => {
-                    let mut asked = request(1 + random.below(120) as u32, random.below(20) as u32);
+                    let (longest, most) = if long { (40, 250) } else { (120, 20) };
+                    let prompt = 1 + random.below(longest) as u32;
+                    let mut asked = request(prompt, (random.below(most) as u32).min(256 - prompt));
                     asked.score_prompt = random.below(2) == 0;
                     asked.sampling.end_ids = if random.below(2) == 0 { vec![END] } else { Vec::new() };
                     if bench.submit(next, asked.clone()).is_ok() {
@@ -443,10 +502,13 @@ fn invariants_hold_under_random_events() {
             bench.run_all();
             bench.assert_idle();
         }
+        let times = bench.scheduler.counts().replayed;
+        *(if failures { &mut replayed_with_failures } else { &mut replayed }) += times;
         for (id, asked) in &wanted {
             check_ending(&bench, *id, asked, cancelled.contains(id), seed);
         }
     }
+    assert!(replayed > 100 && replayed_with_failures > 10, "{replayed} and {replayed_with_failures} replays");
 }
 
 fn is_end(event: &GenerationEvent) -> bool {

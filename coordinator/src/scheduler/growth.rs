@@ -1,0 +1,104 @@
+//! Cache for sequences: what they begin with, how they get more, and who gives way when there is none.
+//!
+//! A sequence begins with pages for its prompt and the first `ASSURED_TOKENS` of its answer, and gets further ones as
+//! it grows, so that long limits that answers seldom reach do not keep others out. Where no page is free the youngest
+//! sequence gives its own back, and is replayed when there is room again: its tokens are all here, and computing them
+//! once more gives the same. The oldest never gives way, and any single request fits the cache, so that all get done.
+
+use brigade_proto::ids::SequenceId;
+
+use super::Scheduler;
+use super::sequence::Sequence;
+
+impl Scheduler {
+    /// Reserves cache and a place for a sequence to begin with, if there is room.
+    pub(super) fn admit(&mut self, id: SequenceId, sequence: &mut Sequence) -> bool {
+        let Some(pipeline) = &self.pipeline else {
+            return false;
+        };
+        // Sequences whose release is under way still have their place on the stages; one that gave its cache back must
+        // not begin anew before that is known everywhere; and those that run are served before others join them.
+        let places = self.sequences.len() + self.releasing.len();
+        let full = places >= pipeline.room.sequences as usize;
+        if full || self.releasing.contains_key(&id) || self.some_must_grow() {
+            return false;
+        }
+        let pages = sequence.first_pages();
+        let fits = self.pages.reserve(pages);
+        if fits {
+            sequence.pages = pages;
+        }
+        fits
+    }
+
+    pub(super) fn install(&mut self, id: SequenceId, sequence: Sequence) {
+        self.sequences.insert(id, sequence);
+        self.prefilling.push_back(id);
+    }
+
+    /// Admits waiting sequences, oldest first: a large one is not overtaken, so that it gets its turn.
+    pub(super) fn admit_waiting(&mut self) {
+        while let Some((id, mut sequence)) = self.waiting.pop_first() {
+            if !self.admit(id, &mut sequence) {
+                self.waiting.insert(id, sequence);
+                return;
+            }
+            self.install(id, sequence);
+        }
+    }
+
+    /// Whether a sequence has pages for its next token, after it was given another if need be.
+    pub(super) fn grow(&mut self, id: SequenceId) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return false;
+        };
+        let needed = sequence.next_pages();
+        if needed > sequence.pages {
+            if !self.pages.reserve(needed - sequence.pages) {
+                self.make_way();
+                return false;
+            }
+            sequence.pages = needed;
+        }
+        true
+    }
+
+    fn some_must_grow(&self) -> bool {
+        self.ready
+            .iter()
+            .filter_map(|id| self.sequences.get(id))
+            .any(|sequence| sequence.wants_decode() && sequence.next_pages() > sequence.pages)
+    }
+
+    /// Has the youngest sequence give its cache back, unless some is on its way back already. Those that still compute
+    /// their prompt keep it: they end soon, or decode soon.
+    fn make_way(&mut self) {
+        let coming = self.sequences.values().any(|sequence| sequence.ended || sequence.parking);
+        if coming || !self.releasing.is_empty() {
+            return;
+        }
+        let oldest = self.sequences.keys().next().copied();
+        let youngest = self.sequences.iter().rev().find(|(_, sequence)| sequence.decodes());
+        let youngest = youngest.map(|(id, sequence)| (*id, sequence.in_flight));
+        match youngest.filter(|(id, _)| Some(*id) != oldest) {
+            // The oldest waits for those that compute their prompt.
+            None => {}
+            Some((id, 0)) => self.park(id),
+            Some((id, _)) => {
+                self.sequences.entry(id).and_modify(|sequence| sequence.parking = true);
+            }
+        }
+    }
+
+    /// Takes a sequence's cache, none of whose segments is under way, and puts it back among those that wait.
+    pub(super) fn park(&mut self, id: SequenceId) {
+        let Some(mut sequence) = self.sequences.remove(&id) else {
+            return;
+        };
+        self.counts.replayed += 1;
+        self.releasing.insert(id, sequence.pages);
+        self.releases.push_back(id);
+        sequence.restart();
+        self.waiting.insert(id, sequence);
+    }
+}
