@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,14 @@ const MAX_CONNECTIONS: usize = 768;
 
 /// How long a client may take to send a request's headers, and may leave a connection idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After how long without a byte a client is asked whether it is still there, and how often from then on.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+
+/// How long a client may neither acknowledge nor take what is sent before it counts as gone: it must not hold a
+/// connection, or have an answer generated for it, for ever.
+#[cfg(target_os = "linux")]
+const GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// How long connections may take to end at shutdown: streams only have an error event left to send.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(700);
@@ -89,8 +98,10 @@ pub async fn serve<E: Engine>(
 }
 
 async fn serve_connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
-    // Tokens are small and must leave at once; a socket that cannot be told so still works.
-    let _ = stream.set_nodelay(true);
+    if let Err(error) = set_options(&stream) {
+        // The socket works all the same, a little less well.
+        tracing::debug!(%error, "failed to set the options of an HTTP connection");
+    }
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
@@ -108,6 +119,17 @@ async fn serve_connection(stream: TcpStream, router: Router, shutdown: Cancellat
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP connection broke");
     }
+}
+
+/// Tokens are small and must leave at once; and a client whose machine has vanished is noticed.
+fn set_options(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_AFTER))?;
+    // Elsewhere the system's own limits hold for what is sent and not acknowledged.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
+    Ok(())
 }
 
 fn router<E: Engine>(api: Api<E>) -> Router {
@@ -137,4 +159,21 @@ async fn log(request: Request, next: Next) -> Response {
     let (status, took_ms) = (response.status().as_u16(), start.elapsed().as_millis());
     tracing::debug!(%method, path, status, took_ms, "HTTP request");
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_vanishes_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_options(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(GONE_AFTER));
+    }
 }
