@@ -1,5 +1,6 @@
 //! `brigade up`: a coordinator and its workers on this machine, in one go.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use crate::status::{ClusterStatus, Phase};
 /// How long the cluster may stay without a plan, with all of its workers there, before it is given up: no other worker
 /// will come, and a plan takes a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a worker may die before anything was served: what kills it at every start kills the next one too.
+const MAX_DEATHS: u32 = 5;
 
 /// Flags of `brigade up`.
 #[derive(Debug, Args)]
@@ -97,12 +101,18 @@ pub(super) struct Watcher {
     workers: usize,
     /// Since when all workers have been there without a plan.
     stuck: Option<Instant>,
+    deaths: Deaths,
 }
 
 impl Watcher {
     /// Watches `embedded`, which has `workers` workers.
     pub(super) fn new(embedded: &Embedded, workers: usize) -> Watcher {
-        Watcher { status: embedded.host().handle().subscribe(), workers, stuck: None }
+        Watcher {
+            status: embedded.host().handle().subscribe(),
+            workers,
+            stuck: None,
+            deaths: Deaths::default(),
+        }
     }
 
     /// Reports what happens until the cluster fails, or, where `until_serving`, until it serves.
@@ -129,7 +139,12 @@ impl Watcher {
                     Happening::Local(event @ LocalEvent::Fatal { .. }) => {
                         anyhow::bail!(local_event_line(&event));
                     }
-                    Happening::Local(event) => reporter.local_event(&event),
+                    Happening::Local(event) => {
+                        reporter.local_event(&event);
+                        if !reporter.has_served() {
+                            self.deaths.count(&event)?;
+                        }
+                    }
                     Happening::Failed(error) => return Err(error),
                 },
             }
@@ -151,6 +166,28 @@ impl Watcher {
     }
 }
 
+/// How often each worker has died.
+#[derive(Debug, Default)]
+struct Deaths(BTreeMap<String, u32>);
+
+impl Deaths {
+    /// Fails where a worker dies again and again.
+    fn count(&mut self, event: &LocalEvent) -> anyhow::Result<()> {
+        let LocalEvent::Restarting { worker, ended, .. } = event else {
+            return Ok(());
+        };
+        let deaths = self.0.entry(worker.clone()).or_default();
+        *deaths += 1;
+        if *deaths >= MAX_DEATHS {
+            anyhow::bail!(
+                "worker {worker} died {deaths} times before the model was served ({ended}); where the system killed it \
+                 for want of memory, give it less with --memory, or a shorter --ctx"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Something that happened in an embedded cluster, apart from its status.
 enum Happening {
     Local(LocalEvent),
@@ -163,5 +200,27 @@ async fn next_event(embedded: &mut Embedded) -> Happening {
         // Where all supervisors have ended there is a fatal event before, so that the end itself says nothing.
         Some(event) = events.recv() => Happening::Local(event),
         error = host.failed() => Happening::Failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_dies_again_and_again_is_given_up() {
+        let died = |worker: &str| LocalEvent::Restarting {
+            worker: worker.to_owned(),
+            ended: "signal: 9 (SIGKILL)".to_owned(),
+            pause: Duration::from_secs(1),
+        };
+        let mut deaths = Deaths::default();
+        deaths.count(&LocalEvent::Line { worker: "w1".to_owned(), text: "hello".to_owned() }).unwrap();
+        for _ in 1..MAX_DEATHS {
+            deaths.count(&died("w1")).unwrap();
+            deaths.count(&died("w2")).unwrap();
+        }
+        let error = deaths.count(&died("w2")).unwrap_err().to_string();
+        assert!(error.contains("w2 died 5 times") && error.contains("SIGKILL"), "{error}");
     }
 }
