@@ -49,6 +49,8 @@ pub enum ClientError {
         status: u16,
         /// The server's message.
         message: String,
+        /// The server's name for the error, such as `context_length_exceeded`.
+        code: Option<String>,
         /// What to do, as the end of the sentence.
         remedy: &'static str,
     },
@@ -235,7 +237,8 @@ impl Client {
         Err(ClientError::Refused {
             url: self.url.clone(),
             status: status.as_u16(),
-            message: message.unwrap_or("no message").to_owned(),
+            message: message.unwrap_or("no message; is it a coordinator?").to_owned(),
+            code: body["error"]["code"].as_str().map(str::to_owned),
             remedy,
         })
     }

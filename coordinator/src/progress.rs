@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::render::stage_shard;
 use crate::status::{ClusterStatus, Phase, StageStatus};
@@ -88,7 +88,8 @@ impl Bars {
 }
 
 fn bar(stage: &StageStatus) -> ProgressBar {
-    let bar = ProgressBar::new(BAR_STEPS);
+    // Nothing is drawn before the bar stands among the others.
+    let bar = ProgressBar::with_draw_target(Some(BAR_STEPS), ProgressDrawTarget::hidden());
     let template = "{prefix} [{bar:30}] {percent:>3}% {msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("#>-"));
@@ -108,14 +109,21 @@ impl ProgressLines {
     /// The lines to write now; those on the loading of single stages only `with_stages`.
     pub fn update(&mut self, status: &ClusterStatus, with_stages: bool) -> Vec<String> {
         let mut lines = Vec::new();
+        let mut stage_lines = || -> Vec<String> {
+            let loaded = status.stages.iter().filter_map(|stage| self.stage_line(stage, status.epoch));
+            if with_stages { loaded.collect() } else { Vec::new() }
+        };
+        // The last stage is ready at the moment that the links are made.
+        if status.phase == Phase::Connecting {
+            lines.extend(stage_lines());
+        }
+        let stages = if status.phase == Phase::Loading { stage_lines() } else { Vec::new() };
         let phase = (status.phase, status.reason.clone(), status.epoch);
         if self.phase.as_ref() != Some(&phase) {
             lines.extend(phase_line(status));
             self.phase = Some(phase);
         }
-        if with_stages && status.phase == Phase::Loading {
-            lines.extend(status.stages.iter().filter_map(|stage| self.stage_line(stage, status.epoch)));
-        }
+        lines.extend(stages);
         lines
     }
 
@@ -173,6 +181,14 @@ mod tests {
         assert!(lines.clone_for_bars().update(&status, false).is_empty(), "bars show it instead");
         assert_eq!(lines.update(&status, true), ["stage 0 on w1: layers 0..2: 75% loaded"]);
 
+        status.phase = Phase::Connecting;
+        status.stages[0].loaded = 1.0;
+        assert_eq!(
+            lines.update(&status, true),
+            ["stage 0 on w1: layers 0..2: 100% loaded", "connecting the stages"]
+        );
+
+        status.phase = Phase::Loading;
         status.epoch = 2;
         status.stages[0].loaded = 0.0;
         assert_eq!(lines.update(&status, true).len(), 2, "a new plan is told anew");

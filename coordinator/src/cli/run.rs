@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -14,8 +14,14 @@ use super::host::Embedded;
 use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id};
 use super::report::{Reporter, local_event_line, note};
 use super::{INTERRUPTED, UsageError, up};
-use crate::client::{ChatEvent, ChatMessage, ChatRequest, Client};
+use crate::client::{ChatEvent, ChatMessage, ChatRequest, ChatStream, Client, ClientError};
 use crate::signals::Signals;
+
+/// How long a question waits for a cluster that is being put together again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it asks meanwhile.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Most bytes of a prompt on standard input: more than any model's context.
 const MAX_INPUT_BYTES: u64 = 16 << 20;
@@ -42,7 +48,7 @@ pub struct RunArgs {
     #[arg(long, env = "BRIGADE_MAX_TOKENS", value_name = "N", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
 
-    /// Sampling temperature; 0 takes the likeliest token
+    /// Sampling temperature; 0 takes the likeliest token [default: the server's, 1]
     #[arg(long, env = "BRIGADE_TEMPERATURE", value_name = "T", hide_env = true, value_parser = parse_temperature)]
     temperature: Option<f64>,
 
@@ -170,7 +176,8 @@ fn questions(prompt: Option<String>) -> anyhow::Result<Questions> {
     if text.trim().is_empty() {
         return Err(UsageError("standard input is empty: give a PROMPT, or pipe one in".to_owned()).into());
     }
-    Ok(Questions::One(text))
+    // The line's own end is not part of the question.
+    Ok(Questions::One(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// A conversation under way.
@@ -222,6 +229,7 @@ impl<'a> Chat<'a> {
                 // The chat goes on without the question that failed.
                 note(&format!("error: {error:#}"));
                 self.request.messages.pop();
+                note("the question was not kept: ask again when you like");
             }
         }
     }
@@ -231,44 +239,80 @@ impl<'a> Chat<'a> {
         self.request.messages.push(ChatMessage { role: "user", content: question });
         let mut answer = String::new();
         let mut stats = Stats::new();
-        let whole = tokio::select! {
-            told = tell(&self.client, &self.request, &mut answer, &mut stats) => told.map(|()| true)?,
-            () = signals.next() => false,
+        let told = tokio::select! {
+            told = self.tell(&mut answer, &mut stats) => Some(told),
+            () = signals.next() => None,
         };
-        if !answer.ends_with('\n') {
+        if !answer.is_empty() && !answer.ends_with('\n') {
             writeln!(std::io::stdout())?;
         }
+        let whole = told.transpose()?.is_some();
         self.request.messages.push(ChatMessage { role: "assistant", content: answer });
+        if stats.cut_off {
+            note("(cut off: the answer has reached --max-tokens or the end of the context)");
+        }
         if self.args.stats {
             note(&stats.line());
         }
         Ok(whole)
     }
-}
 
-/// Writes the answer to standard output as it comes, and keeps it in `answer`.
-async fn tell(
-    client: &Client,
-    request: &ChatRequest,
-    answer: &mut String,
-    stats: &mut Stats,
-) -> anyhow::Result<()> {
-    let mut stream = client.chat(request).await?;
-    let on_terminal = std::io::stdout().is_terminal();
-    while let Some(event) = stream.next().await? {
-        match event {
-            ChatEvent::Text(text) => {
-                stats.text();
-                let mut out = std::io::stdout().lock();
-                out.write_all(shown(&text, on_terminal).as_bytes())?;
-                out.flush()?;
-                answer.push_str(&text);
+    /// Writes the answer to standard output as it comes, and keeps it in `answer`.
+    async fn tell(&mut self, answer: &mut String, stats: &mut Stats) -> anyhow::Result<()> {
+        let mut stream = self.begin().await?;
+        let on_terminal = std::io::stdout().is_terminal();
+        while let Some(event) = stream.next().await? {
+            match event {
+                ChatEvent::Text(text) => {
+                    stats.text();
+                    let mut out = std::io::stdout().lock();
+                    out.write_all(shown(&text, on_terminal).as_bytes())?;
+                    out.flush()?;
+                    answer.push_str(&text);
+                }
+                ChatEvent::Usage { prompt, completion } => stats.usage = Some((prompt, completion)),
+                ChatEvent::Finished(reason) => stats.cut_off = reason == "length",
             }
-            ChatEvent::Usage { prompt, completion } => stats.usage = Some((prompt, completion)),
-            ChatEvent::Finished(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Sends the conversation. Where it has outgrown the context its oldest turns are let go, and where the cluster is
+    /// being put together again it is waited for.
+    async fn begin(&mut self) -> anyhow::Result<ChatStream> {
+        let asked = Instant::now();
+        let mut patient = false;
+        loop {
+            let refused = match self.client.chat(&self.request).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let ClientError::Refused { status, code, .. } = &refused else {
+                return Err(refused.into());
+            };
+            if code.as_deref() == Some("context_length_exceeded") && self.forget_oldest_turn() {
+                note("the context is full: the oldest question and its answer are forgotten");
+            } else if *status == 503 && asked.elapsed() < PATIENCE {
+                if !std::mem::replace(&mut patient, true) {
+                    note("the cluster is not serving yet: waiting for it");
+                }
+                tokio::time::sleep(RETRY).await;
+            } else {
+                return Err(refused.into());
+            }
         }
     }
-    Ok(())
+
+    /// Whether there was a turn before the last question.
+    fn forget_oldest_turn(&mut self) -> bool {
+        let messages = &mut self.request.messages;
+        let first = messages.iter().position(|message| message.role == "user");
+        let Some(first) = first.filter(|first| first + 2 < messages.len()) else {
+            return false;
+        };
+        messages.drain(first..first + 2);
+        true
+    }
 }
 
 /// Text for a terminal without what could steer the terminal.
@@ -283,11 +327,12 @@ struct Stats {
     first: Option<Instant>,
     last: Option<Instant>,
     usage: Option<(u64, u64)>,
+    cut_off: bool,
 }
 
 impl Stats {
     fn new() -> Stats {
-        Stats { asked: Instant::now(), first: None, last: None, usage: None }
+        Stats { asked: Instant::now(), first: None, last: None, usage: None, cut_off: false }
     }
 
     fn text(&mut self) {
@@ -333,7 +378,7 @@ impl Typist {
                 let _ = write!(std::io::stderr(), "> ");
                 let mut line = String::new();
                 let read = std::io::stdin().lock().take(MAX_INPUT_BYTES).read_line(&mut line);
-                let line = matches!(read, Ok(1..)).then_some(line);
+                let line = matches!(read, Ok(1..)).then(|| line.trim_end_matches(['\r', '\n']).to_owned());
                 if sender.blocking_send(line).is_err() {
                     return;
                 }

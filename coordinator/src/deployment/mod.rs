@@ -34,7 +34,7 @@ pub const ACTIVATE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker that has attached anew may take to answer a probe: one message each way.
 pub const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
 /// After this long in service a plan has proved itself, and a failure does not count as repeated.
-const SETTLED: Duration = Duration::from_secs(30);
+const SETTLED: Duration = Duration::from_secs(5);
 /// The wait before the third plan in a row; it doubles with each further one. The second is tried at once.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 /// The longest wait between two plans.

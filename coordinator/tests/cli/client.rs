@@ -161,7 +161,7 @@ async fn a_piped_prompt_is_asked_as_one() {
     command.stdin(std::fs::File::open(&prompt).unwrap());
     let answer = tokio::task::spawn_blocking(move || outcome(&mut command)).await.unwrap();
     assert_eq!((answer.code, answer.out.as_str()), (Some(0), "Hello world\n"), "{answer:?}");
-    assert_eq!(server.asked.lock().unwrap()[0]["messages"][0]["content"], "two\nlines\n");
+    assert_eq!(server.asked.lock().unwrap()[0]["messages"][0]["content"], "two\nlines");
 
     let empty = run(home.path(), &["run", "tiny"]).await;
     assert_eq!(empty.code, Some(2), "{empty:?}");
