@@ -344,9 +344,12 @@ async fn where_nobody_answers_nobody_is_reached() {
     let dialled = bind(&worker_identity(&ca, "w1"));
     let silent = UdpSocket::bind(loopback()).unwrap();
     let started = Instant::now();
-    let dead = [silent.local_addr().unwrap()];
+    let dead = [silent.local_addr().unwrap(), "127.0.0.1:0".parse().unwrap()];
     let error = soon("the error", dialled.dial(&peer("w2"), &dead)).await.unwrap_err();
     assert!(matches!(error, LinkError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("{}: ", dead[0])), "{error}");
+    assert!(error.to_string().contains("no answer within 5 seconds"), "{error}");
+    assert!(error.to_string().contains("127.0.0.1:0: "), "{error}");
     assert!(started.elapsed() < Duration::from_secs(11), "{:?}", started.elapsed());
     let error = dialled.dial(&peer("w2"), &[]).await.unwrap_err();
     assert!(error.to_string().contains("no address"), "{error}");

@@ -80,9 +80,23 @@ async fn answers(
                 Some((addr, Err(error))) => failures.push((addr, error)),
                 None => return (answered, failures),
             },
-            () = sleep_until(deadline) => return (answered, failures),
+            () = sleep_until(deadline) => {
+                if answered.is_empty() {
+                    failures.extend(silent(peer, candidates, &failures));
+                }
+                return (answered, failures);
+            }
         }
     }
+}
+
+/// The failures of candidates that have not answered at all.
+fn silent(peer: &Peer, candidates: &[SocketAddr], failures: &Failures) -> Failures {
+    let reason = format!("no answer within {} seconds", DIAL_TIMEOUT.as_secs());
+    let error = LinkError::Lost { peer: peer.clone(), reason };
+    let silent = candidates.iter().take(MAX_CANDIDATES);
+    let silent = silent.filter(|addr| !failures.iter().any(|(failed, _)| failed == *addr));
+    silent.map(|&addr| (addr, error.clone())).collect()
 }
 
 async fn attempt(
@@ -140,7 +154,7 @@ fn worst(peer: &Peer, failures: Failures) -> LinkError {
         return error.clone();
     }
     let reason = if failures.is_empty() {
-        "no address of it is known, or none answered within 5 seconds".to_owned()
+        "no address of it is known".to_owned()
     } else {
         let each: Vec<String> = failures.iter().map(|(addr, error)| format!("{addr}: {error}")).collect();
         each.join("; ")
