@@ -1,5 +1,6 @@
 //! How fast this device really is, measured with the kernels that steps run on.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::DeviceKind;
@@ -23,6 +24,12 @@ const ROWS: usize = 64;
 /// Time for each of the two measurements; the best run of those that fit counts.
 const MEASURE: Duration = Duration::from_millis(60);
 
+/// Locked in the temporary folder by the worker that measures.
+const TURN_FILE: &str = "brigade-calibration.lock";
+
+/// How long a worker waits for its turn: some dozens of others on the same machine.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// What a device does per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Calibration {
@@ -33,17 +40,32 @@ pub struct Calibration {
 }
 
 /// Measures the device with products of a Q8_0 matrix. Takes about a fifth of a second and below 24 MiB, all of it
-/// freed.
+/// freed. Workers of one machine measure one after the other, since each would make the others look slow.
 ///
 /// # Errors
 /// Where the device was not built in, or fails.
 pub fn calibrate(device: DeviceKind, threads: usize) -> Result<Calibration, LoadError> {
+    let _turn = turn();
     match device {
         DeviceKind::Cpu => measure(CpuBackend::new(threads)?),
         DeviceKind::Cuda(_) | DeviceKind::Metal => {
             measure(CandleBackend::new(candle_backend::device(device)?)?)
         }
     }
+}
+
+/// The right to measure, held until it is dropped; `None` where it cannot be had, because another user owns the file or
+/// a worker is stuck in its measurement. The measurement is merely less exact then.
+fn turn() -> Option<File> {
+    let file = File::options().create(true).append(true).open(std::env::temp_dir().join(TURN_FILE)).ok()?;
+    let asked = Instant::now();
+    while file.try_lock().is_err() {
+        if asked.elapsed() > LONGEST_WAIT {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(file)
 }
 
 fn measure<B: Backend>(mut backend: B) -> Result<Calibration, LoadError> {

@@ -15,7 +15,7 @@ use brigade_proto::control::{ConnectStage, StageRoom};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::ids::{DeploymentId, Peer};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
-use brigade_proto::step::Frame;
+use brigade_proto::step::{Frame, StepKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -306,18 +306,17 @@ impl DataPlane {
         deployment: DeploymentId,
         result: Result<Vec<Link>, String>,
     ) -> Option<DataOutcome> {
-        let made = match result {
-            Ok(links) => links.into_iter().filter_map(|link| self.adopt(link)).collect(),
-            Err(reason) => {
-                self.dials.remove(&deployment).filter(|dial| dial.attempt == attempt)?;
-                return Some(DataOutcome::Failed { attempt, reason });
-            }
-        };
-        let made: Vec<LinkId> = made;
+        let made: Result<Vec<LinkId>, String> =
+            result.map(|links| links.into_iter().filter_map(|link| self.adopt(link)).collect());
+        // What comes of an attempt that was given up must leave the one after it alone.
         if self.dials.get(&deployment)?.attempt != attempt {
             return None;
         }
         let Dial { order, next_addresses, .. } = self.dials.remove(&deployment)?;
+        let made = match made {
+            Ok(made) => made,
+            Err(reason) => return Some(DataOutcome::Failed { attempt, reason }),
+        };
         let to_next = |id: &&LinkId| self.links.get(id).is_some_and(|link| link.peer == order.next);
         let next = made.iter().find(to_next).copied().or_else(|| self.standing(&order.next, &next_addresses));
         let Some((next_link, link)) = next.and_then(|id| Some((id, self.links.get(&id)?))) else {
@@ -414,21 +413,52 @@ fn listed(addresses: &[SocketAddr]) -> String {
 async fn read(id: LinkId, peer: Peer, mut link: LinkReceiver, lanes: Lanes, events: mpsc::Sender<DataEvent>) {
     let reason = loop {
         match link.recv().await {
-            Ok(Frame::Step(frame)) => {
-                let arrival = Arrival { peer: peer.clone(), frame, at: Instant::now() };
-                if !lanes.push(arrival).await {
+            Ok(frame) => {
+                if let Some(arrival) = arrival(&peer, frame)
+                    && !queue(arrival, &mut link, &lanes).await
+                {
                     break "the engine has ended".to_owned();
                 }
-            }
-            // Results end at the coordinator; one that comes here is not acted upon.
-            Ok(Frame::Result(result)) => {
-                tracing::warn!(%peer, step = %result.step, "dropped a result, which workers do not take");
             }
             Err(error) => break error.to_string(),
         }
     };
     // The receiver is gone only while the worker ends.
     let _ = events.send(DataEvent::Closed { link: id, reason }).await;
+}
+
+fn arrival(peer: &Peer, frame: Frame) -> Option<Arrival> {
+    match frame {
+        Frame::Step(frame) => Some(Arrival { peer: peer.clone(), frame, at: Instant::now() }),
+        // Results end at the coordinator; one that comes here is not acted upon.
+        Frame::Result(result) => {
+            tracing::warn!(%peer, step = %result.step, "dropped a result, which workers do not take");
+            None
+        }
+    }
+}
+
+/// Queues a frame; while a prefill frame waits for room in its lane, decode frames go past it. `false` where the engine
+/// has ended.
+async fn queue(arrived: Arrival, link: &mut LinkReceiver, lanes: &Lanes) -> bool {
+    if arrived.frame.kind == StepKind::Decode {
+        return lanes.push(arrived).await;
+    }
+    let peer = arrived.peer.clone();
+    let pushing = lanes.push(arrived);
+    tokio::pin!(pushing);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            pushed = &mut pushing => return pushed,
+            Some(frame) = link.recv_decode() => frame,
+        };
+        if let Some(arrival) = arrival(&peer, frame)
+            && !lanes.push(arrival).await
+        {
+            return false;
+        }
+    }
 }
 
 /// Sends a stage's frames of one kind, in order, until the stage is released or the link breaks (which the reader of

@@ -25,8 +25,8 @@ pub const DECODE_LANE_FRAMES: usize = 32;
 /// Prefill frames that wait to be computed: a first stage is sent a chunk per stage of the pipeline, as token ids.
 pub const PREFILL_LANE_FRAMES: usize = 64;
 
-/// Bytes of hidden states that wait in the prefill lane; a frame larger than this waits alone. Between two stages a
-/// chunk can be megabytes, and what is not taken in here waits at its sender.
+/// Bytes of hidden states in the prefill lane, the frame that is being computed included; a larger frame has the lane
+/// for itself. Between two stages a chunk can be megabytes, and what is not taken in here waits at its sender.
 pub const PREFILL_LANE_BYTES: usize = 8 << 20;
 
 /// Frames of a kind that wait to be sent: one on its way and one behind it keep the link busy, and more would only

@@ -50,6 +50,9 @@ pub enum WorkerError {
         /// What to change.
         flag: &'static str,
     },
+    /// The task that keeps it attached has ended with a defect.
+    #[error("nothing keeps this worker attached to its coordinator any more, which is a defect: restart it")]
+    Unattached,
     /// The operating system gives no thread.
     #[error("failed to start the engine's thread: {0}")]
     Thread(std::io::Error),

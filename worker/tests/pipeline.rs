@@ -231,3 +231,21 @@ async fn a_broken_stream_is_dialled_again_and_states_are_told_anew() {
     };
     assert_eq!(session.until("the stage's end", retired).await, Epoch(1));
 }
+
+#[tokio::test]
+async fn news_of_a_stage_comes_with_the_memory_that_is_taken_by_then() {
+    let mut coordinator = Coordinator::start().await;
+    let mut worker = coordinator.worker("alone").await;
+    worker.session.tell(ToWorker::Load(coordinator.load(1, 0, 4))).await;
+    let mut before = None;
+    loop {
+        let message = worker.session.until("a loaded stage", Some).await;
+        if let ToCoordinator::Stage(report) = &message
+            && let StageState::Loaded(_) = report.state
+        {
+            break;
+        }
+        before = Some(message);
+    }
+    assert!(matches!(before, Some(ToCoordinator::Heartbeat(_))), "before it came {before:?}");
+}

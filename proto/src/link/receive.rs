@@ -46,6 +46,12 @@ impl LinkReceiver {
         }
     }
 
+    /// The next decode frame, for a caller that has no room for prefill frames; `None` where no more of them come.
+    /// Dropping the future loses none.
+    pub async fn recv_decode(&mut self) -> Option<Frame> {
+        self.decode.recv().await
+    }
+
     /// Closes the link; the peer is told `reason`.
     pub fn close(&self, reason: &str) {
         self.handle.close(reason);

@@ -76,6 +76,15 @@ impl CandleBackend {
             .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
         Ok(CandleBackend { device, readers })
     }
+
+    /// What errors call the device.
+    fn name(&self) -> &'static str {
+        match self.device {
+            Device::Cpu => "candle on the cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Metal(_) => "metal",
+        }
+    }
 }
 
 impl CandleRows {
@@ -162,7 +171,7 @@ impl Backend for CandleBackend {
 
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CandleMatrix, LoadError> {
         let MatrixShape { kind, rows, width } = shape;
-        let unsupported = || source.unsupported(kind, "candle");
+        let unsupported = || source.unsupported(kind, self.name());
         let ggml = ggml_type(kind).ok_or_else(unsupported)?;
         let bytes = kind.bytes_of((rows * width) as u64).ok_or_else(unsupported)?;
         // One tensor at a time is staged here on its way to the device.

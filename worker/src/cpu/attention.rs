@@ -138,7 +138,7 @@ kernel! {
             *weight = dot::<V>(query, key) * scale;
         }
         let (before, sum) = *state;
-        // Written so that a score that is not a number stays and shows.
+        // A score that is not a number may come and go here: its weight, and so the sum, is not one either, and shows.
         let largest = weights.iter().fold(before, |a, &b| if b <= a { a } else { b });
         for weight in weights.iter_mut() {
             *weight = exp(*weight - largest);

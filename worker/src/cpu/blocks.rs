@@ -72,7 +72,8 @@ pub(crate) struct Codes {
 pub(crate) trait BlockFormat {
     /// Size of a block.
     const BYTES: usize;
-    /// Whether codes may be negative.
+    /// Whether codes may be negative: AVX2 multiplies unsigned with signed bytes, so that their signs change sides.
+    #[cfg(target_arch = "x86_64")]
     const SIGNED: bool;
     /// Whether there is an offset.
     const OFFSET: bool;
@@ -133,6 +134,7 @@ macro_rules! format {
 
         impl BlockFormat for $name {
             const BYTES: usize = $bytes;
+            #[cfg(target_arch = "x86_64")]
             const SIGNED: bool = $signed;
             const OFFSET: bool = !matches!($offset, Offset::Times(0.0));
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{ToCoordinator, ToWorker, Welcome};
+use brigade_proto::control::{StageState, ToCoordinator, ToWorker, Welcome};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::health::Health;
 use brigade_proto::ids::{DeploymentId, Incarnation};
@@ -125,9 +125,12 @@ impl Hub {
             tokio::select! {
                 biased;
                 () = ending.cancelled() => break Ok(()),
-                Some(event) = events.session.recv() => match self.session(event).await {
-                    Next::GoOn => {}
-                    Next::End(result) => break result,
+                event = events.session.recv() => match event {
+                    Some(event) => match self.session(event).await {
+                        Next::GoOn => {}
+                        Next::End(result) => break result,
+                    },
+                    None => break Err(WorkerError::Unattached),
                 },
                 Some(event) = events.engine.recv() => self.engine_said(event),
                 Some(event) = events.data.recv() => self.data_said(event),
@@ -238,7 +241,13 @@ impl Hub {
                 self.limit_frames();
                 self.order(EngineOrder::Drop { deployment });
             }
-            StageCommand::Report(report) => self.tell(ToCoordinator::Stage(report)),
+            StageCommand::Report(report) => {
+                // Whoever acts on the news sees the memory that goes with it.
+                if !matches!(report.state, StageState::Loading { .. }) {
+                    self.tell_telemetry();
+                }
+                self.tell(ToCoordinator::Stage(report));
+            }
         }
         None
     }
@@ -324,6 +333,10 @@ impl Hub {
 
     fn beat(&mut self) {
         self.data.expire(Instant::now());
+        self.tell_telemetry();
+    }
+
+    fn tell_telemetry(&mut self) {
         let telemetry = self.counters.telemetry(self.meter.read());
         if self.welcome.is_some() {
             // A heartbeat that finds the queue full is late anyway: the next one says more.
