@@ -8,20 +8,24 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// `value` as JSON, on one line or indented by so many spaces.
+use super::MAX_OUTPUT_BYTES;
+use super::sandbox::Limited;
+
+/// `value` as JSON, on one line or indented by so many spaces; no more than a prompt may have, since a value that holds
+/// itself twice, some forty times over, would never end.
 pub(super) fn format(value: &Value, indent: Option<usize>) -> Result<String, Error> {
-    let mut bytes = Vec::new();
+    let mut json = Limited::new(MAX_OUTPUT_BYTES);
     let written = match indent {
-        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, OneLine)),
+        None => value.serialize(&mut Serializer::with_formatter(&mut json, OneLine)),
         Some(indent) => {
             let indent = " ".repeat(indent.min(16));
             let formatter = PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
+            value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
         }
     };
     let error = |problem: String| Error::new(ErrorKind::BadSerialization, problem);
     written.map_err(|source| error(source.to_string()))?;
-    String::from_utf8(bytes).map_err(|source| error(source.to_string()))
+    json.into_text().ok_or_else(|| error("no UTF-8".to_owned()))
 }
 
 /// Python's default separators.

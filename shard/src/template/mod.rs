@@ -2,7 +2,8 @@
 //!
 //! Templates are written for Python's Jinja in the environment of Hugging Face's transformers, and come from a file that
 //! nobody has checked. They run with that environment's functions and white-space rules, and within limits on their
-//! size, steps, output and nesting.
+//! size, steps, output and nesting. What a template holds or compares on the way has no limit: one that doubles a text
+//! (`a ~ a`) or a list again and again takes memory, or time, without end.
 
 mod json;
 mod sandbox;

@@ -134,6 +134,11 @@ fn templates_without_an_end_are_stopped() {
     assert!(matches!(render(loops), Err(TemplateError::TooManySteps)), "{:?}", render(loops));
     let recursive = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
     assert!(matches!(render(recursive), Err(TemplateError::Failed { .. })), "{:?}", render(recursive));
+    let doubling =
+        "{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}";
+    let json = render(&format!("{doubling}{{{{ ns.a | tojson }}}}"));
+    assert!(matches!(json, Err(TemplateError::Failed { .. })), "{json:?}");
+    assert!(matches!(render(&format!("{doubling}{{{{ ns.a }}}}")), Err(TemplateError::TooMuchOutput)));
     let chatty = "{% set x = 'y' * 1000000 %}{% for a in range(1000) %}{{ x }}{% endfor %}";
     assert!(matches!(render(chatty), Err(TemplateError::TooMuchOutput)), "{:?}", render(chatty));
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
