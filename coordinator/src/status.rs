@@ -21,7 +21,7 @@ pub struct ClusterStatus {
     pub context: u32,
     /// Cache tokens of the whole pipeline.
     pub cache_tokens: u32,
-    /// Cache tokens promised to running sequences.
+    /// Cache tokens reserved for running sequences.
     pub cache_tokens_reserved: u32,
     /// The pipeline, from first to last.
     pub stages: Vec<StageStatus>,

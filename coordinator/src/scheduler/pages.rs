@@ -1,4 +1,4 @@
-//! The pipeline's cache as pages: what is promised to sequences, and what is free.
+//! The pipeline's cache as pages: what is reserved for sequences, and what is free.
 
 use brigade_shard::cost::PAGE_TOKENS;
 

@@ -446,7 +446,7 @@ fn stopping_ends_everything_and_says_why() {
 }
 
 /// Submissions, cancellations, results and failures in any order: positions are sent once and in order (the stage
-/// panics otherwise), cache is never promised twice, every request ends exactly once, and all is free at the end.
+/// panics otherwise), cache is never reserved twice, every request ends exactly once, and all is free at the end.
 #[test]
 fn invariants_hold_under_random_events() {
     let (mut replayed, mut replayed_with_failures) = (0, 0);
