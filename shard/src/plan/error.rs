@@ -56,6 +56,9 @@ pub struct MemoryShortage {
     pub add_to: Option<String>,
     /// What `needed` was computed for.
     pub room: Room,
+    /// What a worker must offer to hold the larger end of the model with one layer, where no worker here does: joining
+    /// smaller ones would not help.
+    pub least_worker: Option<Bytes>,
     /// A shorter context than the stated one that would fit, in tokens.
     pub shorter_context: Option<u32>,
     /// Every worker.
@@ -96,6 +99,9 @@ impl fmt::Display for MemoryShortage {
             self.room.context,
             mib(self.offered),
         )?;
+        if let Some(least) = self.least_worker {
+            write!(f, " of at least {}, which an end of the model takes", mib_up(least))?;
+        }
         if let Some(context) = self.shorter_context {
             write!(f, ", or lower the context to {context} tokens")?;
         }
@@ -147,11 +153,21 @@ pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_
         missing,
         add_to,
         room: room_wanted,
+        least_worker: least_worker(search, &room_wanted),
         shorter_context: shorter_context(input, |room| fits(search, room)),
         devices: (0..input.devices.len())
             .map(|device| device_room(search, input, device, &room_wanted))
             .collect(),
     }))
+}
+
+/// What the larger end of the model takes with one layer, where that is more than any device offers.
+fn least_worker(search: &Search<'_>, room: &Room) -> Option<Bytes> {
+    let layers = search.layers();
+    let first = search.bytes(LayerRange { start: 0, end: 1.min(layers) }, room);
+    let last = search.bytes(LayerRange { start: layers.saturating_sub(1), end: layers }, room);
+    let larger = first.max(last);
+    search.budgets().iter().all(|budget| *budget < larger).then_some(larger)
 }
 
 /// The longest context below the stated one that fits for all sequences.

@@ -239,6 +239,19 @@ fn a_stated_context_must_fit_for_every_sequence() {
 }
 
 #[test]
+fn joining_workers_too_small_for_an_end_of_the_model_is_not_advised() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(8));
+    let last = Shard::of(LayerRange { start: 7, end: 8 }, 8);
+    let first = Shard::of(LayerRange { start: 0, end: 1 }, 8);
+    let room = Plan::default_room();
+    let ends = cost.memory(&last, &room).total().max(cost.memory(&first, &room).total());
+    let error = plan(&cost, &input(equal_devices(8, ends.0 - 1))).unwrap_err();
+    let PlanError::TooLittleMemory(shortage) = &error else { panic!("{error}") };
+    assert_eq!(shortage.least_worker, Some(ends));
+    assert!(error.to_string().contains("join another worker of at least"), "{error}");
+}
+
+#[test]
 fn missing_memory_is_just_enough_and_named_per_worker() {
     let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(8));
     let whole = cost.memory(&cost.whole(), &Plan::default_room()).total().0;
