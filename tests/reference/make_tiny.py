@@ -3,7 +3,7 @@
 usage: python make_tiny.py OUTPUT.gguf [--hidden N] [--layers N] ... (see --help)
 
 The same flags give the same bytes: weights come from PCG64's raw stream and are quantised by the `gguf` package. Types that
-`gguf` cannot quantise (the k-quants) get random blocks with the wanted spread.
+`gguf` cannot quantise (the k-quants and codebooks), or not alike everywhere (MXFP4), get random blocks with the wanted spread.
 """
 
 import argparse
@@ -17,10 +17,11 @@ TYPES = {
     name: getattr(gguf.GGMLQuantizationType, name.upper())
     for name in (
         "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0",
     )
 }  # fmt: skip
 
-# Random k-quant blocks: byte offsets of the scale `d` and the minimum `dmin` (if any), dmin / d for a mean of zero, and the
+# Random blocks: byte offsets of the scale `d` and the minimum `dmin` (if any), dmin / d for a mean of zero, and the
 # standard deviation of the values at d = 1 when all other bytes are random.
 K_BLOCKS = {
     "q2_k": (80, 82, 1.5, 13.94),
@@ -28,6 +29,16 @@ K_BLOCKS = {
     "q4_k": (0, 2, 7.5, 260.0),
     "q5_k": (0, 2, 15.5, 528.0),
     "q6_k": (208, None, 0.0, 1365.0),
+    "iq1_s": (0, None, 0.0, 7.2),
+    "iq1_m": (None, None, 0.0, 7.2),
+    "iq2_xxs": (0, None, 0.0, 53.4),
+    "iq2_xs": (0, None, 0.0, 55.8),
+    "iq2_s": (0, None, 0.0, 56.3),
+    "iq3_xxs": (0, None, 0.0, 142.2),
+    "iq3_s": (0, None, 0.0, 140.1),
+    "iq4_nl": (0, None, 0.0, 67.4),
+    "iq4_xs": (0, None, 0.0, 1245.0),
+    "mxfp4": (None, None, 0.0, 13.0),
 }
 
 
@@ -63,7 +74,16 @@ def k_blocks(stream, kind, shape, deviation):
     count = rows * columns // elements
     data = stream.words(count * ((size + 1) // 2)).view("<u1").reshape(count, -1)[:, :size].copy()
     d = np.float16(deviation / spread)
-    data[:, at_d : at_d + 2] = np.frombuffer(d.tobytes(), "<u1")
+    if kind == "mxfp4":
+        # The scale is 2^(byte - 128): three neighbouring powers of two, the lowest at least half of what is wanted.
+        data[:, 0] = 128 + np.frexp(deviation / spread)[1] + data[:, 0] % 3 - 1
+    elif kind == "iq1_m":
+        # The four top nibbles of the scales' words.
+        bits = int(d.view("<u2"))
+        for i in range(4):
+            data[:, 49 + 2 * i] = data[:, 49 + 2 * i] & 15 | (bits >> 4 * i & 15) << 4
+    else:
+        data[:, at_d : at_d + 2] = np.frombuffer(d.tobytes(), "<u1")
     if at_min is not None:
         data[:, at_min : at_min + 2] = np.frombuffer(np.float16(d * ratio).tobytes(), "<u1")
     return data.reshape(rows, -1)

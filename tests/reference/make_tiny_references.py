@@ -35,6 +35,14 @@ VARIANTS = {
         for kind in ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
     },
     **{f"type-{kind}": f"--type {kind} {WIDE} --seed 21" for kind in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")},
+    **{
+        f"type-{kind}": f"--type {kind} {WIDE} --seed 21"
+        for kind in ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "tq1_0", "tq2_0")
+    },
+    **{
+        f"type-{kind}": f"--type {kind} --hidden 128 --layers 2 --heads 4 --kv-heads 2 --head-dim 32 --ffn 192 --seed 20"
+        for kind in ("iq4_nl", "mxfp4")
+    },
     "type-q8_0-tied": "--type q8_0 --hidden 128 --layers 2 --heads 4 --kv-heads 2 --head-dim 32 --ffn 192 --tied --seed 22",
 }
 TOKENIZERS = ["llama3", "tied-smollm", "llama2-spm", "spm-no-prefix"]

@@ -11,18 +11,26 @@ use brigade_worker::backend::{Backend, BackendError, Batch, Span};
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
 use brigade_worker::model::{self, Input, StageModel, StageNeeds};
-use brigade_worker::weights::{LoadProgress, ModelFiles};
+use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles};
 use candle_core::Device;
 use tiny_model::{Random, TinyModel, room};
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::gguf::Header, layers: usize) -> StageModel<B> {
+    try_load(backend, header, layers).unwrap()
+}
+
+fn try_load<B: Backend>(
+    backend: B,
+    header: &brigade_shard::gguf::Header,
+    layers: usize,
+) -> Result<StageModel<B>, LoadError> {
     let shard = Shard::of(LayerRange::new(0, layers).unwrap(), layers);
     let mut room = room();
     room.cache_dtype = CacheDtype::F32;
     let needs = StageNeeds::new(header, &shard, &room).unwrap();
     let progress = LoadProgress::new();
     let files = ModelFiles::open(header, &progress).unwrap();
-    model::load(backend, &files, &needs.spec, &needs.table, &shard, &room, &progress).unwrap()
+    model::load(backend, &files, &needs.spec, &needs.table, &shard, &room, &progress)
 }
 
 /// Logits of two sequences on scattered pages: a prompt in two chunks beside a shorter one.
@@ -76,5 +84,20 @@ fn candle_computes_what_our_kernels_compute() {
         let difference = difference.sqrt();
         println!("{} / {}: logits differ by {difference:.6} of their size", model.kind, model.ends);
         assert!(difference < bound, "{model:?}: logits differ by {difference} of their size");
+    }
+}
+
+#[test]
+fn types_that_candle_does_not_know_are_refused_by_name() {
+    use TensorType::*;
+    let kinds = [IQ4_NL, MXFP4, IQ4_XS, IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, TQ2_0];
+    for kind in kinds {
+        let model = TinyModel::wide(kind);
+        let dir = tempfile::tempdir().unwrap();
+        let header = model.write(&dir.path().join("tiny.gguf"));
+        let backend = CandleBackend::new(Device::Cpu).unwrap();
+        let error = try_load(backend, &header, model.layers).err().unwrap().to_string();
+        assert!(error.contains(&format!("is {kind}, which candle cannot compute with")), "{error}");
+        load(CpuBackend::new(1).unwrap(), &header, model.layers);
     }
 }

@@ -9,9 +9,11 @@ use brigade_worker::backend::{Backend, MatrixShape};
 use brigade_worker::cpu::{CpuBackend, Simd};
 use brigade_worker::weights::{LoadError, TensorSource};
 use candle_core::quantized::k_quants::{BlockQ8K, GgmlType};
+use half::f16;
 use rayon::ThreadPool;
 use tiny_model::{Random, decode, encode};
 
+/// Types whose blocks candle can make and read.
 const KINDS: [TensorType; 13] = [
     TensorType::F32,
     TensorType::F16,
@@ -27,6 +29,61 @@ const KINDS: [TensorType; 13] = [
     TensorType::Q5K,
     TensorType::Q6K,
 ];
+
+/// The other types, with the deviation of random blocks whose scale is 1.
+const CODEBOOK_KINDS: [(TensorType, f32); 12] = [
+    (TensorType::IQ4_NL, 67.4),
+    (TensorType::MXFP4, 5.85),
+    (TensorType::IQ4_XS, 1245.0),
+    (TensorType::IQ1_S, 7.2),
+    (TensorType::IQ1_M, 7.2),
+    (TensorType::IQ2_XXS, 53.4),
+    (TensorType::IQ2_XS, 55.8),
+    (TensorType::IQ2_S, 56.3),
+    (TensorType::IQ3_XXS, 142.2),
+    (TensorType::IQ3_S, 140.1),
+    (TensorType::TQ1_0, 0.817),
+    (TensorType::TQ2_0, 1.118),
+];
+
+fn all_kinds() -> impl Iterator<Item = TensorType> {
+    KINDS.into_iter().chain(CODEBOOK_KINDS.into_iter().map(|(kind, _)| kind))
+}
+
+/// The deviation of random blocks of a type that candle does not know.
+fn spread(kind: TensorType) -> Option<f32> {
+    CODEBOOK_KINDS.iter().find(|row| row.0 == kind).map(|row| row.1)
+}
+
+/// Gives every block this scale: bits of a half-precision number, of MXFP4 an exponent.
+fn set_scales(kind: TensorType, blocks: &mut [u8], scale: u16) {
+    for block in blocks.chunks_mut(kind.block_bytes() as usize) {
+        match kind {
+            TensorType::MXFP4 => block[0] = scale as u8,
+            TensorType::IQ1_M => {
+                for i in 0..4 {
+                    block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((scale >> (4 * i)) as u8 & 15) << 4;
+                }
+            }
+            TensorType::TQ1_0 => block[52..54].copy_from_slice(&scale.to_le_bytes()),
+            TensorType::TQ2_0 => block[64..66].copy_from_slice(&scale.to_le_bytes()),
+            _ => block[..2].copy_from_slice(&scale.to_le_bytes()),
+        }
+    }
+}
+
+/// Bytes of xorshift64 words, as `tests/reference/make_block_values.py` makes them.
+fn random_bytes(mut state: u64, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(count);
+    bytes
+}
 
 struct InMemory(Vec<u8>);
 
@@ -51,9 +108,27 @@ struct Product {
 impl Product {
     fn new(kind: TensorType, rows: usize, width: usize, count: usize) -> Product {
         let mut random = Random::new(kind.to_ggml() as u64 + 1);
-        let bytes = encode(kind, &random.normals(rows * width, 0.3));
+        let bytes = match spread(kind) {
+            None => encode(kind, &random.normals(rows * width, 0.3)),
+            Some(spread) => {
+                let count = kind.bytes_of((rows * width) as u64).unwrap().0 as usize;
+                let mut bytes = random_bytes(kind.to_ggml() as u64 + 1, count);
+                let scale = f16::from_f32(0.3 / spread).to_bits();
+                set_scales(kind, &mut bytes, if kind == TensorType::MXFP4 { 124 } else { scale });
+                bytes
+            }
+        };
         let input = random.normals(count * width, 1.5);
         Product { shape: MatrixShape { kind, rows, width }, bytes, input }
+    }
+
+    /// The weights as f32.
+    fn weights(&self) -> Vec<f32> {
+        let MatrixShape { kind, rows, width } = self.shape;
+        match spread(kind) {
+            None => decode(kind, &self.bytes, rows * width),
+            Some(_) => dequantised(kind, &self.bytes, width),
+        }
     }
 
     fn run(&self, backend: &mut CpuBackend, input: &[f32]) -> Vec<f32> {
@@ -67,11 +142,26 @@ impl Product {
     }
 }
 
+/// What blocks stand for, as rows of an embedding.
+fn dequantised(kind: TensorType, bytes: &[u8], width: usize) -> Vec<f32> {
+    let rows = bytes.len() / kind.bytes_of(width as u64).unwrap().0 as usize;
+    let backend = CpuBackend::new(1).unwrap();
+    let table = backend.matrix(MatrixShape { kind, rows, width }, &mut InMemory(bytes.to_vec())).unwrap();
+    let mut out = backend.rows(rows, width).unwrap();
+    backend.embed(&table, &(0..rows as u32).collect::<Vec<_>>(), &mut out).unwrap();
+    backend.host(&out, &mut Vec::new()).unwrap().to_vec()
+}
+
+/// Whether products round the input in blocks of 32; those of the K formats do in blocks of 256.
+fn rounds_by_32(kind: TensorType) -> bool {
+    kind.block_values() == 32 || spread(kind).is_some()
+}
+
 /// The input as the format's products take it: rounded to 8 bits for quantised weights.
 fn rounded(kind: TensorType, input: &[f32]) -> Vec<f64> {
     match kind.block_values() {
         1 => input.iter().map(|&x| f64::from(x)).collect(),
-        32 => {
+        _ if rounds_by_32(kind) => {
             let block = |x: &[f32]| {
                 let scale = x.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
                 x.iter().map(|x| f64::from((x / scale).round() * scale)).collect::<Vec<_>>()
@@ -90,11 +180,11 @@ fn rounded(kind: TensorType, input: &[f32]) -> Vec<f64> {
 
 #[test]
 fn products_are_those_of_the_dequantised_weights() {
-    for kind in KINDS {
+    for kind in all_kinds() {
         let (rows, width, count) = (37, 512, 7);
         let product = Product::new(kind, rows, width, count);
         let found = product.run(&mut CpuBackend::new(2).unwrap(), &product.input);
-        let weights = decode(kind, &product.bytes, rows * width);
+        let weights = product.weights();
         let input = rounded(kind, &product.input);
         for i in 0..count {
             for o in 0..rows {
@@ -102,7 +192,7 @@ fn products_are_those_of_the_dequantised_weights() {
                 let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
                 let found = f64::from(found[i * rows + o]);
                 // A tie in the rounding of one input may fall to either side; everything else is f32 rounding.
-                let bound = size * 2e-6 + if kind.block_values() == 32 { 2e-3 } else { 0.0 };
+                let bound = size * 2e-6 + if rounds_by_32(kind) { 2e-3 } else { 0.0 };
                 assert!(
                     (found - exact).abs() <= bound,
                     "{kind} [{i}, {o}]: {found} instead of {exact}, {bound}"
@@ -114,7 +204,7 @@ fn products_are_those_of_the_dequantised_weights() {
 
 #[test]
 fn a_row_gives_the_same_bits_alone_and_among_others_on_any_threads_and_instructions() {
-    for kind in KINDS {
+    for kind in all_kinds() {
         let product = Product::new(kind, 333, 512, 23);
         let expected = product.run(&mut CpuBackend::with_simd(1, Simd::Portable).unwrap(), &product.input);
         assert!(expected.iter().all(|y| y.is_finite()), "{kind}");
@@ -148,7 +238,7 @@ fn widths_that_are_no_multiple_of_the_lanes_work_for_floats() {
 
 #[test]
 fn an_input_that_is_not_finite_shows_in_every_product() {
-    for kind in KINDS {
+    for kind in all_kinds() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut product = Product::new(kind, 5, 512, 2);
             product.input[300] = bad;
@@ -175,7 +265,80 @@ fn embedding_rows_are_the_dequantised_ones() {
 
 #[test]
 fn a_type_without_kernels_is_refused_by_name() {
-    let shape = MatrixShape { kind: TensorType::IQ2_XXS, rows: 1, width: 256 };
-    let error = CpuBackend::new(1).unwrap().matrix(shape, &mut InMemory(vec![0; 66])).err().unwrap();
-    assert!(error.to_string().contains("IQ2_XXS"), "{error}");
+    let shape = MatrixShape { kind: TensorType::Q8_1, rows: 1, width: 256 };
+    let error = CpuBackend::new(1).unwrap().matrix(shape, &mut InMemory(vec![0; 288])).err().unwrap();
+    assert!(error.to_string().contains("Q8_1"), "{error}");
+}
+
+/// Pairs of hexadecimal digits as bytes.
+fn from_hex(text: &str) -> Vec<u8> {
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect()
+}
+
+/// Values with minus zero as zero, which it equals.
+fn without_minus_zero(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|x| x + 0.0).collect()
+}
+
+/// FNV-1a over the bits of the values, a word at a time.
+fn hash(values: &[f32]) -> u64 {
+    values.iter().fold(0xCBF2_9CE4_8422_2325, |hash: u64, value| {
+        (hash ^ u64::from(value.to_bits())).wrapping_mul(0x100_0000_01B3)
+    })
+}
+
+#[test]
+fn codebook_blocks_stand_for_what_gguf_says() {
+    let text = include_str!("../../tests/reference/block-values.txt");
+    let mut blocks = 0;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (kind, _) = CODEBOOK_KINDS.into_iter().find(|(kind, _)| kind.name() == words[0]).unwrap();
+        let width = kind.block_values() as usize;
+        match words[1] {
+            "block" => {
+                let found = without_minus_zero(&dequantised(kind, &from_hex(words[2]), width));
+                let wanted = from_hex(words[3]);
+                let wanted: Vec<f32> =
+                    wanted.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                    let same = found.to_bits() == wanted.to_bits();
+                    assert!(same, "{kind} block {}: value {i} is {found} instead of {wanted}", words[2]);
+                }
+                assert_eq!(found.len(), wanted.len(), "{kind}");
+            }
+            _ => {
+                let (seed, count): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+                let mut bytes = random_bytes(seed, count * kind.block_bytes() as usize);
+                set_scales(kind, &mut bytes, if kind == TensorType::MXFP4 { 128 } else { 0x3555 });
+                let found = hash(&without_minus_zero(&dequantised(kind, &bytes, width)));
+                assert_eq!(format!("{found:016x}"), words[4], "{kind}: {count} random blocks");
+            }
+        }
+        blocks += 1;
+    }
+    assert_eq!(blocks, 7 * CODEBOOK_KINDS.len());
+}
+
+#[test]
+fn extreme_codebook_blocks_give_the_same_bits_on_any_instructions() {
+    for (kind, _) in CODEBOOK_KINDS {
+        let size = kind.bytes_of(1024).unwrap().0 as usize;
+        for (fill, scale) in [(0, 1), (255, 1), (0, 0x7BFF), (255, 0x7BFF), (127, 0x83FF), (128, 0x0400)] {
+            let mut bytes = vec![fill; size];
+            // Of these, MXFP4 takes the low byte as an exponent: the smallest, and others.
+            set_scales(kind, &mut bytes, scale);
+            let shape = MatrixShape { kind, rows: 1, width: 1024 };
+            let input = Random::new(9).normals(5 * 1024, 1e-3);
+            let product = Product { shape, bytes, input };
+            let portable =
+                product.run(&mut CpuBackend::with_simd(1, Simd::Portable).unwrap(), &product.input);
+            let found = product.run(&mut CpuBackend::new(1).unwrap(), &product.input);
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found), bits(&portable), "{kind} of {fill}, scale {scale:#x}");
+        }
+    }
 }

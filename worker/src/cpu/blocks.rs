@@ -1,12 +1,13 @@
 //! Weight formats whose blocks hold 32 values, and the products of their rows with 8-bit activations.
 //!
-//! Each of them (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0) is a scale, an offset and 32 small integers: a weight is
-//! `scale * code + offset`. The activations of a row are rounded to 8 bits in blocks of 32 with a scale each, so that a
-//! block's share of a product is `scale * activation_scale * sum(code * activation) + offset * sum(activations)`, with
-//! the integer sum exact.
+//! Each of them (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4) is a scale, an offset and 32 small integers, which stand
+//! in the block or are looked up in a codebook: a weight is `scale * code + offset`. The activations of a row are rounded
+//! to 8 bits in blocks of 32 with a scale each, so that a block's share of a product is
+//! `scale * activation_scale * sum(code * activation) + offset * sum(activations)`, with the integer sum exact.
 
 use half::f16;
 
+use super::grids::{IQ4_VALUES, MXFP4_VALUES};
 use crate::simd::Simd;
 
 /// Values in a block of weights and of activations.
@@ -68,6 +69,21 @@ pub(crate) struct Codes {
     pub(crate) offset: f32,
 }
 
+/// A weight format whose products take activations in blocks of 32; rows are whole blocks.
+pub(crate) trait RowFormat {
+    /// Values in a block of weights, a multiple of [`BLOCK`].
+    const VALUES: usize;
+    /// Size of a block of weights.
+    const BYTES: usize;
+
+    /// Writes a row's weights as f32, `[width]`.
+    fn dequantise(row: &[u8], out: &mut [f32]);
+
+    /// The products of one row of weights with `R` rows of activations, none of which has an influence on another's.
+    fn products<const R: usize>(simd: Simd, weights: &[u8], activations: [&[ActivationBlock]; R])
+    -> [f32; R];
+}
+
 /// A weight format with blocks of 32 values.
 pub(crate) trait BlockFormat {
     /// Size of a block.
@@ -96,13 +112,17 @@ pub(crate) trait BlockFormat {
     unsafe fn factors_avx2(block: &[u8]) -> std::arch::x86_64::__m128;
 }
 
-/// Where a format's offset comes from.
+/// Where a format's scale and offset come from.
 #[derive(Clone, Copy)]
-enum Offset {
-    /// The half-precision number after the scale.
-    Stored,
-    /// This many times the scale.
-    Times(f32),
+enum Factors {
+    /// A half-precision scale at the block's start.
+    Half,
+    /// Such a scale; the offset is this many times it.
+    HalfTimes(f32),
+    /// Such a scale, and the half-precision offset after it.
+    HalfAndOffset,
+    /// An 8-bit exponent at the block's start, for codes that are doubled.
+    Exponent,
 }
 
 fn nibbles(block: &[u8]) -> [i8; BLOCK] {
@@ -122,12 +142,21 @@ fn nibbles_and_high_bits(block: &[u8], high: &[u8]) -> [i8; BLOCK] {
     codes
 }
 
-fn widen(block: &[u8], at: usize) -> f32 {
+/// The half-precision number at byte `at`.
+#[inline(always)]
+pub(super) fn widen(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
+/// Half of the power of two that an exponent of the OCP microscaling formats stands for: 2^(e - 128).
+fn half_power(exponent: u8) -> f32 {
+    // The two smallest are subnormal.
+    let bits = if exponent < 2 { 1 << (21 + exponent) } else { (u32::from(exponent) - 1) << 23 };
+    f32::from_bits(bits)
+}
+
 macro_rules! format {
-    ($(#[$meta:meta])* $name:ident: $bytes:literal bytes, signed $signed:literal, offset $offset:expr,
+    ($(#[$meta:meta])* $name:ident: $bytes:literal bytes, signed $signed:literal, factors $factors:expr,
      codes |$c:ident| $codes:expr, avx2 |$a:ident| $avx2:expr) => {
         $(#[$meta])*
         pub(crate) struct $name;
@@ -136,15 +165,16 @@ macro_rules! format {
             const BYTES: usize = $bytes;
             #[cfg(target_arch = "x86_64")]
             const SIGNED: bool = $signed;
-            const OFFSET: bool = !matches!($offset, Offset::Times(0.0));
+            const OFFSET: bool = matches!($factors, Factors::HalfTimes(_) | Factors::HalfAndOffset);
 
             #[inline(always)]
             fn unpack(block: &[u8]) -> Codes {
                 let block = &block[..$bytes];
-                let scale = widen(block, 0);
-                let offset = match $offset {
-                    Offset::Stored => widen(block, 2),
-                    Offset::Times(factor) => factor * scale,
+                let (scale, offset) = match $factors {
+                    Factors::Half => (widen(block, 0), 0.0),
+                    Factors::HalfTimes(factor) => (widen(block, 0), factor * widen(block, 0)),
+                    Factors::HalfAndOffset => (widen(block, 0), widen(block, 2)),
+                    Factors::Exponent => (half_power(block[0]), 0.0),
                 };
                 let $c = block;
                 Codes { codes: $codes, scale, offset }
@@ -162,7 +192,24 @@ macro_rules! format {
             #[inline(always)]
             unsafe fn factors_avx2(block: &[u8]) -> std::arch::x86_64::__m128 {
                 // SAFETY: the caller has AVX2 and F16C.
-                unsafe { avx2::factors(block, $offset) }
+                unsafe { avx2::factors(block, $factors) }
+            }
+        }
+
+        impl RowFormat for $name {
+            const VALUES: usize = BLOCK;
+            const BYTES: usize = $bytes;
+
+            fn dequantise(row: &[u8], out: &mut [f32]) {
+                dequantise::<$name>(row, out);
+            }
+
+            fn products<const R: usize>(
+                simd: Simd,
+                weights: &[u8],
+                activations: [&[ActivationBlock]; R],
+            ) -> [f32; R] {
+                products::<$name, R>(simd, weights, activations)
             }
         }
     };
@@ -170,37 +217,49 @@ macro_rules! format {
 
 format! {
     /// `d: f16`, 16 bytes of nibbles; weight = d (code - 8).
-    Q4_0: 18 bytes, signed false, offset Offset::Times(-8.0),
+    Q4_0: 18 bytes, signed false, factors Factors::HalfTimes(-8.0),
     codes |b| nibbles(&b[2..]),
     avx2 |b| avx2::nibbles(&b[2..])
 }
 format! {
     /// `d: f16, m: f16`, 16 bytes of nibbles; weight = d code + m.
-    Q4_1: 20 bytes, signed false, offset Offset::Stored,
+    Q4_1: 20 bytes, signed false, factors Factors::HalfAndOffset,
     codes |b| nibbles(&b[4..]),
     avx2 |b| avx2::nibbles(&b[4..])
 }
 format! {
     /// `d: f16`, 32 high bits, 16 bytes of nibbles; weight = d (code - 16).
-    Q5_0: 22 bytes, signed false, offset Offset::Times(-16.0),
+    Q5_0: 22 bytes, signed false, factors Factors::HalfTimes(-16.0),
     codes |b| nibbles_and_high_bits(&b[6..], &b[2..6]),
     avx2 |b| avx2::nibbles_and_high_bits(&b[6..], &b[2..6])
 }
 format! {
     /// `d: f16, m: f16`, 32 high bits, 16 bytes of nibbles; weight = d code + m.
-    Q5_1: 24 bytes, signed false, offset Offset::Stored,
+    Q5_1: 24 bytes, signed false, factors Factors::HalfAndOffset,
     codes |b| nibbles_and_high_bits(&b[8..], &b[4..8]),
     avx2 |b| avx2::nibbles_and_high_bits(&b[8..], &b[4..8])
 }
 format! {
     /// `d: f16`, 32 signed bytes; weight = d code.
-    Q8_0: 34 bytes, signed true, offset Offset::Times(0.0),
+    Q8_0: 34 bytes, signed true, factors Factors::Half,
     codes |b| std::array::from_fn(|i| b[2 + i] as i8),
     avx2 |b| avx2::bytes(&b[2..])
 }
+format! {
+    /// `d: f16`, 16 bytes of nibbles; weight = d value(code).
+    #[expect(non_camel_case_types, reason = "the format's own name")]
+    IQ4_NL: 18 bytes, signed true, factors Factors::Half,
+    codes |b| nibbles(&b[2..]).map(|code| IQ4_VALUES[code as usize]),
+    avx2 |b| avx2::values(&b[2..], &IQ4_VALUES)
+}
+format! {
+    /// An exponent, 16 bytes of nibbles; weight = 2^(exponent - 128) value(code).
+    MXFP4: 17 bytes, signed true, factors Factors::Exponent,
+    codes |b| nibbles(&b[1..]).map(|code| MXFP4_VALUES[code as usize]),
+    avx2 |b| avx2::values(&b[1..], &MXFP4_VALUES)
+}
 
-/// Writes a row's weights as f32, `[width]`.
-pub(crate) fn dequantise<F: BlockFormat>(row: &[u8], out: &mut [f32]) {
+fn dequantise<F: BlockFormat>(row: &[u8], out: &mut [f32]) {
     for (block, out) in row.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(BLOCK)) {
         let Codes { codes, scale, offset } = F::unpack(block);
         for (out, code) in out.iter_mut().zip(codes) {
@@ -209,11 +268,9 @@ pub(crate) fn dequantise<F: BlockFormat>(row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The products of one row of weights with `R` rows of activations.
-///
 /// A row's result does not depend on the other rows: eight lanes of integer sums per block (four neighbouring codes
 /// each) are scaled and added up in f32 block by block, offsets in a sum of their own.
-pub(crate) fn products<F: BlockFormat, const R: usize>(
+fn products<F: BlockFormat, const R: usize>(
     simd: Simd,
     weights: &[u8],
     activations: [&[ActivationBlock]; R],
@@ -237,29 +294,44 @@ fn products_portable<F: BlockFormat, const R: usize>(
         for r in 0..R {
             let activation = &activations[r][i];
             let factor = scale * activation.scale;
-            let groups = codes.as_chunks::<4>().0.iter().zip(activation.values.as_chunks::<4>().0);
-            for (lane, (codes, values)) in lanes[r].iter_mut().zip(groups) {
-                let products = codes.iter().zip(values).map(|(c, v)| i32::from(*c) * i32::from(*v));
-                *lane += factor * products.sum::<i32>() as f32;
-            }
+            add_block(&mut lanes[r], &codes, &activation.values, [factor; 2]);
             if F::OFFSET {
                 offsets[r] += offset * activation.sum;
             }
         }
     }
-    std::array::from_fn(|r| {
-        let l = lanes[r];
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])) + offsets[r]
-    })
+    std::array::from_fn(|r| sum_lanes(lanes[r]) + offsets[r])
+}
+
+/// Adds a block's share to the lanes, each half of the block with its own factor.
+#[inline(always)]
+pub(super) fn add_block(
+    lanes: &mut [f32; 8],
+    codes: &[i8; BLOCK],
+    values: &[i8; BLOCK],
+    [low, high]: [f32; 2],
+) {
+    let groups = codes.as_chunks::<4>().0.iter().zip(values.as_chunks::<4>().0);
+    let factors = [low, low, low, low, high, high, high, high];
+    for ((lane, factor), (codes, values)) in lanes.iter_mut().zip(factors).zip(groups) {
+        let products = codes.iter().zip(values).map(|(c, v)| i32::from(*c) * i32::from(*v));
+        *lane += factor * products.sum::<i32>() as f32;
+    }
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+pub(super) fn sum_lanes(l: [f32; 8]) -> f32 {
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+pub(super) mod avx2 {
     //! The products on AVX2, bit for bit those of the portable code.
 
     use std::arch::x86_64::*;
 
-    use super::{ActivationBlock, BlockFormat, Offset};
+    use super::{ActivationBlock, BlockFormat, Factors, half_power};
 
     /// 32 nibbles of 16 bytes: the low ones, then the high ones.
     ///
@@ -273,6 +345,19 @@ mod avx2 {
             let packed = _mm_loadu_si128(block.as_ptr().cast());
             let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
             _mm256_and_si256(both, _mm256_set1_epi8(15))
+        }
+    }
+
+    /// The values of 32 [`nibbles`].
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn values(block: &[u8], values: &[i8; 16]) -> __m256i {
+        // SAFETY: the array holds the 16 bytes that are read; the caller has AVX2.
+        unsafe {
+            let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()));
+            _mm256_shuffle_epi8(values, nibbles(block))
         }
     }
 
@@ -311,17 +396,17 @@ mod avx2 {
     /// # Safety
     /// The processor must have F16C.
     #[inline(always)]
-    pub(super) unsafe fn factors(block: &[u8], offset: Offset) -> __m128 {
+    pub(super) unsafe fn factors(block: &[u8], factors: Factors) -> __m128 {
         let bits = i32::from_le_bytes([block[0], block[1], block[2], block[3]]);
         // SAFETY: the caller has F16C.
         unsafe {
-            let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
-            match offset {
-                Offset::Stored => both,
-                Offset::Times(0.0) => both,
-                Offset::Times(factor) => {
-                    _mm_mul_ps(_mm_shuffle_ps::<0>(both, both), _mm_setr_ps(1.0, factor, 0.0, 0.0))
+            let halves = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+            match factors {
+                Factors::Half | Factors::HalfAndOffset => halves,
+                Factors::HalfTimes(factor) => {
+                    _mm_mul_ps(_mm_shuffle_ps::<0>(halves, halves), _mm_setr_ps(1.0, factor, 0.0, 0.0))
                 }
+                Factors::Exponent => _mm_set_ss(half_power(block[0])),
             }
         }
     }
@@ -360,10 +445,23 @@ mod avx2 {
             }
         }
         std::array::from_fn(|r| {
-            let quarter = _mm_add_ps(_mm256_castps256_ps128(lanes[r]), _mm256_extractf128_ps::<1>(lanes[r]));
-            let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
             let offset = _mm_movehdup_ps(offsets[r]);
-            _mm_cvtss_f32(_mm_add_ss(_mm_add_ss(pair, _mm_movehdup_ps(pair)), offset))
+            // SAFETY: this function has AVX2.
+            _mm_cvtss_f32(_mm_add_ss(unsafe { sum(lanes[r]) }, offset))
         })
+    }
+
+    /// The sum of all lanes, in the lowest one.
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn sum(lanes: __m256) -> __m128 {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+            let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_add_ss(pair, _mm_movehdup_ps(pair))
+        }
     }
 }

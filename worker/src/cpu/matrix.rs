@@ -7,12 +7,14 @@ use candle_core::quantized::k_quants::{
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::blocks::{self, ActivationBlock, BLOCK, BlockFormat};
+use super::blocks::{self, ActivationBlock, BLOCK, RowFormat};
+use super::codebooks;
 use super::columns::Columns;
+use super::super_blocks;
 use crate::simd::{LANES, Simd, Vector, add_dot, kernel};
 use crate::weights::{Plain, WeightBuffer};
 
-/// Values in a block of the K formats.
+/// Values in a block of the K, IQ and TQ formats.
 pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
@@ -23,6 +25,7 @@ const WIDENED: usize = 16 * LANES;
 
 /// How a matrix's rows are stored; a [`TensorType`] that this backend can multiply with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "these are the formats' own names")]
 pub(crate) enum Format {
     F32,
     F16,
@@ -37,6 +40,18 @@ pub(crate) enum Format {
     Q4K,
     Q5K,
     Q6K,
+    IQ4_NL,
+    MXFP4,
+    IQ4_XS,
+    TQ1_0,
+    TQ2_0,
+    IQ1_S,
+    IQ1_M,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ2_S,
+    IQ3_XXS,
+    IQ3_S,
 }
 
 /// What a format's products take activations as.
@@ -67,6 +82,18 @@ impl Format {
             TensorType::Q4K => Format::Q4K,
             TensorType::Q5K => Format::Q5K,
             TensorType::Q6K => Format::Q6K,
+            TensorType::IQ4_NL => Format::IQ4_NL,
+            TensorType::MXFP4 => Format::MXFP4,
+            TensorType::IQ4_XS => Format::IQ4_XS,
+            TensorType::TQ1_0 => Format::TQ1_0,
+            TensorType::TQ2_0 => Format::TQ2_0,
+            TensorType::IQ1_S => Format::IQ1_S,
+            TensorType::IQ1_M => Format::IQ1_M,
+            TensorType::IQ2_XXS => Format::IQ2_XXS,
+            TensorType::IQ2_XS => Format::IQ2_XS,
+            TensorType::IQ2_S => Format::IQ2_S,
+            TensorType::IQ3_XXS => Format::IQ3_XXS,
+            TensorType::IQ3_S => Format::IQ3_S,
             _ => return None,
         })
     }
@@ -76,16 +103,28 @@ impl Format {
         match self {
             Format::F32 => (1, 4),
             Format::F16 | Format::Bf16 => (1, 2),
-            Format::Q4_0 => (BLOCK, blocks::Q4_0::BYTES),
-            Format::Q4_1 => (BLOCK, blocks::Q4_1::BYTES),
-            Format::Q5_0 => (BLOCK, blocks::Q5_0::BYTES),
-            Format::Q5_1 => (BLOCK, blocks::Q5_1::BYTES),
-            Format::Q8_0 => (BLOCK, blocks::Q8_0::BYTES),
+            Format::Q4_0 => block_of::<blocks::Q4_0>(),
+            Format::Q4_1 => block_of::<blocks::Q4_1>(),
+            Format::Q5_0 => block_of::<blocks::Q5_0>(),
+            Format::Q5_1 => block_of::<blocks::Q5_1>(),
+            Format::Q8_0 => block_of::<blocks::Q8_0>(),
             Format::Q2K => (SUPER_BLOCK, size_of::<BlockQ2K>()),
             Format::Q3K => (SUPER_BLOCK, size_of::<BlockQ3K>()),
             Format::Q4K => (SUPER_BLOCK, size_of::<BlockQ4K>()),
             Format::Q5K => (SUPER_BLOCK, size_of::<BlockQ5K>()),
             Format::Q6K => (SUPER_BLOCK, size_of::<BlockQ6K>()),
+            Format::IQ4_NL => block_of::<blocks::IQ4_NL>(),
+            Format::MXFP4 => block_of::<blocks::MXFP4>(),
+            Format::IQ4_XS => block_of::<super_blocks::IQ4_XS>(),
+            Format::TQ1_0 => block_of::<super_blocks::TQ1_0>(),
+            Format::TQ2_0 => block_of::<super_blocks::TQ2_0>(),
+            Format::IQ1_S => block_of::<codebooks::IQ1_S>(),
+            Format::IQ1_M => block_of::<codebooks::IQ1_M>(),
+            Format::IQ2_XXS => block_of::<codebooks::IQ2_XXS>(),
+            Format::IQ2_XS => block_of::<codebooks::IQ2_XS>(),
+            Format::IQ2_S => block_of::<codebooks::IQ2_S>(),
+            Format::IQ3_XXS => block_of::<codebooks::IQ3_XXS>(),
+            Format::IQ3_S => block_of::<codebooks::IQ3_S>(),
         }
     }
 
@@ -97,12 +136,19 @@ impl Format {
 
     /// What its products take.
     pub(crate) fn activation_form(self) -> ActivationForm {
-        match self.block().0 {
-            1 => ActivationForm::Float,
-            BLOCK => ActivationForm::Blocks,
-            _ => ActivationForm::SuperBlocks,
+        match self {
+            Format::F32 | Format::F16 | Format::Bf16 => ActivationForm::Float,
+            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => {
+                ActivationForm::SuperBlocks
+            }
+            _ => ActivationForm::Blocks,
         }
     }
+}
+
+/// Values and bytes of a block.
+fn block_of<F: RowFormat>() -> (usize, usize) {
+    (F::VALUES, F::BYTES)
 }
 
 /// A weight matrix `[rows, width]`, resident once, in its file's blocks.
@@ -147,16 +193,28 @@ impl CpuMatrix {
                     *out = bf16::from_le_bytes(*bytes).to_f32();
                 }
             }
-            Format::Q4_0 => blocks::dequantise::<blocks::Q4_0>(bytes, out),
-            Format::Q4_1 => blocks::dequantise::<blocks::Q4_1>(bytes, out),
-            Format::Q5_0 => blocks::dequantise::<blocks::Q5_0>(bytes, out),
-            Format::Q5_1 => blocks::dequantise::<blocks::Q5_1>(bytes, out),
-            Format::Q8_0 => blocks::dequantise::<blocks::Q8_0>(bytes, out),
+            Format::Q4_0 => blocks::Q4_0::dequantise(bytes, out),
+            Format::Q4_1 => blocks::Q4_1::dequantise(bytes, out),
+            Format::Q5_0 => blocks::Q5_0::dequantise(bytes, out),
+            Format::Q5_1 => blocks::Q5_1::dequantise(bytes, out),
+            Format::Q8_0 => blocks::Q8_0::dequantise(bytes, out),
             Format::Q2K => BlockQ2K::to_float(self.super_row(row), out),
             Format::Q3K => BlockQ3K::to_float(self.super_row(row), out),
             Format::Q4K => BlockQ4K::to_float(self.super_row(row), out),
             Format::Q5K => BlockQ5K::to_float(self.super_row(row), out),
             Format::Q6K => BlockQ6K::to_float(self.super_row(row), out),
+            Format::IQ4_NL => blocks::IQ4_NL::dequantise(bytes, out),
+            Format::MXFP4 => blocks::MXFP4::dequantise(bytes, out),
+            Format::IQ4_XS => super_blocks::IQ4_XS::dequantise(bytes, out),
+            Format::TQ1_0 => super_blocks::TQ1_0::dequantise(bytes, out),
+            Format::TQ2_0 => super_blocks::TQ2_0::dequantise(bytes, out),
+            Format::IQ1_S => codebooks::IQ1_S::dequantise(bytes, out),
+            Format::IQ1_M => codebooks::IQ1_M::dequantise(bytes, out),
+            Format::IQ2_XXS => codebooks::IQ2_XXS::dequantise(bytes, out),
+            Format::IQ2_XS => codebooks::IQ2_XS::dequantise(bytes, out),
+            Format::IQ2_S => codebooks::IQ2_S::dequantise(bytes, out),
+            Format::IQ3_XXS => codebooks::IQ3_XXS::dequantise(bytes, out),
+            Format::IQ3_S => codebooks::IQ3_S::dequantise(bytes, out),
         }
     }
 
@@ -185,10 +243,22 @@ impl CpuMatrix {
             Format::Q4K => self.multiply_super_blocks::<BlockQ4K>(chunk, input, out),
             Format::Q5K => self.multiply_super_blocks::<BlockQ5K>(chunk, input, out),
             Format::Q6K => self.multiply_super_blocks::<BlockQ6K>(chunk, input, out),
+            Format::IQ4_NL => self.multiply_blocks::<blocks::IQ4_NL>(simd, chunk, input, out),
+            Format::MXFP4 => self.multiply_blocks::<blocks::MXFP4>(simd, chunk, input, out),
+            Format::IQ4_XS => self.multiply_blocks::<super_blocks::IQ4_XS>(simd, chunk, input, out),
+            Format::TQ1_0 => self.multiply_blocks::<super_blocks::TQ1_0>(simd, chunk, input, out),
+            Format::TQ2_0 => self.multiply_blocks::<super_blocks::TQ2_0>(simd, chunk, input, out),
+            Format::IQ1_S => self.multiply_blocks::<codebooks::IQ1_S>(simd, chunk, input, out),
+            Format::IQ1_M => self.multiply_blocks::<codebooks::IQ1_M>(simd, chunk, input, out),
+            Format::IQ2_XXS => self.multiply_blocks::<codebooks::IQ2_XXS>(simd, chunk, input, out),
+            Format::IQ2_XS => self.multiply_blocks::<codebooks::IQ2_XS>(simd, chunk, input, out),
+            Format::IQ2_S => self.multiply_blocks::<codebooks::IQ2_S>(simd, chunk, input, out),
+            Format::IQ3_XXS => self.multiply_blocks::<codebooks::IQ3_XXS>(simd, chunk, input, out),
+            Format::IQ3_S => self.multiply_blocks::<codebooks::IQ3_S>(simd, chunk, input, out),
         }
     }
 
-    fn multiply_blocks<F: BlockFormat>(
+    fn multiply_blocks<F: RowFormat>(
         &self,
         simd: Simd,
         chunk: std::ops::Range<usize>,
@@ -204,14 +274,14 @@ impl CpuMatrix {
                 let mut r = tile;
                 while r + 4 <= end {
                     let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];
-                    let products = blocks::products::<F, 4>(simd, weights, inputs);
+                    let products = F::products::<4>(simd, weights, inputs);
                     for (i, product) in products.into_iter().enumerate() {
                         out.set(r + i, o, product);
                     }
                     r += 4;
                 }
                 while r < end {
-                    let [product] = blocks::products::<F, 1>(simd, weights, [row(r)]);
+                    let [product] = F::products::<1>(simd, weights, [row(r)]);
                     out.set(r, o, product);
                     r += 1;
                 }

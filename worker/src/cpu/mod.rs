@@ -6,9 +6,12 @@
 mod attention;
 mod blocks;
 mod cache;
+mod codebooks;
 mod columns;
+mod grids;
 mod matrix;
 mod ops;
+mod super_blocks;
 
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ pub fn encode(kind: TensorType, values: &[f32]) -> Vec<u8> {
         TensorType::Q4K => blocks::<BlockQ4K>(values),
         TensorType::Q5K => blocks::<BlockQ5K>(values),
         TensorType::Q6K => blocks::<BlockQ6K>(values),
-        // Some type that no backend knows, with bytes of no meaning.
+        // A type that candle does not know: blocks that stand for zeros, or for nothing.
         other => vec![0; other.bytes_of(values.len() as u64).unwrap().0 as usize],
     }
 }
