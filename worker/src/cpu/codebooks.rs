@@ -24,62 +24,70 @@ const GROUPS: usize = 4;
 
 row_formats!(IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S);
 
-static IQ1: [[i8; 8]; 2048] = spread(&IQ1_GRID, &IQ1_LEVELS);
-static IQ2_XXS_POINTS: [[i8; 8]; 256] = spread(&IQ2_XXS_GRID, &IQ2_LEVELS);
-static IQ2_XS_POINTS: [[i8; 8]; 512] = spread(&IQ2_XS_GRID, &IQ2_LEVELS);
-static IQ2_S_POINTS: [[i8; 8]; 1024] = spread(&IQ2_S_GRID, &IQ2_LEVELS);
-static IQ3_XXS_POINTS: [[i8; 4]; 256] = spread(&IQ3_XXS_GRID, &IQ3_XXS_LEVELS);
-static IQ3_S_POINTS: [[i8; 4]; 512] = spread(&IQ3_S_GRID, &IQ3_S_LEVELS);
+// Points as they are in memory: the first value is the lowest byte.
+static IQ1: [u64; 2048] = spread(&IQ1_GRID, &IQ1_LEVELS, 8, 8);
+static IQ2_XXS_POINTS: [u64; 256] = spread(&IQ2_XXS_GRID, &IQ2_LEVELS, 8, 1);
+static IQ2_XS_POINTS: [u64; 512] = spread(&IQ2_XS_GRID, &IQ2_LEVELS, 8, 1);
+static IQ2_S_POINTS: [u64; 1024] = spread(&IQ2_S_GRID, &IQ2_LEVELS, 8, 1);
+static IQ3_XXS_POINTS: [u64; 256] = spread(&IQ3_XXS_GRID, &IQ3_XXS_LEVELS, 4, 1);
+static IQ3_S_POINTS: [u64; 512] = spread(&IQ3_S_GRID, &IQ3_S_LEVELS, 4, 1);
 
-/// The values of a grid's points from their numbers.
-const fn spread<const N: usize, const V: usize>(numbers: &[u16; N], levels: &[i8]) -> [[i8; V]; N] {
-    let mut points = [[0; V]; N];
+/// The `count` values of each of a grid's points, times `factor`, from the points' numbers.
+const fn spread<const N: usize>(numbers: &[u16; N], levels: &[i8], count: usize, factor: i8) -> [u64; N] {
+    let mut points = [0; N];
     let mut i = 0;
     while i < N {
         let mut number = numbers[i] as usize;
+        let mut bytes = [0; 8];
         let mut v = 0;
-        while v < V {
-            points[i][v] = levels[number % levels.len()];
+        while v < count {
+            bytes[v] = (levels[number % levels.len()] * factor) as u8;
             number /= levels.len();
             v += 1;
         }
+        points[i] = u64::from_le_bytes(bytes);
         i += 1;
     }
     points
 }
 
+/// Eight bytes of this value.
+const fn everywhere(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
+}
+
 /// The signs of 8 values from the 7 bits that a file spends on them: the number of negative ones is even.
 #[inline(always)]
 fn even_signs(bits: u32) -> u8 {
-    let bits = (bits & 127) as u8;
-    bits | ((bits.count_ones() as u8 & 1) << 7)
-}
-
-/// Writes a group of 8 values: a point's, negated where their bit of `signs` is set.
-#[inline(always)]
-fn put_signed(point: [i8; GROUP], signs: u8, group: usize, out: &mut Codes) {
-    let mut codes = point;
-    for (i, code) in codes.iter_mut().enumerate() {
-        // All ones or nothing: `x ^ mask - mask` negates or keeps.
-        let mask = -((signs >> i & 1) as i8);
-        *code = (*code ^ mask) - mask;
-    }
-    out.codes.as_chunks_mut::<GROUP>().0[group] = codes;
+    let bits = bits & 127;
+    // Bit n of the constant is the parity of the number n.
+    let odd = 0x6996 >> ((bits ^ bits >> 4) & 15) & 1;
+    (bits | odd << 7) as u8
 }
 
 #[inline(always)]
-fn joined([low, high]: [[i8; 4]; 2]) -> [i8; GROUP] {
-    let mut both = [0; GROUP];
-    both[..4].copy_from_slice(&low);
-    both[4..].copy_from_slice(&high);
-    both
+fn put(values: u64, group: usize, out: &mut Codes) {
+    out.codes.as_chunks_mut::<GROUP>().0[group] = values.to_le_bytes().map(|byte| byte as i8);
+}
+
+/// Writes a group of 8 values: a point's, all of them positive, negated where their bit of `signs` is set.
+#[inline(always)]
+fn put_signed(point: u64, signs: u8, group: usize, out: &mut Codes) {
+    // All eight at once. Bit i of the signs, alone in byte i, makes that byte 1; as none is above 128 and no value is
+    // zero, neither this sum nor the last one carries from byte to byte.
+    let alone = (u64::from(signs) * everywhere(1)) & 0x8040_2010_0804_0201;
+    let ones = (alone + everywhere(127)) >> 7 & everywhere(1);
+    let flipped = point ^ (ones * 255);
+    put(flipped + ones, group, out);
 }
 
 /// Writes a group of IQ1's 8 values: a point's shifted by an eighth up or down, in eighths.
 #[inline(always)]
 fn put_shifted(index: usize, down: bool, group: usize, out: &mut Codes) {
-    let shift = if down { -1 } else { 1 };
-    out.codes.as_chunks_mut::<GROUP>().0[group] = IQ1[index].map(|value| 8 * value + shift);
+    let (point, shift) = (IQ1[index], if down { everywhere(255) } else { everywhere(1) });
+    // A sum in each byte: the top bits are added without their carry.
+    let low = (point & everywhere(127)) + (shift & everywhere(127));
+    put(low ^ (point ^ shift) & everywhere(128), group, out);
 }
 
 #[inline(always)]
@@ -234,7 +242,7 @@ impl SuperFormat for IQ3_XXS {
             for k in 0..GROUPS {
                 let group = GROUPS * part + k;
                 let points = [0, 1].map(|i| IQ3_XXS_POINTS[usize::from(block[2 + 2 * group + i])]);
-                put_signed(joined(points), even_signs(signs >> (7 * k)), group, out);
+                put_signed(points[0] | points[1] << 32, even_signs(signs >> (7 * k)), group, out);
             }
         }
     }
@@ -259,7 +267,7 @@ impl SuperFormat for IQ3_S {
                 let high = usize::from(block[66 + i / 8] >> (i % 8) & 1);
                 IQ3_S_POINTS[usize::from(block[2 + i]) | high << 8]
             });
-            put_signed(joined(points), block[74 + group], group, out);
+            put_signed(points[0] | points[1] << 32, block[74 + group], group, out);
         }
     }
 }
