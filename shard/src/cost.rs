@@ -167,7 +167,7 @@ impl Cost {
             },
             head: EndCost { weights: head_matrix + norm, active: head_matrix + norm, flops: head_flops },
             shared: if spec.head.tied { embedding_bytes } else { Bytes::ZERO },
-            rope: size(Role::RopeFrequencies),
+            rope: [Role::RopeFrequencies, Role::RopeLong, Role::RopeShort].into_iter().map(size).sum(),
             widths: Widths::of(spec),
             context_length: u32::try_from(spec.context_length).unwrap_or(u32::MAX),
         }
@@ -278,10 +278,7 @@ impl Widths {
 
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
     let mut cost = LayerCost::default();
-    for role in spec.family.layer_roles() {
-        let Some(tensor) = table.get(Role::Layer(layer, *role)) else {
-            continue;
-        };
+    for (_, tensor) in table.layer(layer) {
         cost.weights += tensor.bytes;
         cost.active += tensor.bytes;
         if tensor.dims.len() > 1 {

@@ -16,6 +16,8 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// Longest context that the model was trained for, in tokens.
     pub context_length: usize,
+    /// Factor on the token embedding's rows; 1 in most families.
+    pub embedding_scale: f32,
     /// One entry per transformer block, in order.
     pub layers: Vec<LayerSpec>,
     /// What turns the last hidden state into logits.
@@ -27,6 +29,18 @@ pub struct ModelSpec {
 pub enum Family {
     /// Llama 2 and 3.x, Mistral, SmolLM.
     Llama,
+    /// Qwen 1.5, 2 and 2.5.
+    Qwen2,
+    /// Qwen 3, without experts.
+    Qwen3,
+    /// Phi-3, Phi-3.5 and Phi-4-mini.
+    Phi3,
+    /// Gemma 3, text.
+    Gemma3,
+    /// Command R and R+.
+    CommandR,
+    /// Command R7B and A.
+    Cohere2,
 }
 
 /// One transformer block.
@@ -36,10 +50,26 @@ pub struct LayerSpec {
     pub attention_norm: Norm,
     /// How positions look at each other.
     pub attention: Attention,
-    /// Norm of the feed-forward's input.
-    pub feed_forward_norm: Norm,
+    /// Norm of the attention's output, before it joins the residual stream.
+    pub attention_post_norm: Option<Norm>,
+    /// What the feed-forward reads.
+    pub residual: Residual,
     /// What happens to each position alone.
     pub feed_forward: FeedForward,
+    /// Norm of the feed-forward's output, before it joins the residual stream.
+    pub feed_forward_post_norm: Option<Norm>,
+}
+
+/// The order in which a layer's halves join the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Residual {
+    /// The feed-forward reads the stream after the attention has joined it, through a norm of its own.
+    Sequential {
+        /// Norm of the feed-forward's input.
+        feed_forward_norm: Norm,
+    },
+    /// The feed-forward reads what the attention reads.
+    Parallel,
 }
 
 /// A normalisation, with one weight per channel.
@@ -48,6 +78,11 @@ pub enum Norm {
     /// x / sqrt(mean(x^2) + epsilon) * weight.
     Rms {
         /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// (x - mean(x)) / sqrt(variance(x) + epsilon) * weight.
+    Layer {
+        /// Added to the variance.
         epsilon: f32,
     },
 }
@@ -72,8 +107,35 @@ pub struct GroupedAttention {
     pub value_width: usize,
     /// Factor on the scores before the softmax.
     pub scale: f32,
-    /// Rotary position embedding of queries and keys.
-    pub rope: Rope,
+    /// How queries, keys and values lie in the file.
+    pub projections: Projections,
+    /// Norm of every query and key head before it is turned.
+    pub head_norm: Option<HeadNorm>,
+    /// Rotary position embedding of queries and keys; a layer without it does not know positions.
+    pub rope: Option<Rope>,
+    /// A position sees itself and those before it, `window` in all; `None` where it sees all.
+    pub window: Option<usize>,
+}
+
+/// How the matrices that make queries, keys and values lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projections {
+    /// Three matrices.
+    Separate {
+        /// Whether each has a bias.
+        bias: bool,
+    },
+    /// One matrix, whose rows are those of the queries, then the keys, then the values.
+    Fused,
+}
+
+/// A norm of single heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorm {
+    /// The norm.
+    pub norm: Norm,
+    /// Whether every head has weights of its own.
+    pub weights_per_head: bool,
 }
 
 /// Rotary position embedding.
@@ -87,8 +149,25 @@ pub struct Rope {
     pub base: f32,
     /// Positions are multiplied by this (1 / `rope.scaling.factor`); 1 where the file scales nothing.
     pub position_scale: f32,
-    /// Whether the tensor `rope_freqs.weight` (`[width / 2]`, f32) divides the frequencies.
-    pub frequency_divisors: bool,
+    /// What divides the frequencies.
+    pub divisors: RopeDivisors,
+    /// Factor on the cosines and sines.
+    pub magnitude: f32,
+}
+
+/// What divides the frequencies of a rope: tensors of `[width / 2]`, f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeDivisors {
+    /// Nothing.
+    None,
+    /// The same for all contexts.
+    Fixed,
+    /// One tensor for contexts of up to `short_context` tokens, and another for longer ones. The context is the one that
+    /// the model is run with, not a sequence's length.
+    ByContext {
+        /// The longest context that takes the short divisors.
+        short_context: usize,
+    },
 }
 
 /// Which channels of a head are rotated together.
@@ -109,6 +188,8 @@ pub enum FeedForward {
         width: usize,
         /// The function on the gate.
         activation: Activation,
+        /// Whether gate and up lie in one matrix, gate's rows first.
+        fused: bool,
     },
 }
 
@@ -117,6 +198,8 @@ pub enum FeedForward {
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
+    /// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
+    Gelu,
 }
 
 /// The end of a model.
@@ -126,4 +209,6 @@ pub struct HeadSpec {
     pub norm: Norm,
     /// Whether the output matrix is the token embedding (no `output.weight` in the file).
     pub tied: bool,
+    /// Factor on the logits; 1 in most families.
+    pub logit_scale: f32,
 }

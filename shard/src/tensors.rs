@@ -5,7 +5,9 @@ use std::fmt;
 
 use crate::gguf::{Header, TensorInfo};
 use crate::layers::Shard;
-use crate::spec::{Attention, FeedForward, LayerSpec, ModelSpec};
+use crate::spec::{
+    Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Projections, Residual, RopeDivisors,
+};
 use crate::tensor_type::TensorType;
 
 /// What a tensor is for.
@@ -19,6 +21,10 @@ pub enum Role {
     Output,
     /// Divisors of the rope frequencies: `[rope width / 2]`, f32.
     RopeFrequencies,
+    /// Divisors of the rope frequencies in a long context: `[rope width / 2]`, f32.
+    RopeLong,
+    /// Divisors of the rope frequencies in a short context: `[rope width / 2]`, f32.
+    RopeShort,
     /// A tensor of one layer.
     Layer(usize, LayerRole),
 }
@@ -34,16 +40,34 @@ pub enum LayerRole {
     Key,
     /// `[hidden, kv heads * value width]`.
     Value,
+    /// Queries, keys and values one after another: `[hidden, (heads + kv heads) * key width + kv heads * value width]`.
+    QueryKeyValue,
+    /// `[heads * key width]`.
+    QueryBias,
+    /// `[kv heads * key width]`.
+    KeyBias,
+    /// `[kv heads * value width]`.
+    ValueBias,
+    /// Weights of the norm of a query head: `[key width]`, or `[key width, heads]`.
+    QueryNorm,
+    /// Weights of the norm of a key head: `[key width]`, or `[key width, kv heads]`.
+    KeyNorm,
     /// `[heads * value width, hidden]`.
     AttentionOutput,
+    /// Weights of the norm after attention: `[hidden]`.
+    AttentionPostNorm,
     /// Weights of the norm before the feed-forward: `[hidden]`.
     FeedForwardNorm,
     /// `[hidden, feed-forward width]`.
     Gate,
     /// `[hidden, feed-forward width]`.
     Up,
+    /// Gate and up one after another: `[hidden, 2 * feed-forward width]`.
+    GateUp,
     /// `[feed-forward width, hidden]`.
     Down,
+    /// Weights of the norm after the feed-forward: `[hidden]`.
+    FeedForwardPostNorm,
 }
 
 impl fmt::Display for Role {
@@ -53,6 +77,8 @@ impl fmt::Display for Role {
             Role::OutputNorm => f.write_str("output norm"),
             Role::Output => f.write_str("output"),
             Role::RopeFrequencies => f.write_str("rope frequencies"),
+            Role::RopeLong => f.write_str("rope divisors of long contexts"),
+            Role::RopeShort => f.write_str("rope divisors of short contexts"),
             Role::Layer(layer, role) => write!(f, "layer {layer} {role:?}"),
         }
     }
@@ -125,6 +151,15 @@ impl TensorTable {
         if self.tied { Role::TokenEmbedding } else { Role::Output }
     }
 
+    /// The tensors of one layer.
+    pub fn layer(&self, layer: usize) -> impl Iterator<Item = (LayerRole, &TensorInfo)> {
+        let first = Role::Layer(layer, LayerRole::AttentionNorm);
+        self.tensors.range(first..).map_while(move |(role, tensor)| match role {
+            Role::Layer(of, role) if *of == layer => Some((*role, tensor)),
+            _ => None,
+        })
+    }
+
     /// All tensors with their roles.
     pub fn iter(&self) -> impl Iterator<Item = (Role, &TensorInfo)> {
         self.tensors.iter().map(|(role, tensor)| (*role, tensor))
@@ -140,7 +175,7 @@ impl TensorTable {
         match role {
             Role::TokenEmbedding => shard.embedding || (shard.head && self.tied),
             Role::OutputNorm | Role::Output => shard.head,
-            Role::RopeFrequencies => !shard.layers.is_empty(),
+            Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => !shard.layers.is_empty(),
             Role::Layer(layer, _) => shard.layers.iter().contains(&layer),
         }
     }
@@ -153,42 +188,107 @@ fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     if !spec.head.tied {
         shapes.push((Role::Output, vec![hidden, vocab]));
     }
-    let rope = spec.layers.iter().map(|layer| match &layer.attention {
-        Attention::Grouped(attention) => &attention.rope,
+    let ropes = spec.layers.iter().filter_map(|layer| match &layer.attention {
+        Attention::Grouped(attention) => attention.rope.as_ref(),
     });
-    if let Some(rope) = rope.into_iter().find(|rope| rope.frequency_divisors) {
-        shapes.push((Role::RopeFrequencies, vec![rope.width as u64 / 2]));
+    let mut divisors: Vec<Role> = Vec::new();
+    for rope in ropes {
+        let roles: &[Role] = match rope.divisors {
+            RopeDivisors::None => &[],
+            RopeDivisors::Fixed => &[Role::RopeFrequencies],
+            RopeDivisors::ByContext { .. } => &[Role::RopeLong, Role::RopeShort],
+        };
+        for &role in roles {
+            if !divisors.contains(&role) {
+                divisors.push(role);
+                shapes.push((role, vec![rope.width as u64 / 2]));
+            }
+        }
     }
     for (index, layer) in spec.layers.iter().enumerate() {
-        for role in spec.family.layer_roles() {
-            shapes.push((Role::Layer(index, *role), layer_shape(*role, layer, hidden)));
-        }
+        let shape = |(role, shape)| (Role::Layer(index, role), shape);
+        shapes.extend(layer_shapes(layer, hidden).into_iter().map(shape));
     }
     shapes
 }
 
-fn layer_shape(role: LayerRole, layer: &LayerSpec, hidden: u64) -> Vec<u64> {
-    let Attention::Grouped(attention) = &layer.attention;
-    let FeedForward::Gated { width, .. } = layer.feed_forward;
+/// Every role of a layer with the shape that its tensor must have, in the order of computation.
+fn layer_shapes(layer: &LayerSpec, hidden: u64) -> Vec<(LayerRole, Vec<u64>)> {
+    let norm = || vec![hidden];
+    let mut shapes = vec![(LayerRole::AttentionNorm, norm())];
+    match &layer.attention {
+        Attention::Grouped(attention) => grouped_shapes(attention, hidden, &mut shapes),
+    }
+    if layer.attention_post_norm.is_some() {
+        shapes.push((LayerRole::AttentionPostNorm, norm()));
+    }
+    if let Residual::Sequential { .. } = layer.residual {
+        shapes.push((LayerRole::FeedForwardNorm, norm()));
+    }
+    let FeedForward::Gated { width, fused, .. } = layer.feed_forward;
     let width = width as u64;
+    if fused {
+        shapes.push((LayerRole::GateUp, vec![hidden, 2 * width]));
+    } else {
+        shapes.extend([(LayerRole::Gate, vec![hidden, width]), (LayerRole::Up, vec![hidden, width])]);
+    }
+    shapes.push((LayerRole::Down, vec![width, hidden]));
+    if layer.feed_forward_post_norm.is_some() {
+        shapes.push((LayerRole::FeedForwardPostNorm, norm()));
+    }
+    shapes
+}
+
+fn grouped_shapes(attention: &GroupedAttention, hidden: u64, shapes: &mut Vec<(LayerRole, Vec<u64>)>) {
     let product = |a: usize, b: usize| a as u64 * b as u64;
+    let query = product(attention.heads, attention.key_width);
+    let key = product(attention.kv_heads, attention.key_width);
+    let value = product(attention.kv_heads, attention.value_width);
+    match attention.projections {
+        Projections::Separate { bias } => {
+            for (matrix, vector, width) in [
+                (LayerRole::Query, LayerRole::QueryBias, query),
+                (LayerRole::Key, LayerRole::KeyBias, key),
+                (LayerRole::Value, LayerRole::ValueBias, value),
+            ] {
+                shapes.push((matrix, vec![hidden, width]));
+                if bias {
+                    shapes.push((vector, vec![width]));
+                }
+            }
+        }
+        Projections::Fused => shapes.push((LayerRole::QueryKeyValue, vec![hidden, query + key + value])),
+    }
+    if let Some(norm) = attention.head_norm {
+        let shape = |heads: usize| match norm.weights_per_head {
+            true => vec![attention.key_width as u64, heads as u64],
+            false => vec![attention.key_width as u64],
+        };
+        shapes.push((LayerRole::QueryNorm, shape(attention.heads)));
+        shapes.push((LayerRole::KeyNorm, shape(attention.kv_heads)));
+    }
+    let output = vec![product(attention.heads, attention.value_width), hidden];
+    shapes.push((LayerRole::AttentionOutput, output));
+}
+
+/// Whether the role is that of a norm's weights or a bias, which are kept as f32.
+fn is_vector(role: Role) -> bool {
+    use LayerRole::*;
     match role {
-        LayerRole::AttentionNorm | LayerRole::FeedForwardNorm => vec![hidden],
-        LayerRole::Query => vec![hidden, product(attention.heads, attention.key_width)],
-        LayerRole::Key => vec![hidden, product(attention.kv_heads, attention.key_width)],
-        LayerRole::Value => vec![hidden, product(attention.kv_heads, attention.value_width)],
-        LayerRole::AttentionOutput => vec![product(attention.heads, attention.value_width), hidden],
-        LayerRole::Gate | LayerRole::Up => vec![hidden, width],
-        LayerRole::Down => vec![width, hidden],
+        Role::TokenEmbedding | Role::Output => false,
+        Role::OutputNorm | Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => true,
+        Role::Layer(_, role) => match role {
+            AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,
+            AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm => true,
+            Query | Key | Value | QueryKeyValue | AttentionOutput | Gate | Up | GateUp | Down => false,
+        },
     }
 }
 
 fn check_type(role: Role, tensor: &TensorInfo) -> Result<(), TensorError> {
     let (fits, wanted) = match role {
-        Role::RopeFrequencies => (tensor.kind == TensorType::F32, "F32"),
-        Role::OutputNorm | Role::Layer(_, LayerRole::AttentionNorm | LayerRole::FeedForwardNorm) => {
-            (tensor.kind.is_plain_float(), "F32, F16 or BF16")
-        }
+        Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => (tensor.kind == TensorType::F32, "F32"),
+        role if is_vector(role) => (tensor.kind.is_plain_float(), "F32, F16 or BF16"),
         _ => {
             (tensor.kind.is_plain_float() || tensor.kind.is_quantised(), "a floating-point or quantised type")
         }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use brigade_proto::control::CacheDtype;
-use brigade_shard::spec::{Activation, RopePairing};
+use brigade_shard::spec::{Activation, Norm, RopePairing};
 use brigade_shard::tensor_type::TensorType;
 
 use crate::weights::{LoadError, TensorSource};
@@ -84,6 +84,15 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Factor on the scores before the softmax.
     pub scale: f32,
+    /// Most positions that a row sees, its own and those right before it; `None` where it sees all.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// The first position that the row at `position` sees.
+    pub fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 /// A device, with the kernels that run on it.
@@ -137,14 +146,30 @@ pub trait Backend: Send + Sized {
         products: &mut [(&Self::Matrix, &mut Self::Rows)],
     ) -> Result<(), BackendError>;
 
-    /// x / sqrt(mean(x^2) + epsilon) * weight, row by row.
-    fn rms_norm(
+    /// Normalises each row, with one weight per channel.
+    fn norm(
         &self,
+        norm: Norm,
         input: &Self::Rows,
         weight: &Self::Vector,
-        epsilon: f32,
         out: &mut Self::Rows,
     ) -> Result<(), BackendError>;
+
+    /// Normalises each part of `width` channels of each row in place. The weights are one per channel of a part, or one
+    /// per channel of a row.
+    fn norm_parts(
+        &self,
+        norm: Norm,
+        rows: &mut Self::Rows,
+        width: usize,
+        weight: &Self::Vector,
+    ) -> Result<(), BackendError>;
+
+    /// Adds `bias` to each row.
+    fn add_bias(&self, rows: &mut Self::Rows, bias: &Self::Vector) -> Result<(), BackendError>;
+
+    /// Multiplies every value by `factor`.
+    fn scale(&self, rows: &mut Self::Rows, factor: f32) -> Result<(), BackendError>;
 
     /// Turns the first `2 * angles` channels of each head of `head_width` channels by the row's angles, whose cosines
     /// and sines are given as `[rows, angles]`.
@@ -166,7 +191,8 @@ pub trait Backend: Send + Sized {
         values: &Self::Rows,
     ) -> Result<(), BackendError>;
 
-    /// Lets each row's queries look at its sequence's positions up to its own: softmax(q k^T scale) v per head.
+    /// Lets each row's queries look at its sequence's positions up to its own, and no further back than the shape's
+    /// window: softmax(q k^T scale) v per head.
     fn attend(
         &self,
         cache: &Self::Cache,

@@ -8,6 +8,7 @@ use brigade_shard::spec::Rope;
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFrequencies {
     per_position: Vec<f64>,
+    magnitude: f64,
 }
 
 impl RopeFrequencies {
@@ -18,7 +19,10 @@ impl RopeFrequencies {
             let divisor = divisors.and_then(|all| all.get(i)).map_or(1.0, |&d| f64::from(d));
             f64::from(rope.position_scale) * f64::from(rope.base).powf(exponent) / divisor
         };
-        RopeFrequencies { per_position: (0..rope.width / 2).map(frequency).collect() }
+        RopeFrequencies {
+            per_position: (0..rope.width / 2).map(frequency).collect(),
+            magnitude: f64::from(rope.magnitude),
+        }
     }
 
     /// Number of pairs.
@@ -26,15 +30,15 @@ impl RopeFrequencies {
         self.per_position.len()
     }
 
-    /// Replaces `cos` and `sin` by the angles' cosines and sines, `[positions, pairs]`.
+    /// Replaces `cos` and `sin` by the angles' cosines and sines times the rope's magnitude, `[positions, pairs]`.
     pub fn angles(&self, positions: impl Iterator<Item = usize>, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
         cos.clear();
         sin.clear();
         for position in positions {
             for frequency in &self.per_position {
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
+                cos.push((c * self.magnitude) as f32);
+                sin.push((s * self.magnitude) as f32);
             }
         }
     }
@@ -42,7 +46,7 @@ impl RopeFrequencies {
 
 #[cfg(test)]
 mod tests {
-    use brigade_shard::spec::RopePairing;
+    use brigade_shard::spec::{RopeDivisors, RopePairing};
 
     use super::*;
 
@@ -53,7 +57,8 @@ mod tests {
             pairing: RopePairing::Adjacent,
             base: 500_000.0,
             position_scale: 0.5,
-            frequency_divisors: true,
+            divisors: RopeDivisors::Fixed,
+            magnitude: 1.0,
         };
         let divisors: Vec<f32> = (0..32).map(|i| 1.0 + i as f32 / 4.0).collect();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());

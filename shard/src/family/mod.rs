@@ -4,15 +4,22 @@
 //! that no family claims, and a hyper-parameter that its family does not read, are errors, since a model that is run
 //! without one of its parts answers fluently and wrongly.
 
+mod cohere;
+mod gemma3;
 mod hyperparameters;
 mod llama;
+mod names;
+mod parts;
+mod phi3;
+mod qwen;
 
 use crate::gguf::{GgufError, Header};
 use crate::spec::{Family, ModelSpec};
-use crate::tensors::{LayerRole, Role};
+use crate::tensors::Role;
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 1] = ["llama"];
+pub const SUPPORTED_ARCHITECTURES: [&str; 7] =
+    ["llama", "qwen2", "qwen3", "phi3", "gemma3", "command-r", "cohere2"];
 
 /// A model that cannot be run, and why.
 #[derive(Debug, thiserror::Error)]
@@ -53,23 +60,20 @@ impl ModelSpec {
         let architecture = header.str("general.architecture")?.ok_or(SpecError::NoArchitecture)?;
         match architecture {
             "llama" => llama::spec(header),
+            "qwen2" => qwen::qwen2(header),
+            "qwen3" => qwen::qwen3(header),
+            "phi3" => phi3::spec(header),
+            "gemma3" => gemma3::spec(header),
+            "command-r" => cohere::command_r(header),
+            "cohere2" => cohere::cohere2(header),
             other => Err(SpecError::Architecture { found: other.chars().take(80).collect() }),
         }
     }
 }
 
 impl Family {
-    /// The name of the tensor that plays `role` in a file of this family.
+    /// The name of the tensor that plays `role` in a file of this family. All families of today share their names.
     pub fn tensor_name(self, role: Role) -> String {
-        match self {
-            Family::Llama => llama::tensor_name(role),
-        }
-    }
-
-    /// The roles of a layer in this family, in the order of computation.
-    pub fn layer_roles(self) -> &'static [LayerRole] {
-        match self {
-            Family::Llama => &llama::LAYER_ROLES,
-        }
+        names::tensor_name(role)
     }
 }

@@ -3,7 +3,9 @@
 use brigade_shard::family::SpecError;
 use brigade_shard::gguf::Header;
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::spec::{Attention, FeedForward, GroupedAttention, ModelSpec, Norm, RopePairing};
+use brigade_shard::spec::{
+    Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing,
+};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 
@@ -18,6 +20,10 @@ fn spec_of(file: &Gguf) -> Result<ModelSpec, SpecError> {
 fn attention(spec: &ModelSpec, layer: usize) -> &GroupedAttention {
     let Attention::Grouped(attention) = &spec.layers[layer].attention;
     attention
+}
+
+fn rope(attention: &GroupedAttention) -> &Rope {
+    attention.rope.as_ref().unwrap()
 }
 
 fn table_of(file: &Gguf) -> Result<TensorTable, TensorError> {
@@ -35,9 +41,9 @@ fn a_llama_file_is_read_whole() {
     let attention = attention(&spec, 2);
     assert_eq!((attention.heads, attention.kv_heads), (4, 2));
     assert_eq!((attention.key_width, attention.value_width, attention.scale), (16, 16, 0.25));
-    let rope = &attention.rope;
+    let rope = attention.rope.as_ref().unwrap();
     assert_eq!((rope.width, rope.pairing, rope.base), (16, RopePairing::Adjacent, 10000.0));
-    assert_eq!((rope.position_scale, rope.frequency_divisors), (1.0, false));
+    assert_eq!((rope.position_scale, rope.divisors), (1.0, RopeDivisors::None));
     assert_eq!(spec.head.norm, Norm::Rms { epsilon: 1e-5 });
     assert!(!spec_of(&tiny_llama::untied(1)).unwrap().head.tied);
 }
@@ -51,7 +57,7 @@ fn what_a_file_leaves_out_has_its_familys_default() {
         .without("general.name");
     let spec = spec_of(&file).unwrap();
     let attention = attention(&spec, 0);
-    assert_eq!((attention.kv_heads, attention.rope.width, attention.rope.base), (4, 16, 10000.0));
+    assert_eq!((attention.kv_heads, rope(attention).width, rope(attention).base), (4, 16, 10000.0));
     assert_eq!(spec.name, "llama");
 }
 
@@ -79,7 +85,7 @@ fn heads_may_be_wider_than_their_share_of_the_hidden_state() {
         .key("llama.rope.dimension_count", 24);
     let spec = spec_of(&file).unwrap();
     let attention = attention(&spec, 0);
-    assert_eq!((attention.key_width, attention.value_width, attention.rope.width), (24, 8, 24));
+    assert_eq!((attention.key_width, attention.value_width, rope(attention).width), (24, 8, 24));
     assert_eq!(attention.scale, 1.0 / 24f32.sqrt());
     let error = table_of(&file).unwrap_err();
     let wanted = TensorError::Shape {
@@ -94,7 +100,7 @@ fn heads_may_be_wider_than_their_share_of_the_hidden_state() {
 fn linear_rope_scaling_divides_positions() {
     let scaled = |kind: &str, key: &str, factor: f32| {
         let file = tiny_llama::file(1).key("llama.rope.scaling.type", kind).key(key, factor);
-        attention(&spec_of(&file).unwrap(), 0).rope.position_scale
+        rope(attention(&spec_of(&file).unwrap(), 0)).position_scale
     };
     assert_eq!(scaled("linear", "llama.rope.scaling.factor", 4.0), 0.25);
     assert_eq!(scaled("linear", "llama.rope.scale_linear", 2.0), 0.5);
@@ -105,7 +111,7 @@ fn linear_rope_scaling_divides_positions() {
 #[test]
 fn rope_divisors_are_used_where_the_file_has_them() {
     let file = tiny_llama::file(2).tensor("rope_freqs.weight", &[8], TensorType::F32);
-    assert!(attention(&spec_of(&file).unwrap(), 0).rope.frequency_divisors);
+    assert_eq!(rope(attention(&spec_of(&file).unwrap(), 0)).divisors, RopeDivisors::Fixed);
     let table = table_of(&file).unwrap();
     let shard = Shard::of(LayerRange { start: 1, end: 2 }, 2);
     assert!(table.of(&shard).iter().any(|(role, _)| *role == Role::RopeFrequencies));

@@ -85,7 +85,7 @@ fn attend_tile(
         .reshape((kv_heads, group * rows, key_width))?;
     let scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * f64::from(shape.scale))?;
     let scores = scores.reshape((kv_heads, group, rows, positions))?;
-    let scores = scores.broadcast_add(&mask(rows, first, queries.device())?)?;
+    let scores = scores.broadcast_add(&mask(shape, rows, first, queries.device())?)?;
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
     weights
@@ -98,10 +98,11 @@ fn attend_tile(
 }
 
 /// 0 where a row sees a position and minus infinity where it does not, `[rows, positions]`.
-fn mask(rows: usize, first: usize, device: &Device) -> Result<Tensor> {
+fn mask(shape: AttentionShape, rows: usize, first: usize, device: &Device) -> Result<Tensor> {
     let positions = first + rows;
     let value = |i: usize| {
-        if i % positions <= first + i / positions { 0.0 } else { f32::NEG_INFINITY }
+        let (position, row) = (i % positions, first + i / positions);
+        if (shape.first_visible(row)..=row).contains(&position) { 0.0 } else { f32::NEG_INFINITY }
     };
     let values: Vec<f32> = (0..rows * positions).map(value).collect();
     Tensor::from_vec(values, (rows, positions), device)

@@ -8,7 +8,7 @@ mod attention;
 
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::cost::PAGE_TOKENS;
-use brigade_shard::spec::{Activation, RopePairing};
+use brigade_shard::spec::{Activation, Norm, RopePairing};
 use brigade_shard::tensor_type::TensorType;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Error, Module, Tensor};
@@ -123,10 +123,20 @@ fn multiply(matrix: &CandleMatrix, input: &Tensor) -> candle_core::Result<Tensor
     }
 }
 
-fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> candle_core::Result<Tensor> {
-    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
-    let root = (mean + f64::from(epsilon))?.sqrt()?;
+/// Normalises along the last dimension.
+fn norm(norm: Norm, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let (x, epsilon) = match norm {
+        Norm::Rms { epsilon } => (x.clone(), epsilon),
+        Norm::Layer { epsilon } => (x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, epsilon),
+    };
+    let root = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(epsilon))?.sqrt()?;
     x.broadcast_div(&root)?.broadcast_mul(weight)
+}
+
+fn norm_parts(kind: Norm, x: &Tensor, part: usize, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let weight = weight.reshape((weight.elem_count() / part, part))?;
+    norm(kind, &x.reshape((rows, width / part, part))?, &weight)?.reshape((rows, width))
 }
 
 fn rope(
@@ -266,14 +276,36 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
-    fn rms_norm(
+    fn norm(
         &self,
+        kind: Norm,
         input: &CandleRows,
         weight: &Tensor,
-        epsilon: f32,
         out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        out.0 = Some(rms_norm(input.tensor()?, weight, epsilon).map_err(failed("take the norm"))?);
+        out.0 = Some(norm(kind, input.tensor()?, weight).map_err(failed("take the norm"))?);
+        Ok(())
+    }
+
+    fn norm_parts(
+        &self,
+        kind: Norm,
+        rows: &mut CandleRows,
+        width: usize,
+        weight: &Tensor,
+    ) -> Result<(), BackendError> {
+        let normed = norm_parts(kind, rows.tensor()?, width, weight);
+        rows.0 = Some(normed.map_err(failed("take the norm of parts"))?);
+        Ok(())
+    }
+
+    fn add_bias(&self, rows: &mut CandleRows, bias: &Tensor) -> Result<(), BackendError> {
+        rows.0 = Some(rows.tensor()?.broadcast_add(bias).map_err(failed("add a bias"))?);
+        Ok(())
+    }
+
+    fn scale(&self, rows: &mut CandleRows, factor: f32) -> Result<(), BackendError> {
+        rows.0 = Some((rows.tensor()? * f64::from(factor)).map_err(failed("scale"))?);
         Ok(())
     }
 
@@ -320,8 +352,11 @@ impl Backend for CandleBackend {
         up: &CandleRows,
         activation: Activation,
     ) -> Result<(), BackendError> {
-        let Activation::Silu = activation;
-        let gated = gate.tensor()?.silu().and_then(|gate| gate * up.tensor().map_err(Error::wrap)?);
+        let activated = match activation {
+            Activation::Silu => gate.tensor()?.silu(),
+            Activation::Gelu => gate.tensor()?.gelu(),
+        };
+        let gated = activated.and_then(|gate| gate * up.tensor().map_err(Error::wrap)?);
         gate.0 = Some(gated.map_err(failed("gate"))?);
         Ok(())
     }

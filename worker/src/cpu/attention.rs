@@ -17,7 +17,10 @@ const TILE_ROWS: usize = 16;
 
 /// Rows of one sequence and the query heads of one key and value head.
 struct Tile<'a> {
+    /// The pages that its rows see something of.
     pages: &'a [u32],
+    /// Position of the first page's first token.
+    pages_start: usize,
     /// First row, in the step.
     row: usize,
     rows: usize,
@@ -50,9 +53,11 @@ pub(crate) fn attend(
         for first in (0..span.rows.len()).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(span.rows.len() - first);
             let position = span.start + first;
-            let pages = &span.pages[..(position + rows).div_ceil(PAGE)];
+            let first_page = shape.first_visible(position) / PAGE;
+            let pages = &span.pages[first_page..(position + rows).div_ceil(PAGE)];
             tiles.extend((0..kv_heads).map(|kv_head| Tile {
                 pages,
+                pages_start: first_page * PAGE,
                 row: span.rows.start + first,
                 rows,
                 position,
@@ -95,8 +100,11 @@ fn attend_tile(
         let keys = cache.keys(page, tile.kv_head, keys);
         let values = cache.values(page, tile.kv_head, values);
         for row in 0..tile.rows {
-            let visible = (tile.position + row + 1).saturating_sub(index * PAGE).min(PAGE);
-            if visible == 0 {
+            let page_start = tile.pages_start + index * PAGE;
+            let position = tile.position + row;
+            let visible = shape.first_visible(position).saturating_sub(page_start)
+                ..(position + 1).saturating_sub(page_start).min(PAGE);
+            if visible.is_empty() {
                 continue;
             }
             for (i, head) in heads.clone().enumerate() {
@@ -104,8 +112,8 @@ fn attend_tile(
                 attend_page(
                     simd,
                     query,
-                    &keys[..visible * key_width],
-                    &values[..visible * value_width],
+                    &keys[visible.start * key_width..visible.end * key_width],
+                    &values[visible.start * value_width..visible.end * value_width],
                     shape.scale,
                     &mut states[row * group + i],
                     part(row, head),

@@ -15,7 +15,7 @@ mod super_blocks;
 
 use std::sync::Arc;
 
-use brigade_shard::spec::{Activation, RopePairing};
+use brigade_shard::spec::{Activation, Norm, RopePairing};
 use candle_core::quantized::k_quants::{BlockQ8K, GgmlType};
 use rayon::prelude::*;
 
@@ -106,6 +106,11 @@ impl CpuBackend {
                 out.par_chunks_exact_mut(width).with_min_len(4).enumerate().for_each(|(i, row)| work(i, row));
             });
         }
+    }
+
+    fn each_row_in_place(&self, rows: &mut CpuRows, work: impl Fn(&mut [f32]) + Sync + Send) {
+        let (width, count) = (rows.width, rows.rows);
+        self.each_row(&mut rows.data[..count * width], width, |_, row| work(row));
     }
 
     /// Rounds the input to the forms that the matrices want.
@@ -268,17 +273,38 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn rms_norm(
+    fn norm(
         &self,
+        norm: Norm,
         input: &CpuRows,
         weight: &Vec<f32>,
-        epsilon: f32,
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
         let width = input.width;
         self.each_row(out.shaped(input.rows, width), width, |i, out| {
-            ops::rms_norm(self.simd, &input.data[i * width..][..width], weight, epsilon, out);
+            ops::norm(self.simd, norm, &input.data[i * width..][..width], weight, out);
         });
+        Ok(())
+    }
+
+    fn norm_parts(
+        &self,
+        norm: Norm,
+        rows: &mut CpuRows,
+        part: usize,
+        weight: &Vec<f32>,
+    ) -> Result<(), BackendError> {
+        self.each_row_in_place(rows, |row| ops::norm_parts(self.simd, norm, row, part, weight));
+        Ok(())
+    }
+
+    fn add_bias(&self, rows: &mut CpuRows, bias: &Vec<f32>) -> Result<(), BackendError> {
+        self.each_row_in_place(rows, |row| ops::add(self.simd, row, bias));
+        Ok(())
+    }
+
+    fn scale(&self, rows: &mut CpuRows, factor: f32) -> Result<(), BackendError> {
+        self.each_row_in_place(rows, |row| ops::scale(self.simd, row, factor));
         Ok(())
     }
 
@@ -325,9 +351,12 @@ impl Backend for CpuBackend {
 
     fn gate(&self, gate: &mut CpuRows, up: &CpuRows, activation: Activation) -> Result<(), BackendError> {
         let (width, rows) = (gate.width, gate.rows);
-        let Activation::Silu = activation;
         self.each_row(&mut gate.data[..rows * width], width, |i, gate| {
-            ops::silu_gate(self.simd, gate, &up.data[i * width..][..width]);
+            let up = &up.data[i * width..][..width];
+            match activation {
+                Activation::Silu => ops::silu_gate(self.simd, gate, up),
+                Activation::Gelu => ops::gelu_gate(self.simd, gate, up),
+            }
         });
         Ok(())
     }

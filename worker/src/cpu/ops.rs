@@ -1,6 +1,6 @@
 //! Norm, rotary embedding and gating: what happens to each row alone.
 
-use brigade_shard::spec::RopePairing;
+use brigade_shard::spec::{Norm, RopePairing};
 
 use crate::exponential::exp;
 use crate::simd::kernel;
@@ -8,24 +8,78 @@ use crate::simd::kernel;
 /// How many sums of squares run side by side.
 const SQUARE_LANES: usize = 8;
 
+/// The sum of `each` value of `x`, in f64 and in a fixed order.
+#[inline(always)]
+fn sum(x: &[f32], each: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0f64; SQUARE_LANES];
+    let (chunks, rest) = x.as_chunks::<SQUARE_LANES>();
+    for chunk in chunks {
+        for i in 0..SQUARE_LANES {
+            lanes[i] += each(f64::from(chunk[i]));
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += each(f64::from(x));
+    }
+    ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
+}
+
+/// What a norm takes from every value, and the factor on what is left.
+#[inline(always)]
+fn shift_and_factor(norm: Norm, x: &[f32]) -> (f32, f32) {
+    let count = x.len() as f64;
+    match norm {
+        Norm::Rms { epsilon } => {
+            let mean = (sum(x, |x| x * x) / count) as f32;
+            (0.0, 1.0 / (mean + epsilon).sqrt())
+        }
+        Norm::Layer { epsilon } => {
+            let mean = sum(x, |x| x) / count;
+            let variance = (sum(x, |x| (x - mean) * (x - mean)) / count) as f32;
+            (mean as f32, 1.0 / (variance + epsilon).sqrt())
+        }
+    }
+}
+
 kernel! {
-    /// x / sqrt(mean(x^2) + epsilon) * weight, with the mean taken in f64.
-    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-        let mut lanes = [0f64; SQUARE_LANES];
-        let (chunks, rest) = x.as_chunks::<SQUARE_LANES>();
-        for chunk in chunks {
-            for i in 0..SQUARE_LANES {
-                lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
+    /// Normalises a row, with means taken in f64.
+    pub(crate) fn norm(norm: Norm, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let (shift, factor) = shift_and_factor(norm, x);
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = (x - shift) * factor * weight;
+        }
+    }
+}
+
+kernel! {
+    /// Normalises each part of `width` values of a row, with a weight per value of a part or of the row.
+    pub(crate) fn norm_parts(norm: Norm, row: &mut [f32], width: usize, weight: &[f32]) {
+        for (part, weight) in row.chunks_exact_mut(width).zip(weight.chunks_exact(width).cycle()) {
+            let (shift, factor) = shift_and_factor(norm, part);
+            for (x, weight) in part.iter_mut().zip(weight) {
+                *x = (*x - shift) * factor * weight;
             }
         }
-        for (lane, &x) in lanes.iter_mut().zip(rest) {
-            *lane += f64::from(x) * f64::from(x);
+    }
+}
+
+kernel! {
+    /// Multiplies every value.
+    pub(crate) fn scale(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
         }
-        let sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-        let mean = (sum / x.len() as f64) as f32;
-        let factor = 1.0 / (mean + epsilon).sqrt();
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * factor * weight;
+    }
+}
+
+kernel! {
+    /// gelu(gate) * up, into `gate`: (1 + tanh(t)) / 2 is the sigmoid of 2 t.
+    pub(crate) fn gelu_gate(gate: &mut [f32], up: &[f32]) {
+        const TWICE_ROOT_OF_2_OVER_PI: f32 = 1.595_769;
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let x = *gate;
+            let twice = TWICE_ROOT_OF_2_OVER_PI * (x + 0.044_715 * x * x * x);
+            *gate = x / (1.0 + exp(-twice)) * up;
         }
     }
 }

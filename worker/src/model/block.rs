@@ -6,6 +6,8 @@ use crate::backend::{AttentionShape, Backend, BackendError, Batch};
 
 /// Buffers that all blocks of a stage compute in, `[rows, width]` each.
 pub(super) struct Workspace<B: Backend> {
+    /// Width of the residual stream.
+    pub(super) width: usize,
     /// The residual stream.
     pub(super) hidden: B::Rows,
     pub(super) normed: B::Rows,
@@ -25,8 +27,11 @@ pub(super) struct Workspace<B: Backend> {
 pub(super) struct Block<B: Backend> {
     pub(super) attention_norm: NormPart<B>,
     pub(super) attention: AttentionPart<B>,
-    pub(super) feed_forward_norm: NormPart<B>,
+    pub(super) attention_post_norm: Option<NormPart<B>>,
+    /// Norm of the feed-forward's input; `None` where both halves read the attention's.
+    pub(super) feed_forward_norm: Option<NormPart<B>>,
     pub(super) feed_forward: FeedForwardPart<B>,
+    pub(super) feed_forward_post_norm: Option<NormPart<B>>,
 }
 
 pub(super) struct NormPart<B: Backend> {
@@ -37,14 +42,33 @@ pub(super) struct NormPart<B: Backend> {
 pub(super) struct AttentionPart<B: Backend> {
     pub(super) shape: AttentionShape,
     pub(super) key_width: usize,
-    pub(super) pairing: RopePairing,
-    /// Which of the workspace's angles.
-    pub(super) angles: usize,
+    pub(super) turn: Option<Turn>,
     pub(super) query: B::Matrix,
     pub(super) key: B::Matrix,
     pub(super) value: B::Matrix,
+    pub(super) biases: Option<Biases<B>>,
+    pub(super) head_norms: Option<HeadNorms<B>>,
     pub(super) output: B::Matrix,
     pub(super) cache: B::Cache,
+}
+
+/// How queries and keys are turned.
+pub(super) struct Turn {
+    pub(super) pairing: RopePairing,
+    /// Which of the workspace's angles.
+    pub(super) angles: usize,
+}
+
+pub(super) struct Biases<B: Backend> {
+    pub(super) query: B::Vector,
+    pub(super) key: B::Vector,
+    pub(super) value: B::Vector,
+}
+
+pub(super) struct HeadNorms<B: Backend> {
+    pub(super) norm: Norm,
+    pub(super) query: B::Vector,
+    pub(super) key: B::Vector,
 }
 
 pub(super) struct FeedForwardPart<B: Backend> {
@@ -64,17 +88,30 @@ impl<B: Backend> Block<B> {
     ) -> Result<(), BackendError> {
         self.attention_norm.run(backend, w)?;
         self.attention.run(backend, batch, w)?;
+        if let Some(norm) = &self.attention_post_norm {
+            norm.run_on_output(backend, w)?;
+        }
         backend.add(&mut w.hidden, &w.projected)?;
-        self.feed_forward_norm.run(backend, w)?;
+        if let Some(norm) = &self.feed_forward_norm {
+            norm.run(backend, w)?;
+        }
         self.feed_forward.run(backend, w)?;
+        if let Some(norm) = &self.feed_forward_post_norm {
+            norm.run_on_output(backend, w)?;
+        }
         backend.add(&mut w.hidden, &w.projected)
     }
 }
 
 impl<B: Backend> NormPart<B> {
+    /// From the residual stream to a half's input.
     fn run(&self, backend: &B, w: &mut Workspace<B>) -> Result<(), BackendError> {
-        let Norm::Rms { epsilon } = self.norm;
-        backend.rms_norm(&w.hidden, &self.weight, epsilon, &mut w.normed)
+        backend.norm(self.norm, &w.hidden, &self.weight, &mut w.normed)
+    }
+
+    /// On a half's output.
+    fn run_on_output(&self, backend: &B, w: &mut Workspace<B>) -> Result<(), BackendError> {
+        backend.norm_parts(self.norm, &mut w.projected, w.width, &self.weight)
     }
 }
 
@@ -84,9 +121,20 @@ impl<B: Backend> AttentionPart<B> {
             &w.normed,
             &mut [(&self.query, &mut w.queries), (&self.key, &mut w.keys), (&self.value, &mut w.values)],
         )?;
-        let (cos, sin) = &w.angles[self.angles];
-        backend.rope(&mut w.queries, self.key_width, self.pairing, cos, sin)?;
-        backend.rope(&mut w.keys, self.key_width, self.pairing, cos, sin)?;
+        if let Some(biases) = &self.biases {
+            backend.add_bias(&mut w.queries, &biases.query)?;
+            backend.add_bias(&mut w.keys, &biases.key)?;
+            backend.add_bias(&mut w.values, &biases.value)?;
+        }
+        if let Some(norms) = &self.head_norms {
+            backend.norm_parts(norms.norm, &mut w.queries, self.key_width, &norms.query)?;
+            backend.norm_parts(norms.norm, &mut w.keys, self.key_width, &norms.key)?;
+        }
+        if let Some(turn) = &self.turn {
+            let (cos, sin) = &w.angles[turn.angles];
+            backend.rope(&mut w.queries, self.key_width, turn.pairing, cos, sin)?;
+            backend.rope(&mut w.keys, self.key_width, turn.pairing, cos, sin)?;
+        }
         backend.store(&mut self.cache, batch, &w.keys, &w.values)?;
         backend.attend(&self.cache, batch, self.shape, &w.queries, &mut w.attended)?;
         backend.linear(&w.attended, &mut [(&self.output, &mut w.projected)])

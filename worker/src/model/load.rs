@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use brigade_proto::control::StageRoom;
 use brigade_shard::cost::{PAGE_TOKENS, Widths};
+use brigade_shard::gguf::TensorInfo;
 use brigade_shard::layers::Shard;
-use brigade_shard::spec::{Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Rope};
+use brigade_shard::spec::{
+    Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Projections, Residual, Rope,
+    RopeDivisors,
+};
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 use brigade_shard::units::Bytes;
 
-use super::block::{AttentionPart, Block, FeedForwardPart, NormPart, Workspace};
+use super::block::{AttentionPart, Biases, Block, FeedForwardPart, HeadNorms, NormPart, Turn, Workspace};
 use super::{HEAD_ROWS, Head, StageModel};
 use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape};
 use crate::rope::RopeFrequencies;
@@ -34,11 +38,8 @@ pub fn load<B: Backend>(
     let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
     backend.reserve(rows, widest as usize);
 
-    let mut loader = Loader { backend: &backend, files, table, room, divisors: None, ropes: Vec::new() };
+    let mut loader = Loader { backend: &backend, files, table, room, ropes: Vec::new() };
     let embedding = if shard.embedding { Some(Arc::new(loader.matrix(Role::TokenEmbedding)?)) } else { None };
-    if !shard.layers.is_empty() && table.get(Role::RopeFrequencies).is_some() {
-        loader.divisors = Some(loader.floats(Role::RopeFrequencies)?);
-    }
     let blocks = shard
         .layers
         .iter()
@@ -71,6 +72,7 @@ fn workspace<B: Backend>(
         Ok((backend.rows(rows, frequencies.pairs())?, backend.rows(rows, frequencies.pairs())?))
     };
     Ok(Workspace {
+        width: widths.hidden as usize,
         hidden: buffer(widths.hidden)?,
         normed: buffer(widths.hidden)?,
         projected: buffer(widths.hidden)?,
@@ -89,23 +91,49 @@ struct Loader<'a, B: Backend> {
     files: &'a ModelFiles<'a>,
     table: &'a TensorTable,
     room: &'a StageRoom,
-    divisors: Option<Vec<f32>>,
     /// The kinds of rope met so far; layers of one kind share their angles.
     ropes: Vec<(Rope, RopeFrequencies)>,
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn info(&self, role: Role) -> Result<&TensorInfo, LoadError> {
+        self.table.get(role).ok_or_else(|| missing(role))
+    }
+
     fn matrix(&self, role: Role) -> Result<B::Matrix, LoadError> {
-        let info = self.table.get(role).ok_or_else(|| missing(role))?;
-        let [width, rows] = info.dims[..] else {
+        let [matrix] =
+            self.matrices(role, [self.info(role)?.dims.get(1).map_or(0, |rows| *rows as usize)])?;
+        Ok(matrix)
+    }
+
+    /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
+    fn matrices<const N: usize>(&self, role: Role, rows: [usize; N]) -> Result<[B::Matrix; N], LoadError> {
+        let info = self.info(role)?;
+        let [width, all] = info.dims[..] else {
             return Err(missing(role));
         };
-        let shape = MatrixShape { kind: info.kind, rows: rows as usize, width: width as usize };
-        self.backend.matrix(shape, &mut self.files.tensor(info))
+        let row_bytes = info.kind.bytes_of(width).ok_or_else(|| missing(role))?;
+        if rows.iter().sum::<usize>() as u64 != all || row_bytes * all != info.bytes {
+            return Err(missing(role));
+        }
+        let mut first = 0;
+        let mut read = Vec::new();
+        for rows in rows {
+            let part = TensorInfo {
+                dims: vec![width, rows as u64],
+                offset: info.offset + (row_bytes * first).0,
+                bytes: row_bytes * rows as u64,
+                ..info.clone()
+            };
+            first += rows as u64;
+            let shape = MatrixShape { kind: info.kind, rows, width: width as usize };
+            read.push(self.backend.matrix(shape, &mut self.files.tensor(&part))?);
+        }
+        read.try_into().map_err(|_| missing(role))
     }
 
     fn floats(&self, role: Role) -> Result<Vec<f32>, LoadError> {
-        self.files.tensor(self.table.get(role).ok_or_else(|| missing(role))?).floats()
+        self.files.tensor(self.info(role)?).floats()
     }
 
     fn vector(&self, role: Role) -> Result<B::Vector, LoadError> {
@@ -115,43 +143,104 @@ impl<B: Backend> Loader<'_, B> {
     fn block(&mut self, layer: usize, spec: &LayerSpec) -> Result<Block<B>, LoadError> {
         let role = |role| Role::Layer(layer, role);
         let Attention::Grouped(attention) = &spec.attention;
-        let FeedForward::Gated { activation, .. } = spec.feed_forward;
+        let attention_norm = self.norm(spec.attention_norm, role(LayerRole::AttentionNorm))?;
+        let attention = self.attention(layer, attention)?;
+        let post = |norm: Option<Norm>, of| norm.map(|norm| self.norm(norm, role(of))).transpose();
+        let feed_forward_norm = match spec.residual {
+            Residual::Sequential { feed_forward_norm } => Some(feed_forward_norm),
+            Residual::Parallel => None,
+        };
         Ok(Block {
-            attention_norm: NormPart {
-                norm: spec.attention_norm,
-                weight: self.vector(role(LayerRole::AttentionNorm))?,
-            },
-            attention: AttentionPart {
-                shape: AttentionShape { heads: attention.heads, scale: attention.scale },
-                key_width: attention.key_width,
-                pairing: attention.rope.pairing,
-                angles: self.angles(&attention.rope),
-                query: self.matrix(role(LayerRole::Query))?,
-                key: self.matrix(role(LayerRole::Key))?,
-                value: self.matrix(role(LayerRole::Value))?,
-                output: self.matrix(role(LayerRole::AttentionOutput))?,
-                cache: self.cache(attention)?,
-            },
-            feed_forward_norm: NormPart {
-                norm: spec.feed_forward_norm,
-                weight: self.vector(role(LayerRole::FeedForwardNorm))?,
-            },
-            feed_forward: FeedForwardPart {
-                activation,
-                gate: self.matrix(role(LayerRole::Gate))?,
-                up: self.matrix(role(LayerRole::Up))?,
-                down: self.matrix(role(LayerRole::Down))?,
-            },
+            attention_norm,
+            attention,
+            attention_post_norm: post(spec.attention_post_norm, LayerRole::AttentionPostNorm)?,
+            feed_forward_norm: post(feed_forward_norm, LayerRole::FeedForwardNorm)?,
+            feed_forward: self.feed_forward(layer, &spec.feed_forward)?,
+            feed_forward_post_norm: post(spec.feed_forward_post_norm, LayerRole::FeedForwardPostNorm)?,
         })
     }
 
-    fn angles(&mut self, rope: &Rope) -> usize {
+    fn norm(&self, norm: Norm, role: Role) -> Result<NormPart<B>, LoadError> {
+        Ok(NormPart { norm, weight: self.vector(role)? })
+    }
+
+    fn feed_forward(&self, layer: usize, spec: &FeedForward) -> Result<FeedForwardPart<B>, LoadError> {
+        let role = |role| Role::Layer(layer, role);
+        let FeedForward::Gated { width, activation, fused } = *spec;
+        let [gate, up] = if fused {
+            self.matrices(role(LayerRole::GateUp), [width, width])?
+        } else {
+            [self.matrix(role(LayerRole::Gate))?, self.matrix(role(LayerRole::Up))?]
+        };
+        Ok(FeedForwardPart { activation, gate, up, down: self.matrix(role(LayerRole::Down))? })
+    }
+
+    fn attention(&mut self, layer: usize, spec: &GroupedAttention) -> Result<AttentionPart<B>, LoadError> {
+        let role = |role| Role::Layer(layer, role);
+        let turn = match &spec.rope {
+            Some(rope) => Some(Turn { pairing: rope.pairing, angles: self.angles(rope)? }),
+            None => None,
+        };
+        let ([query, key, value], biased) = match spec.projections {
+            Projections::Separate { bias } => {
+                let matrices = [
+                    self.matrix(role(LayerRole::Query))?,
+                    self.matrix(role(LayerRole::Key))?,
+                    self.matrix(role(LayerRole::Value))?,
+                ];
+                (matrices, bias)
+            }
+            Projections::Fused => {
+                let rows = [
+                    spec.heads * spec.key_width,
+                    spec.kv_heads * spec.key_width,
+                    spec.kv_heads * spec.value_width,
+                ];
+                (self.matrices(role(LayerRole::QueryKeyValue), rows)?, false)
+            }
+        };
+        let biases = || {
+            Ok::<_, LoadError>(Biases {
+                query: self.vector(role(LayerRole::QueryBias))?,
+                key: self.vector(role(LayerRole::KeyBias))?,
+                value: self.vector(role(LayerRole::ValueBias))?,
+            })
+        };
+        let head_norms = |norm| {
+            Ok::<_, LoadError>(HeadNorms {
+                norm,
+                query: self.vector(role(LayerRole::QueryNorm))?,
+                key: self.vector(role(LayerRole::KeyNorm))?,
+            })
+        };
+        Ok(AttentionPart {
+            shape: AttentionShape { heads: spec.heads, scale: spec.scale, window: spec.window },
+            key_width: spec.key_width,
+            turn,
+            query,
+            key,
+            value,
+            biases: biased.then(biases).transpose()?,
+            head_norms: spec.head_norm.map(|head| head_norms(head.norm)).transpose()?,
+            output: self.matrix(role(LayerRole::AttentionOutput))?,
+            cache: self.cache(spec)?,
+        })
+    }
+
+    fn angles(&mut self, rope: &Rope) -> Result<usize, LoadError> {
         if let Some(index) = self.ropes.iter().position(|(known, _)| known == rope) {
-            return index;
+            return Ok(index);
         }
-        let divisors = self.divisors.as_deref().filter(|_| rope.frequency_divisors);
-        self.ropes.push((rope.clone(), RopeFrequencies::new(rope, divisors)));
-        self.ropes.len() - 1
+        let divisors = match rope.divisors {
+            RopeDivisors::None => None,
+            RopeDivisors::Fixed => Some(self.floats(Role::RopeFrequencies)?),
+            RopeDivisors::ByContext { short_context } => {
+                let (short, long) = (self.floats(Role::RopeShort)?, self.floats(Role::RopeLong)?);
+                Some(if self.room.context as usize > short_context { long } else { short })
+            }
+        };
+        self.ropes.push((rope.clone(), RopeFrequencies::new(rope, divisors.as_deref())));
+        Ok(self.ropes.len() - 1)
     }
 
     fn cache(&self, attention: &GroupedAttention) -> Result<B::Cache, LoadError> {
@@ -179,6 +268,7 @@ impl<B: Backend> Loader<'_, B> {
             norm: spec.head.norm,
             norm_weight: self.vector(Role::OutputNorm)?,
             output,
+            logit_scale: spec.head.logit_scale,
             selected: self.backend.rows(HEAD_ROWS, hidden)?,
             normed: self.backend.rows(HEAD_ROWS, hidden)?,
             logits: self.backend.rows(HEAD_ROWS, widths.vocab as usize)?,

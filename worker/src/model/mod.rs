@@ -48,6 +48,7 @@ struct Head<B: Backend> {
     norm: Norm,
     norm_weight: B::Vector,
     output: Arc<B::Matrix>,
+    logit_scale: f32,
     selected: B::Rows,
     normed: B::Rows,
     logits: B::Rows,
@@ -79,7 +80,10 @@ impl<B: Backend> StageModel<B> {
         backend.enter(|backend| {
             match (input, embedding) {
                 (Input::Tokens(tokens), Some(table)) => {
-                    backend.embed(table, tokens, &mut workspace.hidden)?
+                    backend.embed(table, tokens, &mut workspace.hidden)?;
+                    if spec.embedding_scale != 1.0 {
+                        backend.scale(&mut workspace.hidden, spec.embedding_scale)?;
+                    }
                 }
                 (Input::Hidden(values), None) => {
                     backend.upload(values, spec.hidden, &mut workspace.hidden)?
@@ -125,9 +129,9 @@ impl<B: Backend> StageModel<B> {
 impl<B: Backend> Head<B> {
     fn run(&mut self, backend: &mut B, hidden: &B::Rows, rows: &[usize]) -> Result<(), BackendError> {
         backend.select(hidden, rows, &mut self.selected)?;
-        let Norm::Rms { epsilon } = self.norm;
-        backend.rms_norm(&self.selected, &self.norm_weight, epsilon, &mut self.normed)?;
-        backend.linear(&self.normed, &mut [(&self.output, &mut self.logits)])
+        backend.norm(self.norm, &self.selected, &self.norm_weight, &mut self.normed)?;
+        backend.linear(&self.normed, &mut [(&self.output, &mut self.logits)])?;
+        if self.logit_scale == 1.0 { Ok(()) } else { backend.scale(&mut self.logits, self.logit_scale) }
     }
 }
 

@@ -1,0 +1,243 @@
+//! What the parsers of several families share.
+
+use super::SpecError;
+use super::hyperparameters::Hyperparameters;
+use crate::gguf::Header;
+use crate::spec::{Rope, RopeDivisors, RopePairing};
+
+/// Base of the rope frequencies where a file may leave it out.
+const DEFAULT_ROPE_BASE: f32 = 10_000.0;
+/// Bounds on what a file may ask for: a few times the largest public model's.
+const MAX_HIDDEN: u64 = 1 << 20;
+const MAX_LAYERS: u64 = 1 << 12;
+const MAX_HEADS: u64 = 1 << 14;
+const MAX_HEAD_WIDTH: u64 = 1 << 14;
+const MAX_FEED_FORWARD: u64 = 1 << 22;
+const MAX_CONTEXT: u64 = 1 << 30;
+const MAX_VOCAB: u64 = 1 << 24;
+
+/// Keys that say nothing about the computation: `vocab_size` repeats the embedding's shape, and the scaling's origin
+/// matters to YaRN and to divisors by context alone.
+pub(super) const HARMLESS: [&str; 3] =
+    ["vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"];
+
+/// The sizes that every model has.
+pub(super) struct Sizes {
+    pub(super) hidden: usize,
+    pub(super) layers: usize,
+    pub(super) context: usize,
+}
+
+/// Reads the sizes that every model has, and refuses models that do not generate text from left to right.
+pub(super) fn sizes(keys: &Hyperparameters<'_>) -> Result<Sizes, SpecError> {
+    if keys.flag("attention.causal")? == Some(false) {
+        return Err(keys.unsupported("attention.causal", false, ": the model does not generate text"));
+    }
+    if let Some(pooling @ 1..) = keys.count("pooling_type", 0..=u64::MAX)? {
+        return Err(keys.unsupported("pooling_type", pooling, ": the model does not generate text"));
+    }
+    Ok(Sizes {
+        hidden: keys.required("embedding_length", 1..=MAX_HIDDEN)?,
+        layers: keys.required("block_count", 1..=MAX_LAYERS)?,
+        context: keys.required("context_length", 1..=MAX_CONTEXT)?,
+    })
+}
+
+/// Refuses a mixture of experts.
+pub(super) fn refuse_experts(keys: &Hyperparameters<'_>) -> Result<(), SpecError> {
+    match keys.count("expert_count", 0..=u64::MAX)? {
+        Some(experts @ 1..) => {
+            Err(keys.unsupported("expert_count", experts, ": mixtures of experts cannot be run"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a sliding window in a family that has none. A window that no context reaches past hides nothing.
+pub(super) fn refuse_window(keys: &Hyperparameters<'_>, context: usize) -> Result<(), SpecError> {
+    match keys.count("attention.sliding_window", 0..=u64::MAX)? {
+        Some(window @ 1..) if window < context => {
+            Err(keys.unsupported("attention.sliding_window", window, ": only full attention is"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A positive number of positions that a window shows.
+pub(super) fn window(keys: &Hyperparameters<'_>) -> Result<usize, SpecError> {
+    keys.required("attention.sliding_window", 1..=MAX_CONTEXT)
+}
+
+/// The epsilon of the norms, below 1.
+pub(super) fn epsilon(keys: &Hyperparameters<'_>, name: &str) -> Result<f32, SpecError> {
+    let epsilon = keys.number(name)?.ok_or_else(|| keys.missing(name))?;
+    if !(0.0..1.0).contains(&epsilon) {
+        return Err(keys.invalid(name, epsilon, "it must be at least 0 and below 1"));
+    }
+    Ok(epsilon)
+}
+
+/// The widths of every layer's feed-forward.
+pub(super) fn feed_forward_widths(
+    keys: &Hyperparameters<'_>,
+    layers: usize,
+) -> Result<Vec<usize>, SpecError> {
+    let widths = keys.per_layer("feed_forward_length", 1..=MAX_FEED_FORWARD, layers)?;
+    widths.ok_or_else(|| keys.missing("feed_forward_length"))
+}
+
+/// The heads of a model's grouped attention.
+pub(super) struct Heads {
+    /// Query heads, and key and value heads, of each layer.
+    pub(super) counts: Vec<(usize, usize)>,
+    pub(super) key_width: usize,
+    pub(super) value_width: usize,
+}
+
+impl Heads {
+    /// The usual factor on the scores.
+    pub(super) fn scale(&self) -> f32 {
+        1.0 / (self.key_width as f32).sqrt()
+    }
+}
+
+/// Keys of grouped attention that the files of a family may always state.
+pub(super) const KV_HEADS: &str = "attention.head_count_kv";
+pub(super) const KEY_WIDTH: &str = "attention.key_length";
+pub(super) const VALUE_WIDTH: &str = "attention.value_length";
+
+/// Reads the heads; the keys `stated` must be there, others have a default.
+pub(super) fn heads(keys: &Hyperparameters<'_>, sizes: &Sizes, stated: &[&str]) -> Result<Heads, SpecError> {
+    let heads = keys.per_layer("attention.head_count", 1..=MAX_HEADS, sizes.layers)?;
+    let heads = heads.ok_or_else(|| keys.missing("attention.head_count"))?;
+    let kv_heads = keys.per_layer(KV_HEADS, 1..=MAX_HEADS, sizes.layers)?;
+    let key_width = keys.count(KEY_WIDTH, 1..=MAX_HEAD_WIDTH)?;
+    let value_width = keys.count(VALUE_WIDTH, 1..=MAX_HEAD_WIDTH)?;
+    let found = [
+        (KV_HEADS, kv_heads.is_some()),
+        (KEY_WIDTH, key_width.is_some()),
+        (VALUE_WIDTH, value_width.is_some()),
+    ];
+    if let Some((name, _)) = found.iter().find(|(name, found)| !found && stated.contains(name)) {
+        return Err(keys.missing(name));
+    }
+    let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+    // Where the file states no width, that of the first layer's heads holds for all.
+    let default_width = sizes.hidden / heads[0];
+    if (key_width.is_none() || value_width.is_none()) && !sizes.hidden.is_multiple_of(heads[0]) {
+        let wanted =
+            format!("it must divide the hidden width {} where no head width is stated", sizes.hidden);
+        return Err(keys.invalid("attention.head_count", heads[0], &wanted));
+    }
+    let counts = heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| {
+        if !heads.is_multiple_of(kv_heads) {
+            let wanted = format!("it must divide the number of query heads, {heads}");
+            return Err(keys.invalid("attention.head_count_kv", kv_heads, &wanted));
+        }
+        Ok((heads, kv_heads))
+    });
+    Ok(Heads {
+        counts: counts.collect::<Result<_, _>>()?,
+        key_width: key_width.unwrap_or(default_width),
+        value_width: value_width.unwrap_or(default_width),
+    })
+}
+
+/// The base of the rope frequencies under `name`; `None` where the key is absent.
+pub(super) fn rope_base(keys: &Hyperparameters<'_>, name: &str) -> Result<Option<f32>, SpecError> {
+    match keys.number(name)? {
+        Some(base) if base <= 0.0 => Err(keys.invalid(name, base, "it must be above 0")),
+        base => Ok(base),
+    }
+}
+
+/// The base of the rope frequencies in a family whose files always state it.
+pub(super) fn stated_rope_base(keys: &Hyperparameters<'_>) -> Result<(), SpecError> {
+    rope_base(keys, "rope.freq_base")?.map(|_| ()).ok_or_else(|| keys.missing("rope.freq_base"))
+}
+
+/// Rope as most families have it, with linear scaling and without factors on cosine and sine.
+pub(super) fn rope(
+    keys: &Hyperparameters<'_>,
+    key_width: usize,
+    pairing: RopePairing,
+) -> Result<Rope, SpecError> {
+    let width = keys.count("rope.dimension_count", 1..=MAX_HEAD_WIDTH)?.unwrap_or(key_width);
+    if !width.is_multiple_of(2) || width > key_width {
+        let wanted = format!("it must be even and at most the width of a key head, {key_width}");
+        return Err(keys.invalid("rope.dimension_count", width, &wanted));
+    }
+    Ok(Rope {
+        width,
+        pairing,
+        base: rope_base(keys, "rope.freq_base")?.unwrap_or(DEFAULT_ROPE_BASE),
+        position_scale: position_scale(keys)?,
+        divisors: match keys.header.tensor("rope_freqs.weight") {
+            Some(_) => RopeDivisors::Fixed,
+            None => RopeDivisors::None,
+        },
+        magnitude: 1.0,
+    })
+}
+
+/// Refuses a factor on cosine and sine in a family that has none.
+pub(super) fn refuse_rope_magnitude(keys: &Hyperparameters<'_>) -> Result<(), SpecError> {
+    match keys.number("rope.scaling.attn_factor")? {
+        Some(factor) if factor != 1.0 => Err(keys.unsupported("rope.scaling.attn_factor", factor, "")),
+        _ => Ok(()),
+    }
+}
+
+/// The factor on positions: 1 / `rope.scaling.factor` (older files: `rope.scale_linear`) where the scaling is linear.
+fn position_scale(keys: &Hyperparameters<'_>) -> Result<f32, SpecError> {
+    let factor = keys.number("rope.scaling.factor")?;
+    let old_factor = keys.number("rope.scale_linear")?;
+    let kind = keys.text("rope.scaling.type")?;
+    match kind.unwrap_or("linear") {
+        "none" => Ok(1.0),
+        "linear" if kind.is_some() && factor.or(old_factor).is_none() => {
+            Err(keys.missing("rope.scaling.factor"))
+        }
+        "linear" => match factor.or(old_factor) {
+            // Files write 0 for no scaling.
+            None | Some(0.0) => Ok(1.0),
+            Some(factor) if factor > 0.0 && (1.0 / factor).is_finite() => Ok(1.0 / factor),
+            Some(factor) => Err(keys.invalid("rope.scaling.factor", factor, "it must be above 0")),
+        },
+        other => Err(keys.unsupported("rope.scaling.type", other, ": only `none` and `linear` are")),
+    }
+}
+
+/// The number of token ids: the rows of the embedding, which the vocabulary must agree with.
+pub(super) fn vocab(header: &Header) -> Result<usize, SpecError> {
+    let name = "token_embd.weight";
+    let tensor = header.tensor(name);
+    let tensor = tensor.ok_or(SpecError::Tensor { name, problem: "is missing".to_owned() })?;
+    let &[_, rows] = tensor.dims.as_slice() else {
+        return Err(SpecError::Tensor {
+            name,
+            problem: format!("has the shape {:?}, wanted a matrix", tensor.dims),
+        });
+    };
+    if rows > MAX_VOCAB {
+        let problem = format!("has {rows} rows, at most {MAX_VOCAB} are possible");
+        return Err(SpecError::Tensor { name, problem });
+    }
+    match header.array_len("tokenizer.ggml.tokens")? {
+        Some(tokens) if tokens != rows => {
+            let problem = format!("has {rows} rows, but the vocabulary has {tokens} tokens");
+            Err(SpecError::Tensor { name, problem })
+        }
+        _ => Ok(rows as usize),
+    }
+}
+
+/// Whether the output matrix is the token embedding: the file has no other.
+pub(super) fn tied(header: &Header) -> bool {
+    header.tensor("output.weight").is_none()
+}
+
+/// The model's own name, or its architecture's.
+pub(super) fn name(header: &Header, architecture: &str) -> Result<String, SpecError> {
+    Ok(header.str("general.name")?.unwrap_or(architecture).to_owned())
+}

@@ -1,0 +1,82 @@
+//! Phi-3, Phi-3.5 and Phi-4-mini (`general.architecture` = `phi3`).
+//!
+//! As llama, but rope turns the halves of (part of) a head, with divisors that depend on the context and a factor on
+//! cosine and sine; queries, keys and values come from one matrix, and so do gate and up. The key
+//! `attention.sliding_window` is read and not used: llama.cpp gives these models full attention.
+
+use super::SpecError;
+use super::hyperparameters::Hyperparameters;
+use super::parts;
+use crate::gguf::Header;
+use crate::spec::{
+    Activation, Attention, Family, FeedForward, GroupedAttention, HeadSpec, LayerSpec, ModelSpec, Norm,
+    Projections, Residual, Rope, RopeDivisors, RopePairing,
+};
+
+/// Reads the spec of a Phi-3 model.
+pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
+    let keys = Hyperparameters::new(header, "phi3");
+    let sizes = parts::sizes(&keys)?;
+    let norm = Norm::Rms { epsilon: parts::epsilon(&keys, "attention.layer_norm_rms_epsilon")? };
+    let heads = parts::heads(&keys, &sizes, &[parts::KV_HEADS])?;
+    let rope = rope(&keys, heads.key_width, sizes.context)?;
+    let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
+    keys.finish(&[&parts::HARMLESS[..], &["attention.sliding_window"]].concat())?;
+    let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
+        attention_norm: norm,
+        attention: Attention::Grouped(GroupedAttention {
+            heads: query_heads,
+            kv_heads,
+            key_width: heads.key_width,
+            value_width: heads.value_width,
+            scale: heads.scale(),
+            projections: Projections::Fused,
+            head_norm: None,
+            rope: Some(rope.clone()),
+            window: None,
+        }),
+        attention_post_norm: None,
+        residual: Residual::Sequential { feed_forward_norm: norm },
+        feed_forward: FeedForward::Gated { width, activation: Activation::Silu, fused: true },
+        feed_forward_post_norm: None,
+    });
+    Ok(ModelSpec {
+        name: parts::name(header, "phi3")?,
+        family: Family::Phi3,
+        hidden: sizes.hidden,
+        vocab: parts::vocab(header)?,
+        context_length: sizes.context,
+        embedding_scale: 1.0,
+        layers: layers.collect(),
+        head: HeadSpec { norm, tied: parts::tied(header), logit_scale: 1.0 },
+    })
+}
+
+fn rope(keys: &Hyperparameters<'_>, key_width: usize, context: usize) -> Result<Rope, SpecError> {
+    let plain = parts::rope(keys, key_width, RopePairing::Halves)?;
+    parts::stated_rope_base(keys)?;
+    if keys.count("rope.dimension_count", 0..=u64::MAX)?.is_none() {
+        return Err(keys.missing("rope.dimension_count"));
+    }
+    let has = |name| keys.header.tensor(name).is_some();
+    let by_context = has("rope_factors_long.weight") || has("rope_factors_short.weight");
+    let magnitude = keys.number("rope.scaling.attn_factor")?;
+    let short_context = keys.count("rope.scaling.original_context_length", 1..=u64::from(u32::MAX))?;
+    if !by_context {
+        if let Some(factor) = magnitude.filter(|factor| *factor != 1.0) {
+            let hint = ": the file has no `rope_factors_long.weight`";
+            return Err(keys.unsupported("rope.scaling.attn_factor", factor, hint));
+        }
+        if let Some(original) = short_context.filter(|original| *original != context) {
+            let hint = ": the file has no `rope_factors_long.weight`";
+            return Err(keys.unsupported("rope.scaling.original_context_length", original, hint));
+        }
+        return Ok(plain);
+    }
+    let short_context = short_context.ok_or_else(|| keys.missing("rope.scaling.original_context_length"))?;
+    let magnitude = magnitude.ok_or_else(|| keys.missing("rope.scaling.attn_factor"))?;
+    if magnitude <= 0.0 {
+        return Err(keys.invalid("rope.scaling.attn_factor", magnitude, "it must be above 0"));
+    }
+    Ok(Rope { divisors: RopeDivisors::ByContext { short_context }, magnitude, ..plain })
+}

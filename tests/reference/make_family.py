@@ -1,0 +1,146 @@
+"""Write a random-weight GGUF model of one of the families, for tests.
+
+usage: python make_family.py OUTPUT.gguf FAMILY [--type TYPE] [--layers N] ... (see --help)
+
+The same arguments give the same bytes, as with make_tiny.py. Every family has sizes of its own that nobody would hard-code: heads
+whose width is not hidden / heads where the family's files state it, odd numbers of layers and experts, windows shorter than the paths.
+"""
+
+import argparse
+
+import gguf
+import numpy as np
+
+import tiny_vocabulary
+from make_tiny import TYPES, Stream, Tensors
+
+SIZES = {
+    "qwen2": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160},
+    "qwen3": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160},
+    "phi3": {"hidden": 96, "layers": 3, "heads": 3, "kv_heads": 1, "head": 32, "ffn": 160},
+    "gemma3": {"hidden": 96, "layers": 7, "heads": 4, "kv_heads": 2, "head": 32, "ffn": 160, "tied": True, "window": 24},
+    "command-r": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True},
+    "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
+}
+LAYER_NORM = ("command-r", "cohere2")
+PARALLEL = ("command-r", "cohere2")
+ROPE_BASE = {"qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "command-r": 8e6, "cohere2": 50000.0}
+
+
+def add_hyper_parameters(writer, args):
+    sizes, family = args.sizes, args.family
+    writer.add_name("brigade-tiny")  # llama.cpp asks for certain tokens where a name says phi3
+    writer.add_block_count(sizes["layers"])
+    writer.add_context_length(args.context)
+    writer.add_embedding_length(sizes["hidden"])
+    writer.add_feed_forward_length(sizes["ffn"])
+    writer.add_head_count(sizes["heads"])
+    writer.add_head_count_kv(sizes["kv_heads"])
+    writer.add_rope_freq_base(ROPE_BASE[family])
+    if family in LAYER_NORM:
+        writer.add_layer_norm_eps(1e-4)
+        writer.add_logit_scale(0.25)
+    else:
+        writer.add_layer_norm_rms_eps(1e-5)
+    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "gemma3"):
+        writer.add_key_length(sizes["head"])
+        writer.add_value_length(sizes["head"])
+    if "window" in sizes:
+        writer.add_sliding_window(sizes["window"])
+    if family == "phi3":
+        writer.add_rope_dimension_count(sizes["head"] // 4 * 3)
+        writer.add_rope_scaling_orig_ctx_len(args.original_context)
+        writer.add_rope_scaling_attn_factors(1.19)
+        writer.add_sliding_window(20)
+    if family == "gemma3":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+    if family in ("command-r", "cohere2"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if family == "cohere2":
+        writer.add_rope_dimension_count(sizes["head"])
+        writer.add_vocab_size(args.vocab)
+
+
+def add_tensors(tensors, args):
+    """Deviations keep the residual stream near 1 a component and the logits near a deviation of --logit-spread."""
+    sizes, family, stream = args.sizes, args.family, tensors.stream
+    hidden, heads, kv_heads, head, ffn = (sizes[key] for key in ("hidden", "heads", "kv_heads", "head", "ffn"))
+    tied = sizes.get("tied", False) or args.tied
+    vector = lambda name, shape=(hidden,): tensors.vector(name, stream.between(shape, 0.7, 1.3))  # noqa: E731
+    output = args.logit_spread / np.sqrt(hidden) * (4 if family in LAYER_NORM else 1)
+    tensors.matrix("token_embd.weight", args.vocab, hidden, output if tied else 1.0)
+    if family == "phi3":
+        for length, low, high in (("long", 1.0, 30.0), ("short", 1.0, 2.0)):
+            tensors.vector(f"rope_factors_{length}.weight", stream.between((head // 8 * 3,), low, high))
+    for layer in range(sizes["layers"]):
+        block = f"blk.{layer}."
+        vector(block + "attn_norm.weight")
+        parts = {"q": (heads, 1.4), "k": (kv_heads, 1.4), "v": (kv_heads, 1.0)}
+        if family == "phi3":
+            tensors.matrix(block + "attn_qkv.weight", (heads + 2 * kv_heads) * head, hidden, 1.3 / np.sqrt(hidden))
+        else:
+            for part, (count, deviation) in parts.items():
+                tensors.matrix(block + f"attn_{part}.weight", count * head, hidden, deviation / np.sqrt(hidden))
+                if family == "qwen2":
+                    tensors.vector(block + f"attn_{part}.bias", stream.bell((count * head,), 0.5))
+        if family in ("qwen3", "gemma3"):
+            vector(block + "attn_q_norm.weight", (head,))
+            vector(block + "attn_k_norm.weight", (head,))
+        if family == "command-r" and sizes["layers"] >= 64:
+            vector(block + "attn_q_norm.weight", (heads, head))
+            vector(block + "attn_k_norm.weight", (kv_heads, head))
+        depth = 0.2 if sizes["layers"] >= 64 else 1.0
+        tensors.matrix(block + "attn_output.weight", hidden, heads * head, depth / np.sqrt(heads * head))
+        if family == "gemma3":
+            vector(block + "post_attention_norm.weight")
+        if family not in PARALLEL:
+            vector(block + "ffn_norm.weight")
+        if family == "phi3":
+            tensors.matrix(block + "ffn_up.weight", 2 * ffn, hidden, 1.2 / np.sqrt(hidden))
+        else:
+            tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
+            tensors.matrix(block + "ffn_up.weight", ffn, hidden, 1.0 / np.sqrt(hidden))
+        tensors.matrix(block + "ffn_down.weight", hidden, ffn, depth / np.sqrt(ffn))
+        if family == "gemma3":
+            vector(block + "post_ffw_norm.weight")
+    vector("output_norm.weight")
+    if not tied:
+        tensors.matrix("output.weight", args.vocab, hidden, output)
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output")
+    parser.add_argument("family", choices=SIZES)
+    parser.add_argument("--type", choices=TYPES, default="f32", help="type of every matrix")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--hidden", type=int)
+    parser.add_argument("--ffn", type=int)
+    parser.add_argument("--tied", action="store_true", help="no output.weight: the head is the embedding")
+    parser.add_argument("--original-context", type=int, default=128, help="phi3: up to here the short factors hold")
+    parser.add_argument("--vocab", type=int, default=512)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--logit-spread", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=31)
+    args = parser.parse_args(arguments)
+    args.sizes = dict(SIZES[args.family])
+    for key in ("layers", "hidden", "ffn"):
+        if getattr(args, key):
+            args.sizes[key] = getattr(args, key)
+    return args
+
+
+def make(args):
+    writer = gguf.GGUFWriter(args.output, args.family)
+    add_hyper_parameters(writer, args)
+    tiny_vocabulary.add_bpe(writer, args.vocab, "llama-bpe")
+    add_tensors(Tensors(writer, Stream(args.seed), args.type), args)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    make(parse())

@@ -1,0 +1,102 @@
+"""Log-probabilities of the families' tiny models by llama.cpp.
+
+usage: python make_family_references.py WORK_DIR FAMILIES.json [NAME ...]
+
+With names, only those variants are made again; the others stay as they are in FAMILIES.json.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import llama_cpp
+import numpy as np
+
+import make_family
+import make_tiny
+import reference_model as reference
+
+HERE = pathlib.Path(__file__).parent
+# Prompts of about 5, 40 and 150 tokens, each with 16 more along the path.
+PATH_LENGTHS = (21, 56, 166)
+PATH_SEED = 9
+CONTEXT = 256
+
+
+def both(name, flags):
+    return {f"{name}-{kind}": f"{flags} --type {kind}" for kind in ("f32", "q8_0")}
+
+
+VARIANTS = {
+    **both("qwen2", "qwen2"),
+    "qwen2-tied": "qwen2 --tied --seed 32",
+    **both("qwen3", "qwen3"),
+    **both("phi3", "phi3"),
+    "phi3-short": "phi3 --original-context 256",
+    **both("gemma3", "gemma3"),
+    **both("command-r", "command-r"),
+    "command-r-deep": "command-r --layers 64 --hidden 96 --ffn 64",
+    **both("cohere2", "cohere2"),
+}
+
+
+def paths(vocab):
+    words = [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(sum(PATH_LENGTHS))]
+    for length in PATH_LENGTHS:
+        yield words[:length]
+        words = words[length:]
+
+
+def rows_of(path, tokens, cache_f32):
+    model = reference.load(path, 1, CONTEXT, cache_f32)
+    rows = [reference.log_probabilities(model, ids) for ids in tokens]
+    model.close()
+    return rows
+
+
+def make_variant(name, flags, work_dir):
+    source, exact = work_dir / f"{name}.gguf", work_dir / f"{name}-exact.gguf"
+    args = make_family.parse([str(source), *flags.split()])
+    make_family.make(args)
+    subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
+    tokens = list(paths(args.vocab))
+    exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
+    item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
+    error = []
+    for ids, wanted, own in zip(tokens, exact_rows, own_rows):
+        item["paths"].append({"path": ids, "exact": reference.of_path(wanted, ids), "llama_cpp": reference.of_path(own, ids)})
+        error += [abs(a - b) for a, b in zip(item["paths"][-1]["exact"][1:], item["paths"][-1]["llama_cpp"][1:])]
+    rows = np.concatenate(exact_rows)
+    entropy, best = float(-(np.exp(rows) * rows).sum(axis=1).mean()), float(np.exp(rows.max(axis=1)).mean())
+    item["entropy"] = round(entropy, 3)
+    print(
+        f"{name}: {source.stat().st_size} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
+        f"|llama_cpp - exact| mean {np.mean(error):.6f} max {np.max(error):.6f}",
+        flush=True,
+    )
+    return item
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work_dir", type=pathlib.Path)
+    parser.add_argument("families", type=pathlib.Path)
+    parser.add_argument("names", nargs="*", choices=[*VARIANTS, []])
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    known = {}
+    if args.names and args.families.exists():
+        known = {item["name"]: item for item in json.loads(args.families.read_text())["variants"]}
+    wanted = args.names or VARIANTS
+    for name in wanted:
+        known[name] = make_variant(name, VARIANTS[name], args.work_dir)
+    versions = json.dumps({"llama-cpp-python": llama_cpp.__version__, "numpy": np.__version__}, separators=(",", ":"))
+    lines = ",\n".join(json.dumps(known[name], separators=(",", ":")) for name in VARIANTS if name in known)
+    args.families.write_text(f'{{"versions":{versions},"variants":[\n{lines}\n]}}\n')
+
+
+if __name__ == "__main__":
+    main()
