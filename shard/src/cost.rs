@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::{LayerRange, Shard};
 use crate::spec::{Attention, FeedForward, ModelSpec};
-use crate::tensors::{Role, TensorTable};
+use crate::tensors::{LayerRole, Role, TensorTable};
 use crate::units::Bytes;
 
 /// Tokens in one page of the KV cache. Small enough that a short sequence wastes little, large enough that a page's
@@ -70,8 +70,10 @@ pub struct Widths {
     pub value: u64,
     /// Output of all heads together.
     pub attention: u64,
-    /// Feed-forward.
+    /// Feed-forward: of all the experts together that a row takes, where there are experts.
     pub feed_forward: u64,
+    /// Scores of the experts and outputs of those that a row takes; 0 where there are none.
+    pub experts: u64,
     /// Number of query heads.
     pub heads: u64,
     /// Number of token ids.
@@ -118,8 +120,9 @@ pub struct Cost {
 /// Bytes of buffers that a stage computes in, beside weights and cache.
 ///
 /// With `R` = [`Room::step_rows`], all of them f32 unless said otherwise:
-/// - activations: `R x (3 hidden + query + key + value + attention + 2 feed-forward)` for the residual stream, its norm,
-///   a product's output, the attention's inputs and output, gate and up;
+/// - activations: `R x (3 hidden + query + key + value + attention + 2 feed-forward + experts)` for the residual stream,
+///   its norm, a product's output, the attention's inputs and output, gate and up, the router's scores and the outputs
+///   of the experts taken;
 /// - the quantised copy of the widest input of a matrix product: `R` rows of blocks of 32 values,
 ///   [`QUANTISED_BYTES_PER_32`] bytes each;
 /// - scores of one row: `heads x context`;
@@ -133,7 +136,8 @@ pub fn workspace_bytes(widths: &Widths, room: &Room, head: bool) -> Bytes {
         + widths.key
         + widths.value
         + widths.attention
-        + 2 * widths.feed_forward;
+        + 2 * widths.feed_forward
+        + widths.experts;
     let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
     let activations = Bytes(row_values * F32_BYTES) * rows;
     let quantised = Bytes(widest.div_ceil(32) * QUANTISED_BYTES_PER_32) * rows;
@@ -258,18 +262,24 @@ impl Widths {
             value: 0,
             attention: 0,
             feed_forward: 0,
+            experts: 0,
             heads: 0,
             vocab: spec.vocab as u64,
         };
         for layer in &spec.layers {
             let Attention::Grouped(attention) = &layer.attention;
-            let FeedForward::Gated { width, .. } = layer.feed_forward;
             let raise = |field: &mut u64, value: usize| *field = (*field).max(value as u64);
             raise(&mut widths.query, attention.heads * attention.key_width);
             raise(&mut widths.key, attention.kv_heads * attention.key_width);
             raise(&mut widths.value, attention.kv_heads * attention.value_width);
             raise(&mut widths.attention, attention.heads * attention.value_width);
-            raise(&mut widths.feed_forward, width);
+            match layer.feed_forward {
+                FeedForward::Gated { width, .. } => raise(&mut widths.feed_forward, width),
+                FeedForward::Experts(experts) => {
+                    raise(&mut widths.feed_forward, experts.used * experts.width);
+                    raise(&mut widths.experts, experts.count + experts.used * spec.hidden);
+                }
+            }
             raise(&mut widths.heads, attention.heads);
         }
         widths
@@ -278,11 +288,19 @@ impl Widths {
 
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
     let mut cost = LayerCost::default();
-    for (_, tensor) in table.layer(layer) {
+    for (role, tensor) in table.layer(layer) {
+        // Of the experts' tensors, a row reads the share of those that it takes.
+        let (taken, of) = match (role, &spec.layers[layer].feed_forward) {
+            (
+                LayerRole::ExpertGates | LayerRole::ExpertUps | LayerRole::ExpertDowns,
+                FeedForward::Experts(experts),
+            ) => (experts.used as u64, experts.count as u64),
+            _ => (1, 1),
+        };
         cost.weights += tensor.bytes;
-        cost.active += tensor.bytes;
+        cost.active += Bytes(tensor.bytes.0 / of * taken);
         if tensor.dims.len() > 1 {
-            cost.flops += 2 * tensor.values();
+            cost.flops += 2 * (tensor.values() / of) * taken;
         }
     }
     let Attention::Grouped(attention) = &spec.layers[layer].attention;

@@ -27,12 +27,14 @@ pub struct ModelSpec {
 /// A family of models that share tensor names and metadata keys (`general.architecture`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Llama 2 and 3.x, Mistral, SmolLM.
+    /// Llama 2 and 3.x, Mistral, Mixtral, SmolLM.
     Llama,
     /// Qwen 1.5, 2 and 2.5.
     Qwen2,
     /// Qwen 3, without experts.
     Qwen3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
     /// Phi-3, Phi-3.5 and Phi-4-mini.
     Phi3,
     /// Gemma 3, text.
@@ -191,6 +193,30 @@ pub enum FeedForward {
         /// Whether gate and up lie in one matrix, gate's rows first.
         fused: bool,
     },
+    /// Many gated networks, of which each position takes the few that its router likes best.
+    Experts(Experts),
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How many each position takes; at most `count`.
+    pub used: usize,
+    /// Width of an expert's gate and up.
+    pub width: usize,
+    /// The function on the gate.
+    pub activation: Activation,
+    /// How much each of those taken counts.
+    pub gating: Gating,
+}
+
+/// What makes weights of the router's scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// The softmax over all experts; the weights of those taken are divided by their sum.
+    RenormalisedSoftmax,
 }
 
 /// A scalar function inside the feed-forward network.

@@ -66,6 +66,14 @@ pub enum LayerRole {
     GateUp,
     /// `[feed-forward width, hidden]`.
     Down,
+    /// Scores of the experts: `[hidden, experts]`.
+    Router,
+    /// `[hidden, expert width, experts]`.
+    ExpertGates,
+    /// `[hidden, expert width, experts]`.
+    ExpertUps,
+    /// `[expert width, hidden, experts]`.
+    ExpertDowns,
     /// Weights of the norm after the feed-forward: `[hidden]`.
     FeedForwardPostNorm,
 }
@@ -225,14 +233,27 @@ fn layer_shapes(layer: &LayerSpec, hidden: u64) -> Vec<(LayerRole, Vec<u64>)> {
     if let Residual::Sequential { .. } = layer.residual {
         shapes.push((LayerRole::FeedForwardNorm, norm()));
     }
-    let FeedForward::Gated { width, fused, .. } = layer.feed_forward;
-    let width = width as u64;
-    if fused {
-        shapes.push((LayerRole::GateUp, vec![hidden, 2 * width]));
-    } else {
-        shapes.extend([(LayerRole::Gate, vec![hidden, width]), (LayerRole::Up, vec![hidden, width])]);
+    match layer.feed_forward {
+        FeedForward::Gated { width, fused, .. } => {
+            let width = width as u64;
+            match fused {
+                true => shapes.push((LayerRole::GateUp, vec![hidden, 2 * width])),
+                false => {
+                    shapes.extend([LayerRole::Gate, LayerRole::Up].map(|role| (role, vec![hidden, width])))
+                }
+            }
+            shapes.push((LayerRole::Down, vec![width, hidden]));
+        }
+        FeedForward::Experts(experts) => {
+            let (count, width) = (experts.count as u64, experts.width as u64);
+            shapes.extend([
+                (LayerRole::Router, vec![hidden, count]),
+                (LayerRole::ExpertGates, vec![hidden, width, count]),
+                (LayerRole::ExpertUps, vec![hidden, width, count]),
+                (LayerRole::ExpertDowns, vec![width, hidden, count]),
+            ]);
+        }
     }
-    shapes.push((LayerRole::Down, vec![width, hidden]));
     if layer.feed_forward_post_norm.is_some() {
         shapes.push((LayerRole::FeedForwardPostNorm, norm()));
     }
@@ -281,6 +302,7 @@ fn is_vector(role: Role) -> bool {
             AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,
             AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm => true,
             Query | Key | Value | QueryKeyValue | AttentionOutput | Gate | Up | GateUp | Down => false,
+            Router | ExpertGates | ExpertUps | ExpertDowns => false,
         },
     }
 }

@@ -19,12 +19,25 @@ SIZES = {
     "qwen3": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160},
     "phi3": {"hidden": 96, "layers": 3, "heads": 3, "kv_heads": 1, "head": 32, "ffn": 160},
     "gemma3": {"hidden": 96, "layers": 7, "heads": 4, "kv_heads": 2, "head": 32, "ffn": 160, "tied": True, "window": 24},
+    "mixtral": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 64, "experts": 5, "used": 2},
+    "qwen3moe": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 7, "used": 3},
     "command-r": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True},
     "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
 }
+# Families that a variant of another architecture has its name for.
+ARCHITECTURE = {"mixtral": "llama"}
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "command-r": 8e6, "cohere2": 50000.0}
+ROPE_BASE = {"qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0}
+
+
+class FamilyTensors(Tensors):
+    def stack(self, name, count, rows, columns, deviation):
+        """`count` matrices in one tensor."""
+        data = self.stream.bell((count, rows, columns), deviation)
+        if self.kind != "f32":
+            data = gguf.quants.quantize(data, TYPES[self.kind])
+        self.writer.add_tensor(name, data, raw_dtype=TYPES[self.kind])
 
 
 def add_hyper_parameters(writer, args):
@@ -42,9 +55,14 @@ def add_hyper_parameters(writer, args):
         writer.add_logit_scale(0.25)
     else:
         writer.add_layer_norm_rms_eps(1e-5)
-    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "gemma3"):
+    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "qwen3moe", "gemma3"):
         writer.add_key_length(sizes["head"])
         writer.add_value_length(sizes["head"])
+    if "experts" in sizes:
+        writer.add_expert_count(sizes["experts"])
+        writer.add_expert_used_count(sizes["used"])
+    if "expert_ffn" in sizes:
+        writer.add_expert_feed_forward_length(sizes["expert_ffn"])
     if "window" in sizes:
         writer.add_sliding_window(sizes["window"])
     if family == "phi3":
@@ -84,7 +102,7 @@ def add_tensors(tensors, args):
                 tensors.matrix(block + f"attn_{part}.weight", count * head, hidden, deviation / np.sqrt(hidden))
                 if family == "qwen2":
                     tensors.vector(block + f"attn_{part}.bias", stream.bell((count * head,), 0.5))
-        if family in ("qwen3", "gemma3"):
+        if family in ("qwen3", "qwen3moe", "gemma3"):
             vector(block + "attn_q_norm.weight", (head,))
             vector(block + "attn_k_norm.weight", (head,))
         if family == "command-r" and sizes["layers"] >= 64:
@@ -98,10 +116,17 @@ def add_tensors(tensors, args):
             vector(block + "ffn_norm.weight")
         if family == "phi3":
             tensors.matrix(block + "ffn_up.weight", 2 * ffn, hidden, 1.2 / np.sqrt(hidden))
+        elif "experts" in sizes:
+            count, width = sizes["experts"], sizes.get("expert_ffn", ffn)
+            tensors.vector(block + "ffn_gate_inp.weight", stream.bell((count, hidden), 1.0 / np.sqrt(hidden)))
+            tensors.stack(block + "ffn_gate_exps.weight", count, width, hidden, 1.4 / np.sqrt(hidden))
+            tensors.stack(block + "ffn_up_exps.weight", count, width, hidden, 1.0 / np.sqrt(hidden))
+            tensors.stack(block + "ffn_down_exps.weight", count, hidden, width, 1.5 / np.sqrt(width))
         else:
             tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
             tensors.matrix(block + "ffn_up.weight", ffn, hidden, 1.0 / np.sqrt(hidden))
-        tensors.matrix(block + "ffn_down.weight", hidden, ffn, depth / np.sqrt(ffn))
+        if "experts" not in sizes:
+            tensors.matrix(block + "ffn_down.weight", hidden, ffn, depth / np.sqrt(ffn))
         if family == "gemma3":
             vector(block + "post_ffw_norm.weight")
     vector("output_norm.weight")
@@ -132,10 +157,10 @@ def parse(arguments=None):
 
 
 def make(args):
-    writer = gguf.GGUFWriter(args.output, args.family)
+    writer = gguf.GGUFWriter(args.output, ARCHITECTURE.get(args.family, args.family))
     add_hyper_parameters(writer, args)
     tiny_vocabulary.add_bpe(writer, args.vocab, "llama-bpe")
-    add_tensors(Tensors(writer, Stream(args.seed), args.type), args)
+    add_tensors(FamilyTensors(writer, Stream(args.seed), args.type), args)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

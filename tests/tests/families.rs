@@ -42,6 +42,11 @@ impl Variant {
         self.flags.split_whitespace().next().unwrap()
     }
 
+    /// The architecture in the file: Mixtral is a llama with experts.
+    fn architecture(&self) -> &str {
+        if self.family() == "mixtral" { "llama" } else { self.family() }
+    }
+
     fn is_quantised(&self) -> bool {
         self.flags.contains("--type q")
     }
@@ -144,6 +149,10 @@ fn may_be_missing(family: &str, key: &str) -> bool {
     match key {
         "vocab_size" | "rope.scaling.type" => true,
         "attention.sliding_window" => family == "phi3",
+        // Without it the file is one without experts, whose tensors are then missed.
+        "expert_count" => family == "mixtral",
+        // Llama files may leave them out: as many as query heads, and the base of Llama 2.
+        "attention.head_count_kv" | "rope.freq_base" => family == "mixtral",
         // The file's value is that which follows from the heads' width.
         "rope.dimension_count" => family == "cohere2",
         _ => false,
@@ -169,7 +178,7 @@ fn every_key_and_tensor_that_is_missing_or_misspelt_is_named() {
         let path = variant.file(folder.path());
         let file = std::fs::read(&path).unwrap();
         let header = Header::open(&path).unwrap();
-        let prefix = format!("{}.", variant.family());
+        let prefix = format!("{}.", variant.architecture());
         let damaged = folder.path().join("damaged.gguf");
         let mut check = |name: &str, other: &str, words: [&str; 2]| {
             std::fs::write(&damaged, renamed(&file, name, other)).unwrap();

@@ -95,6 +95,17 @@ impl AttentionShape {
     }
 }
 
+/// Which experts a step's rows take. A row has as many routes as it takes experts, one after another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routes {
+    /// Routes of a row.
+    pub used: usize,
+    /// The expert of each route.
+    pub experts: Vec<u32>,
+    /// How much the expert's output counts, for each route.
+    pub weights: Vec<f32>,
+}
+
 /// A device, with the kernels that run on it.
 ///
 /// Shapes are the caller's duty: the model code checks a file and a frame before it calls. Operations that write to
@@ -114,6 +125,15 @@ pub trait Backend: Send + Sized {
 
     /// Reads a matrix to where it stays. Fails where there is no kernel for its type, or the source cannot be read.
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<Self::Matrix, LoadError>;
+
+    /// Reads the matrices of `count` experts, which lie one after another; `shape` is that of one. Fails as
+    /// [`matrix`](Self::matrix) does, and where the device cannot run experts.
+    fn experts(
+        &self,
+        shape: MatrixShape,
+        count: usize,
+        source: &mut dyn TensorSource,
+    ) -> Result<Self::Matrix, LoadError>;
 
     /// Places channel weights.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, BackendError>;
@@ -145,6 +165,20 @@ pub trait Backend: Send + Sized {
         input: &Self::Rows,
         products: &mut [(&Self::Matrix, &mut Self::Rows)],
     ) -> Result<(), BackendError>;
+
+    /// Multiplies with the experts' matrices that the routes name: the output has a row per route, the input a row per
+    /// token or per route. Each matrix holds `count` experts.
+    fn expert_linear(
+        &mut self,
+        input: &Self::Rows,
+        routes: &Routes,
+        count: usize,
+        products: &mut [(&Self::Matrix, &mut Self::Rows)],
+    ) -> Result<(), BackendError>;
+
+    /// Adds up the routes' rows of each token, each times its weight, in the order of the routes.
+    fn combine(&self, routed: &Self::Rows, routes: &Routes, out: &mut Self::Rows)
+    -> Result<(), BackendError>;
 
     /// Normalises each row, with one weight per channel.
     fn norm(

@@ -6,8 +6,9 @@ mod tiny_model;
 
 use brigade_proto::control::CacheDtype;
 use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::spec::{Activation, Norm};
 use brigade_shard::tensor_type::TensorType;
-use brigade_worker::backend::{Backend, BackendError, Batch, Span};
+use brigade_worker::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, Span};
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
 use brigade_worker::model::{self, Input, StageModel, StageNeeds};
@@ -97,7 +98,75 @@ fn types_that_candle_does_not_know_are_refused_by_name() {
         let header = model.write(&dir.path().join("tiny.gguf"));
         let backend = CandleBackend::new(Device::Cpu).unwrap();
         let error = try_load(backend, &header, model.layers).err().unwrap().to_string();
-        assert!(error.contains(&format!("is {kind}, which candle cannot compute with")), "{error}");
+        assert!(
+            error.contains(&format!("is {kind}, which candle on the cpu cannot compute with")),
+            "{error}"
+        );
         load(CpuBackend::new(1).unwrap(), &header, model.layers);
+    }
+}
+
+/// The values of `rows` on the host.
+fn values<B: Backend>(backend: &B, rows: &B::Rows) -> Vec<f32> {
+    backend.host(rows, &mut Vec::new()).unwrap().to_vec()
+}
+
+/// What the operations of families other than llama give on some rows of two sequences, one after another.
+fn parts<B: Backend>(mut backend: B) -> Vec<f32> {
+    const ROWS: usize = 45;
+    let mut random = Random::new(17);
+    let mut found = Vec::new();
+    let weight = backend.vector(&random.normals(16, 1.0)).unwrap();
+    let weights = backend.vector(&random.normals(64, 1.0)).unwrap();
+    let input = random.normals(ROWS * 64, 2.0);
+    let mut rows = backend.rows(ROWS, 64).unwrap();
+    let upload = |backend: &B, rows: &mut B::Rows| backend.upload(&input, 64, rows).unwrap();
+    for norm in [Norm::Rms { epsilon: 1e-5 }, Norm::Layer { epsilon: 1e-4 }] {
+        for weight in [&weight, &weights] {
+            upload(&backend, &mut rows);
+            backend.norm_parts(norm, &mut rows, 16, weight).unwrap();
+            found.extend(values(&backend, &rows));
+        }
+        let mut out = backend.rows(ROWS, 64).unwrap();
+        upload(&backend, &mut rows);
+        backend.norm(norm, &rows, &weights, &mut out).unwrap();
+        found.extend(values(&backend, &out));
+    }
+    let up = {
+        let mut up = backend.rows(ROWS, 64).unwrap();
+        upload(&backend, &mut up);
+        up
+    };
+    backend.add_bias(&mut rows, &weights).unwrap();
+    backend.scale(&mut rows, 0.5).unwrap();
+    backend.gate(&mut rows, &up, Activation::Gelu).unwrap();
+    found.extend(values(&backend, &rows));
+
+    let shape = CacheShape { pages: 8, kv_heads: 2, key_width: 16, value_width: 16, dtype: CacheDtype::F32 };
+    let mut cache = backend.cache(shape).unwrap();
+    let (mut keys, mut out) = (backend.rows(ROWS, 32).unwrap(), backend.rows(ROWS, 64).unwrap());
+    backend.upload(&random.normals(ROWS * 32, 1.0), 32, &mut keys).unwrap();
+    upload(&backend, &mut rows);
+    let spans = vec![
+        Span { rows: 0..40, start: 0, pages: vec![3, 1] },
+        Span { rows: 40..45, start: 0, pages: vec![0] },
+    ];
+    let batch = Batch { spans };
+    backend.store(&mut cache, &batch, &keys, &keys).unwrap();
+    for window in [None, Some(1), Some(7), Some(33)] {
+        let shape = AttentionShape { heads: 4, scale: 0.25, window };
+        backend.attend(&cache, &batch, shape, &rows, &mut out).unwrap();
+        found.extend(values(&backend, &out));
+    }
+    backend.enter(|_| found)
+}
+
+#[test]
+fn the_parts_of_other_families_agree_too() {
+    let ours = parts(CpuBackend::new(2).unwrap());
+    let candles = parts(CandleBackend::new(Device::Cpu).unwrap());
+    assert_eq!(ours.len(), candles.len());
+    for (i, (a, b)) in ours.iter().zip(&candles).enumerate() {
+        assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "value {i}: {a} and {b}");
     }
 }

@@ -5,7 +5,7 @@
 mod tiny_model;
 
 use brigade_shard::tensor_type::TensorType;
-use brigade_worker::backend::{Backend, MatrixShape};
+use brigade_worker::backend::{Backend, MatrixShape, Routes};
 use brigade_worker::cpu::{CpuBackend, Simd};
 use brigade_worker::weights::{LoadError, TensorSource};
 use candle_core::quantized::k_quants::{BlockQ8K, GgmlType};
@@ -339,6 +339,43 @@ fn extreme_codebook_blocks_give_the_same_bits_on_any_instructions() {
             let found = product.run(&mut CpuBackend::new(1).unwrap(), &product.input);
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&found), bits(&portable), "{kind} of {fill}, scale {scale:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_route_gives_the_bits_of_its_experts_own_product() {
+    const COUNT: usize = 3;
+    for kind in KINDS {
+        let product = Product::new(kind, 40, 256, 5);
+        let mut random = Random::new(23);
+        let bytes: Vec<Vec<u8>> = (0..COUNT).map(|_| encode(kind, &random.normals(40 * 256, 0.3))).collect();
+        let mut backend = CpuBackend::new(2).unwrap();
+        let all = backend.experts(product.shape, COUNT, &mut InMemory(bytes.concat())).unwrap();
+        let routes = Routes {
+            used: 2,
+            experts: vec![2, 0, 0, 2, 2, 1, 0, 2, 1, 2],
+            weights: vec![0.25, 0.75, 1.0, 0.5, 0.5, 0.5, 0.125, 0.25, 0.5, 0.75],
+        };
+        let mut x = backend.rows(5, 256).unwrap();
+        let mut y = backend.rows(10, 40).unwrap();
+        backend.upload(&product.input, 256, &mut x).unwrap();
+        backend.expert_linear(&x, &routes, COUNT, &mut [(&all, &mut y)]).unwrap();
+        let found = backend.host(&y, &mut Vec::new()).unwrap().to_vec();
+        let mut sums = backend.rows(5, 40).unwrap();
+        backend.combine(&y, &routes, &mut sums).unwrap();
+        let sums = backend.host(&sums, &mut Vec::new()).unwrap().to_vec();
+        for (route, &expert) in routes.experts.iter().enumerate() {
+            let alone = Product { bytes: bytes[expert as usize].clone(), ..Product::new(kind, 40, 256, 5) };
+            let row = route / 2;
+            let wanted = alone.run(&mut backend, &product.input[row * 256..][..256]);
+            assert_eq!(&found[route * 40..][..40], wanted, "{kind}: route {route} to expert {expert}");
+        }
+        for (row, sums) in sums.chunks(40).enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let of = |route: usize| found[route * 40 + i] * routes.weights[route];
+                assert_eq!(*sum, of(2 * row) + of(2 * row + 1), "{kind}: row {row}");
+            }
         }
     }
 }

@@ -231,10 +231,12 @@ fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
     ended
 }
 
-/// Warnings and errors go to standard error; `BRIGADE_LOG` asks for more, such as `debug` or `brigade_coordinator=trace`.
+/// Errors, and our own warnings, go to standard error; `BRIGADE_LOG` asks for more, such as `debug` or
+/// `brigade_coordinator=trace`.
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BRIGADE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BRIGADE_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("error,brigade_coordinator=warn,brigade_proto=warn")
+    });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
     // A log that is there already is as good.
     let _ = log.try_init();

@@ -1,7 +1,8 @@
-//! The llama family: Llama 2 and 3.x, Mistral, SmolLM (`general.architecture` = `llama`).
+//! The llama family: Llama 2 and 3.x, Mistral, Mixtral, SmolLM (`general.architecture` = `llama`).
 //!
 //! RMS norms, grouped-query attention with rope on neighbouring channels, a gated feed-forward with SiLU, and an output
-//! matrix that is the token embedding where the file has no other.
+//! matrix that is the token embedding where the file has no other. Mixtral has experts in every layer, as wide as others'
+//! feed-forward.
 
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
@@ -14,12 +15,11 @@ use crate::spec::{
 
 /// Keys of this family that say nothing about the computation: the layout names that of the published weights, which
 /// GGUF files have anyway.
-const HARMLESS: [&str; 2] = ["tensor_data_layout", "expert_used_count"];
+const HARMLESS: [&str; 1] = ["tensor_data_layout"];
 
 /// Reads the spec of a llama model.
 pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let keys = Hyperparameters::new(header, "llama");
-    parts::refuse_experts(&keys)?;
     if keys.flag("use_parallel_residual")? == Some(true) {
         return Err(keys.unsupported("use_parallel_residual", true, ""));
     }
@@ -30,6 +30,7 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let rope = parts::rope(&keys, heads.key_width, RopePairing::Adjacent)?;
     parts::refuse_rope_magnitude(&keys)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
+    let experts = parts::softmax_experts(&keys, "feed_forward_length")?;
     keys.finish(&[&parts::HARMLESS[..], &HARMLESS].concat())?;
     let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
         attention_norm: norm,
@@ -46,7 +47,10 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
         }),
         attention_post_norm: None,
         residual: Residual::Sequential { feed_forward_norm: norm },
-        feed_forward: FeedForward::Gated { width, activation: Activation::Silu, fused: false },
+        feed_forward: match experts {
+            Some(experts) => FeedForward::Experts(experts),
+            None => FeedForward::Gated { width, activation: Activation::Silu, fused: false },
+        },
         feed_forward_post_norm: None,
     });
     Ok(ModelSpec {

@@ -18,8 +18,8 @@ use crate::spec::{Family, ModelSpec};
 use crate::tensors::Role;
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 7] =
-    ["llama", "qwen2", "qwen3", "phi3", "gemma3", "command-r", "cohere2"];
+pub const SUPPORTED_ARCHITECTURES: [&str; 8] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2"];
 
 /// A model that cannot be run, and why.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,7 @@ impl ModelSpec {
             "llama" => llama::spec(header),
             "qwen2" => qwen::qwen2(header),
             "qwen3" => qwen::qwen3(header),
+            "qwen3moe" => qwen::qwen3moe(header),
             "phi3" => phi3::spec(header),
             "gemma3" => gemma3::spec(header),
             "command-r" => cohere::command_r(header),

@@ -31,6 +31,10 @@ pub(super) fn tensor_name(role: Role) -> String {
         // Where both are in one matrix, it has the name of the second.
         LayerRole::Up | LayerRole::GateUp => "ffn_up.weight",
         LayerRole::Down => "ffn_down.weight",
+        LayerRole::Router => "ffn_gate_inp.weight",
+        LayerRole::ExpertGates => "ffn_gate_exps.weight",
+        LayerRole::ExpertUps => "ffn_up_exps.weight",
+        LayerRole::ExpertDowns => "ffn_down_exps.weight",
         LayerRole::FeedForwardPostNorm => "post_ffw_norm.weight",
     };
     format!("blk.{layer}.{name}")

@@ -3,7 +3,7 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use crate::gguf::Header;
-use crate::spec::{Rope, RopeDivisors, RopePairing};
+use crate::spec::{Activation, Experts, Gating, Rope, RopeDivisors, RopePairing};
 
 /// Base of the rope frequencies where a file may leave it out.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
@@ -13,6 +13,7 @@ const MAX_LAYERS: u64 = 1 << 12;
 const MAX_HEADS: u64 = 1 << 14;
 const MAX_HEAD_WIDTH: u64 = 1 << 14;
 const MAX_FEED_FORWARD: u64 = 1 << 22;
+const MAX_EXPERTS: u64 = 1 << 14;
 const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_VOCAB: u64 = 1 << 24;
 
@@ -51,6 +52,26 @@ pub(super) fn refuse_experts(keys: &Hyperparameters<'_>) -> Result<(), SpecError
         }
         _ => Ok(()),
     }
+}
+
+/// The experts, with softmax gating; `None` where the file has none. `width` is the key of an expert's width.
+pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result<Option<Experts>, SpecError> {
+    let used = keys.count("expert_used_count", 0..=MAX_EXPERTS)?;
+    let Some(count @ 1..) = keys.count("expert_count", 0..=MAX_EXPERTS)? else {
+        return Ok(None);
+    };
+    let used = used.ok_or_else(|| keys.missing("expert_used_count"))?;
+    if !(1..=count).contains(&used) {
+        let wanted = format!("it must be between 1 and the number of experts, {count}");
+        return Err(keys.invalid("expert_used_count", used, &wanted));
+    }
+    Ok(Some(Experts {
+        count,
+        used,
+        width: keys.required(width, 1..=MAX_FEED_FORWARD)?,
+        activation: Activation::Silu,
+        gating: Gating::RenormalisedSoftmax,
+    }))
 }
 
 /// Refuses a sliding window in a family that has none. A window that no context reaches past hides nothing.

@@ -1,4 +1,4 @@
-//! Qwen 1.5 to 2.5 (`general.architecture` = `qwen2`) and Qwen 3 (`qwen3`).
+//! Qwen 1.5 to 2.5 (`general.architecture` = `qwen2`) and Qwen 3 (`qwen3`, with experts `qwen3moe`).
 //!
 //! As llama, but rope turns the halves of a head, and queries, keys and values have biases (Qwen 2), or queries and keys
 //! a norm per head (Qwen 3).
@@ -22,9 +22,16 @@ pub(super) fn qwen3(header: &Header) -> Result<ModelSpec, SpecError> {
     spec(header, "qwen3", Family::Qwen3)
 }
 
+/// Reads the spec of a Qwen 3 model with experts.
+pub(super) fn qwen3moe(header: &Header) -> Result<ModelSpec, SpecError> {
+    spec(header, "qwen3moe", Family::Qwen3Moe)
+}
+
 fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec, SpecError> {
     let keys = Hyperparameters::new(header, architecture);
-    parts::refuse_experts(&keys)?;
+    if family != Family::Qwen3Moe {
+        parts::refuse_experts(&keys)?;
+    }
     let sizes = parts::sizes(&keys)?;
     parts::refuse_window(&keys, sizes.context)?;
     let norm = Norm::Rms { epsilon: parts::epsilon(&keys, "attention.layer_norm_rms_epsilon")? };
@@ -35,6 +42,13 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
     parts::stated_rope_base(&keys)?;
     parts::refuse_rope_magnitude(&keys)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
+    let experts = match family {
+        Family::Qwen3Moe => {
+            let experts = parts::softmax_experts(&keys, "expert_feed_forward_length")?;
+            Some(experts.ok_or_else(|| keys.missing("expert_count"))?)
+        }
+        _ => None,
+    };
     keys.finish(&parts::HARMLESS)?;
     let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
         attention_norm: norm,
@@ -51,7 +65,10 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
         }),
         attention_post_norm: None,
         residual: Residual::Sequential { feed_forward_norm: norm },
-        feed_forward: FeedForward::Gated { width, activation: Activation::Silu, fused: false },
+        feed_forward: match experts {
+            Some(experts) => FeedForward::Experts(experts),
+            None => FeedForward::Gated { width, activation: Activation::Silu, fused: false },
+        },
         feed_forward_post_norm: None,
     });
     Ok(ModelSpec {

@@ -70,6 +70,7 @@ fn layers_may_differ_in_heads_and_widths() {
     assert_eq!((attention(&spec, 0).kv_heads, attention(&spec, 1).kv_heads), (2, 4));
     let width = |layer: usize| match spec.layers[layer].feed_forward {
         FeedForward::Gated { width, .. } => width,
+        FeedForward::Experts(experts) => experts.width,
     };
     assert_eq!((width(0), width(1)), (96, 64));
     // The second layer's tensors are still those of the first one's shape.
@@ -130,7 +131,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     for (file, expected) in [
         (file().key("general.architecture", "mamba"), "`mamba` is not supported; these are: llama"),
         (file().without("general.architecture"), "no `general.architecture`"),
-        (file().key("llama.expert_count", 8), "`llama.expert_count` is 8"),
+        (file().key("llama.expert_count", 8), "no `llama.expert_used_count`"),
         (file().key("llama.rope.scaling.type", "yarn"), "`llama.rope.scaling.type` is yarn"),
         (file().key("llama.rope.scaling.attn_factor", 1.5), "`llama.rope.scaling.attn_factor` is 1.5"),
         (file().key("llama.attention.sliding_window", 128), "`llama.attention.sliding_window` is 128"),

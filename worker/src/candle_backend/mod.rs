@@ -15,7 +15,7 @@ use candle_core::{D, DType, Device, Error, Module, Tensor};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape};
+use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Routes};
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
 /// Threads that read files; a disk is not faster with more, and the computing is the device's.
@@ -93,6 +93,11 @@ impl CandleRows {
             || BackendError { operation: "read activations", reason: "none were written".to_owned() };
         self.0.as_ref().ok_or_else(unwritten)
     }
+}
+
+fn no_experts() -> BackendError {
+    let reason = "mixtures of experts run on the processor alone: use `--device cpu`";
+    BackendError { operation: "run experts", reason: reason.to_owned() }
 }
 
 fn ggml_type(kind: TensorType) -> Option<GgmlDType> {
@@ -204,6 +209,34 @@ impl Backend for CandleBackend {
             }
         };
         Ok(place().map_err(failed("place weights"))?)
+    }
+
+    fn experts(
+        &self,
+        _shape: MatrixShape,
+        _count: usize,
+        _source: &mut dyn TensorSource,
+    ) -> Result<CandleMatrix, LoadError> {
+        Err(no_experts().into())
+    }
+
+    fn expert_linear(
+        &mut self,
+        _input: &CandleRows,
+        _routes: &Routes,
+        _count: usize,
+        _products: &mut [(&CandleMatrix, &mut CandleRows)],
+    ) -> Result<(), BackendError> {
+        Err(no_experts())
+    }
+
+    fn combine(
+        &self,
+        _routed: &CandleRows,
+        _routes: &Routes,
+        _out: &mut CandleRows,
+    ) -> Result<(), BackendError> {
+        Err(no_experts())
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor, BackendError> {

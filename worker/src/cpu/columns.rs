@@ -26,8 +26,8 @@ impl<'a> Columns<'a> {
         Columns { len: data.len(), data: data.as_mut_ptr(), width, owner: PhantomData }
     }
 
-    /// Writes one value.
-    pub(crate) fn set(&self, row: usize, column: usize, value: f32) {
+    /// Writes the value of a row and column.
+    pub(crate) fn set(&self, (row, column): (usize, usize), value: f32) {
         let index = row * self.width + column;
         assert!(index < self.len && column < self.width, "value outside the result");
         // SAFETY: the index is inside the slice that `self` borrows mutably, and by the type's contract no other task

@@ -173,6 +173,43 @@ pub(crate) struct Activations<'a> {
     pub(crate) super_blocks: &'a [BlockQ8K],
 }
 
+/// Which rows of the input pass over a chunk of weights, and where their products go.
+#[derive(Clone, Copy)]
+pub(crate) enum Passing<'a> {
+    /// All of them, each to its own row.
+    All,
+    /// Those of these routes, each to the route's row; every row of the input has `share` routes.
+    Routes {
+        routes: &'a [u32],
+        share: usize,
+        /// The weight row whose products go to the first column.
+        first_weight: usize,
+    },
+}
+
+impl Passing<'_> {
+    fn count(self, rows: usize) -> usize {
+        match self {
+            Passing::All => rows,
+            Passing::Routes { routes, .. } => routes.len(),
+        }
+    }
+
+    fn input(self, index: usize) -> usize {
+        match self {
+            Passing::All => index,
+            Passing::Routes { routes, share, .. } => routes[index] as usize / share,
+        }
+    }
+
+    fn output(self, index: usize, weight: usize) -> (usize, usize) {
+        match self {
+            Passing::All => (index, weight),
+            Passing::Routes { routes, first_weight, .. } => (routes[index] as usize, weight - first_weight),
+        }
+    }
+}
+
 impl CpuMatrix {
     /// Writes weight row `row` as f32.
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
@@ -229,32 +266,33 @@ impl CpuMatrix {
         simd: Simd,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
+        passing: Passing<'_>,
         out: &Columns<'_>,
     ) {
         match self.format {
-            Format::F32 | Format::F16 | Format::Bf16 => self.multiply_float(simd, chunk, input, out),
-            Format::Q4_0 => self.multiply_blocks::<blocks::Q4_0>(simd, chunk, input, out),
-            Format::Q4_1 => self.multiply_blocks::<blocks::Q4_1>(simd, chunk, input, out),
-            Format::Q5_0 => self.multiply_blocks::<blocks::Q5_0>(simd, chunk, input, out),
-            Format::Q5_1 => self.multiply_blocks::<blocks::Q5_1>(simd, chunk, input, out),
-            Format::Q8_0 => self.multiply_blocks::<blocks::Q8_0>(simd, chunk, input, out),
-            Format::Q2K => self.multiply_super_blocks::<BlockQ2K>(chunk, input, out),
-            Format::Q3K => self.multiply_super_blocks::<BlockQ3K>(chunk, input, out),
-            Format::Q4K => self.multiply_super_blocks::<BlockQ4K>(chunk, input, out),
-            Format::Q5K => self.multiply_super_blocks::<BlockQ5K>(chunk, input, out),
-            Format::Q6K => self.multiply_super_blocks::<BlockQ6K>(chunk, input, out),
-            Format::IQ4_NL => self.multiply_blocks::<blocks::IQ4_NL>(simd, chunk, input, out),
-            Format::MXFP4 => self.multiply_blocks::<blocks::MXFP4>(simd, chunk, input, out),
-            Format::IQ4_XS => self.multiply_blocks::<super_blocks::IQ4_XS>(simd, chunk, input, out),
-            Format::TQ1_0 => self.multiply_blocks::<super_blocks::TQ1_0>(simd, chunk, input, out),
-            Format::TQ2_0 => self.multiply_blocks::<super_blocks::TQ2_0>(simd, chunk, input, out),
-            Format::IQ1_S => self.multiply_blocks::<codebooks::IQ1_S>(simd, chunk, input, out),
-            Format::IQ1_M => self.multiply_blocks::<codebooks::IQ1_M>(simd, chunk, input, out),
-            Format::IQ2_XXS => self.multiply_blocks::<codebooks::IQ2_XXS>(simd, chunk, input, out),
-            Format::IQ2_XS => self.multiply_blocks::<codebooks::IQ2_XS>(simd, chunk, input, out),
-            Format::IQ2_S => self.multiply_blocks::<codebooks::IQ2_S>(simd, chunk, input, out),
-            Format::IQ3_XXS => self.multiply_blocks::<codebooks::IQ3_XXS>(simd, chunk, input, out),
-            Format::IQ3_S => self.multiply_blocks::<codebooks::IQ3_S>(simd, chunk, input, out),
+            Format::F32 | Format::F16 | Format::Bf16 => self.multiply_float(simd, chunk, input, passing, out),
+            Format::Q4_0 => self.multiply_blocks::<blocks::Q4_0>(simd, chunk, input, passing, out),
+            Format::Q4_1 => self.multiply_blocks::<blocks::Q4_1>(simd, chunk, input, passing, out),
+            Format::Q5_0 => self.multiply_blocks::<blocks::Q5_0>(simd, chunk, input, passing, out),
+            Format::Q5_1 => self.multiply_blocks::<blocks::Q5_1>(simd, chunk, input, passing, out),
+            Format::Q8_0 => self.multiply_blocks::<blocks::Q8_0>(simd, chunk, input, passing, out),
+            Format::Q2K => self.multiply_super_blocks::<BlockQ2K>(chunk, input, passing, out),
+            Format::Q3K => self.multiply_super_blocks::<BlockQ3K>(chunk, input, passing, out),
+            Format::Q4K => self.multiply_super_blocks::<BlockQ4K>(chunk, input, passing, out),
+            Format::Q5K => self.multiply_super_blocks::<BlockQ5K>(chunk, input, passing, out),
+            Format::Q6K => self.multiply_super_blocks::<BlockQ6K>(chunk, input, passing, out),
+            Format::IQ4_NL => self.multiply_blocks::<blocks::IQ4_NL>(simd, chunk, input, passing, out),
+            Format::MXFP4 => self.multiply_blocks::<blocks::MXFP4>(simd, chunk, input, passing, out),
+            Format::IQ4_XS => self.multiply_blocks::<super_blocks::IQ4_XS>(simd, chunk, input, passing, out),
+            Format::TQ1_0 => self.multiply_blocks::<super_blocks::TQ1_0>(simd, chunk, input, passing, out),
+            Format::TQ2_0 => self.multiply_blocks::<super_blocks::TQ2_0>(simd, chunk, input, passing, out),
+            Format::IQ1_S => self.multiply_blocks::<codebooks::IQ1_S>(simd, chunk, input, passing, out),
+            Format::IQ1_M => self.multiply_blocks::<codebooks::IQ1_M>(simd, chunk, input, passing, out),
+            Format::IQ2_XXS => self.multiply_blocks::<codebooks::IQ2_XXS>(simd, chunk, input, passing, out),
+            Format::IQ2_XS => self.multiply_blocks::<codebooks::IQ2_XS>(simd, chunk, input, passing, out),
+            Format::IQ2_S => self.multiply_blocks::<codebooks::IQ2_S>(simd, chunk, input, passing, out),
+            Format::IQ3_XXS => self.multiply_blocks::<codebooks::IQ3_XXS>(simd, chunk, input, passing, out),
+            Format::IQ3_S => self.multiply_blocks::<codebooks::IQ3_S>(simd, chunk, input, passing, out),
         }
     }
 
@@ -263,12 +301,13 @@ impl CpuMatrix {
         simd: Simd,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
+        passing: Passing<'_>,
         out: &Columns<'_>,
     ) {
         let per_row = self.width / BLOCK;
-        let row = |r: usize| &input.blocks[r * per_row..][..per_row];
-        for tile in (0..input.rows).step_by(TILE_ROWS) {
-            let end = input.rows.min(tile + TILE_ROWS);
+        let row = |r: usize| &input.blocks[passing.input(r) * per_row..][..per_row];
+        for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
+            let end = passing.count(input.rows).min(tile + TILE_ROWS);
             for o in chunk.clone() {
                 let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
                 let mut r = tile;
@@ -276,13 +315,13 @@ impl CpuMatrix {
                     let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];
                     let products = F::products::<4>(simd, weights, inputs);
                     for (i, product) in products.into_iter().enumerate() {
-                        out.set(r + i, o, product);
+                        out.set(passing.output(r + i, o), product);
                     }
                     r += 4;
                 }
                 while r < end {
                     let [product] = F::products::<1>(simd, weights, [row(r)]);
-                    out.set(r, o, product);
+                    out.set(passing.output(r, o), product);
                     r += 1;
                 }
             }
@@ -293,15 +332,16 @@ impl CpuMatrix {
         &self,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
+        passing: Passing<'_>,
         out: &Columns<'_>,
     ) {
         let per_row = self.width / SUPER_BLOCK;
-        for tile in (0..input.rows).step_by(TILE_ROWS) {
+        for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
             for o in chunk.clone() {
                 let weights: &[T] = self.super_row(o);
-                for r in tile..input.rows.min(tile + TILE_ROWS) {
-                    let activations = &input.super_blocks[r * per_row..][..per_row];
-                    out.set(r, o, T::vec_dot(self.width, weights, activations));
+                for r in tile..passing.count(input.rows).min(tile + TILE_ROWS) {
+                    let activations = &input.super_blocks[passing.input(r) * per_row..][..per_row];
+                    out.set(passing.output(r, o), T::vec_dot(self.width, weights, activations));
                 }
             }
         }
@@ -312,11 +352,12 @@ impl CpuMatrix {
         simd: Simd,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
+        passing: Passing<'_>,
         out: &Columns<'_>,
     ) {
-        let row = |r: usize| &input.float[r * self.width..][..self.width];
-        for tile in (0..input.rows).step_by(TILE_ROWS) {
-            let end = input.rows.min(tile + TILE_ROWS);
+        let row = |r: usize| &input.float[passing.input(r) * self.width..][..self.width];
+        for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
+            let end = passing.count(input.rows).min(tile + TILE_ROWS);
             for o in chunk.clone() {
                 let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
                 let mut r = tile;
@@ -331,7 +372,7 @@ impl CpuMatrix {
                     };
                     let done = if end - r >= FLOAT_ROWS { FLOAT_ROWS } else { 1 };
                     for (i, product) in products.into_iter().enumerate().take(done) {
-                        out.set(r + i, o, product);
+                        out.set(passing.output(r + i, o), product);
                     }
                     r += done;
                 }

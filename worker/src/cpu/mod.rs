@@ -13,6 +13,8 @@ mod matrix;
 mod ops;
 mod super_blocks;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
@@ -23,8 +25,8 @@ use self::blocks::{ActivationBlock, BLOCK};
 pub use self::cache::CpuCache;
 use self::columns::Columns;
 pub use self::matrix::CpuMatrix;
-use self::matrix::{ActivationForm, Activations, Format, SUPER_BLOCK};
-use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape};
+use self::matrix::{ActivationForm, Activations, Format, Passing, SUPER_BLOCK};
+use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Routes};
 pub use crate::simd::Simd;
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
@@ -63,6 +65,12 @@ impl CpuRows {
         &self.data[..self.rows * self.width]
     }
 
+    /// Sets the shape and shares the values among the pieces of a product.
+    fn columns(&mut self, rows: usize, width: usize) -> Columns<'_> {
+        // SAFETY: each piece of a product writes columns, or rows, that no other piece writes.
+        unsafe { Columns::new(self.shaped(rows, width), width) }
+    }
+
     /// Sets the shape; the values are then to be written.
     fn shaped(&mut self, rows: usize, width: usize) -> &mut [f32] {
         let len = rows * width;
@@ -72,6 +80,15 @@ impl CpuRows {
         (self.rows, self.width) = (rows, width);
         &mut self.data[..len]
     }
+}
+
+/// A piece of a product.
+struct Work<'a> {
+    matrix: &'a CpuMatrix,
+    /// Weight rows.
+    chunk: Range<usize>,
+    passing: Passing<'a>,
+    columns: Arc<Columns<'a>>,
 }
 
 impl CpuBackend {
@@ -111,6 +128,45 @@ impl CpuBackend {
     fn each_row_in_place(&self, rows: &mut CpuRows, work: impl Fn(&mut [f32]) + Sync + Send) {
         let (width, count) = (rows.width, rows.rows);
         self.each_row(&mut rows.data[..count * width], width, |_, row| work(row));
+    }
+
+    /// Cuts weight rows into pieces of work for `rows` rows of activations.
+    fn cut(
+        &self,
+        matrix: &CpuMatrix,
+        weights: Range<usize>,
+        rows: usize,
+        mut piece: impl FnMut(Range<usize>),
+    ) {
+        let threads = self.pool.current_num_threads();
+        let least = CHUNK_VALUES.div_ceil(matrix.width);
+        let mut chunk = weights.len().div_ceil(threads * CHUNKS_PER_THREAD).max(least);
+        if rows > 1 {
+            chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
+        }
+        for start in weights.clone().step_by(chunk) {
+            piece(start..weights.end.min(start + chunk));
+        }
+    }
+
+    /// Rounds the input to the forms that the matrices want, and does all pieces of work.
+    fn multiply(&mut self, input: &CpuRows, work: Vec<Work<'_>>) {
+        let mut forms: Vec<_> = work.iter().map(|work| work.matrix.format.activation_form()).collect();
+        forms.dedup();
+        self.round(input, &forms);
+        let activations = Activations {
+            rows: input.rows,
+            float: input.values(),
+            blocks: &self.blocks,
+            super_blocks: &self.super_blocks,
+        };
+        let simd = self.simd;
+        self.pool.install(|| {
+            work.into_par_iter().for_each(|Work { matrix, chunk, passing, columns }| {
+                debug_assert_eq!(matrix.width, input.width);
+                matrix.multiply(simd, chunk, activations, passing, &columns);
+            });
+        });
     }
 
     /// Rounds the input to the forms that the matrices want.
@@ -193,6 +249,15 @@ impl Backend for CpuBackend {
         Ok(CpuMatrix { format, rows, width, row_bytes, buffer })
     }
 
+    fn experts(
+        &self,
+        shape: MatrixShape,
+        count: usize,
+        source: &mut dyn TensorSource,
+    ) -> Result<CpuMatrix, LoadError> {
+        self.matrix(MatrixShape { rows: shape.rows * count, ..shape }, source)
+    }
+
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
         Ok(values.to_vec())
     }
@@ -240,35 +305,53 @@ impl Backend for CpuBackend {
         input: &CpuRows,
         products: &mut [(&CpuMatrix, &mut CpuRows)],
     ) -> Result<(), BackendError> {
-        let forms: Vec<_> = products.iter().map(|(matrix, _)| matrix.format.activation_form()).collect();
-        self.round(input, &forms);
-        let activations = Activations {
-            rows: input.rows,
-            float: input.values(),
-            blocks: &self.blocks,
-            super_blocks: &self.super_blocks,
-        };
-        let threads = self.pool.current_num_threads();
         let mut work = Vec::new();
         for (matrix, out) in products.iter_mut() {
-            debug_assert_eq!(matrix.width, input.width);
-            let values = out.shaped(input.rows, matrix.rows);
-            // SAFETY: each chunk of outputs is a task of its own, and a task writes the columns of its chunk.
-            let columns = unsafe { Columns::new(values, matrix.rows) };
-            let columns = Arc::new(columns);
-            let least = CHUNK_VALUES.div_ceil(matrix.width);
-            let mut chunk = matrix.rows.div_ceil(threads * CHUNKS_PER_THREAD).max(least);
-            if input.rows > 1 {
-                chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
-            }
-            for start in (0..matrix.rows).step_by(chunk) {
-                work.push((&**matrix, start..matrix.rows.min(start + chunk), columns.clone()));
+            let columns = Arc::new(out.columns(input.rows, matrix.rows));
+            self.cut(matrix, 0..matrix.rows, input.rows, |chunk| {
+                work.push(Work { matrix, chunk, passing: Passing::All, columns: columns.clone() });
+            });
+        }
+        self.multiply(input, work);
+        Ok(())
+    }
+
+    fn expert_linear(
+        &mut self,
+        input: &CpuRows,
+        routes: &Routes,
+        count: usize,
+        products: &mut [(&CpuMatrix, &mut CpuRows)],
+    ) -> Result<(), BackendError> {
+        let share = routes.experts.len() / input.rows.max(1);
+        let mut of_expert: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (route, &expert) in (0u32..).zip(&routes.experts) {
+            of_expert.entry(expert).or_default().push(route);
+        }
+        let mut work = Vec::new();
+        for (matrix, out) in products.iter_mut() {
+            let rows = matrix.rows / count;
+            let columns = Arc::new(out.columns(routes.experts.len(), rows));
+            for (&expert, routes) in &of_expert {
+                let first_weight = expert as usize * rows;
+                let passing = Passing::Routes { routes, share, first_weight };
+                self.cut(matrix, first_weight..first_weight + rows, routes.len(), |chunk| {
+                    work.push(Work { matrix, chunk, passing, columns: columns.clone() });
+                });
             }
         }
-        let simd = self.simd;
-        self.pool.install(|| {
-            work.into_par_iter()
-                .for_each(|(matrix, chunk, columns)| matrix.multiply(simd, chunk, activations, &columns));
+        self.multiply(input, work);
+        Ok(())
+    }
+
+    fn combine(&self, routed: &CpuRows, routes: &Routes, out: &mut CpuRows) -> Result<(), BackendError> {
+        let width = routed.width;
+        self.each_row(out.shaped(routed.rows / routes.used, width), width, |i, out| {
+            out.fill(0.0);
+            for route in i * routes.used..(i + 1) * routes.used {
+                let row = &routed.data[route * width..][..width];
+                ops::add_product(self.simd, out, row, routes.weights[route]);
+            }
         });
         Ok(())
     }

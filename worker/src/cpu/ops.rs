@@ -64,6 +64,15 @@ kernel! {
 }
 
 kernel! {
+    /// Adds `factor` times `other` to `x`.
+    pub(crate) fn add_product(x: &mut [f32], other: &[f32], factor: f32) {
+        for (x, other) in x.iter_mut().zip(other) {
+            *x += other * factor;
+        }
+    }
+}
+
+kernel! {
     /// Multiplies every value.
     pub(crate) fn scale(x: &mut [f32], factor: f32) {
         for x in x.iter_mut() {

@@ -1,8 +1,9 @@
 //! One transformer block, composed from the parts that its spec names.
 
-use brigade_shard::spec::{Activation, Norm, RopePairing};
+use brigade_shard::spec::{Activation, Experts, Norm, RopePairing};
 
-use crate::backend::{AttentionShape, Backend, BackendError, Batch};
+use super::router;
+use crate::backend::{AttentionShape, Backend, BackendError, Batch, Routes};
 
 /// Buffers that all blocks of a stage compute in, `[rows, width]` each.
 pub(super) struct Workspace<B: Backend> {
@@ -19,8 +20,19 @@ pub(super) struct Workspace<B: Backend> {
     pub(super) attended: B::Rows,
     pub(super) gate: B::Rows,
     pub(super) up: B::Rows,
+    pub(super) experts: Option<ExpertBuffers<B>>,
     /// Cosines and sines of the step's positions, for each kind of rope that the stage has.
     pub(super) angles: Vec<(B::Rows, B::Rows)>,
+}
+
+/// What mixtures of experts need besides.
+pub(super) struct ExpertBuffers<B: Backend> {
+    /// The router's scores, `[rows, experts]`.
+    pub(super) scores: B::Rows,
+    /// The outputs of the experts taken, `[routes, hidden]`.
+    pub(super) routed: B::Rows,
+    pub(super) routes: Routes,
+    pub(super) host: Vec<f32>,
 }
 
 /// One transformer block on a device.
@@ -71,11 +83,21 @@ pub(super) struct HeadNorms<B: Backend> {
     pub(super) key: B::Vector,
 }
 
-pub(super) struct FeedForwardPart<B: Backend> {
-    pub(super) activation: Activation,
-    pub(super) gate: B::Matrix,
-    pub(super) up: B::Matrix,
-    pub(super) down: B::Matrix,
+pub(super) enum FeedForwardPart<B: Backend> {
+    Gated {
+        activation: Activation,
+        gate: B::Matrix,
+        up: B::Matrix,
+        down: B::Matrix,
+    },
+    Experts {
+        experts: Experts,
+        router: B::Matrix,
+        /// Those of all experts, one after another, and so the others.
+        gates: B::Matrix,
+        ups: B::Matrix,
+        downs: B::Matrix,
+    },
 }
 
 impl<B: Backend> Block<B> {
@@ -143,8 +165,26 @@ impl<B: Backend> AttentionPart<B> {
 
 impl<B: Backend> FeedForwardPart<B> {
     fn run(&self, backend: &mut B, w: &mut Workspace<B>) -> Result<(), BackendError> {
-        backend.linear(&w.normed, &mut [(&self.gate, &mut w.gate), (&self.up, &mut w.up)])?;
-        backend.gate(&mut w.gate, &w.up, self.activation)?;
-        backend.linear(&w.gate, &mut [(&self.down, &mut w.projected)])
+        match self {
+            FeedForwardPart::Gated { activation, gate, up, down } => {
+                backend.linear(&w.normed, &mut [(gate, &mut w.gate), (up, &mut w.up)])?;
+                backend.gate(&mut w.gate, &w.up, *activation)?;
+                backend.linear(&w.gate, &mut [(down, &mut w.projected)])
+            }
+            FeedForwardPart::Experts { experts, router, gates, ups, downs } => {
+                let Some(ExpertBuffers { scores, routed, routes, host }) = &mut w.experts else {
+                    let reason = "the workspace was made for a model without experts".to_owned();
+                    return Err(BackendError { operation: "run experts", reason });
+                };
+                backend.linear(&w.normed, &mut [(router, scores)])?;
+                let on_host = backend.host(scores, host)?;
+                router::choose(experts.gating, on_host, experts.count, experts.used, routes);
+                let mut products = [(gates, &mut w.gate), (ups, &mut w.up)];
+                backend.expert_linear(&w.normed, routes, experts.count, &mut products)?;
+                backend.gate(&mut w.gate, &w.up, experts.activation)?;
+                backend.expert_linear(&w.gate, routes, experts.count, &mut [(downs, routed)])?;
+                backend.combine(routed, routes, &mut w.projected)
+            }
+        }
     }
 }

@@ -13,9 +13,11 @@ use brigade_shard::spec::{
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 use brigade_shard::units::Bytes;
 
-use super::block::{AttentionPart, Biases, Block, FeedForwardPart, HeadNorms, NormPart, Turn, Workspace};
+use super::block::{
+    AttentionPart, Biases, Block, ExpertBuffers, FeedForwardPart, HeadNorms, NormPart, Turn, Workspace,
+};
 use super::{HEAD_ROWS, Head, StageModel};
-use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape};
+use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape, Routes};
 use crate::rope::RopeFrequencies;
 use crate::weights::{LoadError, LoadProgress, ModelFiles};
 
@@ -47,7 +49,7 @@ pub fn load<B: Backend>(
         .collect::<Result<Vec<_>, LoadError>>()?;
     let head = if shard.head { Some(loader.head(spec, embedding.clone(), &widths)?) } else { None };
     let frequencies: Vec<_> = loader.ropes.into_iter().map(|(_, frequencies)| frequencies).collect();
-    let workspace = workspace(&backend, &widths, rows, &frequencies)?;
+    let workspace = workspace(&backend, spec, &widths, rows, &frequencies)?;
     Ok(StageModel {
         backend,
         spec: spec.clone(),
@@ -63,6 +65,7 @@ pub fn load<B: Backend>(
 
 fn workspace<B: Backend>(
     backend: &B,
+    spec: &ModelSpec,
     widths: &Widths,
     rows: usize,
     frequencies: &[RopeFrequencies],
@@ -82,8 +85,29 @@ fn workspace<B: Backend>(
         attended: buffer(widths.attention)?,
         gate: buffer(widths.feed_forward)?,
         up: buffer(widths.feed_forward)?,
+        experts: expert_buffers(backend, spec, rows)?,
         angles: frequencies.iter().map(angles).collect::<Result<_, LoadError>>()?,
     })
+}
+
+fn expert_buffers<B: Backend>(
+    backend: &B,
+    spec: &ModelSpec,
+    rows: usize,
+) -> Result<Option<ExpertBuffers<B>>, LoadError> {
+    let mixtures = spec.layers.iter().filter_map(|layer| match layer.feed_forward {
+        FeedForward::Experts(experts) => Some((experts.count, experts.used)),
+        FeedForward::Gated { .. } => None,
+    });
+    let Some((count, used)) = mixtures.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1))) else {
+        return Ok(None);
+    };
+    Ok(Some(ExpertBuffers {
+        scores: backend.rows(rows, count)?,
+        routed: backend.rows(rows * used, spec.hidden)?,
+        routes: Routes::default(),
+        host: Vec::new(),
+    }))
 }
 
 struct Loader<'a, B: Backend> {
@@ -104,6 +128,15 @@ impl<B: Backend> Loader<'_, B> {
         let [matrix] =
             self.matrices(role, [self.info(role)?.dims.get(1).map_or(0, |rows| *rows as usize)])?;
         Ok(matrix)
+    }
+
+    fn experts(&self, role: Role) -> Result<B::Matrix, LoadError> {
+        let info = self.info(role)?;
+        let [width, rows, count] = info.dims[..] else {
+            return Err(missing(role));
+        };
+        let shape = MatrixShape { kind: info.kind, rows: rows as usize, width: width as usize };
+        self.backend.experts(shape, count as usize, &mut self.files.tensor(info))
     }
 
     /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
@@ -166,13 +199,24 @@ impl<B: Backend> Loader<'_, B> {
 
     fn feed_forward(&self, layer: usize, spec: &FeedForward) -> Result<FeedForwardPart<B>, LoadError> {
         let role = |role| Role::Layer(layer, role);
-        let FeedForward::Gated { width, activation, fused } = *spec;
-        let [gate, up] = if fused {
-            self.matrices(role(LayerRole::GateUp), [width, width])?
-        } else {
-            [self.matrix(role(LayerRole::Gate))?, self.matrix(role(LayerRole::Up))?]
-        };
-        Ok(FeedForwardPart { activation, gate, up, down: self.matrix(role(LayerRole::Down))? })
+        match *spec {
+            FeedForward::Gated { width, activation, fused } => {
+                let [gate, up] = if fused {
+                    self.matrices(role(LayerRole::GateUp), [width, width])?
+                } else {
+                    [self.matrix(role(LayerRole::Gate))?, self.matrix(role(LayerRole::Up))?]
+                };
+                let down = self.matrix(role(LayerRole::Down))?;
+                Ok(FeedForwardPart::Gated { activation, gate, up, down })
+            }
+            FeedForward::Experts(experts) => Ok(FeedForwardPart::Experts {
+                experts,
+                router: self.matrix(role(LayerRole::Router))?,
+                gates: self.experts(role(LayerRole::ExpertGates))?,
+                ups: self.experts(role(LayerRole::ExpertUps))?,
+                downs: self.experts(role(LayerRole::ExpertDowns))?,
+            }),
+        }
     }
 
     fn attention(&mut self, layer: usize, spec: &GroupedAttention) -> Result<AttentionPart<B>, LoadError> {

@@ -6,6 +6,7 @@
 mod block;
 mod load;
 mod room;
+mod router;
 
 use std::sync::Arc;
 
