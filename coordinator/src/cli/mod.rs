@@ -5,6 +5,7 @@
 
 mod connect;
 mod host;
+mod models;
 mod options;
 mod plan;
 mod report;
@@ -73,6 +74,9 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Show the health of a running cluster
     Status(status::StatusArgs),
+    /// Look at model files
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
     /// Make, list and revoke the tokens that workers join with
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -203,6 +207,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => block_on(run::run(args)),
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
+        Command::Models(command) => models::models(&command),
         Command::Token(command) => block_on(token::token(command)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -71,6 +71,14 @@ impl Model {
             Err(TemplateError::Missing) => None,
             Err(error) => return Err(error.into()),
         };
+        let unknown = header.unknown_keys();
+        if !unknown.is_empty() {
+            tracing::warn!(
+                "{}: keys that are not known, and are ignored: {}",
+                path.display(),
+                unknown.join(", ")
+            );
+        }
         let cost = Cost::new(&spec, &table);
         let info = ModelInfo {
             id,

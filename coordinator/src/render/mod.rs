@@ -1,11 +1,15 @@
-//! Text for people: aligned tables, memory bars, and the views of a plan and of a cluster that are made of them.
+//! Text for people: aligned tables, memory bars, and the views of a model, a plan and a cluster.
 //!
 //! Nothing here prints; each function gives lines that end in a newline.
 
+mod model;
 mod plan;
 mod status;
 mod table;
 
+pub use model::{
+    EndToken, LayerKind, ModelCard, SpecCard, TemplateCard, TokenizerCard, TypeCard, render_model,
+};
 pub use plan::{PlanStage, PlanView, render_plan};
 pub use status::render_status;
 pub(crate) use status::stage_shard;

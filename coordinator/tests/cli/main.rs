@@ -6,6 +6,7 @@ mod client;
 mod commands;
 #[cfg(unix)]
 mod local;
+mod models;
 mod plan;
 mod program;
 mod tiny_model;

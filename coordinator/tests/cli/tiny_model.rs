@@ -11,14 +11,18 @@ const HEADS: u64 = 4;
 const FEED_FORWARD: u64 = 512;
 const VOCAB: u64 = 1000;
 
-/// Writes a model of `layers` layers, each of 2.5 MiB in f32, with a tied head of about 1 MiB.
+/// Writes a model of `layers` layers, each of 2.5 MiB in f32, with a tied head of about 1 MiB, no tokenizer, and a key
+/// that means nothing.
 pub fn write_model(path: &Path, layers: u64) {
     let tensors = tensors(layers);
     let mut header = Vec::new();
     header.extend(b"GGUF");
     header.extend(3u32.to_le_bytes());
     header.extend((tensors.len() as u64).to_le_bytes());
-    header.extend(8u64.to_le_bytes());
+    header.extend(9u64.to_le_bytes());
+    string(&mut header, "maker.mood");
+    header.extend(7u32.to_le_bytes());
+    header.push(1);
     string(&mut header, "general.architecture");
     header.extend(8u32.to_le_bytes());
     string(&mut header, "llama");

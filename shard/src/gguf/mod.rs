@@ -7,6 +7,7 @@
 mod error;
 mod fingerprint;
 mod header;
+mod keys;
 pub mod limits;
 mod part;
 mod reader;

@@ -1,0 +1,274 @@
+//! `brigade models`: what a model's files hold.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use brigade_shard::cost::Cost;
+use brigade_shard::gguf::Header;
+use brigade_shard::spec::{
+    Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
+    Rope, RopeDivisors,
+};
+use brigade_shard::template::{ChatTemplate, TemplateError};
+use brigade_shard::tensor_type::TensorType;
+use brigade_shard::tensors::TensorTable;
+use brigade_shard::tokenizer::Tokenizer;
+use brigade_shard::units::Bytes;
+use clap::{Args, Subcommand};
+
+use super::FAILED;
+use super::options::{model_file, model_id};
+use crate::render::{
+    EndToken, LayerKind, ModelCard, SpecCard, TemplateCard, TokenizerCard, TypeCard, render_model,
+};
+
+/// Bytes of a cached value where nothing else is asked for.
+const CACHE_VALUE_BYTES: u64 = 2;
+
+/// What can be done with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Show what a model's file says of itself, and whether it can be served
+    Show(ShowArgs),
+}
+
+/// Flags of `brigade models show`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 the model can be served, 1 it cannot.\n\nExample: brigade models show SmolLM2.gguf"
+)]
+pub struct ShowArgs {
+    /// The model: a GGUF file, or the first part of a split one; only its header is read
+    #[arg(env = "BRIGADE_MODEL", hide_env = true)]
+    model: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a command on models.
+pub(super) fn models(command: &ModelsCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ModelsCommand::Show(args) => show(args),
+    }
+}
+
+fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let path = model_file(&args.model)?;
+    let header =
+        Header::open(&path).with_context(|| format!("failed to read the model {}", args.model.display()))?;
+    let card = card(&path, &header);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&card)?)?;
+    } else {
+        out.write_all(render_model(&card).as_bytes())?;
+    }
+    Ok(if card.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Everything that the header says of the model at `path`.
+fn card(path: &Path, header: &Header) -> ModelCard {
+    let mut problems = Vec::new();
+    let mut unusual = Vec::new();
+    let spec = ModelSpec::from_header(header).map_err(|error| error.to_string());
+    let computed = spec.and_then(|spec| {
+        let table = TensorTable::new(header, &spec).map_err(|error| error.to_string())?;
+        Ok((spec, table))
+    });
+    let computed = computed.map_err(|problem| problems.push(problem)).ok();
+    let tokenizer = Tokenizer::from_header(header);
+    let tokenizer = tokenizer.map_err(|error| problems.push(error.to_string())).ok();
+    let template =
+        tokenizer.as_ref().and_then(|tokenizer| match ChatTemplate::from_header(header, tokenizer) {
+            Ok(_) => header.str("tokenizer.chat_template").ok().flatten(),
+            Err(TemplateError::Missing) => None,
+            Err(error) => {
+                problems.push(error.to_string());
+                None
+            }
+        });
+    if let Some((spec, _)) = &computed {
+        unusual.extend(unusual_parts(spec));
+    }
+    let unknown = header.unknown_keys();
+    if !unknown.is_empty() {
+        unusual.push(format!("keys that are not known and change nothing here: {}", unknown.join(", ")));
+    }
+    let text = |key| header.str(key).ok().flatten().unwrap_or_default().to_owned();
+    ModelCard {
+        model: model_id(path),
+        name: text("general.name"),
+        architecture: text("general.architecture"),
+        files: header.parts().to_vec(),
+        file_bytes: header.file_bytes(),
+        fingerprint: header.fingerprint().to_string(),
+        parameters: header.tensors().iter().map(|tensor| tensor.values()).sum(),
+        active_parameters: computed.as_ref().map_or(0, |(spec, table)| active_parameters(spec, table)),
+        spec: computed.as_ref().map(|(spec, table)| spec_card(spec, table)),
+        types: types(header),
+        tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer_card(header, tokenizer)),
+        template: template.map(|source| TemplateCard { bytes: source.len() }),
+        unusual,
+        problems,
+    }
+}
+
+fn types(header: &Header) -> Vec<TypeCard> {
+    let mut types: BTreeMap<TensorType, TypeCard> = BTreeMap::new();
+    for tensor in header.tensors() {
+        let card = types.entry(tensor.kind).or_insert_with(|| TypeCard {
+            kind: tensor.kind.to_string(),
+            tensors: 0,
+            values: 0,
+            bytes: Bytes::ZERO,
+        });
+        card.tensors += 1;
+        card.values += tensor.values();
+        card.bytes += tensor.bytes;
+    }
+    let mut types: Vec<TypeCard> = types.into_values().collect();
+    types.sort_by_key(|card| std::cmp::Reverse(card.bytes));
+    types
+}
+
+fn tokenizer_card(header: &Header, tokenizer: &Tokenizer) -> TokenizerCard {
+    let token = |id| EndToken { id, text: tokenizer.token_text(id).unwrap_or_default().to_owned() };
+    let text = |key| header.str(key).ok().flatten().unwrap_or_default();
+    let kind = match text("tokenizer.ggml.model") {
+        "gpt2" => format!("byte-level BPE, split as `{}`", text("tokenizer.ggml.pre")),
+        "llama" => "SentencePiece".to_owned(),
+        other => other.to_owned(),
+    };
+    TokenizerCard {
+        kind,
+        tokens: tokenizer.vocab_size(),
+        begins_with: tokenizer.bos_to_add().map(token),
+        ends_at: tokenizer.end_ids().iter().map(|id| token(*id)).collect(),
+    }
+}
+
+/// Weights that a token is multiplied with: half its floating-point operations.
+fn active_parameters(spec: &ModelSpec, table: &TensorTable) -> u64 {
+    flops_per_token(&Cost::new(spec, table)) / 2
+}
+
+fn flops_per_token(cost: &Cost) -> u64 {
+    cost.layers().iter().map(|layer| layer.flops).sum::<u64>() + cost.head().flops
+}
+
+fn spec_card(spec: &ModelSpec, table: &TensorTable) -> SpecCard {
+    let cost = Cost::new(spec, table);
+    let mut kinds: Vec<LayerKind> = Vec::new();
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let (attention, feed_forward) = (attention_words(layer), feed_forward_words(&layer.feed_forward));
+        match kinds.iter_mut().find(|kind| kind.attention == attention && kind.feed_forward == feed_forward) {
+            Some(kind) => kind.layers.push(index),
+            None => kinds.push(LayerKind { layers: vec![index], attention, feed_forward }),
+        }
+    }
+    let cache_values: u64 = cost.layers().iter().map(|layer| layer.cache_values).sum();
+    let active = cost.layers().iter().map(|layer| layer.active).sum::<Bytes>();
+    SpecCard {
+        hidden: spec.hidden,
+        vocab: spec.vocab,
+        context: spec.context_length,
+        layers: spec.layers.len(),
+        kinds,
+        cache_bytes_per_token: Bytes(cache_values * CACHE_VALUE_BYTES),
+        weight_bytes: cost.weights(&cost.whole()),
+        active_bytes: active + cost.head().active + cost.embedding().active,
+        flops_per_token: flops_per_token(&cost),
+    }
+}
+
+fn attention_words(layer: &LayerSpec) -> String {
+    let mut words = match &layer.attention {
+        Attention::Grouped(attention) => grouped_words(attention),
+    };
+    if layer.residual == Residual::Parallel {
+        words.push_str(", beside the feed-forward");
+    }
+    words
+}
+
+fn grouped_words(attention: &GroupedAttention) -> String {
+    let GroupedAttention { heads, kv_heads, key_width, value_width, .. } = attention;
+    let widths =
+        if key_width == value_width { key_width.to_string() } else { format!("{key_width}/{value_width}") };
+    let mut words = match heads == kv_heads {
+        true => format!("{heads} heads of {widths}"),
+        false => format!("{heads} query heads on {kv_heads} key/value heads of {widths}"),
+    };
+    words.push_str(match attention.window {
+        Some(_) => ", window of ",
+        None => ", all positions",
+    });
+    if let Some(window) = attention.window {
+        words.push_str(&window.to_string());
+    }
+    words.push_str(
+        &attention.rope.as_ref().map_or(", no rope".to_owned(), |rope| rope_words(rope, *key_width)),
+    );
+    words
+}
+
+fn rope_words(rope: &Rope, key_width: usize) -> String {
+    let mut words = format!(", rope base {}", rope.base);
+    if rope.width != key_width {
+        words.push_str(&format!(" on {} channels", rope.width));
+    }
+    if rope.position_scale != 1.0 {
+        words.push_str(&format!(" stretched {} times", 1.0 / rope.position_scale));
+    }
+    words.push_str(match rope.divisors {
+        RopeDivisors::None => "",
+        RopeDivisors::Fixed => " with divisors",
+        RopeDivisors::ByContext { .. } => " with divisors by context",
+    });
+    words
+}
+
+fn feed_forward_words(feed_forward: &FeedForward) -> String {
+    match feed_forward {
+        FeedForward::Gated { width, activation, .. } => {
+            format!("feed-forward of {width}, {}", activation_word(*activation))
+        }
+        FeedForward::Experts(Experts { count, used, width, activation, .. }) => {
+            format!("{count} experts of {width}, {used} for each token, {}", activation_word(*activation))
+        }
+    }
+}
+
+fn activation_word(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "SiLU",
+        Activation::Gelu => "GELU",
+    }
+}
+
+/// What differs from a llama, beyond what the layers' kinds say.
+fn unusual_parts(spec: &ModelSpec) -> Vec<String> {
+    let mut parts = Vec::new();
+    if spec.head.tied {
+        parts.push("the output matrix is the token embedding: a pipeline holds it at both ends".to_owned());
+    }
+    if spec.embedding_scale != 1.0 {
+        parts.push(format!("the embedding is multiplied by {}", spec.embedding_scale));
+    }
+    if spec.head.logit_scale != 1.0 {
+        parts.push(format!("the logits are multiplied by {}", spec.head.logit_scale));
+    }
+    if matches!(spec.head.norm, Norm::Layer { .. }) {
+        parts.push("LayerNorm instead of RMS norm".to_owned());
+    }
+    let any = |part: fn(&LayerSpec) -> bool| spec.layers.iter().any(part);
+    if any(|layer| layer.attention_post_norm.is_some() || layer.feed_forward_post_norm.is_some()) {
+        parts.push("norms after attention and feed-forward".to_owned());
+    }
+    parts
+}
