@@ -98,7 +98,7 @@ pub struct LoadStage {
     pub deployment: DeploymentId,
     /// The plan.
     pub epoch: Epoch,
-    /// The model's identity ([`brigade_shard::gguf::Header::fingerprint`]), in hexadecimal.
+    /// The model's identity ([`brigade_shard::model_file::Header::fingerprint`]), in hexadecimal.
     pub fingerprint: String,
     /// The file's base name on the coordinator's machine: where to look first, never a path.
     pub file_hint: String,

@@ -1,13 +1,14 @@
 //! What a model is and how it is cut into shards.
 //!
 //! Everything here is pure: headers are read from files, but nothing else touches the outside; there is no clock, no
-//! async code and no compute device. The main types are [`gguf::Header`] (what a file says), [`spec::ModelSpec`]
+//! async code and no compute device. The main types are [`model_file::Header`] (what a file says), [`spec::ModelSpec`]
 //! (what the model computes), [`layers::Shard`] (a part of it) and [`plan::Plan`] (who holds which part).
 
 pub mod cost;
 pub mod family;
 pub mod gguf;
 pub mod layers;
+pub mod model_file;
 pub mod plan;
 pub mod spec;
 pub mod template;

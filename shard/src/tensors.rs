@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::gguf::{Header, TensorInfo};
 use crate::layers::Shard;
+use crate::model_file::{Header, TensorInfo};
 use crate::spec::{
     Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Projections, Residual, RopeDivisors,
 };

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 use brigade_tests::cluster::Up;

@@ -98,7 +98,7 @@ async fn unquantised_weights_agree_with_llama_cpp() {
 
 #[tokio::test]
 async fn token_ids_of_a_mixed_bag_of_text_equal_llama_cpps() {
-    use brigade_shard::gguf::Header;
+    use brigade_shard::model_file::Header;
     use brigade_shard::tokenizer::{ParseSpecial, Tokenizer};
 
     let header = Header::open(setup::smollm2()).unwrap();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{DeviceKind, LoadStage, StageMemory};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::step::{StepFrame, WireDtype};
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::units::Bytes;
 use tokio::sync::mpsc;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 
 /// Most files looked at in one search: reading this many headers takes seconds, and a directory with more of them
 /// is not a models directory.

@@ -16,13 +16,13 @@ use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles};
 use candle_core::Device;
 use tiny_model::{Random, TinyModel, room};
 
-fn load<B: Backend>(backend: B, header: &brigade_shard::gguf::Header, layers: usize) -> StageModel<B> {
+fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
     try_load(backend, header, layers).unwrap()
 }
 
 fn try_load<B: Backend>(
     backend: B,
-    header: &brigade_shard::gguf::Header,
+    header: &brigade_shard::model_file::Header,
     layers: usize,
 ) -> Result<StageModel<B>, LoadError> {
     let shard = Shard::of(LayerRange::new(0, layers).unwrap(), layers);

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_worker::models::{ModelError, ModelStore};
 
 /// A GGUF file of version 3 without tensors, whose one entry makes its fingerprint.

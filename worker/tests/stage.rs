@@ -9,6 +9,7 @@ use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Hidden, Segment, SequenceStart, StepFrame, WireDtype};
 use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::model_file::Place;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use brigade_worker::stage::{
@@ -16,7 +17,7 @@ use brigade_worker::stage::{
 };
 use tiny_model::{Pipeline, Random, TinyModel, load, request, room, scored, segment, step};
 
-fn written(model: &TinyModel) -> (tempfile::TempDir, brigade_shard::gguf::Header) {
+fn written(model: &TinyModel) -> (tempfile::TempDir, brigade_shard::model_file::Header) {
     let dir = tempfile::tempdir().unwrap();
     let header = model.write(&dir.path().join("tiny.gguf"));
     (dir, header)
@@ -385,7 +386,8 @@ fn a_damaged_norm_or_an_unknown_type_is_named() {
     let path = dir.path().join("tiny.gguf");
     let mut bytes = std::fs::read(&path).unwrap();
     let norm = header.tensor("blk.3.ffn_norm.weight").unwrap();
-    bytes[norm.offset as usize + 8..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let Place::File { offset, .. } = norm.pieces[0].place else { panic!("{norm:?}") };
+    bytes[offset as usize + 8..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
     let error = Stage::load(request(&header, 0..4, 4), &LoadProgress::new()).err().unwrap();
     assert!(error.to_string().contains("tensor `blk.3.ffn_norm.weight` holds NaN at 2"), "{error}");

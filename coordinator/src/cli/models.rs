@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use brigade_shard::cost::Cost;
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
     Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
     Rope, RopeDivisors,

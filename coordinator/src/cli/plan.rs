@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use brigade_shard::cost::Cost;
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use brigade_shard::gguf::Fingerprint;
+use brigade_shard::model_file::Fingerprint;
 use brigade_shard::template::ChatTemplate;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;

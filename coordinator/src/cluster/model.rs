@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use brigade_proto::control::CacheDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::family::SpecError;
-use brigade_shard::gguf::{GgufError, Header};
+use brigade_shard::model_file::{FileError, Header};
 use brigade_shard::plan::{HopCost, PlanInput, plan};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::template::{ChatTemplate, TemplateError};
@@ -39,7 +39,7 @@ pub struct ModelError {
 pub enum ModelProblem {
     /// The file cannot be read.
     #[error(transparent)]
-    File(#[from] GgufError),
+    File(#[from] FileError),
     /// The model cannot be run.
     #[error(transparent)]
     Spec(#[from] SpecError),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use brigade_coordinator::cluster::ModelInfo;
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::template::ChatTemplate;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;

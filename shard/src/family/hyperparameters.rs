@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::SpecError;
-use crate::gguf::{Header, Value};
+use crate::model_file::{Header, Value};
 
 /// The metadata under an architecture's prefix.
 pub(super) struct Hyperparameters<'h> {

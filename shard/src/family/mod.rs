@@ -13,7 +13,7 @@ mod parts;
 mod phi3;
 mod qwen;
 
-use crate::gguf::{GgufError, Header};
+use crate::model_file::{FileError, Header};
 use crate::spec::{Family, ModelSpec};
 use crate::tensors::Role;
 
@@ -27,7 +27,7 @@ pub const SUPPORTED_ARCHITECTURES: [&str; 8] =
 pub enum SpecError {
     /// The metadata could not be read.
     #[error(transparent)]
-    File(#[from] GgufError),
+    File(#[from] FileError),
     /// The file does not say what it is.
     #[error("the file has no `general.architecture`: it is not a model, or its conversion failed")]
     NoArchitecture,

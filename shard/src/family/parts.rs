@@ -2,7 +2,7 @@
 
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
-use crate::gguf::Header;
+use crate::model_file::Header;
 use crate::spec::{Activation, Experts, Gating, Rope, RopeDivisors, RopePairing};
 
 /// Base of the rope frequencies where a file may leave it out.

@@ -7,7 +7,7 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use super::parts;
-use crate::gguf::Header;
+use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadSpec, LayerSpec, ModelSpec, Norm,
     Projections, Residual, Rope, RopeDivisors, RopePairing,

@@ -6,7 +6,7 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use super::parts;
-use crate::gguf::Header;
+use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadNorm, HeadSpec, LayerSpec, ModelSpec,
     Norm, Projections, Residual, RopePairing,

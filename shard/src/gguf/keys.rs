@@ -1,6 +1,6 @@
 //! Which metadata keys mean something, outside those of an architecture.
 
-use super::header::Header;
+use crate::model_file::Header;
 
 /// Beginnings of keys that describe a file and change nothing that is computed.
 const DESCRIPTIONS: [&str; 2] = ["general.", "split."];

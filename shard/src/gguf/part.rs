@@ -3,40 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use super::error::{GgufError, Problem};
 use super::limits;
 use super::reader::Reader;
-use super::value::{Kind, Value};
+use crate::model_file::{FileError, Kind, Place, Problem, TensorInfo, Value};
 use crate::tensor_type::TensorType;
 use crate::units::Bytes;
 
 /// Alignment of tensor data where the file states none.
 const DEFAULT_ALIGNMENT: u64 = 32;
-
-/// Where a tensor stands and what it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Its name, such as `blk.0.attn_q.weight`.
-    pub name: String,
-    /// Its dimensions in ggml's order: values along the first are neighbours. One to four, none of them 0.
-    pub dims: Vec<u64>,
-    /// How its values are stored.
-    pub kind: TensorType,
-    /// The file it is in: an index into [`Header::parts`](super::Header::parts).
-    pub part: usize,
-    /// Where its data begins in that file, in bytes from the file's start.
-    pub offset: u64,
-    /// How many bytes its data takes; all of them are inside the file.
-    pub bytes: Bytes,
-}
-
-impl TensorInfo {
-    /// The number of values: the product of the dimensions.
-    pub fn values(&self) -> u64 {
-        // The product was checked when the tensor's size was.
-        self.dims.iter().product()
-    }
-}
 
 /// What one file says.
 pub(super) struct Part {
@@ -50,21 +24,21 @@ pub(super) struct Part {
 
 impl Part {
     /// Reads the header of the file at `path`, which is part `part` of a model.
-    pub(super) fn read(path: &Path, part: usize) -> Result<Part, GgufError> {
+    pub(super) fn read(path: &Path, part: usize) -> Result<Part, FileError> {
         let mut reader = Reader::open(path)?;
         check_preamble(&mut reader)?;
         let tensor_count = reader.count(limits::MAX_TENSORS, format_args!("the number of tensors"))?;
         let key_count = reader.count(limits::MAX_KEYS, format_args!("the number of metadata keys"))?;
         let metadata = read_metadata(&mut reader, key_count)?;
         let alignment = alignment_of(&reader, &metadata)?;
-        let mut tensors = read_tensors(&mut reader, tensor_count, part)?;
-        place_tensors(&reader, &mut tensors, alignment)?;
+        let stated = read_tensors(&mut reader, tensor_count)?;
+        let tensors = place_tensors(&reader, stated, part, alignment)?;
         let len = reader.len();
         Ok(Part { metadata, tensors, digest: reader.finish(), len })
     }
 }
 
-fn check_preamble(reader: &mut Reader<'_>) -> Result<(), GgufError> {
+fn check_preamble(reader: &mut Reader<'_>) -> Result<(), FileError> {
     let found: [u8; 4] = reader.bytes(format_args!("the magic number"))?;
     if &found != b"GGUF" {
         return Err(reader.error(Problem::Magic { found }));
@@ -77,7 +51,7 @@ fn check_preamble(reader: &mut Reader<'_>) -> Result<(), GgufError> {
     }
 }
 
-fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<BTreeMap<String, Value>, GgufError> {
+fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<BTreeMap<String, Value>, FileError> {
     let mut metadata = BTreeMap::new();
     let mut resident = 0u64;
     for index in 1..=count {
@@ -103,12 +77,12 @@ fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<BTreeMap<String,
     Ok(metadata)
 }
 
-fn kind_of(reader: &Reader<'_>, number: u32, what: String) -> Result<Kind, GgufError> {
+fn kind_of(reader: &Reader<'_>, number: u32, what: String) -> Result<Kind, FileError> {
     let problem = format!("is {number}, which is not known");
     Kind::from_number(number).ok_or_else(|| reader.error(Problem::Damaged { what, problem }))
 }
 
-fn read_value(reader: &mut Reader<'_>, key: &str, number: u32) -> Result<Value, GgufError> {
+fn read_value(reader: &mut Reader<'_>, key: &str, number: u32) -> Result<Value, FileError> {
     let kind = kind_of(reader, number, format!("the type of `{key}`"))?;
     match kind {
         Kind::Array => read_array(reader, key),
@@ -129,7 +103,7 @@ fn read_value(reader: &mut Reader<'_>, key: &str, number: u32) -> Result<Value, 
 }
 
 /// Passes over an array and remembers where it is.
-fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
+fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, FileError> {
     let number = reader.u32(format_args!("the element type of `{key}`"))?;
     let kind = kind_of(reader, number, format!("the element type of `{key}`"))?;
     let count =
@@ -154,7 +128,7 @@ fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
     Ok(Value::Array { kind, count, at, bytes: reader.position() - at })
 }
 
-fn alignment_of(reader: &Reader<'_>, metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
+fn alignment_of(reader: &Reader<'_>, metadata: &BTreeMap<String, Value>) -> Result<u64, FileError> {
     let Some(value) = metadata.get("general.alignment") else {
         return Ok(DEFAULT_ALIGNMENT);
     };
@@ -168,8 +142,17 @@ fn alignment_of(reader: &Reader<'_>, metadata: &BTreeMap<String, Value>) -> Resu
     Ok(found)
 }
 
-/// Reads the tensor table; offsets stay relative to the start of the data.
-fn read_tensors(reader: &mut Reader<'_>, count: u64, part: usize) -> Result<Vec<TensorInfo>, GgufError> {
+/// A line of the tensor table; the offset counts from the start of the data.
+struct StatedTensor {
+    name: String,
+    dims: Vec<u64>,
+    kind: TensorType,
+    offset: u64,
+    bytes: Bytes,
+}
+
+/// Reads the tensor table.
+fn read_tensors(reader: &mut Reader<'_>, count: u64) -> Result<Vec<StatedTensor>, FileError> {
     let mut tensors = Vec::new();
     let mut names = HashSet::new();
     for index in 1..=count {
@@ -179,7 +162,7 @@ fn read_tensors(reader: &mut Reader<'_>, count: u64, part: usize) -> Result<Vec<
             let problem = "is empty or not UTF-8".to_owned();
             return Err(reader.error(Problem::Damaged { what, problem }));
         };
-        let tensor = read_tensor(reader, name, part)?;
+        let tensor = read_tensor(reader, name)?;
         if !names.insert(tensor.name.clone()) {
             return Err(reader.error(Problem::DuplicateTensor { name: tensor.name }));
         }
@@ -188,7 +171,7 @@ fn read_tensors(reader: &mut Reader<'_>, count: u64, part: usize) -> Result<Vec<
     Ok(tensors)
 }
 
-fn read_tensor(reader: &mut Reader<'_>, name: String, part: usize) -> Result<TensorInfo, GgufError> {
+fn read_tensor(reader: &mut Reader<'_>, name: String) -> Result<StatedTensor, FileError> {
     let damaged =
         |name: &str, problem: String| Problem::Damaged { what: format!("tensor `{name}`"), problem };
     let dimensions = reader.u32(format_args!("the number of dimensions of tensor `{name}`"))?;
@@ -206,7 +189,7 @@ fn read_tensor(reader: &mut Reader<'_>, name: String, part: usize) -> Result<Ten
         return Err(reader.error(Problem::UnknownType { name, number }));
     };
     let bytes = size_of(&dims, kind).map_err(|problem| reader.error(damaged(&name, problem)))?;
-    Ok(TensorInfo { name, dims, kind, part, offset, bytes })
+    Ok(StatedTensor { name, dims, kind, offset, bytes })
 }
 
 fn size_of(dims: &[u64], kind: TensorType) -> Result<Bytes, String> {
@@ -226,10 +209,16 @@ fn size_of(dims: &[u64], kind: TensorType) -> Result<Bytes, String> {
 }
 
 /// Makes offsets absolute, after checking that every tensor stands aligned, inside the file, and apart from the others.
-fn place_tensors(reader: &Reader<'_>, tensors: &mut [TensorInfo], alignment: u64) -> Result<(), GgufError> {
+fn place_tensors(
+    reader: &Reader<'_>,
+    stated: Vec<StatedTensor>,
+    part: usize,
+    alignment: u64,
+) -> Result<Vec<TensorInfo>, FileError> {
     // The position is at most the file's size, which is far below the largest u64.
     let data = reader.position().next_multiple_of(alignment);
-    for tensor in tensors.iter_mut() {
+    let mut spans = Vec::with_capacity(stated.len());
+    for (index, tensor) in stated.iter().enumerate() {
         let name = &tensor.name;
         let what = || format!("tensor `{name}`");
         if !tensor.offset.is_multiple_of(alignment) {
@@ -245,15 +234,19 @@ fn place_tensors(reader: &Reader<'_>, tensors: &mut [TensorInfo], alignment: u64
         if end > reader.len() {
             return Err(reader.error(Problem::Truncated { end: reader.len(), wanted: end, inside: what() }));
         }
-        tensor.offset = start;
+        spans.push((start, end, index));
     }
-    let mut order: Vec<&TensorInfo> = tensors.iter().collect();
-    order.sort_by_key(|tensor| tensor.offset);
-    for pair in order.windows(2) {
-        if pair[0].offset + pair[0].bytes.0 > pair[1].offset {
-            let (first, second) = (pair[0].name.clone(), pair[1].name.clone());
+    let placed = stated.iter().zip(&spans).map(|(tensor, &(offset, ..))| {
+        let place = Place::File { part, offset };
+        TensorInfo::whole(tensor.name.clone(), tensor.dims.clone(), tensor.kind, tensor.bytes, place)
+    });
+    let placed = placed.collect();
+    spans.sort_unstable();
+    for pair in spans.windows(2) {
+        if pair[0].1 > pair[1].0 {
+            let (first, second) = (stated[pair[0].2].name.clone(), stated[pair[1].2].name.clone());
             return Err(reader.error(Problem::Overlap { first, second }));
         }
     }
-    Ok(())
+    Ok(placed)
 }

@@ -17,7 +17,7 @@ use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
-use crate::gguf::{GgufError, Header};
+use crate::model_file::{FileError, Header};
 use crate::tokenizer::Tokenizer;
 use sandbox::Limited;
 
@@ -45,7 +45,7 @@ pub struct Message {
 pub enum TemplateError {
     /// The metadata could not be read.
     #[error(transparent)]
-    File(#[from] GgufError),
+    File(#[from] FileError),
     /// The file has no template.
     #[error(
         "the model has no chat template: use plain completions, or a file of the instruction-tuned model"

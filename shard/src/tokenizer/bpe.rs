@@ -12,7 +12,7 @@ use tokenizers::{Model, PreTokenizerWrapper};
 use super::TokenizerError;
 use super::pretokenizer::Rules;
 use super::vocabulary::Vocabulary;
-use crate::gguf::Header;
+use crate::model_file::Header;
 
 /// Key of the merges, best first, each two tokens with a space between.
 const MERGES: &str = "tokenizer.ggml.merges";

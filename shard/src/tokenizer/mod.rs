@@ -13,7 +13,7 @@ mod vocabulary;
 pub use pretokenizer::KNOWN_PRETOKENIZERS;
 pub use stream::{TextStart, TextStream};
 
-use crate::gguf::{GgufError, Header};
+use crate::model_file::{FileError, Header};
 use bpe::Bpe;
 use sentencepiece::SentencePiece;
 use vocabulary::{Fragment, TokenKind, Vocabulary};
@@ -46,7 +46,7 @@ pub enum SpecialText {
 pub enum TokenizerError {
     /// The metadata could not be read.
     #[error(transparent)]
-    File(#[from] GgufError),
+    File(#[from] FileError),
     /// The file lacks a part of its tokenizer.
     #[error("the file has no `{key}`: it holds no complete tokenizer")]
     Missing { key: &'static str },

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 
 use super::TokenizerError;
 use super::vocabulary::{TokenKind, Vocabulary};
-use crate::gguf::Header;
+use crate::model_file::Header;
 
 /// How a space is written in the vocabulary.
 const SPACE: &str = "\u{2581}";

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{ParseSpecial, TokenizerError};
-use crate::gguf::Header;
+use crate::model_file::Header;
 
 /// What a token is (`tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

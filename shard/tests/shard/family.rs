@@ -1,8 +1,8 @@
 //! From metadata to a spec, and from the spec to tensors.
 
 use brigade_shard::family::SpecError;
-use brigade_shard::gguf::Header;
 use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
     Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing,
 };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use brigade_shard::gguf::{GgufError, Header};
+use brigade_shard::model_file::{FileError, Header};
 use brigade_shard::tensor_type::TensorType;
 
 /// A metadata value to write.
@@ -186,13 +186,13 @@ impl Gguf {
     }
 
     /// Writes the file, and reads its header.
-    pub fn open(&self) -> Result<Header, GgufError> {
+    pub fn open(&self) -> Result<Header, FileError> {
         open_bytes(&self.bytes())
     }
 }
 
 /// Reads the header of a file of these bytes. The file is gone afterwards, unless something still has to be read.
-pub fn open_bytes(bytes: &[u8]) -> Result<Header, GgufError> {
+pub fn open_bytes(bytes: &[u8]) -> Result<Header, FileError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, bytes).unwrap();

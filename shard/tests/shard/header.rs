@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use brigade_shard::gguf::{Header, Problem, Value};
+use brigade_shard::model_file::{Header, Place, Problem, Value};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
@@ -48,10 +48,11 @@ fn values_and_tensors_come_back_as_written() {
 
     let (bytes, data) = sample().header();
     let first = header.tensor("first").unwrap();
-    assert_eq!((first.dims.as_slice(), first.kind, first.part), ([32, 2].as_slice(), TensorType::Q4_0, 0));
-    assert_eq!((first.offset, first.bytes, first.values()), (bytes.len() as u64, Bytes(36), 64));
+    let place = |past_header| Place::File { part: 0, offset: bytes.len() as u64 + past_header };
+    assert_eq!((first.dims.as_slice(), first.kind), ([32, 2].as_slice(), TensorType::Q4_0));
+    assert_eq!((&first.pieces[0].place, first.bytes, first.values()), (&place(0), Bytes(36), 64));
     let second = header.tensor("second").unwrap();
-    assert_eq!((second.offset, second.bytes), (bytes.len() as u64 + 64, Bytes(10)));
+    assert_eq!((&second.pieces[0].place, second.bytes), (&place(64), Bytes(10)));
     assert_eq!(header.tensors().len(), 2);
     assert_eq!(header.tensor("third"), None);
     assert_eq!(header.file_bytes(), Bytes(bytes.len() as u64 + data));

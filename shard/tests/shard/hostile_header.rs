@@ -1,7 +1,7 @@
 //! What damaged and hostile files get: an error that names the place, and nothing else.
 
 use brigade_shard::cost::Cost;
-use brigade_shard::gguf::Problem;
+use brigade_shard::model_file::Problem;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
@@ -158,7 +158,7 @@ fn thousands_of_mutations_never_panic_and_take_little_memory() {
         if round == 10 {
             before = peak_kib();
         }
-        let Ok(header) = brigade_shard::gguf::Header::open(&path) else {
+        let Ok(header) = brigade_shard::model_file::Header::open(&path) else {
             continue;
         };
         opened += 1;

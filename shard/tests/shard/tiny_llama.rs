@@ -1,7 +1,7 @@
 //! A llama model of a few kilobytes.
 
 use brigade_shard::cost::Cost;
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;

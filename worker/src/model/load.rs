@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use brigade_proto::control::StageRoom;
 use brigade_shard::cost::{PAGE_TOKENS, Widths};
-use brigade_shard::gguf::TensorInfo;
 use brigade_shard::layers::Shard;
+use brigade_shard::model_file::TensorInfo;
 use brigade_shard::spec::{
     Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Projections, Residual, Rope,
     RopeDivisors,
@@ -142,24 +142,15 @@ impl<B: Backend> Loader<'_, B> {
     /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
     fn matrices<const N: usize>(&self, role: Role, rows: [usize; N]) -> Result<[B::Matrix; N], LoadError> {
         let info = self.info(role)?;
-        let [width, all] = info.dims[..] else {
-            return Err(missing(role));
-        };
-        let row_bytes = info.kind.bytes_of(width).ok_or_else(|| missing(role))?;
-        if rows.iter().sum::<usize>() as u64 != all || row_bytes * all != info.bytes {
+        if info.dims.get(1) != Some(&(rows.iter().sum::<usize>() as u64)) {
             return Err(missing(role));
         }
         let mut first = 0;
         let mut read = Vec::new();
         for rows in rows {
-            let part = TensorInfo {
-                dims: vec![width, rows as u64],
-                offset: info.offset + (row_bytes * first).0,
-                bytes: row_bytes * rows as u64,
-                ..info.clone()
-            };
+            let part = info.rows(first, rows as u64).ok_or_else(|| missing(role))?;
             first += rows as u64;
-            let shape = MatrixShape { kind: info.kind, rows, width: width as usize };
+            let shape = MatrixShape { kind: part.kind, rows, width: part.dims[0] as usize };
             read.push(self.backend.matrix(shape, &mut self.files.tensor(&part))?);
         }
         read.try_into().map_err(|_| missing(role))

@@ -2,8 +2,8 @@
 
 use brigade_proto::control::{CacheDtype, StageMemory, StageRoom};
 use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
-use brigade_shard::gguf::Header;
 use brigade_shard::layers::Shard;
+use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 

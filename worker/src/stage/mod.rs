@@ -7,8 +7,8 @@ mod step;
 
 use brigade_proto::control::{DeviceKind, StageMemory, StageRoom};
 use brigade_proto::step::{StepFrame, StepResult, WireDtype};
-use brigade_shard::gguf::Header;
 use brigade_shard::layers::Shard;
+use brigade_shard::model_file::Header;
 use brigade_shard::units::Bytes;
 
 pub use self::error::StepError;

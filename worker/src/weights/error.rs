@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use brigade_shard::family::SpecError;
-use brigade_shard::gguf::GgufError;
+use brigade_shard::model_file::FileError;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorError;
 use brigade_shard::units::Bytes;
@@ -51,7 +51,7 @@ pub enum LoadError {
     Value { tensor: String, index: usize, value: f32 },
     /// The header does not describe a model that can be run.
     #[error(transparent)]
-    Header(#[from] GgufError),
+    Header(#[from] FileError),
     /// The header does not describe a model that can be run.
     #[error(transparent)]
     Spec(#[from] SpecError),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
-use brigade_shard::gguf::{Header, TensorInfo};
+use brigade_shard::model_file::{Header, Meaning, Piece, Place, TensorInfo};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use half::{bf16, f16};
@@ -70,8 +70,8 @@ impl FileTensor<'_> {
     /// Fails where a value is not finite: such a file is damaged.
     pub fn floats(&self) -> Result<Vec<f32>, LoadError> {
         let mut bytes = vec![0; self.info.bytes.0 as usize];
-        self.read_piece(0, &mut bytes)?;
-        let values: Vec<f32> = match self.info.kind {
+        self.read_at(0, &mut bytes)?;
+        let mut values: Vec<f32> = match self.info.kind {
             TensorType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             TensorType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             TensorType::BF16 => {
@@ -79,6 +79,9 @@ impl FileTensor<'_> {
             }
             kind => return Err(self.unsupported(kind, "a norm or rope")),
         };
+        if self.info.meaning == Meaning::LessOne {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
         match values.iter().position(|v| !v.is_finite()) {
             Some(index) => {
                 Err(LoadError::Value { tensor: self.info.name.clone(), index, value: values[index] })
@@ -87,22 +90,45 @@ impl FileTensor<'_> {
         }
     }
 
-    fn read_piece(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+    /// Fills `out` with the tensor's bytes from byte `at` on.
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
         if self.files.progress.is_cancelled() {
             return Err(LoadError::Cancelled);
         }
-        let offset = self.info.offset + at;
-        let part = self.info.part;
-        self.files.files[part].read_exact_at(out, offset).map_err(|e| LoadError::Read {
-            path: self.files.header.parts()[part].clone(),
-            tensor: self.info.name.clone(),
-            offset,
-            bytes: Bytes(out.len() as u64),
-            problem: match e.kind() {
-                ErrorKind::UnexpectedEof => ReadProblem::Truncated,
-                _ => ReadProblem::Io(e),
-            },
-        })?;
+        let (mut skipped, mut rest) = (at, out);
+        for piece in &self.info.pieces {
+            if skipped >= piece.bytes.0 {
+                skipped -= piece.bytes.0;
+                continue;
+            }
+            let len = (piece.bytes.0 - skipped).min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at_mut(len);
+            self.read_piece(piece, skipped, now)?;
+            (skipped, rest) = (0, later);
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_piece(&self, piece: &Piece, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        match &piece.place {
+            Place::File { part, offset } => {
+                let offset = offset + at;
+                self.files.files[*part].read_exact_at(out, offset).map_err(|e| LoadError::Read {
+                    path: self.files.header.parts()[*part].clone(),
+                    tensor: self.info.name.clone(),
+                    offset,
+                    bytes: Bytes(out.len() as u64),
+                    problem: match e.kind() {
+                        ErrorKind::UnexpectedEof => ReadProblem::Truncated,
+                        _ => ReadProblem::Io(e),
+                    },
+                })?;
+            }
+            Place::Stated(bytes) => out.copy_from_slice(&bytes[at as usize..][..out.len()]),
+        }
         self.files.progress.add(out.len());
         Ok(())
     }
@@ -114,7 +140,7 @@ impl TensorSource for FileTensor<'_> {
         pool.install(|| {
             out.par_chunks_mut(READ_BYTES)
                 .enumerate()
-                .try_for_each(|(i, piece)| this.read_piece((i * READ_BYTES) as u64, piece))
+                .try_for_each(|(i, piece)| this.read_at((i * READ_BYTES) as u64, piece))
         })
     }
 

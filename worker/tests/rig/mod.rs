@@ -19,8 +19,8 @@ use brigade_proto::identity::{CoordinatorIdentity, JoinToken, TransportIdentity}
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, WorkerId};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
 use brigade_proto::step::{Frame, StepResult, WireDtype};
-use brigade_shard::gguf::Header;
 use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::model_file::Header;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

@@ -10,8 +10,8 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{
     Segment, SegmentOutput, SequenceStart, StepFrame, StepKind, StepResult, TokenScore,
 };
-use brigade_shard::gguf::Header;
 use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::model_file::Header;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use brigade_worker::stage::{LoadProgress, Stage, StageOutput, StageRequest};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// A GGUF file that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
-pub struct GgufError {
+pub struct FileError {
     /// The file, or the part of it.
     pub path: PathBuf,
     /// What is wrong with it.
@@ -13,9 +13,9 @@ pub struct GgufError {
     pub problem: Problem,
 }
 
-impl GgufError {
-    pub(super) fn new(path: &Path, problem: Problem) -> GgufError {
-        GgufError { path: path.to_owned(), problem }
+impl FileError {
+    pub(crate) fn new(path: &Path, problem: Problem) -> FileError {
+        FileError { path: path.to_owned(), problem }
     }
 }
 

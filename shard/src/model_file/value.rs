@@ -23,13 +23,13 @@ pub enum Kind {
 
 impl Kind {
     /// The kind with this number in a file.
-    pub(super) fn from_number(number: u32) -> Option<Kind> {
+    pub(crate) fn from_number(number: u32) -> Option<Kind> {
         use Kind::*;
         [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64].get(number as usize).copied()
     }
 
     /// Bytes of one value; `None` where they vary.
-    pub(super) fn size(self) -> Option<u64> {
+    pub(crate) fn size(self) -> Option<u64> {
         match self {
             Kind::U8 | Kind::I8 | Kind::Bool => Some(1),
             Kind::U16 | Kind::I16 => Some(2),
@@ -89,7 +89,7 @@ pub enum Value {
 impl Value {
     /// The value of `kind` in `bytes`, which are as many as the kind has; `None` for kinds that are not plain numbers
     /// and for a bool that is neither 0 nor 1.
-    pub(super) fn of_number(kind: Kind, bytes: &[u8]) -> Option<Value> {
+    pub(crate) fn of_number(kind: Kind, bytes: &[u8]) -> Option<Value> {
         fn fixed<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
             bytes.try_into().ok()
         }
@@ -123,7 +123,7 @@ impl Value {
     }
 
     /// What the value is, for messages.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Value::Unsigned(n) => format!("the integer {n}"),
             Value::Signed(n) => format!("the integer {n}"),

@@ -1,0 +1,17 @@
+//! What a model's files say of themselves, whatever their format: metadata and tensors, never tensor data.
+//!
+//! [`Header`] is read from a GGUF file ([`crate::gguf`]). The rest of the program sees nothing else of a file, but for
+//! the tensors' data.
+
+mod error;
+mod fingerprint;
+mod header;
+mod tensor;
+mod value;
+
+pub use error::{FileError, Problem};
+pub use fingerprint::{Fingerprint, ParseFingerprintError};
+pub use header::Header;
+pub(crate) use header::{Contents, Source};
+pub use tensor::{Meaning, Piece, Place, TensorInfo};
+pub use value::{Kind, Value};
