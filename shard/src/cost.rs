@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::{LayerRange, Shard};
 use crate::spec::{Attention, FeedForward, ModelSpec};
-use crate::tensors::{LayerRole, Role, TensorTable};
+use crate::tensors::{Role, TensorTable};
 use crate::units::Bytes;
 
 /// Tokens in one page of the KV cache. Small enough that a short sequence wastes little, large enough that a page's
@@ -290,16 +290,15 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
     let mut cost = LayerCost::default();
     for (role, tensor) in table.layer(layer) {
         // Of the experts' tensors, a row reads the share of those that it takes.
-        let (taken, of) = match (role, &spec.layers[layer].feed_forward) {
-            (
-                LayerRole::ExpertGates | LayerRole::ExpertUps | LayerRole::ExpertDowns,
-                FeedForward::Experts(experts),
-            ) => (experts.used as u64, experts.count as u64),
+        let (taken, of) = match &spec.layers[layer].feed_forward {
+            FeedForward::Experts(experts) if role.is_per_expert() => {
+                (experts.used as u64, experts.count as u64)
+            }
             _ => (1, 1),
         };
         cost.weights += tensor.bytes;
         cost.active += Bytes(tensor.bytes.0 / of * taken);
-        if tensor.dims.len() > 1 {
+        if !role.is_vector() {
             cost.flops += 2 * (tensor.values() / of) * taken;
         }
     }

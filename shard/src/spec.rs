@@ -111,12 +111,59 @@ pub struct GroupedAttention {
     pub scale: f32,
     /// How queries, keys and values lie in the file.
     pub projections: Projections,
-    /// Norm of every query and key head before it is turned.
+    /// Norm of every query and key head.
     pub head_norm: Option<HeadNorm>,
     /// Rotary position embedding of queries and keys; a layer without it does not know positions.
     pub rope: Option<Rope>,
-    /// A position sees itself and those before it, `window` in all; `None` where it sees all.
-    pub window: Option<usize>,
+    /// Factor on the queries that grows with their position.
+    pub temperature: Option<Temperature>,
+    /// Which positions a position sees.
+    pub visibility: Visibility,
+    /// Whether each query head has one more score, the same for all positions, that takes its share of the softmax and
+    /// gives nothing.
+    pub sinks: bool,
+    /// Whether the attention's output has a bias.
+    pub output_bias: bool,
+}
+
+/// Which positions a position sees, all of them its own or before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// All of them.
+    All,
+    /// So many, its own and those right before it.
+    Window(usize),
+    /// Those from the last multiple of so many on.
+    Chunk(usize),
+}
+
+impl Visibility {
+    /// The first position that `position` sees.
+    pub fn first(self, position: usize) -> usize {
+        match self {
+            Visibility::All => 0,
+            Visibility::Window(window) => (position + 1).saturating_sub(window),
+            Visibility::Chunk(chunk) => position - position % chunk.max(1),
+        }
+    }
+}
+
+/// A factor on queries that keeps attention sharp over many positions:
+/// 1 + `scale` * ln(floor((position + 1) / `period`) + 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// Positions for which the factor stays the same; above 0.
+    pub period: usize,
+    /// How fast it grows.
+    pub scale: f32,
+}
+
+impl Temperature {
+    /// The factor on the query at `position`.
+    pub fn factor(&self, position: usize) -> f32 {
+        let periods = (position + 1) / self.period.max(1);
+        (1.0 + f64::from(self.scale) * (periods as f64).ln_1p()) as f32
+    }
 }
 
 /// How the matrices that make queries, keys and values lie in a file.
@@ -133,11 +180,19 @@ pub enum Projections {
 
 /// A norm of single heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HeadNorm {
-    /// The norm.
-    pub norm: Norm,
-    /// Whether every head has weights of its own.
-    pub weights_per_head: bool,
+pub enum HeadNorm {
+    /// Before the head is turned, with weights.
+    Weighted {
+        /// The norm.
+        norm: Norm,
+        /// Whether every head has weights of its own.
+        per_head: bool,
+    },
+    /// After the head is turned, with the weight 1 for every channel.
+    Plain {
+        /// The norm.
+        norm: Norm,
+    },
 }
 
 /// Rotary position embedding.
@@ -210,6 +265,8 @@ pub struct Experts {
     pub activation: Activation,
     /// How much each of those taken counts.
     pub gating: Gating,
+    /// Whether the router and every matrix of an expert have a bias.
+    pub biases: bool,
 }
 
 /// What makes weights of the router's scores.
@@ -219,13 +276,15 @@ pub enum Gating {
     RenormalisedSoftmax,
 }
 
-/// A scalar function inside the feed-forward network.
+/// What happens to the gate of a feed-forward network before it is multiplied with the other half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
     /// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
     Gelu,
+    /// x * sigmoid(1.702 x) of a gate of at most 7; what it gates is kept between -7 and 7, and 1 is added to it.
+    ClampedSwish,
 }
 
 /// The end of a model.

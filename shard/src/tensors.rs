@@ -6,7 +6,8 @@ use std::fmt;
 use crate::layers::Shard;
 use crate::model_file::{Header, TensorInfo};
 use crate::spec::{
-    Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Projections, Residual, RopeDivisors,
+    Attention, FeedForward, GroupedAttention, HeadNorm, LayerSpec, ModelSpec, Projections, Residual,
+    RopeDivisors,
 };
 use crate::tensor_type::TensorType;
 
@@ -52,8 +53,12 @@ pub enum LayerRole {
     QueryNorm,
     /// Weights of the norm of a key head: `[key width]`, or `[key width, kv heads]`.
     KeyNorm,
+    /// A score of each query head that belongs to no position: `[heads]`, f32.
+    Sinks,
     /// `[heads * value width, hidden]`.
     AttentionOutput,
+    /// `[hidden]`.
+    AttentionOutputBias,
     /// Weights of the norm after attention: `[hidden]`.
     AttentionPostNorm,
     /// Weights of the norm before the feed-forward: `[hidden]`.
@@ -68,12 +73,20 @@ pub enum LayerRole {
     Down,
     /// Scores of the experts: `[hidden, experts]`.
     Router,
+    /// `[experts]`.
+    RouterBias,
     /// `[hidden, expert width, experts]`.
     ExpertGates,
+    /// `[expert width, experts]`, f32.
+    ExpertGateBiases,
     /// `[hidden, expert width, experts]`.
     ExpertUps,
+    /// `[expert width, experts]`, f32.
+    ExpertUpBiases,
     /// `[expert width, hidden, experts]`.
     ExpertDowns,
+    /// `[hidden, experts]`, f32.
+    ExpertDownBiases,
     /// Weights of the norm after the feed-forward: `[hidden]`.
     FeedForwardPostNorm,
 }
@@ -252,6 +265,14 @@ fn layer_shapes(layer: &LayerSpec, hidden: u64) -> Vec<(LayerRole, Vec<u64>)> {
                 (LayerRole::ExpertUps, vec![hidden, width, count]),
                 (LayerRole::ExpertDowns, vec![width, hidden, count]),
             ]);
+            if experts.biases {
+                shapes.extend([
+                    (LayerRole::RouterBias, vec![count]),
+                    (LayerRole::ExpertGateBiases, vec![width, count]),
+                    (LayerRole::ExpertUpBiases, vec![width, count]),
+                    (LayerRole::ExpertDownBiases, vec![hidden, count]),
+                ]);
+            }
         }
     }
     if layer.feed_forward_post_norm.is_some() {
@@ -280,36 +301,70 @@ fn grouped_shapes(attention: &GroupedAttention, hidden: u64, shapes: &mut Vec<(L
         }
         Projections::Fused => shapes.push((LayerRole::QueryKeyValue, vec![hidden, query + key + value])),
     }
-    if let Some(norm) = attention.head_norm {
-        let shape = |heads: usize| match norm.weights_per_head {
+    if let Some(HeadNorm::Weighted { per_head, .. }) = attention.head_norm {
+        let shape = |heads: usize| match per_head {
             true => vec![attention.key_width as u64, heads as u64],
             false => vec![attention.key_width as u64],
         };
         shapes.push((LayerRole::QueryNorm, shape(attention.heads)));
         shapes.push((LayerRole::KeyNorm, shape(attention.kv_heads)));
     }
+    if attention.sinks {
+        shapes.push((LayerRole::Sinks, vec![attention.heads as u64]));
+    }
     let output = vec![product(attention.heads, attention.value_width), hidden];
     shapes.push((LayerRole::AttentionOutput, output));
+    if attention.output_bias {
+        shapes.push((LayerRole::AttentionOutputBias, vec![hidden]));
+    }
 }
 
-/// Whether the role is that of a norm's weights or a bias, which are kept as f32.
-fn is_vector(role: Role) -> bool {
+/// Whether the role is that of numbers whose every use is in f32, and which files have in no other type.
+fn is_always_f32(role: Role) -> bool {
     use LayerRole::*;
+    match role {
+        Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => true,
+        Role::Layer(_, role) => matches!(role, Sinks | ExpertGateBiases | ExpertUpBiases | ExpertDownBiases),
+        _ => false,
+    }
+}
+
+/// Whether the role is that of numbers that are added or multiplied one by one, which are kept as f32.
+fn is_vector(role: Role) -> bool {
     match role {
         Role::TokenEmbedding | Role::Output => false,
         Role::OutputNorm | Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => true,
-        Role::Layer(_, role) => match role {
+        Role::Layer(_, role) => role.is_vector(),
+    }
+}
+
+impl LayerRole {
+    /// Whether the tensor holds norms' weights, biases or sinks, and not matrices.
+    pub(crate) fn is_vector(self) -> bool {
+        use LayerRole::*;
+        match self {
             AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,
             AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm => true,
+            Sinks | AttentionOutputBias | RouterBias => true,
+            ExpertGateBiases | ExpertUpBiases | ExpertDownBiases => true,
             Query | Key | Value | QueryKeyValue | AttentionOutput | Gate | Up | GateUp | Down => false,
             Router | ExpertGates | ExpertUps | ExpertDowns => false,
-        },
+        }
+    }
+
+    /// Whether the tensor holds a part for every expert, of which a row takes those of its own experts.
+    pub(crate) fn is_per_expert(self) -> bool {
+        use LayerRole::*;
+        matches!(
+            self,
+            ExpertGates | ExpertGateBiases | ExpertUps | ExpertUpBiases | ExpertDowns | ExpertDownBiases
+        )
     }
 }
 
 fn check_type(role: Role, tensor: &TensorInfo) -> Result<(), TensorError> {
     let (fits, wanted) = match role {
-        Role::RopeFrequencies | Role::RopeLong | Role::RopeShort => (tensor.kind == TensorType::F32, "F32"),
+        role if is_always_f32(role) => (tensor.kind == TensorType::F32, "F32"),
         role if is_vector(role) => (tensor.kind.is_plain_float(), "F32, F16 or BF16"),
         _ => {
             (tensor.kind.is_plain_float() || tensor.kind.is_quantised(), "a floating-point or quantised type")

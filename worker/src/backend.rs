@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use brigade_proto::control::CacheDtype;
-use brigade_shard::spec::{Activation, Norm, RopePairing};
+use brigade_shard::spec::{Activation, Norm, RopePairing, Visibility};
 use brigade_shard::tensor_type::TensorType;
 
 use crate::weights::{LoadError, TensorSource};
@@ -84,15 +84,8 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Factor on the scores before the softmax.
     pub scale: f32,
-    /// Most positions that a row sees, its own and those right before it; `None` where it sees all.
-    pub window: Option<usize>,
-}
-
-impl AttentionShape {
-    /// The first position that the row at `position` sees.
-    pub fn first_visible(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
-    }
+    /// Which positions a row sees.
+    pub visibility: Visibility,
 }
 
 /// Which experts a step's rows take. A row has as many routes as it takes experts, one after another.
@@ -202,8 +195,19 @@ pub trait Backend: Send + Sized {
     /// Adds `bias` to each row.
     fn add_bias(&self, rows: &mut Self::Rows, bias: &Self::Vector) -> Result<(), BackendError>;
 
+    /// Adds to each route's row its expert's part of `biases`, which are `[experts, width]`, one after another.
+    fn add_expert_bias(
+        &self,
+        rows: &mut Self::Rows,
+        routes: &Routes,
+        biases: &Self::Vector,
+    ) -> Result<(), BackendError>;
+
     /// Multiplies every value by `factor`.
     fn scale(&self, rows: &mut Self::Rows, factor: f32) -> Result<(), BackendError>;
+
+    /// Multiplies each row by its own factor.
+    fn scale_rows(&self, rows: &mut Self::Rows, factors: &[f32]) -> Result<(), BackendError>;
 
     /// Turns the first `2 * angles` channels of each head of `head_width` channels by the row's angles, whose cosines
     /// and sines are given as `[rows, angles]`.
@@ -225,13 +229,14 @@ pub trait Backend: Send + Sized {
         values: &Self::Rows,
     ) -> Result<(), BackendError>;
 
-    /// Lets each row's queries look at its sequence's positions up to its own, and no further back than the shape's
-    /// window: softmax(q k^T scale) v per head.
+    /// Lets each row's queries look at the positions of its sequence that the shape lets it see: softmax(q k^T scale) v
+    /// per head. A sink, one per head, is one more score in the softmax that no value belongs to.
     fn attend(
         &self,
         cache: &Self::Cache,
         batch: &Batch,
         shape: AttentionShape,
+        sinks: Option<&Self::Vector>,
         queries: &Self::Rows,
         out: &mut Self::Rows,
     ) -> Result<(), BackendError>;

@@ -6,7 +6,7 @@ mod tiny_model;
 
 use brigade_proto::control::CacheDtype;
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::spec::{Activation, Norm};
+use brigade_shard::spec::{Activation, Norm, Visibility};
 use brigade_shard::tensor_type::TensorType;
 use brigade_worker::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, Span};
 use brigade_worker::candle_backend::CandleBackend;
@@ -141,6 +141,10 @@ fn parts<B: Backend>(mut backend: B) -> Vec<f32> {
     backend.scale(&mut rows, 0.5).unwrap();
     backend.gate(&mut rows, &up, Activation::Gelu).unwrap();
     found.extend(values(&backend, &rows));
+    let factors: Vec<f32> = (0..ROWS).map(|row| 1.0 + row as f32).collect();
+    backend.scale_rows(&mut rows, &factors).unwrap();
+    backend.gate(&mut rows, &up, Activation::ClampedSwish).unwrap();
+    found.extend(values(&backend, &rows));
 
     let shape = CacheShape { pages: 8, kv_heads: 2, key_width: 16, value_width: 16, dtype: CacheDtype::F32 };
     let mut cache = backend.cache(shape).unwrap();
@@ -153,10 +157,14 @@ fn parts<B: Backend>(mut backend: B) -> Vec<f32> {
     ];
     let batch = Batch { spans };
     backend.store(&mut cache, &batch, &keys, &keys).unwrap();
-    for window in [None, Some(1), Some(7), Some(33)] {
-        let shape = AttentionShape { heads: 4, scale: 0.25, window };
-        backend.attend(&cache, &batch, shape, &rows, &mut out).unwrap();
-        found.extend(values(&backend, &out));
+    let sinks = backend.vector(&[-1.0, 0.5, 4.0, f32::NEG_INFINITY]).unwrap();
+    let visible = [1, 7, 33].into_iter().flat_map(|n| [Visibility::Window(n), Visibility::Chunk(n)]);
+    for visibility in visible.chain([Visibility::All]) {
+        let shape = AttentionShape { heads: 4, scale: 0.25, visibility };
+        for sinks in [None, Some(&sinks)] {
+            backend.attend(&cache, &batch, shape, sinks, &rows, &mut out).unwrap();
+            found.extend(values(&backend, &out));
+        }
     }
     backend.enter(|_| found)
 }

@@ -4,6 +4,7 @@
 
 mod tiny_model;
 
+use brigade_shard::spec::Activation;
 use brigade_shard::tensor_type::TensorType;
 use brigade_worker::backend::{Backend, MatrixShape, Routes};
 use brigade_worker::cpu::{CpuBackend, Simd};
@@ -376,6 +377,38 @@ fn a_route_gives_the_bits_of_its_experts_own_product() {
                 let of = |route: usize| found[route * 40 + i] * routes.weights[route];
                 assert_eq!(*sum, of(2 * row) + of(2 * row + 1), "{kind}: row {row}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_route_gets_its_experts_bias() {
+    let backend = CpuBackend::new(2).unwrap();
+    let routes = Routes { used: 2, experts: vec![2, 0, 1, 2], weights: vec![0.5; 4] };
+    let biases = backend.vector(&[1.0, 2.0, 10.0, 20.0, 100.0, 200.0]).unwrap();
+    let mut rows = backend.rows(4, 2).unwrap();
+    backend.upload(&[0.5; 8], 2, &mut rows).unwrap();
+    backend.add_expert_bias(&mut rows, &routes, &biases).unwrap();
+    let wanted = [100.5, 200.5, 1.5, 2.5, 10.5, 20.5, 100.5, 200.5];
+    assert_eq!(backend.host(&rows, &mut Vec::new()).unwrap(), wanted);
+}
+
+#[test]
+fn the_clamped_gate_keeps_what_is_no_number_and_bounds_the_rest() {
+    for simd in [Simd::Portable, Simd::detect()] {
+        let backend = CpuBackend::with_simd(1, simd).unwrap();
+        let gates = [0.5, 3.0, 7.0, 9.0, -20.0, 1.0, 1.0, f32::NAN, 1.0, f32::INFINITY];
+        let ups = [0.25, -1.0, 2.0, 2.0, 2.0, 12.0, -12.0, 1.0, f32::NAN, 0.0];
+        let (mut gate, mut up) = (backend.rows(1, 10).unwrap(), backend.rows(1, 10).unwrap());
+        backend.upload(&gates, 10, &mut gate).unwrap();
+        backend.upload(&ups, 10, &mut up).unwrap();
+        backend.gate(&mut gate, &up, Activation::ClampedSwish).unwrap();
+        let found = backend.host(&gate, &mut Vec::new()).unwrap().to_vec();
+        for (i, (found, (gate, up))) in found.iter().zip(gates.into_iter().zip(ups)).enumerate() {
+            let x = f64::from(gate).clamp(f64::NEG_INFINITY, 7.0);
+            let wanted = x / (1.0 + (-1.702 * x).exp()) * (f64::from(up).clamp(-7.0, 7.0) + 1.0);
+            let near = (f64::from(*found) - wanted).abs() < 1e-5 || (found.is_nan() && wanted.is_nan());
+            assert!(near, "value {i}: {found} instead of {wanted}");
         }
     }
 }

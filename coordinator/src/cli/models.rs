@@ -10,7 +10,7 @@ use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
     Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
-    Rope, RopeDivisors,
+    Rope, RopeDivisors, Visibility,
 };
 use brigade_shard::template::{ChatTemplate, TemplateError};
 use brigade_shard::tensor_type::TensorType;
@@ -204,12 +204,13 @@ fn grouped_words(attention: &GroupedAttention) -> String {
         true => format!("{heads} heads of {widths}"),
         false => format!("{heads} query heads on {kv_heads} key/value heads of {widths}"),
     };
-    words.push_str(match attention.window {
-        Some(_) => ", window of ",
-        None => ", all positions",
+    words.push_str(&match attention.visibility {
+        Visibility::All => ", all positions".to_owned(),
+        Visibility::Window(window) => format!(", window of {window}"),
+        Visibility::Chunk(chunk) => format!(", chunks of {chunk}"),
     });
-    if let Some(window) = attention.window {
-        words.push_str(&window.to_string());
+    if attention.sinks {
+        words.push_str(" and sinks");
     }
     words.push_str(
         &attention.rope.as_ref().map_or(", no rope".to_owned(), |rope| rope_words(rope, *key_width)),
@@ -238,8 +239,10 @@ fn feed_forward_words(feed_forward: &FeedForward) -> String {
         FeedForward::Gated { width, activation, .. } => {
             format!("feed-forward of {width}, {}", activation_word(*activation))
         }
-        FeedForward::Experts(Experts { count, used, width, activation, .. }) => {
-            format!("{count} experts of {width}, {used} for each token, {}", activation_word(*activation))
+        FeedForward::Experts(Experts { count, used, width, activation, biases, .. }) => {
+            let biases = if *biases { ", with biases" } else { "" };
+            let activation = activation_word(*activation);
+            format!("{count} experts of {width}, {used} for each token, {activation}{biases}")
         }
     }
 }
@@ -248,6 +251,7 @@ fn activation_word(activation: Activation) -> &'static str {
     match activation {
         Activation::Silu => "SiLU",
         Activation::Gelu => "GELU",
+        Activation::ClampedSwish => "clamped swish",
     }
 }
 

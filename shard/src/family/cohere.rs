@@ -10,7 +10,7 @@ use super::parts;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadNorm, HeadSpec, LayerSpec, ModelSpec,
-    Norm, Projections, Residual, RopePairing,
+    Norm, Residual, RopePairing, Visibility,
 };
 
 /// One layer of so many sees all positions, in the second kind.
@@ -42,28 +42,22 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     keys.finish(&parts::HARMLESS)?;
     let head_norm = !second && sizes.layers >= LAYERS_WITH_HEAD_NORM;
-    let layers =
-        heads.counts.iter().zip(widths).enumerate().map(|(layer, (&(query_heads, kv_heads), width))| {
-            let blind = second && layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
-            LayerSpec {
-                attention_norm: norm,
-                attention: Attention::Grouped(GroupedAttention {
-                    heads: query_heads,
-                    kv_heads,
-                    key_width: heads.key_width,
-                    value_width: heads.value_width,
-                    scale: heads.scale(),
-                    projections: Projections::Separate { bias: false },
-                    head_norm: head_norm.then_some(HeadNorm { norm, weights_per_head: true }),
-                    rope: (!blind).then(|| rope.clone()),
-                    window: window.filter(|_| !blind),
-                }),
-                attention_post_norm: None,
-                residual: Residual::Parallel,
-                feed_forward: FeedForward::Gated { width, activation: Activation::Silu, fused: false },
-                feed_forward_post_norm: None,
-            }
-        });
+    let layers = heads.counts.iter().zip(widths).enumerate().map(|(layer, (&counts, width))| {
+        let blind = second && layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
+        LayerSpec {
+            attention_norm: norm,
+            attention: Attention::Grouped(GroupedAttention {
+                head_norm: head_norm.then_some(HeadNorm::Weighted { norm, per_head: true }),
+                rope: (!blind).then(|| rope.clone()),
+                visibility: window.filter(|_| !blind).map_or(Visibility::All, Visibility::Window),
+                ..heads.attention(counts)
+            }),
+            attention_post_norm: None,
+            residual: Residual::Parallel,
+            feed_forward: FeedForward::Gated { width, activation: Activation::Silu, fused: false },
+            feed_forward_post_norm: None,
+        }
+    });
     Ok(ModelSpec {
         name: parts::name(header, architecture)?,
         family,

@@ -10,7 +10,7 @@ use super::parts;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadNorm, HeadSpec, LayerSpec, ModelSpec,
-    Norm, Projections, Residual, Rope, RopePairing,
+    Norm, Residual, Rope, RopePairing, Visibility,
 };
 
 /// One layer of so many sees all positions.
@@ -38,32 +38,28 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     }
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     keys.finish(&parts::HARMLESS)?;
-    let layers =
-        heads.counts.iter().zip(widths).enumerate().map(|(layer, (&(query_heads, kv_heads), width))| {
-            let full = layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
-            let scale = match sizes.layers {
-                LAYERS_OF_27B => 1.0 / ((sizes.hidden / query_heads) as f32).sqrt(),
-                _ => heads.scale(),
-            };
-            LayerSpec {
-                attention_norm: norm,
-                attention: Attention::Grouped(GroupedAttention {
-                    heads: query_heads,
-                    kv_heads,
-                    key_width: heads.key_width,
-                    value_width: heads.value_width,
-                    scale,
-                    projections: Projections::Separate { bias: false },
-                    head_norm: Some(HeadNorm { norm, weights_per_head: false }),
-                    rope: Some(if full { full_rope.clone() } else { window_rope.clone() }),
-                    window: (!full).then_some(window),
-                }),
-                attention_post_norm: Some(norm),
-                residual: Residual::Sequential { feed_forward_norm: norm },
-                feed_forward: FeedForward::Gated { width, activation: Activation::Gelu, fused: false },
-                feed_forward_post_norm: Some(norm),
-            }
-        });
+    let layers = heads.counts.iter().zip(widths).enumerate().map(|(layer, (&counts, width))| {
+        let full = layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
+        let usual = heads.attention(counts);
+        let scale = match sizes.layers {
+            LAYERS_OF_27B => 1.0 / ((sizes.hidden / usual.heads) as f32).sqrt(),
+            _ => usual.scale,
+        };
+        LayerSpec {
+            attention_norm: norm,
+            attention: Attention::Grouped(GroupedAttention {
+                scale,
+                head_norm: Some(HeadNorm::Weighted { norm, per_head: false }),
+                rope: Some(if full { full_rope.clone() } else { window_rope.clone() }),
+                visibility: if full { Visibility::All } else { Visibility::Window(window) },
+                ..usual
+            }),
+            attention_post_norm: Some(norm),
+            residual: Residual::Sequential { feed_forward_norm: norm },
+            feed_forward: FeedForward::Gated { width, activation: Activation::Gelu, fused: false },
+            feed_forward_post_norm: Some(norm),
+        }
+    });
     Ok(ModelSpec {
         name: parts::name(header, "gemma3")?,
         family: Family::Gemma3,

@@ -10,7 +10,7 @@ use super::parts;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadSpec, LayerSpec, ModelSpec, Norm,
-    Projections, Residual, RopePairing,
+    Residual, RopePairing,
 };
 
 /// Keys of this family that say nothing about the computation: the layout names that of the published weights, which
@@ -32,18 +32,11 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     let experts = parts::softmax_experts(&keys, "feed_forward_length")?;
     keys.finish(&[&parts::HARMLESS[..], &HARMLESS].concat())?;
-    let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
+    let layers = heads.counts.iter().zip(widths).map(|(&counts, width)| LayerSpec {
         attention_norm: norm,
         attention: Attention::Grouped(GroupedAttention {
-            heads: query_heads,
-            kv_heads,
-            key_width: heads.key_width,
-            value_width: heads.value_width,
-            scale: heads.scale(),
-            projections: Projections::Separate { bias: false },
-            head_norm: None,
             rope: Some(rope.clone()),
-            window: None,
+            ..heads.attention(counts)
         }),
         attention_post_norm: None,
         residual: Residual::Sequential { feed_forward_norm: norm },

@@ -24,7 +24,9 @@ pub(super) fn tensor_name(role: Role) -> String {
         LayerRole::QueryKeyValue => "attn_qkv.weight",
         LayerRole::QueryNorm => "attn_q_norm.weight",
         LayerRole::KeyNorm => "attn_k_norm.weight",
+        LayerRole::Sinks => "attn_sinks.weight",
         LayerRole::AttentionOutput => "attn_output.weight",
+        LayerRole::AttentionOutputBias => "attn_output.bias",
         LayerRole::AttentionPostNorm => "post_attention_norm.weight",
         LayerRole::FeedForwardNorm => "ffn_norm.weight",
         LayerRole::Gate => "ffn_gate.weight",
@@ -32,9 +34,13 @@ pub(super) fn tensor_name(role: Role) -> String {
         LayerRole::Up | LayerRole::GateUp => "ffn_up.weight",
         LayerRole::Down => "ffn_down.weight",
         LayerRole::Router => "ffn_gate_inp.weight",
+        LayerRole::RouterBias => "ffn_gate_inp.bias",
         LayerRole::ExpertGates => "ffn_gate_exps.weight",
+        LayerRole::ExpertGateBiases => "ffn_gate_exps.bias",
         LayerRole::ExpertUps => "ffn_up_exps.weight",
+        LayerRole::ExpertUpBiases => "ffn_up_exps.bias",
         LayerRole::ExpertDowns => "ffn_down_exps.weight",
+        LayerRole::ExpertDownBiases => "ffn_down_exps.bias",
         LayerRole::FeedForwardPostNorm => "post_ffw_norm.weight",
     };
     format!("blk.{layer}.{name}")

@@ -3,7 +3,9 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use crate::model_file::Header;
-use crate::spec::{Activation, Experts, Gating, Rope, RopeDivisors, RopePairing};
+use crate::spec::{
+    Activation, Experts, Gating, GroupedAttention, Projections, Rope, RopeDivisors, RopePairing, Visibility,
+};
 
 /// Base of the rope frequencies where a file may leave it out.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
@@ -71,6 +73,7 @@ pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result
         width: keys.required(width, 1..=MAX_FEED_FORWARD)?,
         activation: Activation::Silu,
         gating: Gating::RenormalisedSoftmax,
+        biases: false,
     }))
 }
 
@@ -116,9 +119,23 @@ pub(super) struct Heads {
 }
 
 impl Heads {
-    /// The usual factor on the scores.
-    pub(super) fn scale(&self) -> f32 {
-        1.0 / (self.key_width as f32).sqrt()
+    /// Attention of `(query heads, key and value heads)` as it is without what makes families differ: three matrices
+    /// without biases, the usual factor on the scores, no norms, no rope, and sight of all positions.
+    pub(super) fn attention(&self, (heads, kv_heads): (usize, usize)) -> GroupedAttention {
+        GroupedAttention {
+            heads,
+            kv_heads,
+            key_width: self.key_width,
+            value_width: self.value_width,
+            scale: 1.0 / (self.key_width as f32).sqrt(),
+            projections: Projections::Separate { bias: false },
+            head_norm: None,
+            rope: None,
+            temperature: None,
+            visibility: Visibility::All,
+            sinks: false,
+            output_bias: false,
+        }
     }
 }
 

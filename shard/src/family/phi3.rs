@@ -22,18 +22,12 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let rope = rope(&keys, heads.key_width, sizes.context)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     keys.finish(&[&parts::HARMLESS[..], &["attention.sliding_window"]].concat())?;
-    let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
+    let layers = heads.counts.iter().zip(widths).map(|(&counts, width)| LayerSpec {
         attention_norm: norm,
         attention: Attention::Grouped(GroupedAttention {
-            heads: query_heads,
-            kv_heads,
-            key_width: heads.key_width,
-            value_width: heads.value_width,
-            scale: heads.scale(),
             projections: Projections::Fused,
-            head_norm: None,
             rope: Some(rope.clone()),
-            window: None,
+            ..heads.attention(counts)
         }),
         attention_post_norm: None,
         residual: Residual::Sequential { feed_forward_norm: norm },

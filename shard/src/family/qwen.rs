@@ -50,18 +50,13 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
         _ => None,
     };
     keys.finish(&parts::HARMLESS)?;
-    let layers = heads.counts.iter().zip(widths).map(|(&(query_heads, kv_heads), width)| LayerSpec {
+    let layers = heads.counts.iter().zip(widths).map(|(&counts, width)| LayerSpec {
         attention_norm: norm,
         attention: Attention::Grouped(GroupedAttention {
-            heads: query_heads,
-            kv_heads,
-            key_width: heads.key_width,
-            value_width: heads.value_width,
-            scale: heads.scale(),
             projections: Projections::Separate { bias: second },
-            head_norm: (!second).then_some(HeadNorm { norm, weights_per_head: false }),
+            head_norm: (!second).then_some(HeadNorm::Weighted { norm, per_head: false }),
             rope: Some(rope.clone()),
-            window: None,
+            ..heads.attention(counts)
         }),
         attention_post_norm: None,
         residual: Residual::Sequential { feed_forward_norm: norm },

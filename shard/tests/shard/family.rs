@@ -4,7 +4,8 @@ use brigade_shard::family::SpecError;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
-    Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing,
+    Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing, Temperature,
+    Visibility,
 };
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
@@ -268,4 +269,17 @@ fn every_cut_of_a_model_holds_every_tensor_and_no_other() {
         let whole = Shard::of(LayerRange { start: 0, end: 4 }, 4);
         assert_eq!(table.of(&whole).len(), file.tensors.len());
     }
+}
+
+#[test]
+fn visibility_and_temperature_follow_their_formulas() {
+    let first = |visibility: Visibility, positions: [usize; 5]| positions.map(|at| visibility.first(at));
+    assert_eq!(first(Visibility::All, [0, 1, 7, 8, 9000]), [0; 5]);
+    assert_eq!(first(Visibility::Window(8), [0, 7, 8, 9, 9000]), [0, 0, 1, 2, 8993]);
+    assert_eq!(first(Visibility::Chunk(8), [0, 7, 8, 15, 9001]), [0, 0, 8, 8, 9000]);
+    let temperature = Temperature { period: 8192, scale: 0.1 };
+    let factors = [0, 8190, 8191, 16382, 16383, 1_000_000].map(|position| temperature.factor(position));
+    // ln 2, ln 3 and ln(122 + 1).
+    let wanted = [1.0, 1.0, 1.0693147, 1.0693147, 1.1098612, 1.4812184];
+    assert_eq!(factors, wanted);
 }

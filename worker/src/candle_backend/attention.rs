@@ -32,6 +32,7 @@ pub(super) fn attend(
     cache: &CandleCache,
     batch: &Batch,
     shape: AttentionShape,
+    sinks: Option<&Tensor>,
     queries: &Tensor,
     device: &Device,
 ) -> Result<Tensor> {
@@ -43,7 +44,7 @@ pub(super) fn attend(
         for first in (0..span.rows.len()).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(span.rows.len() - first);
             let queries = queries.narrow(0, span.rows.start + first, rows)?;
-            parts.push(attend_tile(cache, shape, &queries, span.start + first, &keys, &values)?);
+            parts.push(attend_tile(cache, shape, sinks, &queries, span.start + first, &keys, &values)?);
         }
     }
     Tensor::cat(&parts, 0)
@@ -66,6 +67,7 @@ fn gather(all: &Tensor, cache: &CandleCache, pages: &Tensor, span: &Span) -> Res
 fn attend_tile(
     cache: &CandleCache,
     shape: AttentionShape,
+    sinks: Option<&Tensor>,
     queries: &Tensor,
     first: usize,
     keys: &Tensor,
@@ -86,8 +88,20 @@ fn attend_tile(
     let scores = (queries.matmul(&keys.transpose(1, 2)?.contiguous()?)? * f64::from(shape.scale))?;
     let scores = scores.reshape((kv_heads, group, rows, positions))?;
     let scores = scores.broadcast_add(&mask(shape, rows, first, queries.device())?)?;
-    let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+    let largest = scores.max_keepdim(D::Minus1)?;
+    let weights = match sinks {
+        None => {
+            let weights = scores.broadcast_sub(&largest)?.exp()?;
+            weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?
+        }
+        Some(sinks) => {
+            let sinks = sinks.reshape((kv_heads, group, 1, 1))?.broadcast_as(largest.shape())?;
+            let largest = largest.maximum(&sinks)?;
+            let weights = scores.broadcast_sub(&largest)?.exp()?;
+            let all = (weights.sum_keepdim(D::Minus1)? + (sinks - largest)?.exp()?)?;
+            weights.broadcast_div(&all)?
+        }
+    };
     weights
         .reshape((kv_heads, group * rows, positions))?
         .matmul(&values.contiguous()?)?
@@ -102,7 +116,7 @@ fn mask(shape: AttentionShape, rows: usize, first: usize, device: &Device) -> Re
     let positions = first + rows;
     let value = |i: usize| {
         let (position, row) = (i % positions, first + i / positions);
-        if (shape.first_visible(row)..=row).contains(&position) { 0.0 } else { f32::NEG_INFINITY }
+        if (shape.visibility.first(row)..=row).contains(&position) { 0.0 } else { f32::NEG_INFINITY }
     };
     let values: Vec<f32> = (0..rows * positions).map(value).collect();
     Tensor::from_vec(values, (rows, positions), device)

@@ -176,6 +176,19 @@ fn rope(
     all.reshape((rows, width))
 }
 
+/// The gate with `activation`, times what it gates.
+fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
+    match activation {
+        Activation::Silu => gate.silu()? * up,
+        Activation::Gelu => gate.gelu()? * up,
+        Activation::ClampedSwish => {
+            let gate = gate.minimum(7.0)?;
+            let divisor = ((&gate * -1.702)?.exp()? + 1.0)?;
+            (gate / divisor)? * (up.clamp(-7.0, 7.0)? + 1.0)?
+        }
+    }
+}
+
 impl Backend for CandleBackend {
     type Matrix = CandleMatrix;
     type Vector = Tensor;
@@ -337,8 +350,24 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
+    fn add_expert_bias(
+        &self,
+        _rows: &mut CandleRows,
+        _routes: &Routes,
+        _biases: &Tensor,
+    ) -> Result<(), BackendError> {
+        Err(no_experts())
+    }
+
     fn scale(&self, rows: &mut CandleRows, factor: f32) -> Result<(), BackendError> {
         rows.0 = Some((rows.tensor()? * f64::from(factor)).map_err(failed("scale"))?);
+        Ok(())
+    }
+
+    fn scale_rows(&self, rows: &mut CandleRows, factors: &[f32]) -> Result<(), BackendError> {
+        let scaled = Tensor::from_slice(factors, (factors.len(), 1), &self.device)
+            .and_then(|factors| rows.tensor().map_err(Error::wrap)?.broadcast_mul(&factors));
+        rows.0 = Some(scaled.map_err(failed("scale rows"))?);
         Ok(())
     }
 
@@ -371,10 +400,11 @@ impl Backend for CandleBackend {
         cache: &CandleCache,
         batch: &Batch,
         shape: AttentionShape,
+        sinks: Option<&Tensor>,
         queries: &CandleRows,
         out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        let attended = attention::attend(cache, batch, shape, queries.tensor()?, &self.device);
+        let attended = attention::attend(cache, batch, shape, sinks, queries.tensor()?, &self.device);
         out.0 = Some(attended.map_err(failed("attend"))?);
         Ok(())
     }
@@ -385,11 +415,7 @@ impl Backend for CandleBackend {
         up: &CandleRows,
         activation: Activation,
     ) -> Result<(), BackendError> {
-        let activated = match activation {
-            Activation::Silu => gate.tensor()?.silu(),
-            Activation::Gelu => gate.tensor()?.gelu(),
-        };
-        let gated = activated.and_then(|gate| gate * up.tensor().map_err(Error::wrap)?);
+        let gated = gated(gate.tensor()?, up.tensor()?, activation);
         gate.0 = Some(gated.map_err(failed("gate"))?);
         Ok(())
     }

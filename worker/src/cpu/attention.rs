@@ -27,6 +27,8 @@ struct Tile<'a> {
     /// Position of the first row.
     position: usize,
     kv_head: usize,
+    /// Sinks of the query heads.
+    sinks: Option<&'a [f32]>,
 }
 
 /// Memory of one thread.
@@ -44,16 +46,18 @@ pub(crate) fn attend(
     cache: &CpuCache,
     batch: &Batch,
     shape: AttentionShape,
+    sinks: Option<&[f32]>,
     queries: &[f32],
     out: &mut [f32],
 ) {
     let kv_heads = cache.shape.kv_heads;
+    let group = shape.heads / kv_heads;
     let mut tiles = Vec::new();
     for span in &batch.spans {
         for first in (0..span.rows.len()).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(span.rows.len() - first);
             let position = span.start + first;
-            let first_page = shape.first_visible(position) / PAGE;
+            let first_page = shape.visibility.first(position) / PAGE;
             let pages = &span.pages[first_page..(position + rows).div_ceil(PAGE)];
             tiles.extend((0..kv_heads).map(|kv_head| Tile {
                 pages,
@@ -62,6 +66,7 @@ pub(crate) fn attend(
                 rows,
                 position,
                 kv_head,
+                sinks: sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]),
             }));
         }
     }
@@ -88,7 +93,9 @@ fn attend_tile(
     keys.resize(PAGE * key_width, 0.0);
     values.resize(PAGE * value_width, 0.0);
     states.clear();
-    states.resize(tile.rows * group, (f32::NEG_INFINITY, 0.0));
+    // A sink is a score that was there before all others.
+    let first = |i: usize| tile.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[i], 1.0));
+    (0..tile.rows).for_each(|_| states.extend((0..group).map(first)));
     // SAFETY: no other tile has these rows and heads, and each reference ends before the next is made.
     let part = |row: usize, head: usize| unsafe {
         out.part(tile.row + row, head * value_width..(head + 1) * value_width)
@@ -102,7 +109,7 @@ fn attend_tile(
         for row in 0..tile.rows {
             let page_start = tile.pages_start + index * PAGE;
             let position = tile.position + row;
-            let visible = shape.first_visible(position).saturating_sub(page_start)
+            let visible = shape.visibility.first(position).saturating_sub(page_start)
                 ..(position + 1).saturating_sub(page_start).min(PAGE);
             if visible.is_empty() {
                 continue;

@@ -386,8 +386,30 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn add_expert_bias(
+        &self,
+        rows: &mut CpuRows,
+        routes: &Routes,
+        biases: &Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (width, count) = (rows.width, rows.rows);
+        self.each_row(&mut rows.data[..count * width], width, |i, row| {
+            let expert = routes.experts[i] as usize;
+            ops::add(self.simd, row, &biases[expert * width..][..width]);
+        });
+        Ok(())
+    }
+
     fn scale(&self, rows: &mut CpuRows, factor: f32) -> Result<(), BackendError> {
         self.each_row_in_place(rows, |row| ops::scale(self.simd, row, factor));
+        Ok(())
+    }
+
+    fn scale_rows(&self, rows: &mut CpuRows, factors: &[f32]) -> Result<(), BackendError> {
+        let (width, count) = (rows.width, rows.rows);
+        self.each_row(&mut rows.data[..count * width], width, |i, row| {
+            ops::scale(self.simd, row, factors[i]);
+        });
         Ok(())
     }
 
@@ -424,11 +446,13 @@ impl Backend for CpuBackend {
         cache: &CpuCache,
         batch: &Batch,
         shape: AttentionShape,
+        sinks: Option<&Vec<f32>>,
         queries: &CpuRows,
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
         let out = out.shaped(queries.rows, shape.heads * cache.shape.value_width);
-        self.pool.install(|| attention::attend(self.simd, cache, batch, shape, queries.values(), out));
+        let (sinks, queries) = (sinks.map(Vec::as_slice), queries.values());
+        self.pool.install(|| attention::attend(self.simd, cache, batch, shape, sinks, queries, out));
         Ok(())
     }
 
@@ -439,6 +463,7 @@ impl Backend for CpuBackend {
             match activation {
                 Activation::Silu => ops::silu_gate(self.simd, gate, up),
                 Activation::Gelu => ops::gelu_gate(self.simd, gate, up),
+                Activation::ClampedSwish => ops::clamped_gate(self.simd, gate, up),
             }
         });
         Ok(())

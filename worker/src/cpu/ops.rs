@@ -103,6 +103,21 @@ kernel! {
 }
 
 kernel! {
+    /// gate * sigmoid(1.702 gate) * (up + 1), into `gate`, with a gate of at most 7 and |up| of at most 7. What is not a
+    /// number stays so.
+    pub(crate) fn clamped_gate(gate: &mut [f32], up: &[f32]) {
+        const STEEPNESS: f32 = 1.702;
+        const LIMIT: f32 = 7.0;
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let x = if *gate > LIMIT { LIMIT } else { *gate };
+            let up = if *up > LIMIT { LIMIT } else { *up };
+            let up = if up < -LIMIT { -LIMIT } else { up };
+            *gate = x / (1.0 + exp(-STEEPNESS * x)) * (up + 1.0);
+        }
+    }
+}
+
+kernel! {
     /// Adds `other` to `x`.
     pub(crate) fn add(x: &mut [f32], other: &[f32]) {
         for (x, other) in x.iter_mut().zip(other) {

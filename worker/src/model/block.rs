@@ -1,6 +1,6 @@
 //! One transformer block, composed from the parts that its spec names.
 
-use brigade_shard::spec::{Activation, Experts, Norm, RopePairing};
+use brigade_shard::spec::{Activation, Experts, Norm, RopePairing, Temperature};
 
 use super::router;
 use crate::backend::{AttentionShape, Backend, BackendError, Batch, Routes};
@@ -60,7 +60,10 @@ pub(super) struct AttentionPart<B: Backend> {
     pub(super) value: B::Matrix,
     pub(super) biases: Option<Biases<B>>,
     pub(super) head_norms: Option<HeadNorms<B>>,
+    pub(super) temperature: Option<Temperature>,
+    pub(super) sinks: Option<B::Vector>,
     pub(super) output: B::Matrix,
+    pub(super) output_bias: Option<B::Vector>,
     pub(super) cache: B::Cache,
 }
 
@@ -79,6 +82,8 @@ pub(super) struct Biases<B: Backend> {
 
 pub(super) struct HeadNorms<B: Backend> {
     pub(super) norm: Norm,
+    /// Whether heads are turned before they are normalised, not after.
+    pub(super) after_turn: bool,
     pub(super) query: B::Vector,
     pub(super) key: B::Vector,
 }
@@ -97,7 +102,16 @@ pub(super) enum FeedForwardPart<B: Backend> {
         gates: B::Matrix,
         ups: B::Matrix,
         downs: B::Matrix,
+        biases: Option<ExpertBiases<B>>,
     },
+}
+
+pub(super) struct ExpertBiases<B: Backend> {
+    pub(super) router: B::Vector,
+    /// Those of all experts, one after another, and so the others.
+    pub(super) gates: B::Vector,
+    pub(super) ups: B::Vector,
+    pub(super) downs: B::Vector,
 }
 
 impl<B: Backend> Block<B> {
@@ -148,18 +162,35 @@ impl<B: Backend> AttentionPart<B> {
             backend.add_bias(&mut w.keys, &biases.key)?;
             backend.add_bias(&mut w.values, &biases.value)?;
         }
-        if let Some(norms) = &self.head_norms {
-            backend.norm_parts(norms.norm, &mut w.queries, self.key_width, &norms.query)?;
-            backend.norm_parts(norms.norm, &mut w.keys, self.key_width, &norms.key)?;
+        if let Some(norms) = self.head_norms.as_ref().filter(|norms| !norms.after_turn) {
+            norms.run(backend, self.key_width, w)?;
         }
         if let Some(turn) = &self.turn {
             let (cos, sin) = &w.angles[turn.angles];
             backend.rope(&mut w.queries, self.key_width, turn.pairing, cos, sin)?;
             backend.rope(&mut w.keys, self.key_width, turn.pairing, cos, sin)?;
         }
+        if let Some(norms) = self.head_norms.as_ref().filter(|norms| norms.after_turn) {
+            norms.run(backend, self.key_width, w)?;
+        }
+        if let Some(temperature) = &self.temperature {
+            let factors: Vec<f32> = batch.positions().map(|position| temperature.factor(position)).collect();
+            backend.scale_rows(&mut w.queries, &factors)?;
+        }
         backend.store(&mut self.cache, batch, &w.keys, &w.values)?;
-        backend.attend(&self.cache, batch, self.shape, &w.queries, &mut w.attended)?;
-        backend.linear(&w.attended, &mut [(&self.output, &mut w.projected)])
+        backend.attend(&self.cache, batch, self.shape, self.sinks.as_ref(), &w.queries, &mut w.attended)?;
+        backend.linear(&w.attended, &mut [(&self.output, &mut w.projected)])?;
+        match &self.output_bias {
+            Some(bias) => backend.add_bias(&mut w.projected, bias),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<B: Backend> HeadNorms<B> {
+    fn run(&self, backend: &B, key_width: usize, w: &mut Workspace<B>) -> Result<(), BackendError> {
+        backend.norm_parts(self.norm, &mut w.queries, key_width, &self.query)?;
+        backend.norm_parts(self.norm, &mut w.keys, key_width, &self.key)
     }
 }
 
@@ -171,18 +202,28 @@ impl<B: Backend> FeedForwardPart<B> {
                 backend.gate(&mut w.gate, &w.up, *activation)?;
                 backend.linear(&w.gate, &mut [(down, &mut w.projected)])
             }
-            FeedForwardPart::Experts { experts, router, gates, ups, downs } => {
+            FeedForwardPart::Experts { experts, router, gates, ups, downs, biases } => {
                 let Some(ExpertBuffers { scores, routed, routes, host }) = &mut w.experts else {
                     let reason = "the workspace was made for a model without experts".to_owned();
                     return Err(BackendError { operation: "run experts", reason });
                 };
                 backend.linear(&w.normed, &mut [(router, scores)])?;
+                if let Some(biases) = biases {
+                    backend.add_bias(scores, &biases.router)?;
+                }
                 let on_host = backend.host(scores, host)?;
                 router::choose(experts.gating, on_host, experts.count, experts.used, routes);
                 let mut products = [(gates, &mut w.gate), (ups, &mut w.up)];
                 backend.expert_linear(&w.normed, routes, experts.count, &mut products)?;
+                if let Some(biases) = biases {
+                    backend.add_expert_bias(&mut w.gate, routes, &biases.gates)?;
+                    backend.add_expert_bias(&mut w.up, routes, &biases.ups)?;
+                }
                 backend.gate(&mut w.gate, &w.up, experts.activation)?;
                 backend.expert_linear(&w.gate, routes, experts.count, &mut [(downs, routed)])?;
+                if let Some(biases) = biases {
+                    backend.add_expert_bias(routed, routes, &biases.downs)?;
+                }
                 backend.combine(routed, routes, &mut w.projected)
             }
         }

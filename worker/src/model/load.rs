@@ -7,14 +7,15 @@ use brigade_shard::cost::{PAGE_TOKENS, Widths};
 use brigade_shard::layers::Shard;
 use brigade_shard::model_file::TensorInfo;
 use brigade_shard::spec::{
-    Attention, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Projections, Residual, Rope,
-    RopeDivisors,
+    Attention, FeedForward, GroupedAttention, HeadNorm, LayerSpec, ModelSpec, Norm, Projections, Residual,
+    Rope, RopeDivisors,
 };
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 use brigade_shard::units::Bytes;
 
 use super::block::{
-    AttentionPart, Biases, Block, ExpertBuffers, FeedForwardPart, HeadNorms, NormPart, Turn, Workspace,
+    AttentionPart, Biases, Block, ExpertBiases, ExpertBuffers, FeedForwardPart, HeadNorms, NormPart, Turn,
+    Workspace,
 };
 use super::{HEAD_ROWS, Head, StageModel};
 use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape, Routes};
@@ -206,8 +207,19 @@ impl<B: Backend> Loader<'_, B> {
                 gates: self.experts(role(LayerRole::ExpertGates))?,
                 ups: self.experts(role(LayerRole::ExpertUps))?,
                 downs: self.experts(role(LayerRole::ExpertDowns))?,
+                biases: experts.biases.then(|| self.expert_biases(layer)).transpose()?,
             }),
         }
+    }
+
+    fn expert_biases(&self, layer: usize) -> Result<ExpertBiases<B>, LoadError> {
+        let vector = |role| self.vector(Role::Layer(layer, role));
+        Ok(ExpertBiases {
+            router: vector(LayerRole::RouterBias)?,
+            gates: vector(LayerRole::ExpertGateBiases)?,
+            ups: vector(LayerRole::ExpertUpBiases)?,
+            downs: vector(LayerRole::ExpertDownBiases)?,
+        })
     }
 
     fn attention(&mut self, layer: usize, spec: &GroupedAttention) -> Result<AttentionPart<B>, LoadError> {
@@ -241,23 +253,33 @@ impl<B: Backend> Loader<'_, B> {
                 value: self.vector(role(LayerRole::ValueBias))?,
             })
         };
-        let head_norms = |norm| {
-            Ok::<_, LoadError>(HeadNorms {
+        let head_norms = |norm| match norm {
+            HeadNorm::Weighted { norm, .. } => Ok::<_, LoadError>(HeadNorms {
                 norm,
+                after_turn: false,
                 query: self.vector(role(LayerRole::QueryNorm))?,
                 key: self.vector(role(LayerRole::KeyNorm))?,
-            })
+            }),
+            HeadNorm::Plain { norm } => {
+                let ones = vec![1.0; spec.key_width];
+                let (query, key) = (self.backend.vector(&ones)?, self.backend.vector(&ones)?);
+                Ok(HeadNorms { norm, after_turn: true, query, key })
+            }
         };
+        let optional = |there: bool, of| there.then(|| self.vector(role(of))).transpose();
         Ok(AttentionPart {
-            shape: AttentionShape { heads: spec.heads, scale: spec.scale, window: spec.window },
+            shape: AttentionShape { heads: spec.heads, scale: spec.scale, visibility: spec.visibility },
             key_width: spec.key_width,
             turn,
             query,
             key,
             value,
             biases: biased.then(biases).transpose()?,
-            head_norms: spec.head_norm.map(|head| head_norms(head.norm)).transpose()?,
+            head_norms: spec.head_norm.map(head_norms).transpose()?,
+            temperature: spec.temperature,
+            sinks: optional(spec.sinks, LayerRole::Sinks)?,
             output: self.matrix(role(LayerRole::AttentionOutput))?,
+            output_bias: optional(spec.output_bias, LayerRole::AttentionOutputBias)?,
             cache: self.cache(spec)?,
         })
     }
