@@ -156,6 +156,48 @@ pub fn peak_resident_bytes(process: u32) -> u64 {
     kib * 1024
 }
 
+/// What a short run of a program came to.
+#[derive(Debug)]
+pub struct Run {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub output: String,
+    /// From its start to its end.
+    pub time: Duration,
+    /// The most memory that was resident, in bytes, this process's own at the time of the start included.
+    pub peak_resident_bytes: u64,
+}
+
+/// Runs `command` to its end; its standard error goes where this process's does.
+pub fn run_measured(command: &mut Command) -> Run {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("failed to start {command:?}: {error}"));
+    let mut output = String::new();
+    let mut pipe = child.stdout.take().expect("standard output was piped");
+    pipe.read_to_string(&mut output).expect("the program writes text");
+    let mut status = 0;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both pointers are valid for the call, and zeroes are a valid `rusage`; the child is ours and nobody else
+    // has waited for it.
+    let (waited, usage) = unsafe {
+        let waited = libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr());
+        (waited, usage.assume_init())
+    };
+    assert_eq!(waited, child.id() as i32, "failed to wait: {}", std::io::Error::last_os_error());
+    Run {
+        code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        output,
+        time: start.elapsed(),
+        // Linux counts in KiB.
+        peak_resident_bytes: usage.ru_maxrss as u64 * 1024,
+    }
+}
+
 /// Waits until `done` holds.
 pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
