@@ -7,7 +7,7 @@ types are those of llama.cpp's Q4_K_M mix: Q4_K, and Q6_K for the output and for
 eighth of the layers and of every third between; rows that are no multiple of 256 are Q5_0; routers, norms and biases are F32. The
 vocabulary has as many tokens and merges as the real one, of other text.
 
-With --layer, that layer's tensors are filled with random blocks whose values are about 1 / sqrt(row width).
+With --layer, that layer's tensors and the rope's divisors are filled: with random blocks whose values are about 1 / sqrt(row width).
 """
 
 import argparse
@@ -159,7 +159,7 @@ def fill(path, layer):
     pool = np.frombuffer(places.bytes(POOL_BYTES), np.uint8)
     with open(path, "r+b") as file:
         for tensor in gguf.GGUFReader(path, "r").tensors:
-            if not tensor.name.startswith(f"blk.{layer}."):
+            if not tensor.name.startswith((f"blk.{layer}.", "rope_freqs.")):
                 continue
             size, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
             width, left = int(tensor.shape[0]), int(tensor.n_elements)
