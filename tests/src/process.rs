@@ -170,6 +170,7 @@ pub struct Run {
 }
 
 /// Runs `command` to its end; its standard error goes where this process's does.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it, and says what memory it took")]
 pub fn run_measured(command: &mut Command) -> Run {
     let start = Instant::now();
     let mut child = command
