@@ -204,12 +204,36 @@ pub struct Rope {
     pub pairing: RopePairing,
     /// Base of the frequencies: pair `i` turns by `position * base^(-2i / width)`.
     pub base: f32,
-    /// Positions are multiplied by this (1 / `rope.scaling.factor`); 1 where the file scales nothing.
-    pub position_scale: f32,
+    /// How the frequencies are slowed for contexts longer than those first trained on.
+    pub scaling: RopeScaling,
     /// What divides the frequencies.
     pub divisors: RopeDivisors,
     /// Factor on the cosines and sines.
     pub magnitude: f32,
+}
+
+/// How rope is stretched to contexts longer than those that a model was first trained on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies are divided by `factor`.
+    Linear {
+        /// Above 0.
+        factor: f32,
+    },
+    /// YaRN (arXiv 2309.00071): pairs that turn more than `beta_fast` times within the original context keep their
+    /// frequency, those that turn less than `beta_slow` times are slowed by `factor`, and between the two lies a ramp.
+    Yarn {
+        /// By how much the context was stretched; at least 1.
+        factor: f32,
+        /// The context before it was stretched, in tokens.
+        original_context: usize,
+        /// Turns from which on a pair keeps its frequency.
+        beta_fast: f32,
+        /// Turns up to which a pair is slowed by the whole factor.
+        beta_slow: f32,
+    },
 }
 
 /// What divides the frequencies of a rope: tensors of `[width / 2]`, f32.

@@ -15,6 +15,7 @@ import tiny_vocabulary
 from make_tiny import TYPES, Stream, Tensors
 
 SIZES = {
+    "llama": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160},
     "qwen2": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160},
     "qwen3": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160},
     "phi3": {"hidden": 96, "layers": 3, "heads": 3, "kv_heads": 1, "head": 32, "ffn": 160},
@@ -28,7 +29,7 @@ SIZES = {
 ARCHITECTURE = {"mixtral": "llama"}
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0}
+ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0}
 
 
 class FamilyTensors(Tensors):
@@ -70,6 +71,12 @@ def add_hyper_parameters(writer, args):
         writer.add_rope_scaling_orig_ctx_len(args.original_context)
         writer.add_rope_scaling_attn_factors(1.19)
         writer.add_sliding_window(20)
+    if args.yarn:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(args.yarn)
+        writer.add_rope_scaling_orig_ctx_len(args.original_context)
+        if args.attn_factor:
+            writer.add_rope_scaling_attn_factors(args.attn_factor)
     if family == "gemma3":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(8.0)
@@ -143,7 +150,9 @@ def parse(arguments=None):
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--ffn", type=int)
     parser.add_argument("--tied", action="store_true", help="no output.weight: the head is the embedding")
-    parser.add_argument("--original-context", type=int, default=128, help="phi3: up to here the short factors hold")
+    parser.add_argument("--original-context", type=int, default=128, help="phi3: up to here the short factors hold; the origin of YaRN")
+    parser.add_argument("--yarn", type=float, help="factor of YaRN's rope scaling")
+    parser.add_argument("--attn-factor", type=float, help="with YaRN: a further factor on cosine and sine")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--logit-spread", type=float, default=2.0)

@@ -1,6 +1,8 @@
 //! The angles of rotary position embedding.
 
-use brigade_shard::spec::Rope;
+use std::f64::consts::PI;
+
+use brigade_shard::spec::{Rope, RopeScaling};
 
 /// How fast each pair of channels turns, in radians per position.
 ///
@@ -12,12 +14,12 @@ pub struct RopeFrequencies {
 }
 
 impl RopeFrequencies {
-    /// The frequencies of `rope`: `position_scale * base^(-2i / width) / divisors[i]`.
+    /// The frequencies of `rope`: `base^(-2i / width) / divisors[i]`, slowed as its scaling says.
     pub fn new(rope: &Rope, divisors: Option<&[f32]>) -> RopeFrequencies {
         let frequency = |i: usize| {
             let exponent = -2.0 * i as f64 / rope.width as f64;
             let divisor = divisors.and_then(|all| all.get(i)).map_or(1.0, |&d| f64::from(d));
-            f64::from(rope.position_scale) * f64::from(rope.base).powf(exponent) / divisor
+            slowing(rope, i) * f64::from(rope.base).powf(exponent) / divisor
         };
         RopeFrequencies {
             per_position: (0..rope.width / 2).map(frequency).collect(),
@@ -44,6 +46,27 @@ impl RopeFrequencies {
     }
 }
 
+/// The factor of a rope's scaling on the frequency of pair `i`.
+fn slowing(rope: &Rope, i: usize) -> f64 {
+    match rope.scaling {
+        RopeScaling::None => 1.0,
+        RopeScaling::Linear { factor } => 1.0 / f64::from(factor),
+        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow } => {
+            let width = rope.width as f64;
+            // The pair that turns so many times within the original context, as a real number.
+            let pair_of = |turns: f32| {
+                let wavelength = original_context as f64 / (f64::from(turns) * 2.0 * PI);
+                width * wavelength.ln() / (2.0 * f64::from(rope.base).ln())
+            };
+            let first = pair_of(beta_fast).floor().max(0.0);
+            let last = pair_of(beta_slow).ceil().min(width - 1.0);
+            // The least length of the ramp keeps it defined where both ends meet.
+            let slowed = ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+            slowed / f64::from(factor) + (1.0 - slowed)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use brigade_shard::spec::{RopeDivisors, RopePairing};
@@ -56,7 +79,7 @@ mod tests {
             width: 64,
             pairing: RopePairing::Adjacent,
             base: 500_000.0,
-            position_scale: 0.5,
+            scaling: RopeScaling::Linear { factor: 2.0 },
             divisors: RopeDivisors::Fixed,
             magnitude: 1.0,
         };
@@ -67,6 +90,29 @@ mod tests {
             let angle = 131_071.0 * 0.5 * 500_000f64.powf(-(i as f64) / 32.0) / (1.0 + i as f64 / 4.0);
             assert!((f64::from(cos[i]) - angle.cos()).abs() < 1e-7, "pair {i}");
             assert!((f64::from(sin[i]) - angle.sin()).abs() < 1e-7, "pair {i}");
+        }
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_slows_slow_ones_and_blends_between() {
+        let scaling =
+            RopeScaling::Yarn { factor: 40.0, original_context: 4096, beta_fast: 32.0, beta_slow: 1.0 };
+        let rope = Rope {
+            width: 64,
+            pairing: RopePairing::Adjacent,
+            base: 10_000.0,
+            scaling,
+            divisors: RopeDivisors::None,
+            magnitude: 1.0,
+        };
+        // 64 ln(4096 / (32 2 pi)) / (2 ln 10000) = 10.47 and 64 ln(4096 / (2 pi)) / (2 ln 10000) = 22.51: the ramp goes
+        // from pair 10 to pair 23.
+        for (pair, wanted) in [(0, 1.0), (10, 1.0), (11, 1.0 - 0.975 / 13.0), (22, 1.0 - 0.975 * 12.0 / 13.0)]
+        {
+            assert!((slowing(&rope, pair) - wanted).abs() < 1e-12, "pair {pair}: {}", slowing(&rope, pair));
+        }
+        for pair in 23..32 {
+            assert!((slowing(&rope, pair) - 1.0 / 40.0).abs() < 1e-12, "pair {pair}");
         }
     }
 }

@@ -10,7 +10,7 @@ use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
     Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
-    Rope, RopeDivisors, Visibility,
+    Rope, RopeDivisors, RopeScaling, Visibility,
 };
 use brigade_shard::template::{ChatTemplate, TemplateError};
 use brigade_shard::tensor_type::TensorType;
@@ -223,8 +223,12 @@ fn rope_words(rope: &Rope, key_width: usize) -> String {
     if rope.width != key_width {
         words.push_str(&format!(" on {} channels", rope.width));
     }
-    if rope.position_scale != 1.0 {
-        words.push_str(&format!(" stretched {} times", 1.0 / rope.position_scale));
+    match rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => words.push_str(&format!(" stretched {factor} times")),
+        RopeScaling::Yarn { factor, original_context, .. } => {
+            words.push_str(&format!(" stretched {factor} times from {original_context} by YaRN"));
+        }
     }
     words.push_str(match rope.divisors {
         RopeDivisors::None => "",

@@ -36,7 +36,7 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
     let heads = parts::heads(&keys, &sizes, &[parts::KV_HEADS])?;
     let rope = parts::rope(&keys, heads.key_width, RopePairing::Adjacent)?;
     parts::stated_rope_base(&keys)?;
-    parts::refuse_rope_magnitude(&keys)?;
+    parts::refuse_rope_magnitude(&keys, &rope)?;
     let window = if second { Some(parts::window(&keys)?) } else { None };
     let logit_scale = keys.number("logit_scale")?.ok_or_else(|| keys.missing("logit_scale"))?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;

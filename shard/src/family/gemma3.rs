@@ -10,7 +10,7 @@ use super::parts;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadNorm, HeadSpec, LayerSpec, ModelSpec,
-    Norm, Residual, Rope, RopePairing, Visibility,
+    Norm, Residual, Rope, RopePairing, RopeScaling, Visibility,
 };
 
 /// One layer of so many sees all positions.
@@ -29,9 +29,9 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let heads = parts::heads(&keys, &sizes, &[parts::KV_HEADS, parts::KEY_WIDTH, parts::VALUE_WIDTH])?;
     let full_rope = parts::rope(&keys, heads.key_width, RopePairing::Halves)?;
     parts::stated_rope_base(&keys)?;
-    parts::refuse_rope_magnitude(&keys)?;
+    parts::refuse_rope_magnitude(&keys, &full_rope)?;
     let base = parts::rope_base(&keys, "rope.freq_base_swa")?.unwrap_or(WINDOW_ROPE_BASE);
-    let window_rope = Rope { base, position_scale: 1.0, ..full_rope.clone() };
+    let window_rope = Rope { base, scaling: RopeScaling::None, ..full_rope.clone() };
     let window = parts::window(&keys)?;
     if let Some(cap) = keys.number("final_logit_softcapping")?.filter(|cap| *cap != 0.0) {
         return Err(keys.unsupported("final_logit_softcapping", cap, ""));

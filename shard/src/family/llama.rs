@@ -28,7 +28,6 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let norm = Norm::Rms { epsilon: parts::epsilon(&keys, "attention.layer_norm_rms_epsilon")? };
     let heads = parts::heads(&keys, &sizes, &[])?;
     let rope = parts::rope(&keys, heads.key_width, RopePairing::Adjacent)?;
-    parts::refuse_rope_magnitude(&keys)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     let experts = parts::softmax_experts(&keys, "feed_forward_length")?;
     keys.finish(&[&parts::HARMLESS[..], &HARMLESS].concat())?;

@@ -4,9 +4,12 @@ use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use crate::model_file::Header;
 use crate::spec::{
-    Activation, Experts, Gating, GroupedAttention, Projections, Rope, RopeDivisors, RopePairing, Visibility,
+    Activation, Experts, Gating, GroupedAttention, Projections, Rope, RopeDivisors, RopePairing, RopeScaling,
+    Visibility,
 };
 
+/// The context that a scaled rope was first made for; divisors by context and YaRN need it.
+pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
 /// Base of the rope frequencies where a file may leave it out.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
 /// Bounds on what a file may ask for: a few times the largest public model's.
@@ -19,10 +22,8 @@ const MAX_EXPERTS: u64 = 1 << 14;
 const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_VOCAB: u64 = 1 << 24;
 
-/// Keys that say nothing about the computation: `vocab_size` repeats the embedding's shape, and the scaling's origin
-/// matters to YaRN and to divisors by context alone.
-pub(super) const HARMLESS: [&str; 3] =
-    ["vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"];
+/// Keys that say nothing about the computation: `vocab_size` repeats the embedding's shape.
+pub(super) const HARMLESS: [&str; 2] = ["vocab_size", "rope.scaling.finetuned"];
 
 /// The sizes that every model has.
 pub(super) struct Sizes {
@@ -194,7 +195,12 @@ pub(super) fn stated_rope_base(keys: &Hyperparameters<'_>) -> Result<(), SpecErr
     rope_base(keys, "rope.freq_base")?.map(|_| ()).ok_or_else(|| keys.missing("rope.freq_base"))
 }
 
-/// Rope as most families have it, with linear scaling and without factors on cosine and sine.
+/// Turns of a pair within the original context between which YaRN's ramp lies, where a file states none.
+const YARN_BETA_FAST: f32 = 32.0;
+const YARN_BETA_SLOW: f32 = 1.0;
+
+/// Rope as most families have it. Cosine and sine have the file's factor, and YaRN's own
+/// [magnitude](yarn_magnitude) on top.
 pub(super) fn rope(
     keys: &Hyperparameters<'_>,
     key_width: usize,
@@ -205,45 +211,101 @@ pub(super) fn rope(
         let wanted = format!("it must be even and at most the width of a key head, {key_width}");
         return Err(keys.invalid("rope.dimension_count", width, &wanted));
     }
+    let scaling = rope_scaling(keys)?;
+    let magnitude = keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    if magnitude <= 0.0 {
+        return Err(keys.invalid("rope.scaling.attn_factor", magnitude, "it must be above 0"));
+    }
     Ok(Rope {
         width,
         pairing,
         base: rope_base(keys, "rope.freq_base")?.unwrap_or(DEFAULT_ROPE_BASE),
-        position_scale: position_scale(keys)?,
+        scaling,
         divisors: match keys.header.tensor("rope_freqs.weight") {
             Some(_) => RopeDivisors::Fixed,
             None => RopeDivisors::None,
         },
-        magnitude: 1.0,
+        magnitude: magnitude * yarn_magnitude(scaling, 1.0),
     })
 }
 
-/// Refuses a factor on cosine and sine in a family that has none.
-pub(super) fn refuse_rope_magnitude(keys: &Hyperparameters<'_>) -> Result<(), SpecError> {
-    match keys.number("rope.scaling.attn_factor")? {
-        Some(factor) if factor != 1.0 => Err(keys.unsupported("rope.scaling.attn_factor", factor, "")),
-        _ => Ok(()),
+/// The factor `1 + 0.1 multiplier ln(factor)` that YaRN wants on attention; 1 for other scalings.
+pub(super) fn yarn_magnitude(scaling: RopeScaling, multiplier: f32) -> f32 {
+    match scaling {
+        RopeScaling::Yarn { factor, .. } => 1.0 + 0.1 * multiplier * factor.ln(),
+        RopeScaling::None | RopeScaling::Linear { .. } => 1.0,
     }
 }
 
-/// The factor on positions: 1 / `rope.scaling.factor` (older files: `rope.scale_linear`) where the scaling is linear.
-fn position_scale(keys: &Hyperparameters<'_>) -> Result<f32, SpecError> {
-    let factor = keys.number("rope.scaling.factor")?;
-    let old_factor = keys.number("rope.scale_linear")?;
-    let kind = keys.text("rope.scaling.type")?;
-    match kind.unwrap_or("linear") {
-        "none" => Ok(1.0),
-        "linear" if kind.is_some() && factor.or(old_factor).is_none() => {
-            Err(keys.missing("rope.scaling.factor"))
+/// Refuses YaRN in a family that does not use it.
+pub(super) fn refuse_yarn(keys: &Hyperparameters<'_>, rope: &Rope) -> Result<(), SpecError> {
+    match rope.scaling {
+        RopeScaling::Yarn { .. } => {
+            Err(keys.unsupported("rope.scaling.type", "yarn", ": only `none` and `linear` are"))
         }
-        "linear" => match factor.or(old_factor) {
-            // Files write 0 for no scaling.
-            None | Some(0.0) => Ok(1.0),
-            Some(factor) if factor > 0.0 && (1.0 / factor).is_finite() => Ok(1.0 / factor),
-            Some(factor) => Err(keys.invalid("rope.scaling.factor", factor, "it must be above 0")),
-        },
-        other => Err(keys.unsupported("rope.scaling.type", other, ": only `none` and `linear` are")),
+        RopeScaling::None | RopeScaling::Linear { .. } => Ok(()),
     }
+}
+
+/// Refuses YaRN, and a factor on cosine and sine, in a family that has neither.
+pub(super) fn refuse_rope_magnitude(keys: &Hyperparameters<'_>, rope: &Rope) -> Result<(), SpecError> {
+    refuse_yarn(keys, rope)?;
+    match rope.magnitude {
+        1.0 => Ok(()),
+        factor => Err(keys.unsupported("rope.scaling.attn_factor", factor, "")),
+    }
+}
+
+/// How frequencies are slowed. `rope.scaling.factor` is `rope.scale_linear` in older files; without a type it is linear.
+fn rope_scaling(keys: &Hyperparameters<'_>) -> Result<RopeScaling, SpecError> {
+    let stated = keys.number("rope.scaling.factor")?;
+    let factor = stated.or(keys.number("rope.scale_linear")?);
+    let original = keys.count(ORIGINAL_CONTEXT, 0..=u64::from(u32::MAX))?;
+    let valid = |factor: f32| factor > 0.0 && (1.0 / factor).is_finite();
+    match keys.text("rope.scaling.type")? {
+        Some("none") => Ok(RopeScaling::None),
+        Some("linear") if factor.is_none() => Err(keys.missing("rope.scaling.factor")),
+        kind @ (None | Some("linear")) => match factor {
+            // Files write 0 for no scaling.
+            None | Some(0.0) => Ok(RopeScaling::None),
+            Some(factor) if !valid(factor) => {
+                Err(keys.invalid("rope.scaling.factor", factor, "it must be above 0"))
+            }
+            // Linear scaling has no use for the original context, so that this file lost the name of its scaling.
+            Some(_) if kind.is_none() && original.is_some() => Err(keys.missing("rope.scaling.type")),
+            Some(factor) => Ok(RopeScaling::Linear { factor }),
+        },
+        Some("yarn") => yarn(keys, stated, original),
+        Some(other) => {
+            Err(keys.unsupported("rope.scaling.type", other, ": only `none`, `linear` and `yarn` are"))
+        }
+    }
+}
+
+/// Reads YaRN, whose files state the factor and the original context.
+fn yarn(
+    keys: &Hyperparameters<'_>,
+    factor: Option<f32>,
+    original_context: Option<usize>,
+) -> Result<RopeScaling, SpecError> {
+    let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
+    if factor < 1.0 {
+        return Err(keys.invalid("rope.scaling.factor", factor, "YaRN wants at least 1"));
+    }
+    let original_context = original_context.ok_or_else(|| keys.missing(ORIGINAL_CONTEXT))?;
+    if original_context == 0 {
+        return Err(keys.invalid(ORIGINAL_CONTEXT, 0, "YaRN wants at least 1"));
+    }
+    let beta_fast = keys.number("rope.scaling.yarn_beta_fast")?.unwrap_or(YARN_BETA_FAST);
+    let beta_slow = keys.number("rope.scaling.yarn_beta_slow")?.unwrap_or(YARN_BETA_SLOW);
+    for (name, beta) in
+        [("rope.scaling.yarn_beta_fast", beta_fast), ("rope.scaling.yarn_beta_slow", beta_slow)]
+    {
+        if beta <= 0.0 {
+            return Err(keys.invalid(name, beta, "it must be above 0"));
+        }
+    }
+    Ok(RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow })
 }
 
 /// The number of token ids: the rows of the embedding, which the vocabulary must agree with.

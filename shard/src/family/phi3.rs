@@ -48,29 +48,28 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
 
 fn rope(keys: &Hyperparameters<'_>, key_width: usize, context: usize) -> Result<Rope, SpecError> {
     let plain = parts::rope(keys, key_width, RopePairing::Halves)?;
+    parts::refuse_yarn(keys, &plain)?;
     parts::stated_rope_base(keys)?;
     if keys.count("rope.dimension_count", 0..=u64::MAX)?.is_none() {
         return Err(keys.missing("rope.dimension_count"));
     }
     let has = |name| keys.header.tensor(name).is_some();
     let by_context = has("rope_factors_long.weight") || has("rope_factors_short.weight");
-    let magnitude = keys.number("rope.scaling.attn_factor")?;
-    let short_context = keys.count("rope.scaling.original_context_length", 1..=u64::from(u32::MAX))?;
+    let short_context = keys.count(parts::ORIGINAL_CONTEXT, 1..=u64::from(u32::MAX))?;
     if !by_context {
-        if let Some(factor) = magnitude.filter(|factor| *factor != 1.0) {
+        if plain.magnitude != 1.0 {
             let hint = ": the file has no `rope_factors_long.weight`";
-            return Err(keys.unsupported("rope.scaling.attn_factor", factor, hint));
+            return Err(keys.unsupported("rope.scaling.attn_factor", plain.magnitude, hint));
         }
         if let Some(original) = short_context.filter(|original| *original != context) {
             let hint = ": the file has no `rope_factors_long.weight`";
-            return Err(keys.unsupported("rope.scaling.original_context_length", original, hint));
+            return Err(keys.unsupported(parts::ORIGINAL_CONTEXT, original, hint));
         }
         return Ok(plain);
     }
-    let short_context = short_context.ok_or_else(|| keys.missing("rope.scaling.original_context_length"))?;
-    let magnitude = magnitude.ok_or_else(|| keys.missing("rope.scaling.attn_factor"))?;
-    if magnitude <= 0.0 {
-        return Err(keys.invalid("rope.scaling.attn_factor", magnitude, "it must be above 0"));
+    let short_context = short_context.ok_or_else(|| keys.missing(parts::ORIGINAL_CONTEXT))?;
+    if keys.number("rope.scaling.attn_factor")?.is_none() {
+        return Err(keys.missing("rope.scaling.attn_factor"));
     }
-    Ok(Rope { divisors: RopeDivisors::ByContext { short_context }, magnitude, ..plain })
+    Ok(Rope { divisors: RopeDivisors::ByContext { short_context }, ..plain })
 }

@@ -40,7 +40,6 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
     let heads = parts::heads(&keys, &sizes, if second { &stated[..1] } else { &stated })?;
     let rope = parts::rope(&keys, heads.key_width, RopePairing::Halves)?;
     parts::stated_rope_base(&keys)?;
-    parts::refuse_rope_magnitude(&keys)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     let experts = match family {
         Family::Qwen3Moe => {

@@ -4,8 +4,8 @@ use brigade_shard::family::SpecError;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
-    Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing, Temperature,
-    Visibility,
+    Attention, FeedForward, GroupedAttention, ModelSpec, Norm, Rope, RopeDivisors, RopePairing, RopeScaling,
+    Temperature, Visibility,
 };
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
@@ -44,7 +44,7 @@ fn a_llama_file_is_read_whole() {
     assert_eq!((attention.key_width, attention.value_width, attention.scale), (16, 16, 0.25));
     let rope = attention.rope.as_ref().unwrap();
     assert_eq!((rope.width, rope.pairing, rope.base), (16, RopePairing::Adjacent, 10000.0));
-    assert_eq!((rope.position_scale, rope.divisors), (1.0, RopeDivisors::None));
+    assert_eq!((rope.scaling, rope.divisors), (RopeScaling::None, RopeDivisors::None));
     assert_eq!(spec.head.norm, Norm::Rms { epsilon: 1e-5 });
     assert!(!spec_of(&tiny_llama::untied(1)).unwrap().head.tied);
 }
@@ -102,12 +102,43 @@ fn heads_may_be_wider_than_their_share_of_the_hidden_state() {
 fn linear_rope_scaling_divides_positions() {
     let scaled = |kind: &str, key: &str, factor: f32| {
         let file = tiny_llama::file(1).key("llama.rope.scaling.type", kind).key(key, factor);
-        rope(attention(&spec_of(&file).unwrap(), 0)).position_scale
+        rope(attention(&spec_of(&file).unwrap(), 0)).scaling
     };
-    assert_eq!(scaled("linear", "llama.rope.scaling.factor", 4.0), 0.25);
-    assert_eq!(scaled("linear", "llama.rope.scale_linear", 2.0), 0.5);
-    assert_eq!(scaled("none", "llama.rope.scaling.factor", 4.0), 1.0);
-    assert_eq!(scaled("linear", "llama.rope.scaling.factor", 0.0), 1.0);
+    let linear = |factor| RopeScaling::Linear { factor };
+    assert_eq!(scaled("linear", "llama.rope.scaling.factor", 4.0), linear(4.0));
+    assert_eq!(scaled("linear", "llama.rope.scale_linear", 2.0), linear(2.0));
+    assert_eq!(scaled("none", "llama.rope.scaling.factor", 4.0), RopeScaling::None);
+    assert_eq!(scaled("linear", "llama.rope.scaling.factor", 0.0), RopeScaling::None);
+}
+
+#[test]
+fn yarn_has_its_magnitude_and_default_betas() {
+    let yarn = || {
+        tiny_llama::file(1)
+            .key("llama.rope.scaling.type", "yarn")
+            .key("llama.rope.scaling.factor", 4.0)
+            .key("llama.rope.scaling.original_context_length", 64)
+    };
+    let read = |file: &Gguf| rope(attention(&spec_of(file).unwrap(), 0)).clone();
+    let rope = read(&yarn());
+    let scaling = RopeScaling::Yarn { factor: 4.0, original_context: 64, beta_fast: 32.0, beta_slow: 1.0 };
+    assert_eq!((rope.scaling, rope.magnitude), (scaling, 1.0 + 0.1 * 4f32.ln()));
+    let rope = read(
+        &yarn().key("llama.rope.scaling.attn_factor", 0.5).key("llama.rope.scaling.yarn_beta_fast", 16.0),
+    );
+    let scaling = RopeScaling::Yarn { factor: 4.0, original_context: 64, beta_fast: 16.0, beta_slow: 1.0 };
+    assert_eq!((rope.scaling, rope.magnitude), (scaling, 0.5 * (1.0 + 0.1 * 4f32.ln())));
+    for key in ["type", "factor", "original_context_length"].map(|key| format!("llama.rope.scaling.{key}")) {
+        let message = spec_of(&yarn().without(&key)).unwrap_err().to_string();
+        assert!(message.contains(&format!("no `{key}`")), "{message}");
+    }
+    for (key, value) in
+        [("factor", 0.5), ("yarn_beta_slow", 0.0), ("attn_factor", 0.0), ("yarn_ext_factor", 1.0)]
+    {
+        let key = format!("llama.rope.scaling.{key}");
+        let message = spec_of(&yarn().key(&key, value)).unwrap_err().to_string();
+        assert!(message.contains(&key), "{message}");
+    }
 }
 
 #[test]
@@ -133,8 +164,7 @@ fn what_cannot_be_run_is_refused_by_name() {
         (file().key("general.architecture", "mamba"), "`mamba` is not supported; these are: llama"),
         (file().without("general.architecture"), "no `general.architecture`"),
         (file().key("llama.expert_count", 8), "no `llama.expert_used_count`"),
-        (file().key("llama.rope.scaling.type", "yarn"), "`llama.rope.scaling.type` is yarn"),
-        (file().key("llama.rope.scaling.attn_factor", 1.5), "`llama.rope.scaling.attn_factor` is 1.5"),
+        (file().key("llama.rope.scaling.type", "longrope"), "`llama.rope.scaling.type` is longrope"),
         (file().key("llama.attention.sliding_window", 128), "`llama.attention.sliding_window` is 128"),
         (file().key("llama.attention.causal", false), "`llama.attention.causal` is false"),
         (
