@@ -10,7 +10,7 @@ mod sentencepiece;
 mod stream;
 mod vocabulary;
 
-pub use pretokenizer::KNOWN_PRETOKENIZERS;
+pub use pretokenizer::known_pretokenizers;
 pub use stream::{TextStart, TextStream};
 
 use crate::model_file::{FileError, Header};
@@ -58,7 +58,7 @@ pub enum TokenizerError {
     /// The pre-tokenizer is not known.
     #[error(
         "the pre-tokenizer `{found}` is not known, and guessing it would give wrong token ids; these are known: {}",
-        KNOWN_PRETOKENIZERS.join(", ")
+        known_pretokenizers().collect::<Vec<_>>().join(", ")
     )]
     PreTokenizer { found: String },
     /// The tokenizer's parts contradict each other.
@@ -106,13 +106,14 @@ impl Tokenizer {
         let model = header.str("tokenizer.ggml.model")?;
         let model = model.ok_or(TokenizerError::Missing { key: "tokenizer.ggml.model" })?;
         let mut vocabulary = Vocabulary::from_header(header)?;
-        let id = |key: &'static str, default: Option<u32>| special_id(header, key, default, vocabulary.len());
+        let id = |key: &'static str, default: Option<u32>| vocabulary.stated(header, key, default);
         // The ids that SentencePiece models have used from the first one on.
         let (bos, eos) = if model == "llama" { (Some(1), Some(2)) } else { (None, None) };
         let bos = id("tokenizer.ggml.bos_token_id", bos)?;
         let eos = id("tokenizer.ggml.eos_token_id", eos)?;
         let others = [id("tokenizer.ggml.eot_token_id", None)?, id("tokenizer.ggml.eom_token_id", None)?];
-        let end_ids = vocabulary.mark_ends(eos.into_iter().chain(others.into_iter().flatten()));
+        let stated = eos.into_iter().chain(others.into_iter().flatten());
+        let end_ids = vocabulary.mark_ends(header, stated)?;
         let (model, adds_bos) = match model {
             "gpt2" => {
                 let pre = header.str("tokenizer.ggml.pre")?;
@@ -233,18 +234,6 @@ impl Tokenizer {
         text.push_str(&stream.finish());
         text
     }
-}
-
-/// The id under `key`; ids past the vocabulary do not count, as in llama.cpp.
-fn special_id(
-    header: &Header,
-    key: &'static str,
-    default: Option<u32>,
-    vocab: usize,
-) -> Result<Option<u32>, TokenizerError> {
-    let fits = |id: u64| u32::try_from(id).ok().filter(|id| (*id as usize) < vocab);
-    let stated = header.u64(key)?.and_then(fits);
-    Ok(stated.or(default.filter(|id| (*id as usize) < vocab)))
 }
 
 fn check_runs(text: &str) -> Result<(), TokenizerError> {

@@ -30,13 +30,15 @@ impl TokenKind {
 }
 
 /// Tokens that end an answer wherever a vocabulary has them, as llama.cpp knows them by their text.
-const END_TEXTS: [&str; 17] = [
+const END_TEXTS: [&str; 22] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
     "<|end|>",
     "<|return|>",
     "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -47,43 +49,82 @@ const END_TEXTS: [&str; 17] = [
     "[EOS]",
     "<end_of_utterance>",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
     "<｜end▁of▁sentence｜>",
 ];
 
-/// Tokens that never come from plain text, whatever their type in the file says: those of fill-in-the-middle prompts.
-const CONTROL_TEXTS: [&str; 31] = [
-    "<|fim_prefix|>",
-    "<fim-prefix>",
-    "<fim_prefix>",
-    "<｜fim▁begin｜>",
-    "<PRE>",
-    "▁<PRE>",
-    "<|code_prefix|>",
-    "<|fim_suffix|>",
-    "<fim-suffix>",
-    "<fim_suffix>",
-    "<｜fim▁hole｜>",
-    "<SUF>",
-    "▁<SUF>",
-    "<|code_suffix|>",
-    "<|fim_middle|>",
-    "<fim-middle>",
-    "<fim_middle>",
-    "<｜fim▁end｜>",
-    "<MID>",
-    "▁<MID>",
-    "<|code_middle|>",
-    "<|fim_pad|>",
-    "<fim-pad>",
-    "<fim_pad>",
-    "<PAD>",
-    "[PAD]",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<fim-repo>",
-    "<reponame>",
-    "<|file_sep|>",
+/// A part of fill-in-the-middle prompts, with the keys that may name its token and the texts that it is known by where
+/// none does. Such a token never comes from plain text, whatever its type in the file says.
+struct MiddlePart {
+    keys: &'static [&'static str],
+    texts: &'static [&'static str],
+    /// Whether it ends an answer, too: a model that writes it has come to another file.
+    ends: bool,
+}
+
+const MIDDLE_PARTS: [MiddlePart; 6] = [
+    MiddlePart {
+        keys: &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],
+        texts: &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+        ends: false,
+    },
+    MiddlePart {
+        keys: &["tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"],
+        texts: &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+        ends: false,
+    },
+    MiddlePart {
+        keys: &["tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"],
+        texts: &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+        ends: false,
+    },
+    MiddlePart {
+        keys: &["tokenizer.ggml.fim_pad_token_id"],
+        texts: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+        ends: true,
+    },
+    MiddlePart {
+        keys: &["tokenizer.ggml.fim_rep_token_id"],
+        texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+        ends: true,
+    },
+    MiddlePart { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>"], ends: true },
 ];
+
+/// The parts of messages in channels, which always stand for themselves and are shown.
+const CHANNEL_TEXTS: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
+
+/// Phi-3's special tokens that keep the white space after them; all others swallow it.
+const PHI3_KEEPS_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 /// A piece of a text on its way to ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +142,8 @@ pub(super) struct Vocabulary {
     ids: HashMap<String, u32>,
     /// The ids of special tokens by the first byte of their text.
     special: HashMap<u8, Vec<u32>>,
+    /// Whether most special tokens swallow the white space after them.
+    swallows_space: bool,
 }
 
 impl Vocabulary {
@@ -127,30 +170,66 @@ impl Vocabulary {
                 return Err(TokenizerError::Damaged { key, problem });
             }
         };
-        let mut vocabulary = Vocabulary { texts, kinds, ids, special: HashMap::new() };
-        for text in CONTROL_TEXTS {
-            vocabulary.make_control(text);
-        }
-        Ok(vocabulary)
+        let name = header.str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+        // The files say nothing of it: llama.cpp, too, knows these models by their name.
+        let swallows_space = name.contains("phi-3") || name.contains("phi3");
+        Ok(Vocabulary { texts, kinds, ids, special: HashMap::new(), swallows_space })
     }
 
-    fn make_control(&mut self, text: &str) -> Option<u32> {
+    /// The id under `key`, or else the default; ids past the vocabulary do not count, as in llama.cpp.
+    pub(super) fn stated(
+        &self,
+        header: &Header,
+        key: &'static str,
+        default: Option<u32>,
+    ) -> Result<Option<u32>, TokenizerError> {
+        let fits = |id: u64| u32::try_from(id).ok().filter(|id| (*id as usize) < self.len());
+        Ok(header.u64(key)?.and_then(fits).or(default.filter(|id| (*id as usize) < self.len())))
+    }
+
+    fn make(&mut self, text: &str, kind: TokenKind) -> Option<u32> {
         let id = self.id_of(text)?;
-        self.kinds[id as usize] = TokenKind::Control;
+        self.kinds[id as usize] = kind;
         Some(id)
     }
 
     /// Finds the tokens that end an answer: those in `stated`, and those known by their text, which become control
     /// tokens. In ascending order. Then gets ready to cut special tokens out of texts.
-    pub(super) fn mark_ends(&mut self, stated: impl Iterator<Item = u32>) -> Vec<u32> {
+    pub(super) fn mark_ends(
+        &mut self,
+        header: &Header,
+        stated: impl Iterator<Item = u32>,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut ends: Vec<u32> = stated.collect();
-        for text in END_TEXTS {
-            ends.extend(self.make_control(text));
+        for part in &MIDDLE_PARTS {
+            let mut named = Vec::new();
+            for key in part.keys {
+                named.extend(self.stated(header, key, None)?);
+            }
+            if named.is_empty() {
+                named.extend(part.texts.iter().filter_map(|text| self.make(text, TokenKind::Control)));
+            }
+            if part.ends {
+                ends.extend(named);
+            }
         }
+        ends.extend(END_TEXTS.iter().filter_map(|text| self.make(text, TokenKind::Control)));
+        for text in CHANNEL_TEXTS {
+            self.make(text, TokenKind::UserDefined);
+        }
+        let has = |text: &str| self.id_of(text).is_some_and(|id| ends.contains(&id));
         // With tool calls in channels `<|end|>` ends a message of several, not the answer.
-        if self.id_of("<|return|>").is_some() && self.id_of("<|call|>").is_some() {
-            let message_end = self.id_of("<|end|>");
-            ends.retain(|id| Some(*id) != message_end);
+        let calls = has("<|call|>") || has("<|calls|>");
+        let in_channels = calls && (has("<|return|>") || has("<|flush|>"));
+        // Where turns have an end of their own `</s>` is a piece of text.
+        let in_turns = has("<|tool_response>");
+        for (not_an_end, text, kind) in
+            [(in_channels, "<|end|>", TokenKind::UserDefined), (in_turns, "</s>", TokenKind::Normal)]
+        {
+            if let Some(id) = self.id_of(text).filter(|id| not_an_end && ends.contains(id)) {
+                ends.retain(|end| *end != id);
+                self.kinds[id as usize] = kind;
+            }
         }
         ends.sort_unstable();
         ends.dedup();
@@ -159,7 +238,7 @@ impl Vocabulary {
                 self.special.entry(text.as_bytes()[0]).or_default().push(id as u32);
             }
         }
-        ends
+        Ok(ends)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -201,6 +280,9 @@ impl Vocabulary {
                     }
                     cut.push(Fragment::Token(id));
                     rest = &rest[at + token.len()..];
+                    if self.swallows_space && !PHI3_KEEPS_SPACE.contains(&token.as_str()) {
+                        rest = rest.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
+                    }
                 }
                 if !rest.is_empty() {
                     cut.push(Fragment::Text(rest));

@@ -46,7 +46,7 @@ fn the_files_template_knows_the_files_tokens() {
     let header = disk.header();
     let tokenizer = Tokenizer::from_header(&header).unwrap();
     let chat = ChatTemplate::from_header(&header, &tokenizer).unwrap();
-    assert_eq!(chat.render(&user("x"), false, &Map::new()).unwrap(), "<|start|>|<|end|>");
+    assert_eq!(chat.render(&user("x"), false, &Map::new()).unwrap(), "<|begin|>|<|end|>");
 
     let bare = OnDisk::new(&byte_pairs(Gguf::default()));
     let error = ChatTemplate::from_header(&bare.header(), &tokenizer).unwrap_err();

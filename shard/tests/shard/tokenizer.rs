@@ -1,8 +1,8 @@
 //! Tokenizers of small vocabularies, and text that comes token by token.
 
 use brigade_shard::tokenizer::{
-    KNOWN_PRETOKENIZERS, MAX_RUN_CHARACTERS, ParseSpecial, SpecialText, TextStart, TextStream, Tokenizer,
-    TokenizerError,
+    MAX_RUN_CHARACTERS, ParseSpecial, SpecialText, TextStart, TextStream, Tokenizer, TokenizerError,
+    known_pretokenizers,
 };
 
 use crate::gguf_writer::{Gguf, Meta, OnDisk};
@@ -16,7 +16,7 @@ const BYTE: i32 = 6;
 /// Adds a byte-level BPE tokenizer of 40 tokens.
 pub fn byte_pairs(file: Gguf) -> Gguf {
     let mut tokens: Vec<String> =
-        ["<|endoftext|>", "<|start|>", "<|end|>", "[X]"].map(str::to_owned).to_vec();
+        ["<|endoftext|>", "<|begin|>", "<|end|>", "[X]"].map(str::to_owned).to_vec();
     tokens.extend(('a'..='z').map(String::from));
     tokens.extend(["Ġ", "Ċ", "Ã", "¶", "he", "ll", "hell", "hello", "Ġw", "!"].map(str::to_owned));
     let mut kinds = vec![NORMAL; tokens.len()];
@@ -102,8 +102,8 @@ fn byte_pairs_are_merged_in_the_order_of_the_merges() {
 fn special_tokens_are_parsed_only_when_asked_and_user_defined_ones_always() {
     let tokenizer = byte_pair_tokenizer();
     let parsed = |text: &str| tokenizer.encode(text, ParseSpecial::Yes).unwrap();
-    assert_eq!(parsed("<|start|>hello[X]!<|end|>"), [1, 37, 3, 39, 2]);
-    assert_eq!(parsed("<|start|><|start|>"), [1, 1]);
+    assert_eq!(parsed("<|begin|>hello[X]!<|end|>"), [1, 37, 3, 39, 2]);
+    assert_eq!(parsed("<|begin|><|begin|>"), [1, 1]);
     let as_text = plain(&tokenizer, "<|end|>[X]hello");
     assert!(!as_text.contains(&2));
     assert_eq!(as_text[as_text.len() - 2..], [3, 37]);
@@ -157,7 +157,7 @@ fn tokens_that_end_an_answer_are_found_by_key_and_by_text() {
     assert_eq!(tokenizer.token_text(37), Some("hello"));
     assert_eq!(tokenizer.token_text(40), None);
     let special: Vec<(u32, &str)> = tokenizer.special_tokens().collect();
-    assert_eq!(special, [(0, "<|endoftext|>"), (1, "<|start|>"), (2, "<|end|>")]);
+    assert_eq!(special, [(0, "<|endoftext|>"), (1, "<|begin|>"), (2, "<|end|>")]);
     assert_eq!(build(&pieces()).unwrap().end_ids(), [2]);
 }
 
@@ -178,7 +178,7 @@ fn a_pretokenizer_that_is_not_known_is_refused_by_name() {
     let error =
         build(&byte_pairs(Gguf::default()).key("tokenizer.ggml.pre", "new-words")).unwrap_err().to_string();
     assert!(error.contains("`new-words` is not known"), "{error}");
-    for pre in KNOWN_PRETOKENIZERS {
+    for pre in known_pretokenizers() {
         let error = build(&byte_pairs(Gguf::default()).key("tokenizer.ggml.pre", pre)).err();
         assert!(error.is_none(), "{pre}: {error:?}");
     }
@@ -285,7 +285,7 @@ fn every_text_survives_a_stream_of_bytes() {
 #[test]
 fn special_tokens_are_shown_or_skipped() {
     let tokenizer = byte_pair_tokenizer();
-    assert_eq!(tokenizer.decode(&[1, 37, 3, 2], SpecialText::Show), "<|start|>hello[X]<|end|>");
+    assert_eq!(tokenizer.decode(&[1, 37, 3, 2], SpecialText::Show), "<|begin|>hello[X]<|end|>");
     assert_eq!(tokenizer.decode(&[1, 37, 3, 2], SpecialText::Skip), "hello[X]");
 }
 
