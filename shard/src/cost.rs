@@ -70,7 +70,7 @@ pub struct Widths {
     pub value: u64,
     /// Output of all heads together.
     pub attention: u64,
-    /// Feed-forward: of all the experts together that a row takes, where there are experts.
+    /// Feed-forward: where there are experts, of all together that a row takes, or of the network that all rows share.
     pub feed_forward: u64,
     /// Scores of the experts and outputs of those that a row takes; 0 where there are none.
     pub experts: u64,
@@ -277,6 +277,7 @@ impl Widths {
                 FeedForward::Gated { width, .. } => raise(&mut widths.feed_forward, width),
                 FeedForward::Experts(experts) => {
                     raise(&mut widths.feed_forward, experts.used * experts.width);
+                    raise(&mut widths.feed_forward, experts.shared_width.unwrap_or(0));
                     raise(&mut widths.experts, experts.count + experts.used * spec.hidden);
                 }
             }

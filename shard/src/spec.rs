@@ -287,17 +287,47 @@ pub struct Experts {
     pub width: usize,
     /// The function on the gate.
     pub activation: Activation,
-    /// How much each of those taken counts.
-    pub gating: Gating,
+    /// Which are taken, and how much each counts.
+    pub routing: Routing,
+    /// Width of a gated network that every position takes besides, with the same activation.
+    pub shared_width: Option<usize>,
     /// Whether the router and every matrix of an expert have a bias.
     pub biases: bool,
 }
 
-/// What makes weights of the router's scores.
+/// How a router's scores become a choice of experts with weights.
+///
+/// Those with the highest gates are taken, and an expert's weight is its gate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// What makes gates of scores.
+    pub gating: Gating,
+    /// Whether a bias for each expert is added to the gates for choosing; the weights do without it.
+    pub selection_bias: bool,
+    /// Limits the choice to the best groups of experts.
+    pub groups: Option<ExpertGroups>,
+    /// Whether the weights of those taken are divided by their sum.
+    pub renormalised: bool,
+    /// Factor on the weights in the end.
+    pub scale: f32,
+}
+
+/// What makes gates of the router's scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
-    /// The softmax over all experts; the weights of those taken are divided by their sum.
-    RenormalisedSoftmax,
+    /// The softmax over all experts.
+    Softmax,
+    /// Each expert's sigmoid.
+    Sigmoid,
+}
+
+/// Experts in groups of equal size, one after another. A group is as good as its two best experts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// How many there are; divides the number of experts, and leaves at least two to each.
+    pub count: usize,
+    /// How many a position may choose from; together they hold as many experts as it takes.
+    pub used: usize,
 }
 
 /// What happens to the gate of a feed-forward network before it is multiplied with the other half.

@@ -85,6 +85,14 @@ pub enum LayerRole {
     ExpertUpBiases,
     /// `[expert width, hidden, experts]`.
     ExpertDowns,
+    /// What is added to the experts' gates for choosing: `[experts]`.
+    SelectionBias,
+    /// Of the network that all positions share: `[hidden, shared width]`.
+    SharedGate,
+    /// `[hidden, shared width]`.
+    SharedUp,
+    /// `[shared width, hidden]`.
+    SharedDown,
     /// `[hidden, experts]`, f32.
     ExpertDownBiases,
     /// Weights of the norm after the feed-forward: `[hidden]`.
@@ -265,6 +273,16 @@ fn layer_shapes(layer: &LayerSpec, hidden: u64) -> Vec<(LayerRole, Vec<u64>)> {
                 (LayerRole::ExpertUps, vec![hidden, width, count]),
                 (LayerRole::ExpertDowns, vec![width, hidden, count]),
             ]);
+            if experts.routing.selection_bias {
+                shapes.push((LayerRole::SelectionBias, vec![count]));
+            }
+            if let Some(width) = experts.shared_width.map(|width| width as u64) {
+                shapes.extend([
+                    (LayerRole::SharedGate, vec![hidden, width]),
+                    (LayerRole::SharedUp, vec![hidden, width]),
+                    (LayerRole::SharedDown, vec![width, hidden]),
+                ]);
+            }
             if experts.biases {
                 shapes.extend([
                     (LayerRole::RouterBias, vec![count]),
@@ -345,10 +363,10 @@ impl LayerRole {
         match self {
             AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,
             AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm => true,
-            Sinks | AttentionOutputBias | RouterBias => true,
+            Sinks | AttentionOutputBias | RouterBias | SelectionBias => true,
             ExpertGateBiases | ExpertUpBiases | ExpertDownBiases => true,
             Query | Key | Value | QueryKeyValue | AttentionOutput | Gate | Up | GateUp | Down => false,
-            Router | ExpertGates | ExpertUps | ExpertDowns => false,
+            Router | ExpertGates | ExpertUps | ExpertDowns | SharedGate | SharedUp | SharedDown => false,
         }
     }
 

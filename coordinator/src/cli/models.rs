@@ -243,10 +243,14 @@ fn feed_forward_words(feed_forward: &FeedForward) -> String {
         FeedForward::Gated { width, activation, .. } => {
             format!("feed-forward of {width}, {}", activation_word(*activation))
         }
-        FeedForward::Experts(Experts { count, used, width, activation, biases, .. }) => {
+        FeedForward::Experts(Experts { count, used, width, activation, biases, shared_width, routing }) => {
             let biases = if *biases { ", with biases" } else { "" };
             let activation = activation_word(*activation);
-            format!("{count} experts of {width}, {used} for each token, {activation}{biases}")
+            let groups = routing
+                .groups
+                .map_or(String::new(), |groups| format!(" from {} of {} groups", groups.used, groups.count));
+            let shared = shared_width.map_or(String::new(), |width| format!(" and a shared one of {width}"));
+            format!("{count} experts of {width}, {used} for each token{groups}{shared}, {activation}{biases}")
         }
     }
 }

@@ -41,6 +41,10 @@ pub(super) fn tensor_name(role: Role) -> String {
         LayerRole::ExpertUpBiases => "ffn_up_exps.bias",
         LayerRole::ExpertDowns => "ffn_down_exps.weight",
         LayerRole::ExpertDownBiases => "ffn_down_exps.bias",
+        LayerRole::SelectionBias => "exp_probs_b.bias",
+        LayerRole::SharedGate => "ffn_gate_shexp.weight",
+        LayerRole::SharedUp => "ffn_up_shexp.weight",
+        LayerRole::SharedDown => "ffn_down_shexp.weight",
         LayerRole::FeedForwardPostNorm => "post_ffw_norm.weight",
     };
     format!("blk.{layer}.{name}")

@@ -5,7 +5,7 @@ use super::hyperparameters::Hyperparameters;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Experts, Gating, GroupedAttention, Projections, Rope, RopeDivisors, RopePairing, RopeScaling,
-    Visibility,
+    Routing, Visibility,
 };
 
 /// The context that a scaled rope was first made for; divisors by context and YaRN need it.
@@ -57,7 +57,8 @@ pub(super) fn refuse_experts(keys: &Hyperparameters<'_>) -> Result<(), SpecError
     }
 }
 
-/// The experts, with softmax gating; `None` where the file has none. `width` is the key of an expert's width.
+/// The experts, weighted by their softmax, renormalised; `None` where the file has none. `width` is the key of an
+/// expert's width.
 pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result<Option<Experts>, SpecError> {
     let used = keys.count("expert_used_count", 0..=MAX_EXPERTS)?;
     let Some(count @ 1..) = keys.count("expert_count", 0..=MAX_EXPERTS)? else {
@@ -73,7 +74,14 @@ pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result
         used,
         width: keys.required(width, 1..=MAX_FEED_FORWARD)?,
         activation: Activation::Silu,
-        gating: Gating::RenormalisedSoftmax,
+        routing: Routing {
+            gating: Gating::Softmax,
+            selection_bias: false,
+            groups: None,
+            renormalised: true,
+            scale: 1.0,
+        },
+        shared_width: None,
         biases: false,
     }))
 }

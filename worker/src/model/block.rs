@@ -89,21 +89,28 @@ pub(super) struct HeadNorms<B: Backend> {
 }
 
 pub(super) enum FeedForwardPart<B: Backend> {
-    Gated {
-        activation: Activation,
-        gate: B::Matrix,
-        up: B::Matrix,
-        down: B::Matrix,
-    },
+    Gated(GatedPart<B>),
     Experts {
         experts: Experts,
         router: B::Matrix,
+        /// What is added to the experts' gates for choosing; empty where there is nothing.
+        selection_bias: Vec<f32>,
         /// Those of all experts, one after another, and so the others.
         gates: B::Matrix,
         ups: B::Matrix,
         downs: B::Matrix,
         biases: Option<ExpertBiases<B>>,
+        /// The network that all positions take besides.
+        shared: Option<GatedPart<B>>,
     },
+}
+
+/// A gated network.
+pub(super) struct GatedPart<B: Backend> {
+    pub(super) activation: Activation,
+    pub(super) gate: B::Matrix,
+    pub(super) up: B::Matrix,
+    pub(super) down: B::Matrix,
 }
 
 pub(super) struct ExpertBiases<B: Backend> {
@@ -197,12 +204,19 @@ impl<B: Backend> HeadNorms<B> {
 impl<B: Backend> FeedForwardPart<B> {
     fn run(&self, backend: &mut B, w: &mut Workspace<B>) -> Result<(), BackendError> {
         match self {
-            FeedForwardPart::Gated { activation, gate, up, down } => {
-                backend.linear(&w.normed, &mut [(gate, &mut w.gate), (up, &mut w.up)])?;
-                backend.gate(&mut w.gate, &w.up, *activation)?;
-                backend.linear(&w.gate, &mut [(down, &mut w.projected)])
+            FeedForwardPart::Gated(part) => {
+                part.run(backend, &w.normed, &mut w.gate, &mut w.up, &mut w.projected)
             }
-            FeedForwardPart::Experts { experts, router, gates, ups, downs, biases } => {
+            FeedForwardPart::Experts {
+                experts,
+                router,
+                selection_bias,
+                gates,
+                ups,
+                downs,
+                biases,
+                shared,
+            } => {
                 let Some(ExpertBuffers { scores, routed, routes, host }) = &mut w.experts else {
                     let reason = "the workspace was made for a model without experts".to_owned();
                     return Err(BackendError { operation: "run experts", reason });
@@ -212,7 +226,7 @@ impl<B: Backend> FeedForwardPart<B> {
                     backend.add_bias(scores, &biases.router)?;
                 }
                 let on_host = backend.host(scores, host)?;
-                router::choose(experts.gating, on_host, experts.count, experts.used, routes);
+                router::choose(experts, selection_bias, on_host, routes);
                 let mut products = [(gates, &mut w.gate), (ups, &mut w.up)];
                 backend.expert_linear(&w.normed, routes, experts.count, &mut products)?;
                 if let Some(biases) = biases {
@@ -224,8 +238,30 @@ impl<B: Backend> FeedForwardPart<B> {
                 if let Some(biases) = biases {
                     backend.add_expert_bias(routed, routes, &biases.downs)?;
                 }
-                backend.combine(routed, routes, &mut w.projected)
+                backend.combine(routed, routes, &mut w.projected)?;
+                if let Some(shared) = shared {
+                    // The experts' own outputs have been added up, so that their buffer is free.
+                    shared.run(backend, &w.normed, &mut w.gate, &mut w.up, routed)?;
+                    backend.add(&mut w.projected, routed)?;
+                }
+                Ok(())
             }
         }
+    }
+}
+
+impl<B: Backend> GatedPart<B> {
+    /// From `input`, `[rows, hidden]`, to `out`, likewise; `gate` and `up` are what it computes in.
+    fn run(
+        &self,
+        backend: &mut B,
+        input: &B::Rows,
+        gate: &mut B::Rows,
+        up: &mut B::Rows,
+        out: &mut B::Rows,
+    ) -> Result<(), BackendError> {
+        backend.linear(input, &mut [(&self.gate, &mut *gate), (&self.up, &mut *up)])?;
+        backend.gate(gate, up, self.activation)?;
+        backend.linear(gate, &mut [(&self.down, out)])
     }
 }

@@ -14,8 +14,8 @@ use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 use brigade_shard::units::Bytes;
 
 use super::block::{
-    AttentionPart, Biases, Block, ExpertBiases, ExpertBuffers, FeedForwardPart, HeadNorms, NormPart, Turn,
-    Workspace,
+    AttentionPart, Biases, Block, ExpertBiases, ExpertBuffers, FeedForwardPart, GatedPart, HeadNorms,
+    NormPart, Turn, Workspace,
 };
 use super::{HEAD_ROWS, Head, StageModel};
 use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape, Routes};
@@ -199,7 +199,7 @@ impl<B: Backend> Loader<'_, B> {
                     [self.matrix(role(LayerRole::Gate))?, self.matrix(role(LayerRole::Up))?]
                 };
                 let down = self.matrix(role(LayerRole::Down))?;
-                Ok(FeedForwardPart::Gated { activation, gate, up, down })
+                Ok(FeedForwardPart::Gated(GatedPart { activation, gate, up, down }))
             }
             FeedForward::Experts(experts) => Ok(FeedForwardPart::Experts {
                 experts,
@@ -208,6 +208,19 @@ impl<B: Backend> Loader<'_, B> {
                 ups: self.experts(role(LayerRole::ExpertUps))?,
                 downs: self.experts(role(LayerRole::ExpertDowns))?,
                 biases: experts.biases.then(|| self.expert_biases(layer)).transpose()?,
+                selection_bias: match experts.routing.selection_bias {
+                    true => self.floats(role(LayerRole::SelectionBias))?,
+                    false => Vec::new(),
+                },
+                shared: match experts.shared_width {
+                    Some(_) => Some(GatedPart {
+                        activation: experts.activation,
+                        gate: self.matrix(role(LayerRole::SharedGate))?,
+                        up: self.matrix(role(LayerRole::SharedUp))?,
+                        down: self.matrix(role(LayerRole::SharedDown))?,
+                    }),
+                    None => None,
+                },
             }),
         }
     }
