@@ -43,6 +43,8 @@ pub enum Family {
     CommandR,
     /// Command R7B and A.
     Cohere2,
+    /// gpt-oss.
+    GptOss,
 }
 
 /// One transformer block.

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 import tiny_vocabulary
-from make_tiny import TYPES, Stream, Tensors
+from make_tiny import K_BLOCKS, TYPES, Stream, Tensors, k_blocks
 
 SIZES = {
     "llama": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160},
@@ -24,21 +24,31 @@ SIZES = {
     "qwen3moe": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 7, "used": 3},
     "command-r": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True},
     "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
+    "gpt-oss": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 32, "ffn": 64, "expert_ffn": 64, "experts": 7, "used": 3, "window": 24},
 }
 # Families that a variant of another architecture has its name for.
 ARCHITECTURE = {"mixtral": "llama"}
+BIASED = ("qwen2", "gpt-oss")
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0}
+ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0}
 
 
 class FamilyTensors(Tensors):
+    def __init__(self, writer, stream, kind, stack_kind=None):
+        super().__init__(writer, stream, kind)
+        self.stack_kind = stack_kind
+
     def stack(self, name, count, rows, columns, deviation):
         """`count` matrices in one tensor."""
-        data = self.stream.bell((count, rows, columns), deviation)
-        if self.kind != "f32":
-            data = gguf.quants.quantize(data, TYPES[self.kind])
-        self.writer.add_tensor(name, data, raw_dtype=TYPES[self.kind])
+        kind = self.stack_kind or self.kind
+        if kind in K_BLOCKS:
+            data = k_blocks(self.stream, kind, (count * rows, columns), deviation).reshape(count, rows, -1)
+        else:
+            data = self.stream.bell((count, rows, columns), deviation)
+            if kind != "f32":
+                data = gguf.quants.quantize(data, TYPES[kind])
+        self.writer.add_tensor(name, data, raw_dtype=TYPES[kind])
 
 
 def add_hyper_parameters(writer, args):
@@ -56,7 +66,7 @@ def add_hyper_parameters(writer, args):
         writer.add_logit_scale(0.25)
     else:
         writer.add_layer_norm_rms_eps(1e-5)
-    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "qwen3moe", "gemma3"):
+    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "qwen3moe", "gemma3", "gpt-oss"):
         writer.add_key_length(sizes["head"])
         writer.add_value_length(sizes["head"])
     if "experts" in sizes:
@@ -107,7 +117,7 @@ def add_tensors(tensors, args):
         else:
             for part, (count, deviation) in parts.items():
                 tensors.matrix(block + f"attn_{part}.weight", count * head, hidden, deviation / np.sqrt(hidden))
-                if family == "qwen2":
+                if family in BIASED:
                     tensors.vector(block + f"attn_{part}.bias", stream.bell((count * head,), 0.5))
         if family in ("qwen3", "qwen3moe", "gemma3"):
             vector(block + "attn_q_norm.weight", (head,))
@@ -117,9 +127,12 @@ def add_tensors(tensors, args):
             vector(block + "attn_k_norm.weight", (kv_heads, head))
         depth = 0.2 if sizes["layers"] >= 64 else 1.0
         tensors.matrix(block + "attn_output.weight", hidden, heads * head, depth / np.sqrt(heads * head))
-        if family == "gemma3":
+        if family == "gpt-oss":
+            tensors.vector(block + "attn_output.bias", stream.bell((hidden,), 0.3))
+            tensors.vector(block + "attn_sinks.weight", stream.bell((heads,), 2.0))
+        if family in ("gemma3", "gpt-oss"):
             vector(block + "post_attention_norm.weight")
-        if family not in PARALLEL:
+        if family not in PARALLEL and family != "gpt-oss":
             vector(block + "ffn_norm.weight")
         if family == "phi3":
             tensors.matrix(block + "ffn_up.weight", 2 * ffn, hidden, 1.2 / np.sqrt(hidden))
@@ -128,7 +141,15 @@ def add_tensors(tensors, args):
             tensors.vector(block + "ffn_gate_inp.weight", stream.bell((count, hidden), 1.0 / np.sqrt(hidden)))
             tensors.stack(block + "ffn_gate_exps.weight", count, width, hidden, 1.4 / np.sqrt(hidden))
             tensors.stack(block + "ffn_up_exps.weight", count, width, hidden, 1.0 / np.sqrt(hidden))
-            tensors.stack(block + "ffn_down_exps.weight", count, hidden, width, 1.5 / np.sqrt(width))
+            # gpt-oss adds 1 to what its gate multiplies, so that its products are larger.
+            down = 0.4 if family == "gpt-oss" else 1.5
+            tensors.stack(block + "ffn_down_exps.weight", count, hidden, width, down / np.sqrt(width))
+            if family == "gpt-oss":
+                tensors.vector(block + "ffn_gate_inp.bias", stream.bell((count,), 0.5))
+                # Wide enough that gates and what they multiply reach the activation's limit of 7.
+                tensors.vector(block + "ffn_gate_exps.bias", stream.bell((count, width), 3.0))
+                tensors.vector(block + "ffn_up_exps.bias", stream.bell((count, width), 3.0))
+                tensors.vector(block + "ffn_down_exps.bias", stream.bell((count, hidden), 0.3))
         else:
             tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
             tensors.matrix(block + "ffn_up.weight", ffn, hidden, 1.0 / np.sqrt(hidden))
@@ -146,6 +167,7 @@ def parse(arguments=None):
     parser.add_argument("output")
     parser.add_argument("family", choices=SIZES)
     parser.add_argument("--type", choices=TYPES, default="f32", help="type of every matrix")
+    parser.add_argument("--experts-type", choices=TYPES, help="type of the experts' matrices, where it is another")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--ffn", type=int)
@@ -169,7 +191,7 @@ def make(args):
     writer = gguf.GGUFWriter(args.output, ARCHITECTURE.get(args.family, args.family))
     add_hyper_parameters(writer, args)
     tiny_vocabulary.add_bpe(writer, args.vocab, "llama-bpe")
-    add_tensors(FamilyTensors(writer, Stream(args.seed), args.type), args)
+    add_tensors(FamilyTensors(writer, Stream(args.seed), args.type, args.experts_type), args)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -6,6 +6,7 @@
 
 mod cohere;
 mod gemma3;
+mod gpt_oss;
 mod hyperparameters;
 mod llama;
 mod names;
@@ -15,11 +16,11 @@ mod qwen;
 
 use crate::model_file::{FileError, Header};
 use crate::spec::{Family, ModelSpec};
-use crate::tensors::Role;
+use crate::tensors::{LayerRole, Role};
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 8] =
-    ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2"];
+pub const SUPPORTED_ARCHITECTURES: [&str; 9] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2", "gpt-oss"];
 
 /// A model that cannot be run, and why.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +68,20 @@ impl ModelSpec {
             "gemma3" => gemma3::spec(header),
             "command-r" => cohere::command_r(header),
             "cohere2" => cohere::cohere2(header),
+            "gpt-oss" => gpt_oss::spec(header),
             other => Err(SpecError::Architecture { found: other.chars().take(80).collect() }),
         }
     }
 }
 
 impl Family {
-    /// The name of the tensor that plays `role` in a file of this family. All families of today share their names.
+    /// The name of the tensor that plays `role` in a file of this family. Most names are the same in all families.
     pub fn tensor_name(self, role: Role) -> String {
-        names::tensor_name(role)
+        match (self, role) {
+            (Family::GptOss, Role::Layer(layer, LayerRole::FeedForwardNorm)) => {
+                names::tensor_name(Role::Layer(layer, LayerRole::AttentionPostNorm))
+            }
+            _ => names::tensor_name(role),
+        }
     }
 }
