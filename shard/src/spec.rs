@@ -45,6 +45,8 @@ pub enum Family {
     Cohere2,
     /// gpt-oss.
     GptOss,
+    /// Llama 4, text.
+    Llama4,
 }
 
 /// One transformer block.
@@ -312,6 +314,17 @@ pub struct Routing {
     pub renormalised: bool,
     /// Factor on the weights in the end.
     pub scale: f32,
+    /// What the weights are factors on.
+    pub weighing: Weighing,
+}
+
+/// What the weights of the experts taken are factors on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighing {
+    /// Their outputs.
+    Outputs,
+    /// Their inputs.
+    Inputs,
 }
 
 /// What makes gates of the router's scores.

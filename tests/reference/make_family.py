@@ -24,6 +24,7 @@ SIZES = {
     "qwen3moe": {"hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 7, "used": 3},
     "command-r": {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True},
     "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
+    "llama4": {"hidden": 96, "layers": 5, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 5, "used": 1, "moe_step": 2},
     "gpt-oss": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 32, "ffn": 64, "expert_ffn": 64, "experts": 7, "used": 3, "window": 24},
 }
 # Families that a variant of another architecture has its name for.
@@ -31,7 +32,7 @@ ARCHITECTURE = {"mixtral": "llama"}
 BIASED = ("qwen2", "gpt-oss")
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0}
+ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0, "llama4": 5e5}
 
 
 class FamilyTensors(Tensors):
@@ -49,6 +50,10 @@ class FamilyTensors(Tensors):
             if kind != "f32":
                 data = gguf.quants.quantize(data, TYPES[kind])
         self.writer.add_tensor(name, data, raw_dtype=TYPES[kind])
+
+
+def has_experts(sizes, layer):
+    return "experts" in sizes and (layer + 1) % sizes.get("moe_step", 1) == 0
 
 
 def add_hyper_parameters(writer, args):
@@ -74,6 +79,8 @@ def add_hyper_parameters(writer, args):
         writer.add_expert_used_count(sizes["used"])
     if "expert_ffn" in sizes:
         writer.add_expert_feed_forward_length(sizes["expert_ffn"])
+    if "moe_step" in sizes:
+        writer.add_interleave_moe_layer_step(sizes["moe_step"])
     if "window" in sizes:
         writer.add_sliding_window(sizes["window"])
     if family == "phi3":
@@ -108,6 +115,8 @@ def add_tensors(tensors, args):
     if family == "phi3":
         for length, low, high in (("long", 1.0, 30.0), ("short", 1.0, 2.0)):
             tensors.vector(f"rope_factors_{length}.weight", stream.between((head // 8 * 3,), low, high))
+    if family == "llama4":
+        tensors.vector("rope_freqs.weight", stream.between((head // 2,), 1.0, 16.0))
     for layer in range(sizes["layers"]):
         block = f"blk.{layer}."
         vector(block + "attn_norm.weight")
@@ -136,7 +145,7 @@ def add_tensors(tensors, args):
             vector(block + "ffn_norm.weight")
         if family == "phi3":
             tensors.matrix(block + "ffn_up.weight", 2 * ffn, hidden, 1.2 / np.sqrt(hidden))
-        elif "experts" in sizes:
+        elif has_experts(sizes, layer):
             count, width = sizes["experts"], sizes.get("expert_ffn", ffn)
             tensors.vector(block + "ffn_gate_inp.weight", stream.bell((count, hidden), 1.0 / np.sqrt(hidden)))
             tensors.stack(block + "ffn_gate_exps.weight", count, width, hidden, 1.4 / np.sqrt(hidden))
@@ -144,6 +153,10 @@ def add_tensors(tensors, args):
             # gpt-oss adds 1 to what its gate multiplies, so that its products are larger.
             down = 0.4 if family == "gpt-oss" else 1.5
             tensors.stack(block + "ffn_down_exps.weight", count, hidden, width, down / np.sqrt(width))
+            if family == "llama4":
+                tensors.matrix(block + "ffn_gate_shexp.weight", width, hidden, 1.4 / np.sqrt(hidden))
+                tensors.matrix(block + "ffn_up_shexp.weight", width, hidden, 1.0 / np.sqrt(hidden))
+                tensors.matrix(block + "ffn_down_shexp.weight", hidden, width, 1.0 / np.sqrt(width))
             if family == "gpt-oss":
                 tensors.vector(block + "ffn_gate_inp.bias", stream.bell((count,), 0.5))
                 # Wide enough that gates and what they multiply reach the activation's limit of 7.
@@ -153,7 +166,7 @@ def add_tensors(tensors, args):
         else:
             tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
             tensors.matrix(block + "ffn_up.weight", ffn, hidden, 1.0 / np.sqrt(hidden))
-        if "experts" not in sizes:
+        if not has_experts(sizes, layer):
             tensors.matrix(block + "ffn_down.weight", hidden, ffn, depth / np.sqrt(ffn))
         if family == "gemma3":
             vector(block + "post_ffw_norm.weight")
@@ -171,6 +184,9 @@ def parse(arguments=None):
     parser.add_argument("--layers", type=int)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--ffn", type=int)
+    parser.add_argument("--experts", type=int)
+    parser.add_argument("--used", type=int, help="experts that a token takes")
+    parser.add_argument("--moe-step", type=int, help="llama4: one layer of so many has experts")
     parser.add_argument("--tied", action="store_true", help="no output.weight: the head is the embedding")
     parser.add_argument("--original-context", type=int, default=128, help="phi3: up to here the short factors hold; the origin of YaRN")
     parser.add_argument("--yarn", type=float, help="factor of YaRN's rope scaling")
@@ -181,7 +197,7 @@ def parse(arguments=None):
     parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args(arguments)
     args.sizes = dict(SIZES[args.family])
-    for key in ("layers", "hidden", "ffn"):
+    for key in ("layers", "hidden", "ffn", "experts", "used", "moe_step"):
         if getattr(args, key):
             args.sizes[key] = getattr(args, key)
     return args

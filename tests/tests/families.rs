@@ -176,6 +176,7 @@ families! {
     gemma3: "gemma3",
     command_r: "command-r",
     cohere2: "cohere2",
+    llama4: "llama4",
     gpt_oss: "gpt-oss",
 }
 
@@ -239,8 +240,13 @@ fn may_be_missing(variant: &Variant, key: &str) -> bool {
 
 /// Tensors that a file may leave out.
 fn tensor_may_be_missing(variant: &Variant, name: &str) -> bool {
-    // The embedding then does its work.
-    name == "output.weight" && !matches!(variant.family(), "gpt-oss")
+    match name {
+        // The embedding then does its work.
+        "output.weight" => variant.family() != "gpt-oss",
+        // Only files whose rope was stretched in this way have it, and no key says that they were.
+        "rope_freqs.weight" => true,
+        _ => false,
+    }
 }
 
 /// A GGUF file, of which the header is damaged and the data left out.

@@ -212,6 +212,9 @@ fn grouped_words(attention: &GroupedAttention) -> String {
     if attention.sinks {
         words.push_str(" and sinks");
     }
+    if attention.temperature.is_some() {
+        words.push_str(", queries that sharpen with their position");
+    }
     words.push_str(
         &attention.rope.as_ref().map_or(", no rope".to_owned(), |rope| rope_words(rope, *key_width)),
     );

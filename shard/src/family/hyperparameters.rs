@@ -20,9 +20,14 @@ impl<'h> Hyperparameters<'h> {
         Hyperparameters { header, prefix: format!("{architecture}."), read: RefCell::default() }
     }
 
+    /// The full name of a key.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     /// The full name of a key, which counts as read from now on.
     fn key(&self, name: &str) -> String {
-        let key = format!("{}{name}", self.prefix);
+        let key = self.full_name(name);
         self.read.borrow_mut().insert(key.clone());
         key
     }
@@ -78,15 +83,15 @@ impl<'h> Hyperparameters<'h> {
     }
 
     pub(super) fn missing(&self, name: &str) -> SpecError {
-        SpecError::Missing { key: format!("{}{name}", self.prefix) }
+        SpecError::Missing { key: self.full_name(name) }
     }
 
     pub(super) fn invalid(&self, name: &str, found: impl Display, wanted: &str) -> SpecError {
-        invalid(&format!("{}{name}", self.prefix), found, wanted)
+        invalid(&self.full_name(name), found, wanted)
     }
 
     pub(super) fn unsupported(&self, name: &str, found: impl Display, hint: &str) -> SpecError {
-        let key = format!("{}{name}", self.prefix);
+        let key = self.full_name(name);
         SpecError::Unsupported { key, found: found.to_string(), hint: hint.to_owned() }
     }
 

@@ -9,6 +9,7 @@ mod gemma3;
 mod gpt_oss;
 mod hyperparameters;
 mod llama;
+mod llama4;
 mod names;
 mod parts;
 mod phi3;
@@ -19,8 +20,8 @@ use crate::spec::{Family, ModelSpec};
 use crate::tensors::{LayerRole, Role};
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 9] =
-    ["llama", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2", "gpt-oss"];
+pub const SUPPORTED_ARCHITECTURES: [&str; 10] =
+    ["llama", "llama4", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2", "gpt-oss"];
 
 /// A model that cannot be run, and why.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,7 @@ impl ModelSpec {
         let architecture = header.str("general.architecture")?.ok_or(SpecError::NoArchitecture)?;
         match architecture {
             "llama" => llama::spec(header),
+            "llama4" => llama4::spec(header),
             "qwen2" => qwen::qwen2(header),
             "qwen3" => qwen::qwen3(header),
             "qwen3moe" => qwen::qwen3moe(header),

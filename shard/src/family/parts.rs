@@ -5,7 +5,7 @@ use super::hyperparameters::Hyperparameters;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Experts, Gating, GroupedAttention, Projections, Rope, RopeDivisors, RopePairing, RopeScaling,
-    Routing, Visibility,
+    Routing, Visibility, Weighing,
 };
 
 /// The context that a scaled rope was first made for; divisors by context and YaRN need it.
@@ -80,6 +80,7 @@ pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result
             groups: None,
             renormalised: true,
             scale: 1.0,
+            weighing: Weighing::Outputs,
         },
         shared_width: None,
         biases: false,
@@ -171,9 +172,10 @@ pub(super) fn heads(keys: &Hyperparameters<'_>, sizes: &Sizes, stated: &[&str]) 
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     // Where the file states no width, that of the first layer's heads holds for all.
     let default_width = sizes.hidden / heads[0];
-    if (key_width.is_none() || value_width.is_none()) && !sizes.hidden.is_multiple_of(heads[0]) {
-        let wanted =
-            format!("it must divide the hidden width {} where no head width is stated", sizes.hidden);
+    let unstated = found.iter().find(|(name, found)| !found && *name != KV_HEADS);
+    if let Some((name, _)) = unstated.filter(|_| !sizes.hidden.is_multiple_of(heads[0])) {
+        let (hidden, name) = (sizes.hidden, keys.full_name(name));
+        let wanted = format!("it must divide the hidden width {hidden}, since the file has no `{name}`");
         return Err(keys.invalid("attention.head_count", heads[0], &wanted));
     }
     let counts = heads.into_iter().zip(kv_heads).map(|(heads, kv_heads)| {

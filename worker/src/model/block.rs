@@ -1,6 +1,6 @@
 //! One transformer block, composed from the parts that its spec names.
 
-use brigade_shard::spec::{Activation, Experts, Norm, RopePairing, Temperature};
+use brigade_shard::spec::{Activation, Experts, Norm, RopePairing, Temperature, Weighing};
 
 use super::router;
 use crate::backend::{AttentionShape, Backend, BackendError, Batch, Routes};
@@ -229,6 +229,12 @@ impl<B: Backend> FeedForwardPart<B> {
                 router::choose(experts, selection_bias, on_host, routes);
                 let mut products = [(gates, &mut w.gate), (ups, &mut w.up)];
                 backend.expert_linear(&w.normed, routes, experts.count, &mut products)?;
+                if experts.routing.weighing == Weighing::Inputs {
+                    // A product of an input times a factor is the input's product times that factor.
+                    backend.scale_rows(&mut w.gate, &routes.weights)?;
+                    backend.scale_rows(&mut w.up, &routes.weights)?;
+                    routes.weights.fill(1.0);
+                }
                 if let Some(biases) = biases {
                     backend.add_expert_bias(&mut w.gate, routes, &biases.gates)?;
                     backend.add_expert_bias(&mut w.up, routes, &biases.ups)?;

@@ -89,12 +89,19 @@ fn weigh(routing: &Routing, gates: impl Iterator<Item = f32> + Clone, weights: &
 
 #[cfg(test)]
 mod tests {
-    use brigade_shard::spec::Activation;
+    use brigade_shard::spec::{Activation, Weighing};
 
     use super::*;
 
     fn experts(count: usize, used: usize, gating: Gating) -> Experts {
-        let routing = Routing { gating, selection_bias: false, groups: None, renormalised: true, scale: 1.0 };
+        let routing = Routing {
+            gating,
+            selection_bias: false,
+            groups: None,
+            renormalised: true,
+            scale: 1.0,
+            weighing: Weighing::Outputs,
+        };
         Experts {
             count,
             used,
