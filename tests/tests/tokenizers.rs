@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use brigade_shard::gguf::Header;
+use brigade_shard::model_file::Header;
 use brigade_shard::tokenizer::{ParseSpecial, Tokenizer, known_pretokenizers};
 use brigade_tests::{reference, setup};
 use serde::Deserialize;
