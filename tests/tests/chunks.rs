@@ -17,7 +17,7 @@ use brigade_worker::weights::{LoadProgress, ModelFiles};
 use serde::Deserialize;
 
 /// Largest distance from llama.cpp's log-probabilities, about what its own are apart with its cache in F16 and in F32. A
-/// query's factor that is a fiftieth too large past the chunk shows ten times as much.
+/// factor on queries that is 1.3% too large past the chunk's end shows several times as much.
 const BOUND: f64 = 0.002;
 /// Tokens that go through at a time; neither the chunk nor the path is a multiple of it.
 const STEP_ROWS: usize = 500;
