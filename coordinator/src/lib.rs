@@ -20,6 +20,7 @@ pub mod scheduler;
 pub mod signals;
 pub mod state_dir;
 pub mod status;
+pub mod template;
 pub mod tokens;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::http::Client;
-use crate::process::{Process, children};
+use crate::process::{Process, children, program_name};
 use crate::setup::programs;
 
 /// How long a cluster may take to serve. Generous: a 30-worker cluster calibrates on as few as two cores.
@@ -75,7 +75,7 @@ impl Up {
 impl Cluster {
     /// The process ids of the workers.
     pub fn workers(&self) -> Vec<u32> {
-        children(self.process.id())
+        children(self.process.id()).into_iter().filter(|id| program_name(*id) == "brigade-worker").collect()
     }
 
     /// Ends it as Ctrl-C does, and checks that it ended well.

@@ -146,6 +146,11 @@ pub fn children(process: u32) -> Vec<u32> {
     .collect()
 }
 
+/// The name of a process's program; empty where there is no such process.
+pub fn program_name(process: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 /// The highest resident memory of a process so far, in bytes (`VmHWM`).
 pub fn peak_resident_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))

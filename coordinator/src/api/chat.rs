@@ -35,8 +35,8 @@ pub(crate) async fn chat<E: Engine>(
     let mut request = ChatRequest::parse(&body, api.vocabulary())?;
     drop(body);
     api.check_model(request.model.as_deref())?;
-    let messages = std::mem::take(&mut request.messages);
-    let prompt = prompts::encode_chat(&api, messages, std::mem::take(&mut request.template_kwargs)).await?;
+    let rendering = std::mem::take(&mut request.rendering);
+    let prompt = prompts::encode_chat(&api, rendering).await?;
     let max_tokens = api.answer_tokens(prompt.tokens.len(), request.max_tokens)?;
 
     let shared = request.shared;

@@ -1,11 +1,11 @@
 //! The body of `POST /v1/chat/completions`.
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, invalid, missing, wrong_type};
 use super::params::{MAX_LOGPROBS, Shared, Vocabulary};
+use crate::template::Rendering;
 
 /// Most messages in one request.
 const MAX_MESSAGES: usize = 4096;
@@ -13,30 +13,13 @@ const MAX_MESSAGES: usize = 4096;
 /// Names that a template gets from us and that a request must not overwrite.
 const TEMPLATE_NAMES: [&str; 5] = ["messages", "add_generation_prompt", "bos_token", "eos_token", "tools"];
 
-/// One message, as the template sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Message {
-    /// `system`, `user`, `assistant` or `tool`.
-    role: String,
-    /// What is said.
-    content: String,
-    /// Who speaks, among several of a role.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    /// Which call a tool answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tool_call_id: Option<String>,
-}
-
 /// A chat completion as asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct ChatRequest {
     /// The model asked for.
     pub(crate) model: Option<String>,
-    /// At least one.
-    pub(crate) messages: Vec<Message>,
-    /// Further variables for the template.
-    pub(crate) template_kwargs: Map<String, Value>,
+    /// What the template gets: at least one message.
+    pub(crate) rendering: Rendering,
     /// Most tokens to generate; `None` for the rest of the context.
     pub(crate) max_tokens: Option<u32>,
     /// Parameters shared with completions; `sampling.logprobs` is set.
@@ -56,9 +39,10 @@ impl ChatRequest {
         let max_tokens = read_max_tokens(&mut fields)?;
         let mut shared = Shared::read(&mut fields, vocabulary, max_tokens)?;
         shared.sampling.logprobs = read_logprobs(&mut fields)?;
-        let template_kwargs = read_template_kwargs(&mut fields)?;
+        let variables = read_template_kwargs(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest { model, messages, template_kwargs, max_tokens, shared })
+        let rendering = Rendering { messages, tools: Vec::new(), variables };
+        Ok(ChatRequest { model, rendering, max_tokens, shared })
     }
 }
 
@@ -116,7 +100,7 @@ fn read_template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiEr
     }
 }
 
-fn read_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
+fn read_messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     const NAME: &str = "messages";
     let items = match fields.value(NAME).ok_or_else(|| missing(NAME))? {
         Value::Array(items) if items.is_empty() => {
@@ -136,7 +120,8 @@ fn read_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
         .collect()
 }
 
-fn read_message(mut fields: Fields) -> Result<Message, ApiError> {
+/// A message as the template sees it.
+fn read_message(mut fields: Fields) -> Result<Value, ApiError> {
     let role = fields.text("role")?.ok_or_else(|| missing(&fields.path("role")))?;
     // OpenAI's newer name for the same role, which no template knows.
     let role = if role == "developer" { "system".to_owned() } else { role };
@@ -155,10 +140,16 @@ fn read_message(mut fields: Fields) -> Result<Message, ApiError> {
     for name in ["function_call", "audio", "refusal"] {
         fields.only(name, |_| false)?;
     }
-    let message =
-        Message { role, content, name: fields.text("name")?, tool_call_id: fields.text("tool_call_id")? };
+    let mut message = Map::new();
+    message.insert("role".to_owned(), role.into());
+    message.insert("content".to_owned(), content.into());
+    for name in ["name", "tool_call_id"] {
+        if let Some(text) = fields.text(name)? {
+            message.insert(name.to_owned(), text.into());
+        }
+    }
     fields.finish()?;
-    Ok(message)
+    Ok(Value::Object(message))
 }
 
 /// The text of content given in parts, one part a line.
@@ -183,6 +174,8 @@ fn join_parts(parts: Vec<Value>, path: &str) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const USER: &str = r#"{"role": "user", "content": "hi"}"#;
@@ -197,9 +190,9 @@ mod tests {
             r#"{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}"#;
         let developer = r#"{"role": "developer", "content": "rules"}"#;
         let request = parse(&format!(r#"{{"messages": [{developer}, {USER}, {parts}]}}"#)).unwrap();
-        let seen: Vec<(&str, &str)> =
-            request.messages.iter().map(|message| (&*message.role, &*message.content)).collect();
-        assert_eq!(seen, [("system", "rules"), ("user", "hi"), ("user", "a\nb")]);
+        let message = |role: &str, content: &str| json!({"role": role, "content": content});
+        let wanted = [message("system", "rules"), message("user", "hi"), message("user", "a\nb")];
+        assert_eq!(request.rendering.messages, wanted);
         assert_eq!((request.max_tokens, request.shared.sampling.logprobs), (None, None));
     }
 
@@ -251,7 +244,8 @@ mod tests {
         assert!(limits(r#""max_tokens": 5, "max_completion_tokens": 6"#).is_err());
         assert!(limits(r#""max_tokens": 0"#).is_err());
         assert!(limits(r#""chat_template_kwargs": {"messages": []}"#).is_err());
-        let kwargs = limits(r#""chat_template_kwargs": {"enable_thinking": false}"#).unwrap().template_kwargs;
+        let kwargs =
+            limits(r#""chat_template_kwargs": {"enable_thinking": false}"#).unwrap().rendering.variables;
         assert_eq!(kwargs["enable_thinking"], false);
     }
 }

@@ -1,16 +1,14 @@
 //! Prompts to token ids, off the threads that serve connections.
 
-use brigade_shard::template::TemplateError;
 use brigade_shard::tokenizer::{ParseSpecial, Tokenizer};
-use serde_json::{Map, Value};
 
-use super::chat_request::Message;
 use super::echo::Echo;
 use super::engine::Engine;
 use super::error::ApiError;
 use super::fields::invalid;
 use super::state::Api;
 use crate::cluster::ModelInfo;
+use crate::template::{RenderError, Rendering};
 
 /// A prompt as the client wrote it.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,27 +51,26 @@ pub(crate) async fn encode<E: Engine>(api: &Api<E>, prompts: Vec<Prompt>) -> Res
 /// Writes messages with the model's own template, up to the beginning of the assistant's answer, and encodes them.
 ///
 /// # Errors
-/// 400 where the model has no template, or its template refuses the messages.
-pub(crate) async fn encode_chat<E: Engine>(
-    api: &Api<E>,
-    messages: Vec<Message>,
-    kwargs: Map<String, Value>,
-) -> Result<Encoded, ApiError> {
-    on_text_thread(api, move |model| {
-        let Some(template) = &model.template else {
-            let message = "this model has no chat template; use /v1/completions with a prompt written for it";
-            return Err(ApiError::bad_request("no_chat_template", message));
-        };
-        let text = template.render(&messages, true, &kwargs).map_err(|error| match error {
-            TemplateError::Sandbox { .. } => ApiError::internal(error.to_string()),
-            error => {
-                let message = format!("the model's chat template does not take these `messages`: {error}");
-                ApiError::bad_param("messages", "template_error", message)
-            }
-        })?;
-        encode_one(&model.tokenizer, Prompt::Text(text), "messages")
-    })
-    .await
+/// 400 where the model has no template, its template refuses the messages or exceeds a limit, or it knows no tools and
+/// some are given.
+pub(crate) async fn encode_chat<E: Engine>(api: &Api<E>, rendering: Rendering) -> Result<Encoded, ApiError> {
+    let Some(template) = &api.engine().model().template else {
+        let message = "this model has no chat template; use /v1/completions with a prompt written for it";
+        return Err(ApiError::bad_request("no_chat_template", message));
+    };
+    let text = template.render(rendering).await.map_err(|error| match error {
+        RenderError::Process(_) => ApiError::internal(error.to_string()),
+        RenderError::NoTools => {
+            let message = "this model's chat template has no tools: the model was not trained to call any; leave out `tools`, \
+                           or describe them in a message of your own";
+            ApiError::bad_param("tools", "tools_not_supported", message)
+        }
+        RenderError::Template(error) => {
+            let message = format!("the model's chat template does not take these `messages`: {error}");
+            ApiError::bad_param("messages", "template_error", message)
+        }
+    })?;
+    on_text_thread(api, move |model| encode_one(&model.tokenizer, Prompt::Text(text), "messages")).await
 }
 
 /// Encodes what the parameter `param` gave.

@@ -176,7 +176,7 @@ impl Embedded {
         let scratch = scratch.context("failed to make a temporary directory (TMPDIR names another place)")?;
         let state = place.state.map_or_else(|| scratch.path().join("coordinator"), Path::to_owned);
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let settings = cluster_settings(model, state, control, workers.workers, serving);
+        let settings = cluster_settings(model, state, control, workers.workers, serving)?;
         let host = Host::start(settings, http, place.announce).await?;
         let token = host.cluster().create_token(LOCAL_TOKEN_TTL, None);
         let local = LocalSettings {

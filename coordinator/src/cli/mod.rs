@@ -27,7 +27,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{self, Settings};
-use crate::discovery;
+use crate::{discovery, template};
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -101,6 +101,10 @@ pub struct UsageError(pub String);
 /// Runs the command line `args`, whose first item is the program's name, and says how it ended.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    // Our own processes: they read no settings, and nobody types this.
+    if args.get(1).is_some_and(|arg| arg == template::SUBCOMMAND) {
+        return if template::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) };
+    }
     let cli = match parse(&args) {
         Ok(cli) => cli,
         Err(ParseError::Settings(error)) => {
@@ -207,7 +211,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => block_on(run::run(args)),
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
-        Command::Models(command) => models::models(&command),
+        Command::Models(command) => block_on(models::models(command)),
         Command::Token(command) => block_on(token::token(command)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -12,7 +12,7 @@ use brigade_shard::spec::{
     Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
     Rope, RopeDivisors, RopeScaling, Visibility,
 };
-use brigade_shard::template::{ChatTemplate, TemplateError};
+use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::tokenizer::Tokenizer;
@@ -24,6 +24,7 @@ use super::options::{model_file, model_id};
 use crate::render::{
     EndToken, LayerKind, ModelCard, SpecCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };
+use crate::template::{ChatRenderer, own_program};
 
 /// Bytes of a cached value where nothing else is asked for.
 const CACHE_VALUE_BYTES: u64 = 2;
@@ -51,17 +52,17 @@ pub struct ShowArgs {
 }
 
 /// Runs a command on models.
-pub(super) fn models(command: &ModelsCommand) -> anyhow::Result<ExitCode> {
+pub(super) async fn models(command: ModelsCommand) -> anyhow::Result<ExitCode> {
     match command {
-        ModelsCommand::Show(args) => show(args),
+        ModelsCommand::Show(args) => show(&args).await,
     }
 }
 
-fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let path = model_file(&args.model)?;
     let header =
         Header::open(&path).with_context(|| format!("failed to read the model {}", args.model.display()))?;
-    let card = card(&path, &header);
+    let card = card(&path, &header).await?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&card)?)?;
@@ -72,7 +73,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Everything that the header says of the model at `path`.
-fn card(path: &Path, header: &Header) -> ModelCard {
+async fn card(path: &Path, header: &Header) -> anyhow::Result<ModelCard> {
     let mut problems = Vec::new();
     let mut unusual = Vec::new();
     let spec = ModelSpec::from_header(header).map_err(|error| error.to_string());
@@ -83,15 +84,21 @@ fn card(path: &Path, header: &Header) -> ModelCard {
     let computed = computed.map_err(|problem| problems.push(problem)).ok();
     let tokenizer = Tokenizer::from_header(header);
     let tokenizer = tokenizer.map_err(|error| problems.push(error.to_string())).ok();
-    let template =
-        tokenizer.as_ref().and_then(|tokenizer| match ChatTemplate::from_header(header, tokenizer) {
-            Ok(_) => header.str("tokenizer.chat_template").ok().flatten(),
+    let template = match &tokenizer {
+        None => None,
+        Some(tokenizer) => match TemplateSource::from_header(header, tokenizer) {
             Err(TemplateError::Missing) => None,
             Err(error) => {
                 problems.push(error.to_string());
                 None
             }
-        });
+            Ok(source) => {
+                let bytes = source.source.len();
+                let checked = ChatRenderer::new(own_program()?, source)?.check().await;
+                checked.map_err(|error| problems.push(error.to_string())).ok().map(|()| bytes)
+            }
+        },
+    };
     if let Some((spec, _)) = &computed {
         unusual.extend(unusual_parts(spec));
     }
@@ -100,7 +107,7 @@ fn card(path: &Path, header: &Header) -> ModelCard {
         unusual.push(format!("keys that are not known and change nothing here: {}", unknown.join(", ")));
     }
     let text = |key| header.str(key).ok().flatten().unwrap_or_default().to_owned();
-    ModelCard {
+    Ok(ModelCard {
         model: model_id(path),
         name: text("general.name"),
         architecture: text("general.architecture"),
@@ -112,10 +119,10 @@ fn card(path: &Path, header: &Header) -> ModelCard {
         spec: computed.as_ref().map(|(spec, table)| spec_card(spec, table)),
         types: types(header),
         tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer_card(header, tokenizer)),
-        template: template.map(|source| TemplateCard { bytes: source.len() }),
+        template: template.map(|bytes| TemplateCard { bytes }),
         unusual,
         problems,
-    }
+    })
 }
 
 fn types(header: &Header) -> Vec<TypeCard> {

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use super::UsageError;
 use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
+use crate::template::own_program;
 
 /// Port of the control plane (TCP) and the data plane (UDP) unless told otherwise.
 pub(super) const CONTROL_PORT: u16 = 7481;
@@ -241,10 +242,11 @@ pub(super) fn cluster_settings(
     control: SocketAddr,
     min_workers: usize,
     serving: &ServingOptions,
-) -> ClusterSettings {
-    ClusterSettings {
+) -> anyhow::Result<ClusterSettings> {
+    Ok(ClusterSettings {
         model: model.to_owned(),
         model_id: model_id(model),
+        program: own_program().context("failed to find this program's own file")?,
         state_dir,
         control,
         data: None,
@@ -255,7 +257,7 @@ pub(super) fn cluster_settings(
         cache_dtype: serving.kv_dtype.into(),
         wire: WireDtype::F32,
         max_waiting: MAX_WAITING,
-    }
+    })
 }
 
 #[cfg(test)]

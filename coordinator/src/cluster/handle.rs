@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use brigade_shard::model_file::Fingerprint;
-use brigade_shard::template::ChatTemplate;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -12,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
 use crate::status::ClusterStatus;
+use crate::template::ChatRenderer;
 
 /// The model that a cluster serves, as far as text and limits go.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct ModelInfo {
     /// Text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text; `None` where the file has no template.
-    pub template: Option<ChatTemplate>,
+    pub template: Option<ChatRenderer>,
     /// When the cluster was started.
     pub created: SystemTime,
 }

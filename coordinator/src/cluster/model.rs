@@ -10,13 +10,14 @@ use brigade_shard::family::SpecError;
 use brigade_shard::model_file::{FileError, Header};
 use brigade_shard::plan::{HopCost, PlanInput, plan};
 use brigade_shard::spec::ModelSpec;
-use brigade_shard::template::{ChatTemplate, TemplateError};
+use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
 use crate::deployment::Planner;
+use crate::template::{ChatRenderer, RenderError};
 
 /// A model that can be planned and served.
 pub(super) struct Model {
@@ -52,21 +53,33 @@ pub enum ModelProblem {
     /// Its chat template cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// Its chat template cannot be compiled.
+    #[error(transparent)]
+    Renderer(#[from] RenderError),
 }
 
 impl Model {
-    /// Reads everything but the weights. Blocks.
-    pub(super) fn open(path: &Path, id: String) -> Result<Model, ModelError> {
-        Model::read(path, id).map_err(|problem| ModelError { path: path.to_owned(), problem })
+    /// Reads everything but the weights. `program` is this program, which renders the chat template. Blocks.
+    pub(super) fn open(path: &Path, id: String, program: PathBuf) -> Result<Model, ModelError> {
+        Model::read(path, id, program).map_err(|problem| ModelError { path: path.to_owned(), problem })
     }
 
-    fn read(path: &Path, id: String) -> Result<Model, ModelProblem> {
+    /// Compiles the chat template, where there is one.
+    pub(super) async fn check_template(&self, path: &Path) -> Result<(), ModelError> {
+        let Some(template) = &self.info.template else {
+            return Ok(());
+        };
+        let checked = template.check().await;
+        checked.map_err(|problem| ModelError { path: path.to_owned(), problem: problem.into() })
+    }
+
+    fn read(path: &Path, id: String, program: PathBuf) -> Result<Model, ModelProblem> {
         let header = Header::open(path)?;
         let spec = ModelSpec::from_header(&header)?;
         let table = TensorTable::new(&header, &spec)?;
         let tokenizer = Tokenizer::from_header(&header)?;
-        let template = match ChatTemplate::from_header(&header, &tokenizer) {
-            Ok(template) => Some(template),
+        let template = match TemplateSource::from_header(&header, &tokenizer) {
+            Ok(source) => Some(ChatRenderer::new(program, source)?),
             // Completions are served all the same; chats are refused with a message of their own.
             Err(TemplateError::Missing) => None,
             Err(error) => return Err(error.into()),

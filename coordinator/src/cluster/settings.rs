@@ -17,6 +17,8 @@ pub struct ClusterSettings {
     pub model: PathBuf,
     /// The name that requests give.
     pub model_id: String,
+    /// This program, which renders chat templates in processes of its own.
+    pub program: PathBuf,
     /// Where identity, tokens and numbers are kept.
     pub state_dir: PathBuf,
     /// TCP address of the control plane; port 0 takes any free one.

@@ -117,9 +117,11 @@ impl Cluster {
                 return Err(StartError::Zero { name });
             }
         }
-        let (path, id) = (settings.model.clone(), settings.model_id.clone());
-        let model = tokio::task::spawn_blocking(move || Model::open(&path, id)).await;
+        let (path, id, program) =
+            (settings.model.clone(), settings.model_id.clone(), settings.program.clone());
+        let model = tokio::task::spawn_blocking(move || Model::open(&path, id, program)).await;
         let model = model.map_err(|error| StartError::Interrupted(error.to_string()))??;
+        model.check_template(&settings.model).await?;
         let mut state_dir = StateDir::open(&settings.state_dir)?;
         let identity = CoordinatorIdentity::load_or_create(&settings.state_dir)?;
         let tokens = TokenStore::open(&settings.state_dir)?;

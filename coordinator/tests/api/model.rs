@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use brigade_coordinator::cluster::ModelInfo;
+use brigade_coordinator::template::ChatRenderer;
 use brigade_shard::model_file::Header;
-use brigade_shard::template::ChatTemplate;
+use brigade_shard::template::TemplateSource;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 
+/// The program, which renders templates.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_brigade");
 /// The model's name.
 pub const MODEL: &str = "tiny";
 /// Begins a message.
@@ -42,7 +45,8 @@ pub fn model(with_template: bool) -> ModelInfo {
     std::fs::write(file.path(), gguf()).unwrap();
     let header = Header::open(file.path()).unwrap();
     let tokenizer = Tokenizer::from_header(&header).unwrap();
-    let template = with_template.then(|| ChatTemplate::from_header(&header, &tokenizer).unwrap());
+    let source = with_template.then(|| TemplateSource::from_header(&header, &tokenizer).unwrap());
+    let template = source.map(|source| ChatRenderer::new(PROGRAM.into(), source).unwrap());
     ModelInfo {
         id: MODEL.to_owned(),
         name: "Tiny".to_owned(),

@@ -2,8 +2,9 @@
 //!
 //! Templates are written for Python's Jinja in the environment of Hugging Face's transformers, and come from a file that
 //! nobody has checked. They run with that environment's functions and white-space rules, and within limits on their
-//! size, steps, output and nesting. What a template holds or compares on the way has no limit: one that doubles a text
-//! (`a ~ a`) or a list again and again takes memory, or time, without end.
+//! size, steps, output and nesting. What a template holds or compares on the way has no limit here: one that doubles a
+//! text (`a ~ a`) or a list again and again takes memory, or time, without end, even while it is compiled. Who takes
+//! files from strangers compiles and renders in a process whose memory and time have one, as the coordinator does.
 
 mod json;
 mod sandbox;
@@ -74,6 +75,29 @@ pub enum TemplateError {
     Sandbox { problem: String },
 }
 
+/// A template before it is compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateSource {
+    /// Its Jinja.
+    pub source: String,
+    /// Text of the token at a whole text's beginning, which templates write.
+    pub bos: Option<String>,
+    /// Text of the token at a whole text's end.
+    pub eos: Option<String>,
+}
+
+impl TemplateSource {
+    /// The file's chat template.
+    ///
+    /// # Errors
+    /// [`TemplateError::Missing`] where the file has none.
+    pub fn from_header(header: &Header, tokenizer: &Tokenizer) -> Result<TemplateSource, TemplateError> {
+        let source = header.str("tokenizer.chat_template")?.ok_or(TemplateError::Missing)?.to_owned();
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
+        Ok(TemplateSource { source, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()) })
+    }
+}
+
 /// Marks the errors that a template raises itself.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -88,30 +112,17 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads and compiles the file's chat template.
-    ///
-    /// # Errors
-    /// [`TemplateError::Missing`] where the file has none; others where it is too long, nested too deep, or no Jinja.
-    pub fn from_header(header: &Header, tokenizer: &Tokenizer) -> Result<ChatTemplate, TemplateError> {
-        let source = header.str("tokenizer.chat_template")?.ok_or(TemplateError::Missing)?;
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
-        ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
-    }
-
-    /// Compiles a template; `bos` and `eos` are the texts of the tokens around a whole text, which templates write.
+    /// Compiles a template.
     ///
     /// # Errors
     /// Where the source is too long, nested too deep, or no Jinja.
-    pub fn new(
-        source: &str,
-        bos: Option<String>,
-        eos: Option<String>,
-    ) -> Result<ChatTemplate, TemplateError> {
+    pub fn compile(template: &TemplateSource) -> Result<ChatTemplate, TemplateError> {
+        let TemplateSource { source, bos, eos } = template.clone();
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(TemplateError::TooLong { bytes: source.len() });
         }
         let mut environment = environment()?;
-        let compiled = sandbox::run(|| environment.add_template_owned(NAME, source.to_owned()))?;
+        let compiled = sandbox::run(|| environment.add_template_owned(NAME, source))?;
         compiled.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?;
         Ok(ChatTemplate { environment, bos, eos })
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use brigade_shard::template::{ChatTemplate, MAX_TEMPLATE_BYTES, Message, TemplateError};
+use brigade_shard::template::{ChatTemplate, MAX_TEMPLATE_BYTES, Message, TemplateError, TemplateSource};
 use brigade_shard::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
@@ -18,8 +18,13 @@ fn user(content: &str) -> Vec<Message> {
     vec![Message { role: "user".to_owned(), content: content.to_owned() }]
 }
 
+fn compile(source: &str) -> Result<ChatTemplate, TemplateError> {
+    let (bos, eos) = (Some("<s>".to_owned()), Some("</s>".to_owned()));
+    ChatTemplate::compile(&TemplateSource { source: source.to_owned(), bos, eos })
+}
+
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::new(source, Some("<s>".to_owned()), Some("</s>".to_owned())).unwrap()
+    compile(source).unwrap()
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
@@ -45,11 +50,11 @@ fn the_files_template_knows_the_files_tokens() {
     let disk = OnDisk::new(&file);
     let header = disk.header();
     let tokenizer = Tokenizer::from_header(&header).unwrap();
-    let chat = ChatTemplate::from_header(&header, &tokenizer).unwrap();
+    let chat = ChatTemplate::compile(&TemplateSource::from_header(&header, &tokenizer).unwrap()).unwrap();
     assert_eq!(chat.render(&user("x"), false, &Map::new()).unwrap(), "<|begin|>|<|end|>");
 
     let bare = OnDisk::new(&byte_pairs(Gguf::default()));
-    let error = ChatTemplate::from_header(&bare.header(), &tokenizer).unwrap_err();
+    let error = TemplateSource::from_header(&bare.header(), &tokenizer).unwrap_err();
     assert!(matches!(error, TemplateError::Missing), "{error}");
 }
 
@@ -120,10 +125,10 @@ fn the_date_is_known_only_with_a_clock() {
 #[test]
 fn a_template_that_is_no_jinja_is_refused_with_its_place() {
     for source in ["{% if %}", "{{ 1", "{% endfor %}", "{{ x | nosuchfilter }}{% nosuchtag %}"] {
-        let error = ChatTemplate::new(source, None, None).map(|_| ()).unwrap_err();
+        let error = compile(source).map(|_| ()).unwrap_err();
         assert!(matches!(error, TemplateError::Syntax { .. }), "{source}: {error}");
     }
-    let error = ChatTemplate::new(&"x".repeat(MAX_TEMPLATE_BYTES + 1), None, None).map(|_| ()).unwrap_err();
+    let error = compile(&"x".repeat(MAX_TEMPLATE_BYTES + 1)).map(|_| ()).unwrap_err();
     assert!(matches!(error, TemplateError::TooLong { .. }), "{error}");
 }
 
@@ -168,8 +173,7 @@ fn templates_that_nest_deep_give_an_error_or_an_answer_and_never_end_the_process
     ];
     for source in sources {
         // Tests run on threads with small stacks, as servers do.
-        let result =
-            ChatTemplate::new(&source, None, None).and_then(|t| t.render(&user("x"), true, &Map::new()));
+        let result = compile(&source).and_then(|t| t.render(&user("x"), true, &Map::new()));
         if let Err(error) = result {
             let expected = matches!(error, TemplateError::Syntax { .. } | TemplateError::Failed { .. });
             assert!(expected, "{}: {error}", &source[..40]);
