@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::layers::{LayerRange, Shard};
-use crate::spec::{Attention, FeedForward, ModelSpec};
+use crate::spec::{Attention, FeedForward, LatentAttention, LatentQuery, ModelSpec};
 use crate::tensors::{Role, TensorTable};
 use crate::units::Bytes;
 
@@ -70,6 +70,9 @@ pub struct Widths {
     pub value: u64,
     /// Output of all heads together.
     pub attention: u64,
+    /// What latent attention needs besides: queries before and after their compression, the turned key, and what goes
+    /// into and comes out of the heads' own matrices; 0 where there is none.
+    pub latent: u64,
     /// Feed-forward: where there are experts, of all together that a row takes, or of the network that all rows share.
     pub feed_forward: u64,
     /// Scores of the experts and outputs of those that a row takes; 0 where there are none.
@@ -89,7 +92,7 @@ pub struct LayerCost {
     pub active: Bytes,
     /// Floating-point operations of its matrix products for one row: two per weight.
     pub flops: u64,
-    /// Values that the cache keeps for one token: keys and values of all heads.
+    /// Values that the cache keeps for one token: keys and values of all heads, or what latent attention makes both of.
     pub cache_values: u64,
 }
 
@@ -120,8 +123,8 @@ pub struct Cost {
 /// Bytes of buffers that a stage computes in, beside weights and cache.
 ///
 /// With `R` = [`Room::step_rows`], all of them f32 unless said otherwise:
-/// - activations: `R x (3 hidden + query + key + value + attention + 2 feed-forward + experts)` for the residual stream,
-///   its norm, a product's output, the attention's inputs and output, gate and up, the router's scores and the outputs
+/// - activations: `R x (3 hidden + query + key + value + attention + latent + 2 feed-forward + experts)` for the residual
+///   stream, its norm, a product's output, the attention's inputs and output, gate and up, the router's scores and the outputs
 ///   of the experts taken;
 /// - the quantised copy of the widest input of a matrix product: `R` rows of blocks of 32 values,
 ///   [`QUANTISED_BYTES_PER_32`] bytes each;
@@ -136,9 +139,10 @@ pub fn workspace_bytes(widths: &Widths, room: &Room, head: bool) -> Bytes {
         + widths.key
         + widths.value
         + widths.attention
+        + widths.latent
         + 2 * widths.feed_forward
         + widths.experts;
-    let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
+    let widest = widths.widest_input();
     let activations = Bytes(row_values * F32_BYTES) * rows;
     let quantised = Bytes(widest.div_ceil(32) * QUANTISED_BYTES_PER_32) * rows;
     let scores = Bytes(widths.heads * F32_BYTES) * u64::from(room.context);
@@ -261,18 +265,32 @@ impl Widths {
             key: 0,
             value: 0,
             attention: 0,
+            latent: 0,
             feed_forward: 0,
             experts: 0,
             heads: 0,
             vocab: spec.vocab as u64,
         };
         for layer in &spec.layers {
-            let Attention::Grouped(attention) = &layer.attention;
             let raise = |field: &mut u64, value: usize| *field = (*field).max(value as u64);
-            raise(&mut widths.query, attention.heads * attention.key_width);
-            raise(&mut widths.key, attention.kv_heads * attention.key_width);
-            raise(&mut widths.value, attention.kv_heads * attention.value_width);
-            raise(&mut widths.attention, attention.heads * attention.value_width);
+            match &layer.attention {
+                Attention::Grouped(attention) => {
+                    raise(&mut widths.query, attention.heads * attention.key_width);
+                    raise(&mut widths.key, attention.kv_heads * attention.key_width);
+                    raise(&mut widths.value, attention.kv_heads * attention.value_width);
+                    raise(&mut widths.attention, attention.heads * attention.value_width);
+                    raise(&mut widths.heads, attention.heads);
+                }
+                Attention::Latent(attention) => {
+                    let cached = attention.cached_width();
+                    raise(&mut widths.query, attention.heads * cached);
+                    raise(&mut widths.key, cached);
+                    raise(&mut widths.value, attention.rank);
+                    raise(&mut widths.attention, attention.heads * attention.rank);
+                    raise(&mut widths.latent, LatentWidths::of(attention).sum());
+                    raise(&mut widths.heads, attention.heads);
+                }
+            }
             match layer.feed_forward {
                 FeedForward::Gated { width, .. } => raise(&mut widths.feed_forward, width),
                 FeedForward::Experts(experts) => {
@@ -281,9 +299,57 @@ impl Widths {
                     raise(&mut widths.experts, experts.count + experts.used * spec.hidden);
                 }
             }
-            raise(&mut widths.heads, attention.heads);
         }
         widths
+    }
+
+    /// The widest input of a matrix product.
+    pub fn widest_input(&self) -> u64 {
+        // What latent attention takes besides is wider than any one of its inputs.
+        self.hidden.max(self.attention).max(self.feed_forward).max(self.latent)
+    }
+}
+
+/// The widths of the buffers that latent attention needs besides those of all attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatentWidths {
+    /// Queries between the two matrices that make them; 0 where one does.
+    pub compressed: usize,
+    /// All query heads together, before their plain channels meet the key matrices.
+    pub query: usize,
+    /// Input of the heads' key matrices, and later output of their value matrices.
+    pub heads: usize,
+    /// The turned key.
+    pub turned: usize,
+}
+
+impl LatentWidths {
+    /// Those of one layer.
+    pub fn of(attention: &LatentAttention) -> LatentWidths {
+        let compressed = match attention.query {
+            LatentQuery::Direct => 0,
+            LatentQuery::Compressed { rank, .. } => rank,
+        };
+        LatentWidths {
+            compressed,
+            query: attention.heads * (attention.plain_width + attention.rope.width),
+            heads: attention.heads * attention.plain_width.max(attention.value_width),
+            turned: attention.rope.width,
+        }
+    }
+
+    /// The larger of each.
+    pub fn max(self, other: LatentWidths) -> LatentWidths {
+        LatentWidths {
+            compressed: self.compressed.max(other.compressed),
+            query: self.query.max(other.query),
+            heads: self.heads.max(other.heads),
+            turned: self.turned.max(other.turned),
+        }
+    }
+
+    fn sum(self) -> usize {
+        self.compressed + self.query + self.heads + self.turned
     }
 }
 
@@ -303,7 +369,9 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
             cost.flops += 2 * (tensor.values() / of) * taken;
         }
     }
-    let Attention::Grouped(attention) = &spec.layers[layer].attention;
-    cost.cache_values = (attention.kv_heads * (attention.key_width + attention.value_width)) as u64;
+    cost.cache_values = match &spec.layers[layer].attention {
+        Attention::Grouped(attention) => attention.kv_heads * (attention.key_width + attention.value_width),
+        Attention::Latent(attention) => attention.cached_width(),
+    } as u64;
     cost
 }

@@ -20,6 +20,8 @@ pub struct ModelSpec {
     pub embedding_scale: f32,
     /// One entry per transformer block, in order.
     pub layers: Vec<LayerSpec>,
+    /// Further blocks at the end of the file, which predict tokens beyond the next and are not run.
+    pub skipped_layers: usize,
     /// What turns the last hidden state into logits.
     pub head: HeadSpec,
 }
@@ -47,6 +49,8 @@ pub enum Family {
     GptOss,
     /// Llama 4, text.
     Llama4,
+    /// DeepSeek V2, V3 and R1, Kimi K2.
+    DeepSeek2,
 }
 
 /// One transformer block.
@@ -98,6 +102,75 @@ pub enum Norm {
 pub enum Attention {
     /// Query heads in groups that share a key and value head each.
     Grouped(GroupedAttention),
+    /// Query heads that all read one compressed form of keys and values.
+    Latent(LatentAttention),
+}
+
+impl Attention {
+    /// How queries and keys are turned, if they are.
+    pub fn rope(&self) -> Option<&Rope> {
+        match self {
+            Attention::Grouped(attention) => attention.rope.as_ref(),
+            Attention::Latent(attention) => Some(&attention.rope),
+        }
+    }
+}
+
+/// Multi-head latent attention (DeepSeek V2, arXiv 2405.04434).
+///
+/// Each position has one latent vector, from which every head's keys and values follow by a matrix of its own, and one
+/// short key that is turned, for all heads. Only these two are cached: a head's key matrix is applied to its queries
+/// instead, and its value matrix to the weighted sum of latent vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentAttention {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of the latent vector.
+    pub rank: usize,
+    /// Channels of a query head that meet the latent vector and know no positions; the rope's width follows them.
+    pub plain_width: usize,
+    /// Width of a head's values.
+    pub value_width: usize,
+    /// Factor on the scores before the softmax.
+    pub scale: f32,
+    /// How queries are made.
+    pub query: LatentQuery,
+    /// Norm of the latent vector.
+    pub norm: Norm,
+    /// Rotary position embedding of the turned channels.
+    pub rope: Rope,
+    /// How the heads' key and value matrices lie in the file.
+    pub layout: LatentLayout,
+}
+
+impl LatentAttention {
+    /// Values that the cache keeps for a position: the turned key and the latent vector.
+    pub fn cached_width(&self) -> usize {
+        self.rope.width + self.rank
+    }
+}
+
+/// How the queries of [`LatentAttention`] are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LatentQuery {
+    /// By one matrix.
+    Direct,
+    /// By two, with a norm between them.
+    Compressed {
+        /// Width between the two.
+        rank: usize,
+        /// The norm.
+        norm: Norm,
+    },
+}
+
+/// How the key and value matrices of the heads of [`LatentAttention`] lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LatentLayout {
+    /// In two tensors; the keys' matrices are transposed, ready for queries.
+    Split,
+    /// In one: for every head the rows that make its keys, then those that make its values.
+    Joined,
 }
 
 /// Grouped-query attention: `heads / kv_heads` query heads read one key and value head.

@@ -6,8 +6,8 @@ use std::fmt;
 use crate::layers::Shard;
 use crate::model_file::{Header, TensorInfo};
 use crate::spec::{
-    Attention, FeedForward, GroupedAttention, HeadNorm, LayerSpec, ModelSpec, Projections, Residual,
-    RopeDivisors,
+    Attention, FeedForward, GroupedAttention, HeadNorm, LatentAttention, LatentLayout, LatentQuery,
+    LayerSpec, ModelSpec, Projections, Residual, RopeDivisors,
 };
 use crate::tensor_type::TensorType;
 
@@ -49,6 +49,22 @@ pub enum LayerRole {
     KeyBias,
     /// `[kv heads * value width]`.
     ValueBias,
+    /// The first of two matrices that make latent attention's queries: `[hidden, query rank]`.
+    QueryDown,
+    /// Weights of the norm between the two: `[query rank]`.
+    QueryDownNorm,
+    /// The second of the two: `[query rank, heads * (plain width + rope width)]`.
+    QueryUp,
+    /// Makes the latent vector and then the turned key: `[hidden, rank + rope width]`.
+    LatentDown,
+    /// Weights of the latent vector's norm: `[rank]`.
+    LatentNorm,
+    /// Each head's key matrix, transposed: `[plain width, rank, heads]`.
+    KeyUp,
+    /// Each head's value matrix: `[rank, value width, heads]`.
+    ValueUp,
+    /// Each head's key and value matrix: `[rank, heads * (plain width + value width)]`.
+    KeyValueUp,
     /// Weights of the norm of a query head: `[key width]`, or `[key width, heads]`.
     QueryNorm,
     /// Weights of the norm of a key head: `[key width]`, or `[key width, kv heads]`.
@@ -131,6 +147,10 @@ pub enum TensorError {
     Unread { count: usize, names: Vec<String> },
 }
 
+/// Tensors that only layers which predict further tokens have.
+const SKIPPED_LAYER_TENSORS: [&str; 6] =
+    ["eh_proj", "enorm", "hnorm", "embed_tokens", "shared_head_head", "shared_head_norm"];
+
 /// How many unread tensors an error names.
 const NAMED_UNREAD: usize = 8;
 
@@ -161,7 +181,9 @@ impl TensorTable {
             tensors.insert(role, tensor.clone());
             read.insert(name);
         }
-        let unread = header.tensors().iter().map(|tensor| &tensor.name).filter(|name| !read.contains(*name));
+        let skipped = skipped_names(spec);
+        let unread = header.tensors().iter().map(|tensor| &tensor.name);
+        let unread = unread.filter(|name| !read.contains(*name) && !skipped.contains(*name));
         let unread: Vec<String> = unread.cloned().collect();
         if !unread.is_empty() {
             let names = unread.iter().take(NAMED_UNREAD).cloned().collect();
@@ -210,6 +232,21 @@ impl TensorTable {
     }
 }
 
+/// The names that tensors of the skipped layers may have: those of the last layer that is run, and their own.
+fn skipped_names(spec: &ModelSpec) -> BTreeSet<String> {
+    let Some(last) = spec.layers.last() else {
+        return BTreeSet::new();
+    };
+    let first = spec.layers.len();
+    let names = |layer| {
+        let roles = layer_shapes(last, 1).into_iter().map(|(role, _)| role);
+        let usual = roles.map(move |role| spec.family.tensor_name(Role::Layer(layer, role)));
+        let own = SKIPPED_LAYER_TENSORS.iter().map(move |name| format!("blk.{layer}.nextn.{name}.weight"));
+        usual.chain(own)
+    };
+    (first..first + spec.skipped_layers).flat_map(names).collect()
+}
+
 /// Every role of the model with the shape that its tensor must have.
 fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     let (hidden, vocab) = (spec.hidden as u64, spec.vocab as u64);
@@ -217,9 +254,7 @@ fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     if !spec.head.tied {
         shapes.push((Role::Output, vec![hidden, vocab]));
     }
-    let ropes = spec.layers.iter().filter_map(|layer| match &layer.attention {
-        Attention::Grouped(attention) => attention.rope.as_ref(),
-    });
+    let ropes = spec.layers.iter().filter_map(|layer| layer.attention.rope());
     let mut divisors: Vec<Role> = Vec::new();
     for rope in ropes {
         let roles: &[Role] = match rope.divisors {
@@ -247,6 +282,7 @@ fn layer_shapes(layer: &LayerSpec, hidden: u64) -> Vec<(LayerRole, Vec<u64>)> {
     let mut shapes = vec![(LayerRole::AttentionNorm, norm())];
     match &layer.attention {
         Attention::Grouped(attention) => grouped_shapes(attention, hidden, &mut shapes),
+        Attention::Latent(attention) => latent_shapes(attention, hidden, &mut shapes),
     }
     if layer.attention_post_norm.is_some() {
         shapes.push((LayerRole::AttentionPostNorm, norm()));
@@ -347,6 +383,32 @@ fn is_always_f32(role: Role) -> bool {
     }
 }
 
+fn latent_shapes(attention: &LatentAttention, hidden: u64, shapes: &mut Vec<(LayerRole, Vec<u64>)>) {
+    let [heads, rank, plain, value, turned] =
+        [attention.heads, attention.rank, attention.plain_width, attention.value_width, attention.rope.width]
+            .map(|count| count as u64);
+    let query = heads * (plain + turned);
+    match attention.query {
+        LatentQuery::Direct => shapes.push((LayerRole::Query, vec![hidden, query])),
+        LatentQuery::Compressed { rank, .. } => {
+            let rank = rank as u64;
+            shapes.push((LayerRole::QueryDown, vec![hidden, rank]));
+            shapes.push((LayerRole::QueryDownNorm, vec![rank]));
+            shapes.push((LayerRole::QueryUp, vec![rank, query]));
+        }
+    }
+    shapes.push((LayerRole::LatentDown, vec![hidden, rank + turned]));
+    shapes.push((LayerRole::LatentNorm, vec![rank]));
+    match attention.layout {
+        LatentLayout::Split => {
+            shapes.push((LayerRole::KeyUp, vec![plain, rank, heads]));
+            shapes.push((LayerRole::ValueUp, vec![rank, value, heads]));
+        }
+        LatentLayout::Joined => shapes.push((LayerRole::KeyValueUp, vec![rank, heads * (plain + value)])),
+    }
+    shapes.push((LayerRole::AttentionOutput, vec![heads * value, hidden]));
+}
+
 /// Whether the role is that of numbers that are added or multiplied one by one, which are kept as f32.
 fn is_vector(role: Role) -> bool {
     match role {
@@ -364,8 +426,10 @@ impl LayerRole {
             AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,
             AttentionPostNorm | FeedForwardNorm | FeedForwardPostNorm => true,
             Sinks | AttentionOutputBias | RouterBias | SelectionBias => true,
+            QueryDownNorm | LatentNorm => true,
             ExpertGateBiases | ExpertUpBiases | ExpertDownBiases => true,
             Query | Key | Value | QueryKeyValue | AttentionOutput | Gate | Up | GateUp | Down => false,
+            QueryDown | QueryUp | LatentDown | KeyUp | ValueUp | KeyValueUp => false,
             Router | ExpertGates | ExpertUps | ExpertDowns | SharedGate | SharedUp | SharedDown => false,
         }
     }

@@ -11,6 +11,7 @@ import argparse
 import gguf
 import numpy as np
 
+import deepseek_parts
 import tiny_vocabulary
 from make_tiny import K_BLOCKS, TYPES, Stream, Tensors, k_blocks
 
@@ -26,13 +27,15 @@ SIZES = {
     "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
     "llama4": {"hidden": 96, "layers": 5, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 5, "used": 1, "moe_step": 2},
     "gpt-oss": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 32, "ffn": 64, "expert_ffn": 64, "experts": 7, "used": 3, "window": 24},
+    **deepseek_parts.SIZES,
 }
+DEEPSEEK = tuple(deepseek_parts.SIZES)
 # Families that a variant of another architecture has its name for.
-ARCHITECTURE = {"mixtral": "llama"}
+ARCHITECTURE = {"mixtral": "llama", **dict.fromkeys(DEEPSEEK, "deepseek2")}
 BIASED = ("qwen2", "gpt-oss")
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0, "llama4": 5e5}
+ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0, "llama4": 5e5, **dict.fromkeys(DEEPSEEK, 10000.0)}
 
 
 class FamilyTensors(Tensors):
@@ -51,27 +54,39 @@ class FamilyTensors(Tensors):
                 data = gguf.quants.quantize(data, TYPES[kind])
         self.writer.add_tensor(name, data, raw_dtype=TYPES[kind])
 
+    def given(self, name, values):
+        """Matrices with these values."""
+        if self.kind in K_BLOCKS:
+            raise SystemExit(f"{name} cannot be made of random blocks of {self.kind}")
+        data = values if self.kind == "f32" else gguf.quants.quantize(values, TYPES[self.kind])
+        self.writer.add_tensor(name, data, raw_dtype=TYPES[self.kind])
+
 
 def has_experts(sizes, layer):
-    return "experts" in sizes and (layer + 1) % sizes.get("moe_step", 1) == 0
+    return "experts" in sizes and layer >= sizes.get("dense", 0) and (layer + 1) % sizes.get("moe_step", 1) == 0
 
 
 def add_hyper_parameters(writer, args):
     sizes, family = args.sizes, args.family
     writer.add_name("brigade-tiny")  # llama.cpp asks for certain tokens where a name says phi3
-    writer.add_block_count(sizes["layers"])
+    writer.add_block_count(sizes["layers"] + sizes.get("further", 0))
     writer.add_context_length(args.context)
     writer.add_embedding_length(sizes["hidden"])
     writer.add_feed_forward_length(sizes["ffn"])
     writer.add_head_count(sizes["heads"])
-    writer.add_head_count_kv(sizes["kv_heads"])
+    if family in DEEPSEEK:
+        deepseek_parts.add_hyper_parameters(writer, sizes, args.yarn)
+    else:
+        writer.add_head_count_kv(sizes["kv_heads"])
     writer.add_rope_freq_base(ROPE_BASE[family])
     if family in LAYER_NORM:
         writer.add_layer_norm_eps(1e-4)
         writer.add_logit_scale(0.25)
     else:
         writer.add_layer_norm_rms_eps(1e-5)
-    if sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "qwen3moe", "gemma3", "gpt-oss"):
+    if family in DEEPSEEK:
+        pass  # the lengths depend on the layout
+    elif sizes["head"] * sizes["heads"] != sizes["hidden"] or family in ("qwen3", "qwen3moe", "gemma3", "gpt-oss"):
         writer.add_key_length(sizes["head"])
         writer.add_value_length(sizes["head"])
     if "experts" in sizes:
@@ -115,13 +130,16 @@ def add_tensors(tensors, args):
     if family == "phi3":
         for length, low, high in (("long", 1.0, 30.0), ("short", 1.0, 2.0)):
             tensors.vector(f"rope_factors_{length}.weight", stream.between((head // 8 * 3,), low, high))
+    depth = 0.2 if sizes["layers"] >= 26 else 1.0
     if family == "llama4":
         tensors.vector("rope_freqs.weight", stream.between((head // 2,), 1.0, 16.0))
-    for layer in range(sizes["layers"]):
+    for layer in range(sizes["layers"] + sizes.get("further", 0)):
         block = f"blk.{layer}."
         vector(block + "attn_norm.weight")
         parts = {"q": (heads, 1.4), "k": (kv_heads, 1.4), "v": (kv_heads, 1.0)}
-        if family == "phi3":
+        if family in DEEPSEEK:
+            deepseek_parts.add_attention(tensors, block, sizes, depth)
+        elif family == "phi3":
             tensors.matrix(block + "attn_qkv.weight", (heads + 2 * kv_heads) * head, hidden, 1.3 / np.sqrt(hidden))
         else:
             for part, (count, deviation) in parts.items():
@@ -134,8 +152,8 @@ def add_tensors(tensors, args):
         if family == "command-r" and sizes["layers"] >= 64:
             vector(block + "attn_q_norm.weight", (heads, head))
             vector(block + "attn_k_norm.weight", (kv_heads, head))
-        depth = 0.2 if sizes["layers"] >= 64 else 1.0
-        tensors.matrix(block + "attn_output.weight", hidden, heads * head, depth / np.sqrt(heads * head))
+        if family not in DEEPSEEK:
+            tensors.matrix(block + "attn_output.weight", hidden, heads * head, depth / np.sqrt(heads * head))
         if family == "gpt-oss":
             tensors.vector(block + "attn_output.bias", stream.bell((hidden,), 0.3))
             tensors.vector(block + "attn_sinks.weight", stream.bell((heads,), 2.0))
@@ -151,7 +169,7 @@ def add_tensors(tensors, args):
             tensors.stack(block + "ffn_gate_exps.weight", count, width, hidden, 1.4 / np.sqrt(hidden))
             tensors.stack(block + "ffn_up_exps.weight", count, width, hidden, 1.0 / np.sqrt(hidden))
             # gpt-oss adds 1 to what its gate multiplies, so that its products are larger.
-            down = 0.4 if family == "gpt-oss" else 1.5
+            down = 0.4 if family == "gpt-oss" else 1.5 * depth
             tensors.stack(block + "ffn_down_exps.weight", count, hidden, width, down / np.sqrt(width))
             if family == "llama4":
                 tensors.matrix(block + "ffn_gate_shexp.weight", width, hidden, 1.4 / np.sqrt(hidden))
@@ -163,6 +181,8 @@ def add_tensors(tensors, args):
                 tensors.vector(block + "ffn_gate_exps.bias", stream.bell((count, width), 3.0))
                 tensors.vector(block + "ffn_up_exps.bias", stream.bell((count, width), 3.0))
                 tensors.vector(block + "ffn_down_exps.bias", stream.bell((count, hidden), 0.3))
+            if family in DEEPSEEK:
+                deepseek_parts.add_shared_expert(tensors, block, sizes, depth)
         else:
             tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
             tensors.matrix(block + "ffn_up.weight", ffn, hidden, 1.0 / np.sqrt(hidden))
@@ -170,6 +190,8 @@ def add_tensors(tensors, args):
             tensors.matrix(block + "ffn_down.weight", hidden, ffn, depth / np.sqrt(ffn))
         if family == "gemma3":
             vector(block + "post_ffw_norm.weight")
+        if layer >= sizes["layers"]:
+            deepseek_parts.add_further_prediction(tensors, block, hidden)
     vector("output_norm.weight")
     if not tied:
         tensors.matrix("output.weight", args.vocab, hidden, output)
@@ -191,13 +213,17 @@ def parse(arguments=None):
     parser.add_argument("--original-context", type=int, default=128, help="phi3: up to here the short factors hold; the origin of YaRN")
     parser.add_argument("--yarn", type=float, help="factor of YaRN's rope scaling")
     parser.add_argument("--attn-factor", type=float, help="with YaRN: a further factor on cosine and sine")
+    parser.add_argument("--joined", action="store_true", help="deepseek: key and value matrices in one tensor, as in older files")
+    parser.add_argument("--further", type=int, help="deepseek: so many layers at the end that predict tokens beyond the next")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--logit-spread", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args(arguments)
     args.sizes = dict(SIZES[args.family])
-    for key in ("layers", "hidden", "ffn", "experts", "used", "moe_step"):
+    if args.joined:
+        args.sizes["split"] = False
+    for key in ("layers", "hidden", "ffn", "experts", "used", "moe_step", "further"):
         if getattr(args, key):
             args.sizes[key] = getattr(args, key)
     return args

@@ -38,6 +38,7 @@ def pool(name, flags):
     return {f"{name}-{seed}": f"{flags} --seed {seed}" for seed in POOL_SEEDS}
 
 
+DEEPSEEK_V3 = "deepseek-v3 --yarn 4 --original-context 64"
 GPT_OSS = "gpt-oss --yarn 32 --original-context 64"
 VARIANTS = {
     **both("qwen2", "qwen2"),
@@ -60,6 +61,14 @@ VARIANTS = {
     "llama4-two-f32": "llama4 --used 2 --moe-step 1 --seed 101",
     "llama4-maverick-f32": "llama4 --experts 128 --layers 4 --seed 101",
     **pool("llama4-q8_0", "llama4 --type q8_0"),
+    "deepseek-v2-lite-f32": "deepseek-v2-lite --seed 103",
+    "deepseek-v2-f32": "deepseek-v2 --yarn 4 --original-context 64 --seed 101",
+    "deepseek-v3-f32": f"{DEEPSEEK_V3} --seed 101",
+    "deepseek-v3-joined-f32": f"{DEEPSEEK_V3} --joined --seed 101",
+    "deepseek-v3-further-f32": f"{DEEPSEEK_V3} --further 1 --seed 101",
+    **pool("deepseek-v2-lite-q8_0", "deepseek-v2-lite --type q8_0"),
+    **pool("deepseek-v3-q8_0", f"{DEEPSEEK_V3} --type q8_0"),
+    **pool("deepseek-v3-joined-q8_0", f"{DEEPSEEK_V3} --joined --type q8_0"),
     "gpt-oss-f32": f"{GPT_OSS} --seed 101",
     **pool("gpt-oss-q8_0", f"{GPT_OSS} --type q8_0"),
     **pool("gpt-oss-mxfp4", f"{GPT_OSS} --type q8_0 --experts-type mxfp4"),

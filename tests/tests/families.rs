@@ -53,7 +53,11 @@ impl Variant {
 
     /// The architecture in the file: Mixtral is a llama with experts.
     fn architecture(&self) -> &str {
-        if self.family() == "mixtral" { "llama" } else { self.family() }
+        match self.family() {
+            "mixtral" => "llama",
+            family if family.starts_with("deepseek") => "deepseek2",
+            family => family,
+        }
     }
 
     fn is_quantised(&self) -> bool {
@@ -185,6 +189,9 @@ families! {
     command_r: "command-r",
     cohere2: "cohere2",
     llama4: "llama4",
+    deepseek_v2_lite: "deepseek-v2-lite",
+    deepseek_v2: "deepseek-v2",
+    deepseek_v3: "deepseek-v3",
     gpt_oss: "gpt-oss",
 }
 
@@ -339,7 +346,8 @@ fn tensor_may_be_missing(variant: &Variant, name: &str) -> bool {
         "output.weight" => variant.family() != "gpt-oss",
         // Only files whose rope was stretched in this way have it, and no key says that they were.
         "rope_freqs.weight" => true,
-        _ => false,
+        // Nothing of the layers that predict tokens beyond the next is read.
+        name => variant.flags.contains("--further") && name.starts_with("blk.3."),
     }
 }
 

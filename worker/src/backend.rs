@@ -43,6 +43,8 @@ pub struct CacheShape {
     pub key_width: usize,
     /// Values of a value head.
     pub value_width: usize,
+    /// Whether a head's values are the last of its key's, and not stored apart.
+    pub values_in_keys: bool,
     /// How a value is kept.
     pub dtype: CacheDtype,
 }
@@ -86,6 +88,26 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Which positions a row sees.
     pub visibility: Visibility,
+}
+
+/// Which rows of a stacked matrix are each head's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadRows {
+    /// Heads.
+    pub heads: usize,
+    /// Rows between the beginnings of two heads.
+    pub stride: usize,
+    /// The first of a head's rows that are meant, from the head's beginning.
+    pub first: usize,
+    /// How many are meant.
+    pub count: usize,
+}
+
+impl HeadRows {
+    /// All of `count` rows of each head.
+    pub fn all(heads: usize, count: usize) -> HeadRows {
+        HeadRows { heads, stride: count, first: 0, count }
+    }
 }
 
 /// Which experts a step's rows take. A row has as many routes as it takes experts, one after another.
@@ -134,7 +156,7 @@ pub trait Backend: Send + Sized {
     /// An empty activation matrix with memory for `rows` rows of `width` values.
     fn rows(&self, rows: usize, width: usize) -> Result<Self::Rows, BackendError>;
 
-    /// An empty cache.
+    /// An empty cache. Fails where the device cannot attend to one of that form.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache, BackendError>;
 
     /// Runs `work` where the device's operations are cheapest to call; a step is one such call.
@@ -167,6 +189,34 @@ pub trait Backend: Send + Sized {
         routes: &Routes,
         count: usize,
         products: &mut [(&Self::Matrix, &mut Self::Rows)],
+    ) -> Result<(), BackendError>;
+
+    /// Multiplies each head's part of the input with the head's rows of the matrix: `[rows, heads * matrix width]` ->
+    /// `[rows, heads * count]`.
+    fn head_linear(
+        &mut self,
+        input: &Self::Rows,
+        matrix: &Self::Matrix,
+        of: HeadRows,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// The same with the transposed rows: `[rows, heads * count]` -> `[rows, heads * matrix width]`.
+    fn head_linear_transposed(
+        &mut self,
+        input: &Self::Rows,
+        matrix: &Self::Matrix,
+        of: HeadRows,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
+
+    /// Puts channels of the heads of several inputs side by side, head by head. Each input has `heads` heads of a width
+    /// of its own, and gives the channels named.
+    fn join_heads(
+        &self,
+        heads: usize,
+        parts: &[(&Self::Rows, Range<usize>)],
+        out: &mut Self::Rows,
     ) -> Result<(), BackendError>;
 
     /// Adds up the routes' rows of each token, each times its weight, in the order of the routes.
@@ -220,7 +270,7 @@ pub trait Backend: Send + Sized {
         sin: &Self::Rows,
     ) -> Result<(), BackendError>;
 
-    /// Writes each row's keys and values to its sequence's pages.
+    /// Writes each row's keys and values to its sequence's pages; values that are parts of the keys are not written again.
     fn store(
         &self,
         cache: &mut Self::Cache,

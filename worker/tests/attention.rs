@@ -50,6 +50,7 @@ impl Sequence {
             kv_heads: KV_HEADS,
             key_width: KEY_WIDTH,
             value_width: VALUE_WIDTH,
+            values_in_keys: false,
             dtype: CacheDtype::F32,
         };
         let mut cache = backend.cache(shape).unwrap();

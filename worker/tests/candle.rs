@@ -146,7 +146,14 @@ fn parts<B: Backend>(mut backend: B) -> Vec<f32> {
     backend.gate(&mut rows, &up, Activation::ClampedSwish).unwrap();
     found.extend(values(&backend, &rows));
 
-    let shape = CacheShape { pages: 8, kv_heads: 2, key_width: 16, value_width: 16, dtype: CacheDtype::F32 };
+    let shape = CacheShape {
+        pages: 8,
+        kv_heads: 2,
+        key_width: 16,
+        value_width: 16,
+        values_in_keys: false,
+        dtype: CacheDtype::F32,
+    };
     let mut cache = backend.cache(shape).unwrap();
     let (mut keys, mut out) = (backend.rows(ROWS, 32).unwrap(), backend.rows(ROWS, 64).unwrap());
     backend.upload(&random.normals(ROWS * 32, 1.0), 32, &mut keys).unwrap();

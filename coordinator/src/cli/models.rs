@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
-    Activation, Attention, Experts, FeedForward, GroupedAttention, LayerSpec, ModelSpec, Norm, Residual,
-    Rope, RopeDivisors, RopeScaling, Visibility,
+    Activation, Attention, Experts, FeedForward, GroupedAttention, LatentAttention, LayerSpec, ModelSpec,
+    Norm, Residual, Rope, RopeDivisors, RopeScaling, Visibility,
 };
 use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensor_type::TensorType;
@@ -196,6 +196,7 @@ fn spec_card(spec: &ModelSpec, table: &TensorTable) -> SpecCard {
 fn attention_words(layer: &LayerSpec) -> String {
     let mut words = match &layer.attention {
         Attention::Grouped(attention) => grouped_words(attention),
+        Attention::Latent(attention) => latent_words(attention),
     };
     if layer.residual == Residual::Parallel {
         words.push_str(", beside the feed-forward");
@@ -225,6 +226,15 @@ fn grouped_words(attention: &GroupedAttention) -> String {
     words.push_str(
         &attention.rope.as_ref().map_or(", no rope".to_owned(), |rope| rope_words(rope, *key_width)),
     );
+    words
+}
+
+fn latent_words(attention: &LatentAttention) -> String {
+    let LatentAttention { heads, rank, plain_width, value_width, rope, .. } = attention;
+    let width = plain_width + rope.width;
+    let mut words =
+        format!("{heads} heads of {width}/{value_width} on a latent vector of {rank}, all positions");
+    words.push_str(&rope_words(rope, width));
     words
 }
 
@@ -287,6 +297,10 @@ fn unusual_parts(spec: &ModelSpec) -> Vec<String> {
     }
     if matches!(spec.head.norm, Norm::Layer { .. }) {
         parts.push("LayerNorm instead of RMS norm".to_owned());
+    }
+    if spec.skipped_layers > 0 {
+        let layers = spec.skipped_layers;
+        parts.push(format!("{layers} layers at the end predict tokens beyond the next and are not run"));
     }
     let any = |part: fn(&LayerSpec) -> bool| spec.layers.iter().any(part);
     if any(|layer| layer.attention_post_norm.is_some() || layer.feed_forward_post_norm.is_some()) {

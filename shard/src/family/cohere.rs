@@ -66,6 +66,7 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
         context_length: sizes.context,
         embedding_scale: 1.0,
         layers: layers.collect(),
+        skipped_layers: 0,
         head: HeadSpec { norm, tied: true, logit_scale },
     })
 }

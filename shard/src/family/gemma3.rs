@@ -68,6 +68,7 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
         context_length: sizes.context,
         embedding_scale: (sizes.hidden as f32).sqrt(),
         layers: layers.collect(),
+        skipped_layers: 0,
         head: HeadSpec { norm, tied: parts::tied(header), logit_scale: 1.0 },
     })
 }

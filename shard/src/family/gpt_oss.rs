@@ -58,6 +58,7 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
         context_length: sizes.context,
         embedding_scale: 1.0,
         layers: layers.collect(),
+        skipped_layers: 0,
         head: HeadSpec { norm, tied: false, logit_scale: 1.0 },
     })
 }

@@ -5,6 +5,7 @@
 //! without one of its parts answers fluently and wrongly.
 
 mod cohere;
+mod deepseek2;
 mod gemma3;
 mod gpt_oss;
 mod hyperparameters;
@@ -20,8 +21,19 @@ use crate::spec::{Family, ModelSpec};
 use crate::tensors::{LayerRole, Role};
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 10] =
-    ["llama", "llama4", "qwen2", "qwen3", "qwen3moe", "phi3", "gemma3", "command-r", "cohere2", "gpt-oss"];
+pub const SUPPORTED_ARCHITECTURES: [&str; 11] = [
+    "llama",
+    "llama4",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "phi3",
+    "gemma3",
+    "command-r",
+    "cohere2",
+    "gpt-oss",
+    "deepseek2",
+];
 
 /// A model that cannot be run, and why.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +83,7 @@ impl ModelSpec {
             "command-r" => cohere::command_r(header),
             "cohere2" => cohere::cohere2(header),
             "gpt-oss" => gpt_oss::spec(header),
+            "deepseek2" => deepseek2::spec(header),
             other => Err(SpecError::Architecture { found: other.chars().take(80).collect() }),
         }
     }

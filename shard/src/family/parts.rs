@@ -13,12 +13,12 @@ pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length"
 /// Base of the rope frequencies where a file may leave it out.
 const DEFAULT_ROPE_BASE: f32 = 10_000.0;
 /// Bounds on what a file may ask for: a few times the largest public model's.
-const MAX_HIDDEN: u64 = 1 << 20;
+pub(super) const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_LAYERS: u64 = 1 << 12;
-const MAX_HEADS: u64 = 1 << 14;
-const MAX_HEAD_WIDTH: u64 = 1 << 14;
-const MAX_FEED_FORWARD: u64 = 1 << 22;
-const MAX_EXPERTS: u64 = 1 << 14;
+pub(super) const MAX_HEADS: u64 = 1 << 14;
+pub(super) const MAX_HEAD_WIDTH: u64 = 1 << 14;
+pub(super) const MAX_FEED_FORWARD: u64 = 1 << 22;
+pub(super) const MAX_EXPERTS: u64 = 1 << 14;
 const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_VOCAB: u64 = 1 << 24;
 
@@ -57,9 +57,8 @@ pub(super) fn refuse_experts(keys: &Hyperparameters<'_>) -> Result<(), SpecError
     }
 }
 
-/// The experts, weighted by their softmax, renormalised; `None` where the file has none. `width` is the key of an
-/// expert's width.
-pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result<Option<Experts>, SpecError> {
+/// How many experts there are, and how many of them a position takes; `None` where the file has none.
+pub(super) fn expert_counts(keys: &Hyperparameters<'_>) -> Result<Option<(usize, usize)>, SpecError> {
     let used = keys.count("expert_used_count", 0..=MAX_EXPERTS)?;
     let Some(count @ 1..) = keys.count("expert_count", 0..=MAX_EXPERTS)? else {
         return Ok(None);
@@ -69,6 +68,15 @@ pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result
         let wanted = format!("it must be between 1 and the number of experts, {count}");
         return Err(keys.invalid("expert_used_count", used, &wanted));
     }
+    Ok(Some((count, used)))
+}
+
+/// The experts, weighted by their softmax, renormalised; `None` where the file has none. `width` is the key of an
+/// expert's width.
+pub(super) fn softmax_experts(keys: &Hyperparameters<'_>, width: &str) -> Result<Option<Experts>, SpecError> {
+    let Some((count, used)) = expert_counts(keys)? else {
+        return Ok(None);
+    };
     Ok(Some(Experts {
         count,
         used,

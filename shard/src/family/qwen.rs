@@ -73,6 +73,7 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
         context_length: sizes.context,
         embedding_scale: 1.0,
         layers: layers.collect(),
+        skipped_layers: 0,
         head: HeadSpec { norm, tied: parts::tied(header), logit_scale: 1.0 },
     })
 }

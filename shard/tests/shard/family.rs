@@ -19,8 +19,10 @@ fn spec_of(file: &Gguf) -> Result<ModelSpec, SpecError> {
 }
 
 fn attention(spec: &ModelSpec, layer: usize) -> &GroupedAttention {
-    let Attention::Grouped(attention) = &spec.layers[layer].attention;
-    attention
+    match &spec.layers[layer].attention {
+        Attention::Grouped(attention) => attention,
+        Attention::Latent(_) => panic!("layer {layer} has latent attention"),
+    }
 }
 
 fn rope(attention: &GroupedAttention) -> &Rope {

@@ -104,7 +104,9 @@ fn llama4(layers: u32, step: u32) -> Gguf {
 }
 
 fn attention(spec: &ModelSpec, layer: usize) -> &GroupedAttention {
-    let Attention::Grouped(attention) = &spec.layers[layer].attention;
+    let Attention::Grouped(attention) = &spec.layers[layer].attention else {
+        panic!("layer {layer} has latent attention");
+    };
     attention
 }
 

@@ -13,9 +13,12 @@ use brigade_shard::tensor_type::TensorType;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Error, Module, Tensor};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Routes};
+use crate::backend::{
+    AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
+};
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
 /// Threads that read files; a disk is not faster with more, and the computing is the device's.
@@ -98,6 +101,11 @@ impl CandleRows {
 fn no_experts() -> BackendError {
     let reason = "mixtures of experts run on the processor alone: use `--device cpu`";
     BackendError { operation: "run experts", reason: reason.to_owned() }
+}
+
+fn no_latent_attention() -> BackendError {
+    let reason = "latent attention runs on the processor alone: use `--device cpu`";
+    BackendError { operation: "attend", reason: reason.to_owned() }
 }
 
 fn ggml_type(kind: TensorType) -> Option<GgmlDType> {
@@ -243,6 +251,35 @@ impl Backend for CandleBackend {
         Err(no_experts())
     }
 
+    fn head_linear(
+        &mut self,
+        _input: &CandleRows,
+        _matrix: &CandleMatrix,
+        _of: HeadRows,
+        _out: &mut CandleRows,
+    ) -> Result<(), BackendError> {
+        Err(no_latent_attention())
+    }
+
+    fn head_linear_transposed(
+        &mut self,
+        _input: &CandleRows,
+        _matrix: &CandleMatrix,
+        _of: HeadRows,
+        _out: &mut CandleRows,
+    ) -> Result<(), BackendError> {
+        Err(no_latent_attention())
+    }
+
+    fn join_heads(
+        &self,
+        _heads: usize,
+        _parts: &[(&CandleRows, Range<usize>)],
+        _out: &mut CandleRows,
+    ) -> Result<(), BackendError> {
+        Err(no_latent_attention())
+    }
+
     fn combine(
         &self,
         _routed: &CandleRows,
@@ -261,6 +298,9 @@ impl Backend for CandleBackend {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CandleCache, BackendError> {
+        if shape.values_in_keys {
+            return Err(no_latent_attention());
+        }
         let dtype = match shape.dtype {
             CacheDtype::F16 => DType::F16,
             CacheDtype::F32 => DType::F32,

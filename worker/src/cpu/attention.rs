@@ -4,6 +4,8 @@
 //! the weighted sum of the values, and all three are rescaled when a page brings a larger score. Pages begin at fixed
 //! positions, so a row's result does not depend on how its prompt was cut or on which rows are computed beside it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::cache::{CpuCache, PAGE};
@@ -15,7 +17,11 @@ use crate::simd::{LANES, Simd, dot, kernel};
 /// Rows of a sequence that share the reading of a page.
 const TILE_ROWS: usize = 16;
 
-/// Rows of one sequence and the query heads of one key and value head.
+/// Query heads that share the reading of a page; those of one key and value head may be so many that several threads
+/// should take them.
+const TILE_HEADS: usize = 16;
+
+/// Rows of one sequence and query heads of one key and value head.
 struct Tile<'a> {
     /// The pages that its rows see something of.
     pages: &'a [u32],
@@ -27,6 +33,7 @@ struct Tile<'a> {
     /// Position of the first row.
     position: usize,
     kv_head: usize,
+    heads: Range<usize>,
     /// Sinks of the query heads.
     sinks: Option<&'a [f32]>,
 }
@@ -59,15 +66,22 @@ pub(crate) fn attend(
             let position = span.start + first;
             let first_page = shape.visibility.first(position) / PAGE;
             let pages = &span.pages[first_page..(position + rows).div_ceil(PAGE)];
-            tiles.extend((0..kv_heads).map(|kv_head| Tile {
-                pages,
-                pages_start: first_page * PAGE,
-                row: span.rows.start + first,
-                rows,
-                position,
-                kv_head,
-                sinks: sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]),
-            }));
+            for kv_head in 0..kv_heads {
+                let end = (kv_head + 1) * group;
+                tiles.extend((kv_head * group..end).step_by(TILE_HEADS).map(|head| {
+                    let heads = head..end.min(head + TILE_HEADS);
+                    Tile {
+                        pages,
+                        pages_start: first_page * PAGE,
+                        row: span.rows.start + first,
+                        rows,
+                        position,
+                        kv_head,
+                        sinks: sinks.map(|sinks| &sinks[heads.clone()]),
+                        heads,
+                    }
+                }));
+            }
         }
     }
     // SAFETY: each tile writes its own rows and heads.
@@ -87,11 +101,10 @@ fn attend_tile(
     scratch: &mut Scratch,
 ) {
     let (key_width, value_width) = (cache.shape.key_width, cache.shape.value_width);
-    let group = shape.heads / cache.shape.kv_heads;
-    let heads = tile.kv_head * group..(tile.kv_head + 1) * group;
+    let (heads, group) = (tile.heads.clone(), tile.heads.len());
     let Scratch { keys, values, states } = scratch;
     keys.resize(PAGE * key_width, 0.0);
-    values.resize(PAGE * value_width, 0.0);
+    let value_stride = if cache.shape.values_in_keys { key_width } else { value_width };
     states.clear();
     // A sink is a score that was there before all others.
     let first = |i: usize| tile.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[i], 1.0));
@@ -105,7 +118,13 @@ fn attend_tile(
     }
     for (index, &page) in tile.pages.iter().enumerate() {
         let keys = cache.keys(page, tile.kv_head, keys);
-        let values = cache.values(page, tile.kv_head, values);
+        let values = match cache.shape.values_in_keys {
+            true => &keys[key_width - value_width..],
+            false => {
+                values.resize(PAGE * value_width, 0.0);
+                cache.values(page, tile.kv_head, values)
+            }
+        };
         for row in 0..tile.rows {
             let page_start = tile.pages_start + index * PAGE;
             let position = tile.position + row;
@@ -120,7 +139,7 @@ fn attend_tile(
                     simd,
                     query,
                     &keys[visible.start * key_width..visible.end * key_width],
-                    &values[visible.start * value_width..visible.end * value_width],
+                    PageValues { all: &values[visible.start * value_stride..], stride: value_stride },
                     shape.scale,
                     &mut states[row * group + i],
                     part(row, head),
@@ -136,12 +155,19 @@ fn attend_tile(
     }
 }
 
+/// Values of positions that follow each other on a page, one at every `stride`th number.
+#[derive(Clone, Copy)]
+struct PageValues<'a> {
+    all: &'a [f32],
+    stride: usize,
+}
+
 kernel! {
-    /// Adds a page's positions to a row and head: `keys` `[n, key width]`, `values` `[n, value width]`, `n <= PAGE`.
+    /// Adds a page's positions to a row and head: `keys` `[n, key width]`, `n <= PAGE`, and as many values.
     fn attend_page<V>(
         query: &[f32],
         keys: &[f32],
-        values: &[f32],
+        values: PageValues<'_>,
         scale: f32,
         state: &mut (f32, f32),
         out: &mut [f32],
@@ -168,19 +194,18 @@ kernel! {
         for value in out.iter_mut() {
             *value *= shrink;
         }
-        let width = out.len();
         let (chunks, rest) = out.as_chunks_mut::<LANES>();
         let whole = chunks.len() * LANES;
         for (i, out) in chunks.iter_mut().enumerate() {
             let mut sum = V::load(out);
-            for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            for (&weight, value) in weights[..count].iter().zip(values.all.chunks(values.stride)) {
                 let (value, _) = value[i * LANES..].as_chunks::<LANES>();
                 sum = sum.add_product(V::splat(weight), V::load(&value[0]));
             }
             sum.store(out);
         }
         for (i, out) in rest.iter_mut().enumerate() {
-            for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            for (&weight, value) in weights[..count].iter().zip(values.all.chunks(values.stride)) {
                 *out += weight * value[whole + i];
             }
         }

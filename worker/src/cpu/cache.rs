@@ -14,7 +14,8 @@ pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
 pub struct CpuCache {
     pub(crate) shape: CacheShape,
     keys: Values,
-    values: Values,
+    /// `None` where they are parts of the keys.
+    values: Option<Values>,
 }
 
 /// One allocation of zeros, so that pages never written take no memory.
@@ -60,7 +61,7 @@ impl CpuCache {
         CpuCache {
             shape,
             keys: Values::zeroed(rows * shape.key_width, shape.dtype),
-            values: Values::zeroed(rows * shape.value_width, shape.dtype),
+            values: (!shape.values_in_keys).then(|| Values::zeroed(rows * shape.value_width, shape.dtype)),
         }
     }
 
@@ -68,7 +69,8 @@ impl CpuCache {
         (page as usize * self.shape.kv_heads + head) * PAGE
     }
 
-    /// Writes the rows' keys and values (`[rows, kv_heads * width]`) to their sequences' pages.
+    /// Writes the rows' keys and values (`[rows, kv_heads * width]`) to their sequences' pages; values that are parts of
+    /// the keys are not written again.
     pub(crate) fn store(&mut self, batch: &Batch, keys: &[f32], values: &[f32]) {
         let CacheShape { kv_heads, key_width, value_width, .. } = self.shape;
         for span in &batch.spans {
@@ -78,7 +80,9 @@ impl CpuCache {
                     let at = self.row(page, head) + position % PAGE;
                     let part = row * kv_heads + head;
                     self.keys.write(at * key_width, &keys[part * key_width..][..key_width]);
-                    self.values.write(at * value_width, &values[part * value_width..][..value_width]);
+                    if let Some(all) = &mut self.values {
+                        all.write(at * value_width, &values[part * value_width..][..value_width]);
+                    }
                 }
             }
         }
@@ -89,8 +93,10 @@ impl CpuCache {
         self.keys.read(self.row(page, head) * self.shape.key_width, scratch)
     }
 
-    /// A head's values on a page, `[PAGE, value_width]`; `scratch` has that size.
+    /// A head's values on a page, `[PAGE, value_width]`; `scratch` has that size. Where they are parts of the keys, there
+    /// are none.
     pub(crate) fn values<'a>(&'a self, page: u32, head: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        self.values.read(self.row(page, head) * self.shape.value_width, scratch)
+        let at = self.row(page, head) * self.shape.value_width;
+        self.values.as_ref().map_or(&[], |values| values.read(at, scratch))
     }
 }

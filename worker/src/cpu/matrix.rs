@@ -185,6 +185,15 @@ pub(crate) enum Passing<'a> {
         /// The weight row whose products go to the first column.
         first_weight: usize,
     },
+    /// All of `rows`, each with its part for one of `heads` heads; a part counts as a row of the input.
+    Head {
+        rows: usize,
+        heads: usize,
+        head: usize,
+        /// The weight row whose products go to `column`.
+        first_weight: usize,
+        column: usize,
+    },
 }
 
 impl Passing<'_> {
@@ -192,6 +201,7 @@ impl Passing<'_> {
         match self {
             Passing::All => rows,
             Passing::Routes { routes, .. } => routes.len(),
+            Passing::Head { rows, .. } => rows,
         }
     }
 
@@ -199,6 +209,7 @@ impl Passing<'_> {
         match self {
             Passing::All => index,
             Passing::Routes { routes, share, .. } => routes[index] as usize / share,
+            Passing::Head { heads, head, .. } => index * heads + head,
         }
     }
 
@@ -206,6 +217,7 @@ impl Passing<'_> {
         match self {
             Passing::All => (index, weight),
             Passing::Routes { routes, first_weight, .. } => (routes[index] as usize, weight - first_weight),
+            Passing::Head { first_weight, column, .. } => (index, column + weight - first_weight),
         }
     }
 }

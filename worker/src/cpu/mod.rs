@@ -9,6 +9,7 @@ mod cache;
 mod codebooks;
 mod columns;
 mod grids;
+mod heads;
 mod matrix;
 mod ops;
 mod super_blocks;
@@ -26,7 +27,9 @@ pub use self::cache::CpuCache;
 use self::columns::Columns;
 pub use self::matrix::CpuMatrix;
 use self::matrix::{ActivationForm, Activations, Format, Passing, SUPER_BLOCK};
-use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Routes};
+use crate::backend::{
+    AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
+};
 pub use crate::simd::Simd;
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
@@ -61,6 +64,10 @@ pub struct CpuRows {
 }
 
 impl CpuRows {
+    fn input(&self) -> Input<'_> {
+        Input { rows: self.rows, width: self.width, values: self.values() }
+    }
+
     fn values(&self) -> &[f32] {
         &self.data[..self.rows * self.width]
     }
@@ -80,6 +87,14 @@ impl CpuRows {
         (self.rows, self.width) = (rows, width);
         &mut self.data[..len]
     }
+}
+
+/// What passes over weights: rows of a matrix's width.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    rows: usize,
+    width: usize,
+    values: &'a [f32],
 }
 
 /// A piece of a product.
@@ -150,13 +165,13 @@ impl CpuBackend {
     }
 
     /// Rounds the input to the forms that the matrices want, and does all pieces of work.
-    fn multiply(&mut self, input: &CpuRows, work: Vec<Work<'_>>) {
+    fn multiply(&mut self, input: Input<'_>, work: Vec<Work<'_>>) {
         let mut forms: Vec<_> = work.iter().map(|work| work.matrix.format.activation_form()).collect();
         forms.dedup();
         self.round(input, &forms);
         let activations = Activations {
             rows: input.rows,
-            float: input.values(),
+            float: input.values,
             blocks: &self.blocks,
             super_blocks: &self.super_blocks,
         };
@@ -170,7 +185,7 @@ impl CpuBackend {
     }
 
     /// Rounds the input to the forms that the matrices want.
-    fn round(&mut self, input: &CpuRows, forms: &[ActivationForm]) {
+    fn round(&mut self, input: Input<'_>, forms: &[ActivationForm]) {
         let (rows, width, simd) = (input.rows, input.width, self.simd);
         let values = rows * width;
         let parallel = values >= PARALLEL_VALUES;
@@ -185,13 +200,13 @@ impl CpuBackend {
             if parallel {
                 self.pool.install(|| {
                     input
-                        .values()
+                        .values
                         .par_chunks_exact(width)
                         .zip(out.par_chunks_exact_mut(width / BLOCK))
                         .for_each(work);
                 });
             } else {
-                input.values().chunks_exact(width).zip(out.chunks_exact_mut(width / BLOCK)).for_each(work);
+                input.values.chunks_exact(width).zip(out.chunks_exact_mut(width / BLOCK)).for_each(work);
             }
         }
         if forms.contains(&ActivationForm::SuperBlocks) {
@@ -206,13 +221,13 @@ impl CpuBackend {
             if parallel {
                 self.pool.install(|| {
                     input
-                        .values()
+                        .values
                         .par_chunks_exact(width)
                         .zip(out.par_chunks_exact_mut(per_row))
                         .for_each(work);
                 });
             } else {
-                input.values().chunks_exact(width).zip(out.chunks_exact_mut(per_row)).for_each(work);
+                input.values.chunks_exact(width).zip(out.chunks_exact_mut(per_row)).for_each(work);
             }
         }
     }
@@ -312,7 +327,7 @@ impl Backend for CpuBackend {
                 work.push(Work { matrix, chunk, passing: Passing::All, columns: columns.clone() });
             });
         }
-        self.multiply(input, work);
+        self.multiply(input.input(), work);
         Ok(())
     }
 
@@ -340,7 +355,58 @@ impl Backend for CpuBackend {
                 });
             }
         }
-        self.multiply(input, work);
+        self.multiply(input.input(), work);
+        Ok(())
+    }
+
+    fn head_linear(
+        &mut self,
+        input: &CpuRows,
+        matrix: &CpuMatrix,
+        of: HeadRows,
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
+        let HeadRows { heads, stride, first, count } = of;
+        let rows = input.rows;
+        let columns = Arc::new(out.columns(rows, heads * count));
+        let mut work = Vec::new();
+        for head in 0..heads {
+            let first_weight = head * stride + first;
+            let passing = Passing::Head { rows, heads, head, first_weight, column: head * count };
+            self.cut(matrix, first_weight..first_weight + count, rows, |chunk| {
+                work.push(Work { matrix, chunk, passing, columns: columns.clone() });
+            });
+        }
+        let parts = Input { rows: rows * heads, width: matrix.width, values: input.values() };
+        self.multiply(parts, work);
+        Ok(())
+    }
+
+    fn head_linear_transposed(
+        &mut self,
+        input: &CpuRows,
+        matrix: &CpuMatrix,
+        of: HeadRows,
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
+        let columns = out.columns(input.rows, of.heads * matrix.width);
+        self.pool.install(|| {
+            heads::multiply_transposed(self.simd, matrix, of, input.rows, input.values(), &columns);
+        });
+        Ok(())
+    }
+
+    fn join_heads(
+        &self,
+        heads: usize,
+        parts: &[(&CpuRows, Range<usize>)],
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
+        let parts: Vec<_> =
+            parts.iter().map(|(rows, channels)| (rows.values(), rows.width, channels.clone())).collect();
+        let width = heads * parts.iter().map(|(_, _, channels)| channels.len()).sum::<usize>();
+        let rows = parts.first().map_or(0, |(values, width, _)| values.len() / width);
+        self.each_row(out.shaped(rows, width), width, |row, out| heads::join(heads, row, &parts, out));
         Ok(())
     }
 

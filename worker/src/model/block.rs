@@ -2,13 +2,12 @@
 
 use brigade_shard::spec::{Activation, Experts, Norm, RopePairing, Temperature, Weighing};
 
+use super::latent::{LatentBuffers, LatentPart};
 use super::router;
 use crate::backend::{AttentionShape, Backend, BackendError, Batch, Routes};
 
 /// Buffers that all blocks of a stage compute in, `[rows, width]` each.
 pub(super) struct Workspace<B: Backend> {
-    /// Width of the residual stream.
-    pub(super) width: usize,
     /// The residual stream.
     pub(super) hidden: B::Rows,
     pub(super) normed: B::Rows,
@@ -21,6 +20,7 @@ pub(super) struct Workspace<B: Backend> {
     pub(super) gate: B::Rows,
     pub(super) up: B::Rows,
     pub(super) experts: Option<ExpertBuffers<B>>,
+    pub(super) latent: Option<LatentBuffers<B>>,
     /// Cosines and sines of the step's positions, for each kind of rope that the stage has.
     pub(super) angles: Vec<(B::Rows, B::Rows)>,
 }
@@ -38,7 +38,7 @@ pub(super) struct ExpertBuffers<B: Backend> {
 /// One transformer block on a device.
 pub(super) struct Block<B: Backend> {
     pub(super) attention_norm: NormPart<B>,
-    pub(super) attention: AttentionPart<B>,
+    pub(super) attention: AttentionKind<B>,
     pub(super) attention_post_norm: Option<NormPart<B>>,
     /// Norm of the feed-forward's input; `None` where both halves read the attention's.
     pub(super) feed_forward_norm: Option<NormPart<B>>,
@@ -48,7 +48,14 @@ pub(super) struct Block<B: Backend> {
 
 pub(super) struct NormPart<B: Backend> {
     pub(super) norm: Norm,
+    /// Number of weights.
+    pub(super) width: usize,
     pub(super) weight: B::Vector,
+}
+
+pub(super) enum AttentionKind<B: Backend> {
+    Grouped(AttentionPart<B>),
+    Latent(LatentPart<B>),
 }
 
 pub(super) struct AttentionPart<B: Backend> {
@@ -130,7 +137,10 @@ impl<B: Backend> Block<B> {
         w: &mut Workspace<B>,
     ) -> Result<(), BackendError> {
         self.attention_norm.run(backend, w)?;
-        self.attention.run(backend, batch, w)?;
+        match &mut self.attention {
+            AttentionKind::Grouped(attention) => attention.run(backend, batch, w)?,
+            AttentionKind::Latent(attention) => attention.run(backend, batch, w)?,
+        }
         if let Some(norm) = &self.attention_post_norm {
             norm.run_on_output(backend, w)?;
         }
@@ -152,9 +162,14 @@ impl<B: Backend> NormPart<B> {
         backend.norm(self.norm, &w.hidden, &self.weight, &mut w.normed)
     }
 
+    /// On rows that have no other use; the norm's weights are as many as their channels.
+    pub(super) fn run_in_place(&self, backend: &B, rows: &mut B::Rows) -> Result<(), BackendError> {
+        backend.norm_parts(self.norm, rows, self.width, &self.weight)
+    }
+
     /// On a half's output.
     fn run_on_output(&self, backend: &B, w: &mut Workspace<B>) -> Result<(), BackendError> {
-        backend.norm_parts(self.norm, &mut w.projected, w.width, &self.weight)
+        self.run_in_place(backend, &mut w.projected)
     }
 }
 

@@ -3,20 +3,21 @@
 use std::sync::Arc;
 
 use brigade_proto::control::StageRoom;
-use brigade_shard::cost::{PAGE_TOKENS, Widths};
+use brigade_shard::cost::{LatentWidths, PAGE_TOKENS, Widths};
 use brigade_shard::layers::Shard;
 use brigade_shard::model_file::TensorInfo;
 use brigade_shard::spec::{
-    Attention, FeedForward, GroupedAttention, HeadNorm, LayerSpec, ModelSpec, Norm, Projections, Residual,
-    Rope, RopeDivisors,
+    Attention, FeedForward, GroupedAttention, HeadNorm, LatentAttention, LatentLayout, LatentQuery,
+    LayerSpec, ModelSpec, Norm, Projections, Residual, Rope, RopeDivisors, Visibility,
 };
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
 use brigade_shard::units::Bytes;
 
 use super::block::{
-    AttentionPart, Biases, Block, ExpertBiases, ExpertBuffers, FeedForwardPart, GatedPart, HeadNorms,
-    NormPart, Turn, Workspace,
+    AttentionKind, AttentionPart, Biases, Block, ExpertBiases, ExpertBuffers, FeedForwardPart, GatedPart,
+    HeadNorms, NormPart, Turn, Workspace,
 };
+use super::latent::{LatentBuffers, LatentHead, LatentPart, QueryPart, UpPart};
 use super::{HEAD_ROWS, Head, StageModel};
 use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape, Routes};
 use crate::rope::RopeFrequencies;
@@ -38,8 +39,7 @@ pub fn load<B: Backend>(
     progress.set_total(table.of(shard).iter().map(|(_, info)| info.bytes).sum::<Bytes>());
     let widths = Widths::of(spec);
     let rows = room.step_rows as usize;
-    let widest = widths.hidden.max(widths.attention).max(widths.feed_forward);
-    backend.reserve(rows, widest as usize);
+    backend.reserve(rows, widths.widest_input() as usize);
 
     let mut loader = Loader { backend: &backend, files, table, room, ropes: Vec::new() };
     let embedding = if shard.embedding { Some(Arc::new(loader.matrix(Role::TokenEmbedding)?)) } else { None };
@@ -76,7 +76,6 @@ fn workspace<B: Backend>(
         Ok((backend.rows(rows, frequencies.pairs())?, backend.rows(rows, frequencies.pairs())?))
     };
     Ok(Workspace {
-        width: widths.hidden as usize,
         hidden: buffer(widths.hidden)?,
         normed: buffer(widths.hidden)?,
         projected: buffer(widths.hidden)?,
@@ -87,6 +86,7 @@ fn workspace<B: Backend>(
         gate: buffer(widths.feed_forward)?,
         up: buffer(widths.feed_forward)?,
         experts: expert_buffers(backend, spec, rows)?,
+        latent: latent_buffers(backend, spec, rows)?,
         angles: frequencies.iter().map(angles).collect::<Result<_, LoadError>>()?,
     })
 }
@@ -108,6 +108,26 @@ fn expert_buffers<B: Backend>(
         routed: backend.rows(rows * used, spec.hidden)?,
         routes: Routes::default(),
         host: Vec::new(),
+    }))
+}
+
+fn latent_buffers<B: Backend>(
+    backend: &B,
+    spec: &ModelSpec,
+    rows: usize,
+) -> Result<Option<LatentBuffers<B>>, LoadError> {
+    let widths = spec.layers.iter().filter_map(|layer| match &layer.attention {
+        Attention::Latent(attention) => Some(LatentWidths::of(attention)),
+        Attention::Grouped(_) => None,
+    });
+    let Some(widths) = widths.reduce(LatentWidths::max) else {
+        return Ok(None);
+    };
+    Ok(Some(LatentBuffers {
+        compressed: backend.rows(rows, widths.compressed)?,
+        query: backend.rows(rows, widths.query)?,
+        heads: backend.rows(rows, widths.heads)?,
+        turned: backend.rows(rows, widths.turned)?,
     }))
 }
 
@@ -140,6 +160,16 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.experts(shape, count as usize, &mut self.files.tensor(info))
     }
 
+    /// Reads matrices that lie one after another as one with the rows of all.
+    fn stack(&self, role: Role) -> Result<B::Matrix, LoadError> {
+        let info = self.info(role)?;
+        let [width, rows, count] = info.dims[..] else {
+            return Err(missing(role));
+        };
+        let shape = MatrixShape { kind: info.kind, rows: (rows * count) as usize, width: width as usize };
+        self.backend.matrix(shape, &mut self.files.tensor(info))
+    }
+
     /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
     fn matrices<const N: usize>(&self, role: Role, rows: [usize; N]) -> Result<[B::Matrix; N], LoadError> {
         let info = self.info(role)?;
@@ -167,9 +197,11 @@ impl<B: Backend> Loader<'_, B> {
 
     fn block(&mut self, layer: usize, spec: &LayerSpec) -> Result<Block<B>, LoadError> {
         let role = |role| Role::Layer(layer, role);
-        let Attention::Grouped(attention) = &spec.attention;
         let attention_norm = self.norm(spec.attention_norm, role(LayerRole::AttentionNorm))?;
-        let attention = self.attention(layer, attention)?;
+        let attention = match &spec.attention {
+            Attention::Grouped(attention) => AttentionKind::Grouped(self.attention(layer, attention)?),
+            Attention::Latent(attention) => AttentionKind::Latent(self.latent(layer, attention)?),
+        };
         let post = |norm: Option<Norm>, of| norm.map(|norm| self.norm(norm, role(of))).transpose();
         let feed_forward_norm = match spec.residual {
             Residual::Sequential { feed_forward_norm } => Some(feed_forward_norm),
@@ -186,7 +218,8 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn norm(&self, norm: Norm, role: Role) -> Result<NormPart<B>, LoadError> {
-        Ok(NormPart { norm, weight: self.vector(role)? })
+        let weights = self.floats(role)?;
+        Ok(NormPart { norm, width: weights.len(), weight: self.backend.vector(&weights)? })
     }
 
     fn feed_forward(&self, layer: usize, spec: &FeedForward) -> Result<FeedForwardPart<B>, LoadError> {
@@ -297,6 +330,53 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
+    fn latent(&mut self, layer: usize, spec: &LatentAttention) -> Result<LatentPart<B>, LoadError> {
+        let role = |role| Role::Layer(layer, role);
+        // First, so that a device that cannot attend to it says so before anything is read.
+        let cache = self.backend.cache(CacheShape {
+            pages: (self.room.cache_tokens / PAGE_TOKENS) as usize,
+            kv_heads: 1,
+            key_width: spec.cached_width(),
+            value_width: spec.rank,
+            values_in_keys: true,
+            dtype: self.room.cache_dtype,
+        })?;
+        let turn = Turn { pairing: spec.rope.pairing, angles: self.angles(&spec.rope)? };
+        let query = match spec.query {
+            LatentQuery::Direct => QueryPart::Direct(self.matrix(role(LayerRole::Query))?),
+            LatentQuery::Compressed { norm, .. } => QueryPart::Compressed {
+                down: self.matrix(role(LayerRole::QueryDown))?,
+                norm: self.norm(norm, role(LayerRole::QueryDownNorm))?,
+                up: self.matrix(role(LayerRole::QueryUp))?,
+            },
+        };
+        let [latent, turned] = self.matrices(role(LayerRole::LatentDown), [spec.rank, spec.rope.width])?;
+        let up = match spec.layout {
+            LatentLayout::Split => UpPart::Split {
+                keys: self.stack(role(LayerRole::KeyUp))?,
+                values: self.stack(role(LayerRole::ValueUp))?,
+            },
+            LatentLayout::Joined => UpPart::Joined(self.matrix(role(LayerRole::KeyValueUp))?),
+        };
+        Ok(LatentPart {
+            shape: AttentionShape { heads: spec.heads, scale: spec.scale, visibility: Visibility::All },
+            widths: LatentHead {
+                rank: spec.rank,
+                plain: spec.plain_width,
+                turned: spec.rope.width,
+                value: spec.value_width,
+            },
+            query,
+            latent,
+            norm: self.norm(spec.norm, role(LayerRole::LatentNorm))?,
+            turned,
+            turn,
+            up,
+            output: self.matrix(role(LayerRole::AttentionOutput))?,
+            cache,
+        })
+    }
+
     fn angles(&mut self, rope: &Rope) -> Result<usize, LoadError> {
         if let Some(index) = self.ropes.iter().position(|(known, _)| known == rope) {
             return Ok(index);
@@ -319,6 +399,7 @@ impl<B: Backend> Loader<'_, B> {
             kv_heads: attention.kv_heads,
             key_width: attention.key_width,
             value_width: attention.value_width,
+            values_in_keys: false,
             dtype: self.room.cache_dtype,
         })?)
     }

@@ -4,6 +4,7 @@
 //! family and no device.
 
 mod block;
+mod latent;
 mod load;
 mod room;
 mod router;
