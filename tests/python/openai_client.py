@@ -17,6 +17,7 @@ CHECKS = []
 PROMPT = "The capital of France is"
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 FINISH = ("stop", "length")
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
 
 
 def check(function):
@@ -293,6 +294,22 @@ def chat_length(server):
 
 
 @check
+def chat_with_a_call_and_its_answer(server):
+    call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [*MESSAGES, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "tool_call_id": call["id"], "content": "2"}]
+    message = server.chat(messages).choices[0].message
+    equal((message.role, message.tool_calls), ("assistant", None), "an answer without tools")
+
+
+@check
+def chat_with_tools_that_the_template_does_not_know(server):
+    """SmolLM2's template writes no tools: they are refused rather than forgotten."""
+    error = refused(lambda: server.chat(tools=[TOOL]), openai.BadRequestError, "template has no tools")
+    equal(error.body["param"], "tools", "error.param")
+    equal(server.chat(tools=[TOOL], tool_choice="none").choices[0].message.tool_calls, None, "calls that nobody wanted")
+
+
+@check
 def chat_logit_bias(server):
     token = 42
     answer = server.chat(max_tokens=3, logit_bias={str(token): 100})
@@ -351,9 +368,8 @@ def bad_values_are_refused(server):
 
 @check
 def unsupported_parameters_are_refused(server):
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    for options in ({"tools": [tool]}, {"response_format": {"type": "json_object"}}, {"n": 2}):
-        name = next(iter(options))
+    for options in ({"tools": [TOOL], "tool_choice": "required"}, {"response_format": {"type": "json_object"}}, {"n": 2}):
+        name = list(options)[-1]
         error = refused(lambda: server.chat(**options), openai.BadRequestError, name)
         equal(error.body["param"], name, "error.param")
     refused(lambda: server.complete(n=2), openai.BadRequestError, "n")

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::answers::{self, Deltas, Job};
 use super::body;
 use super::chat_request::ChatRequest;
-use super::choice::{Delta, Reading};
+use super::choice::{Delta, Finish, Reading};
 use super::engine::Engine;
 use super::envelope::{Envelope, Usage};
 use super::error::ApiError;
@@ -21,10 +21,14 @@ use super::params::Delivery;
 use super::prompts;
 use super::sse::{self, Chunks};
 use super::state::Api;
+use super::tool_calls::{Call, CallFinder, Found, MARKERS};
 use crate::generation::GenerationRequest;
 
 /// Whom the answer is from.
 const ROLE: &str = "assistant";
+
+/// Characters of a call's id.
+const CALL_ID_CHARS: usize = 9;
 
 /// Answers a chat request, whole or as a stream.
 pub(crate) async fn chat<E: Engine>(
@@ -40,6 +44,12 @@ pub(crate) async fn chat<E: Engine>(
     let max_tokens = api.answer_tokens(prompt.tokens.len(), request.max_tokens)?;
 
     let shared = request.shared;
+    let tokenizer = Arc::clone(&api.engine().model().tokenizer);
+    let finder = (!request.tools.is_empty()).then(|| CallFinder::new(request.tools));
+    let shown_ids = match &finder {
+        Some(_) => MARKERS.iter().filter_map(|marker| tokenizer.id_of(marker)).collect(),
+        None => Vec::new(),
+    };
     let logprobs = shared.sampling.logprobs.is_some();
     let object = match shared.delivery {
         Delivery::Whole => "chat.completion",
@@ -48,7 +58,9 @@ pub(crate) async fn chat<E: Engine>(
     let writing = Writing {
         envelope: Envelope::new(api.engine(), "chatcmpl", object)?,
         usage: Usage::of_prompt(prompt.tokens.len()),
-        tokenizer: Arc::clone(&api.engine().model().tokenizer),
+        tokenizer,
+        finder,
+        calls: 0,
         logprobs,
         token_ids: shared.token_ids,
         prompt_ids: shared.token_ids.then(|| prompt.tokens.clone()),
@@ -58,6 +70,7 @@ pub(crate) async fn chat<E: Engine>(
             stops: shared.stops,
             end_ids: shared.sampling.end_ids.clone(),
             min_tokens: shared.sampling.min_tokens,
+            shown_ids,
             details: logprobs,
             echo: None,
         },
@@ -99,8 +112,29 @@ struct ChatChoice {
 #[derive(Serialize)]
 struct ChatMessage {
     role: &'static str,
-    content: String,
+    /// `null` where the answer only calls tools.
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a tool, whole; in a stream it comes in one chunk.
+#[derive(Serialize)]
+struct ToolCall {
+    /// Its place among the answer's calls; in streams only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: CalledFunction,
+}
+
+#[derive(Serialize)]
+struct CalledFunction {
+    name: String,
+    arguments: String,
 }
 
 /// A chunk of a chat completion.
@@ -132,6 +166,8 @@ struct ChunkDelta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// Turns deltas into chat completions.
@@ -139,6 +175,10 @@ struct Writing {
     envelope: Envelope,
     usage: Usage,
     tokenizer: Arc<Tokenizer>,
+    /// Looks for calls, where the request has tools.
+    finder: Option<CallFinder>,
+    /// Calls so far.
+    calls: usize,
     logprobs: bool,
     token_ids: bool,
     /// The prompt's token ids, until they have been told.
@@ -156,6 +196,29 @@ impl Writing {
         (logprobs, self.token_ids.then(|| std::mem::take(&mut delta.drawn)))
     }
 
+    /// What has become certain with more text; nothing is held back where the answer `ends`.
+    fn find_calls(&mut self, text: String, ends: bool) -> Found {
+        let Some(finder) = &mut self.finder else {
+            return Found { text, calls: Vec::new() };
+        };
+        let mut found = finder.push(&text);
+        if ends {
+            let rest = finder.finish();
+            found.text.push_str(&rest.text);
+            found.calls.extend(rest.calls);
+        }
+        self.calls += found.calls.len();
+        found
+    }
+
+    /// Why the answer ended. One that was cut off is so even after a call.
+    fn finish_reason(&self, finish: Finish) -> &'static str {
+        match finish {
+            Finish::Stop if self.calls > 0 => "tool_calls",
+            finish => finish.as_str(),
+        }
+    }
+
     async fn whole(mut self, mut deltas: Deltas) -> Result<ChatCompletion, ApiError> {
         let mut all = Delta::default();
         while let Some(item) = deltas.next().await {
@@ -167,11 +230,19 @@ impl Writing {
         }
         self.usage.add(all.drawn.len());
         let (logprobs, token_ids) = self.details(&mut all);
+        let found = self.find_calls(all.text, true);
+        let only_calls = !found.calls.is_empty() && found.text.trim().is_empty();
+        let message = ChatMessage {
+            role: ROLE,
+            content: (!only_calls).then_some(found.text),
+            refusal: None,
+            tool_calls: found.calls.into_iter().map(|call| told(call, None)).collect::<Result<_, _>>()?,
+        };
         let choice = ChatChoice {
             index: 0,
-            message: ChatMessage { role: ROLE, content: all.text, refusal: None },
+            message,
             logprobs,
-            finish_reason: all.finish.map(|finish| finish.as_str()),
+            finish_reason: all.finish.map(|finish| self.finish_reason(finish)),
             token_ids,
         };
         Ok(ChatCompletion {
@@ -181,6 +252,25 @@ impl Writing {
             prompt_token_ids: self.prompt_ids,
         })
     }
+}
+
+/// A call as the client is told of it.
+fn told(call: Call, index: Option<usize>) -> Result<ToolCall, ApiError> {
+    let function = CalledFunction { name: call.name, arguments: call.arguments };
+    Ok(ToolCall { index, id: call_id()?, kind: "function", function })
+}
+
+/// A random id of nine letters and digits: the only form that the templates of Mistral's models take back.
+fn call_id() -> Result<String, ApiError> {
+    let mut random = getrandom::u64().map_err(|error| {
+        ApiError::internal(format!("the operating system gave no random number: {error}"))
+    })?;
+    let id = (0..CALL_ID_CHARS).map(|_| {
+        let digit = (random % 36) as u32;
+        random /= 36;
+        char::from_digit(digit, 36).unwrap_or('0')
+    });
+    Ok(id.collect())
 }
 
 /// Turns deltas into chunks.
@@ -200,19 +290,26 @@ impl Streaming {
 
 impl Chunks for Streaming {
     fn opening(&mut self) -> Vec<String> {
-        let delta = ChunkDelta { role: Some(ROLE), content: Some(String::new()) };
+        let delta = ChunkDelta { role: Some(ROLE), content: Some(String::new()), tool_calls: Vec::new() };
         vec![self.chunk(vec![ChunkChoice { delta, ..ChunkChoice::default() }], None)]
     }
 
     fn delta(&mut self, index: usize, mut delta: Delta) -> String {
         self.writing.usage.add(delta.drawn.len());
         let (logprobs, token_ids) = self.writing.details(&mut delta);
-        let content = (!delta.text.is_empty()).then_some(delta.text);
+        let before = self.writing.calls;
+        let found = self.writing.find_calls(delta.text, delta.finish.is_some());
+        let calls = found.calls.into_iter().zip(before..).map(|(call, at)| told(call, Some(at)));
+        let tool_calls = match calls.collect::<Result<_, _>>() {
+            Ok(calls) => calls,
+            Err(error) => return error.to_json().to_string(),
+        };
+        let content = (!found.text.is_empty()).then_some(found.text);
         let choice = ChunkChoice {
             index,
-            delta: ChunkDelta { role: None, content },
+            delta: ChunkDelta { role: None, content, tool_calls },
             logprobs,
-            finish_reason: delta.finish.map(|finish| finish.as_str()),
+            finish_reason: delta.finish.map(|finish| self.writing.finish_reason(finish)),
             token_ids,
         };
         self.chunk(vec![choice], None)

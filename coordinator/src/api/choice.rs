@@ -19,6 +19,8 @@ pub(crate) struct Reading {
     pub(crate) end_ids: Vec<u32>,
     /// Stop strings are not looked for in this many first tokens.
     pub(crate) min_tokens: u32,
+    /// Token ids whose own text is part of the answer, although other control tokens give none.
+    pub(crate) shown_ids: Vec<u32>,
     /// Whether each token is wanted beside the text.
     pub(crate) details: bool,
     /// The prompt, where the answer begins with it.
@@ -178,12 +180,19 @@ impl Choice {
         self.count += 1;
         self.drawn.push(score.token);
         let ends = self.reading.end_ids.contains(&score.token);
-        let text = if ends { self.close_character() } else { self.text.push(&self.tokenizer, score.token) };
-        self.arrived += text.len();
+        let shown = !ends && self.reading.shown_ids.contains(&score.token);
+        let closed = if ends || shown { self.close_character() } else { String::new() };
+        self.arrived += closed.len();
+        let own = match (ends, shown) {
+            (true, _) => String::new(),
+            (false, true) => self.tokenizer.token_text(score.token).unwrap_or_default().to_owned(),
+            (false, false) => self.text.push(&self.tokenizer, score.token),
+        };
+        self.arrived += own.len();
         if self.reading.details {
             self.waiting.push_back(Piece {
                 token: score.token,
-                text: if ends { String::new() } else { text.clone() },
+                text: own.clone(),
                 logprob: Some(score.logprob),
                 top: score.top,
                 end: self.arrived,
@@ -192,7 +201,7 @@ impl Choice {
         if ends || self.text.is_whole() {
             self.whole = self.waiting.len();
         }
-        self.release(&text)
+        self.release(&(closed + &own))
     }
 
     /// What a character that was never completed leaves in the text; it becomes part of the token that began it.

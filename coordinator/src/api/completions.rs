@@ -67,6 +67,7 @@ pub(crate) async fn complete<E: Engine>(
                 stops: request.shared.stops.clone(),
                 end_ids: request.shared.sampling.end_ids.clone(),
                 min_tokens: request.shared.sampling.min_tokens,
+                shown_ids: Vec::new(),
                 details: logprobs,
                 echo: request.echo.then(|| prompt.echo(scored)),
             },

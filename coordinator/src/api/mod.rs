@@ -2,7 +2,7 @@
 //!
 //! A request is parsed once, at the edge, into typed parameters: whatever is wrong, not built yet or not known is
 //! refused by name, and nothing is ignored. Its prompt becomes token ids, the cluster behind [`Engine`] generates, and
-//! `choice` turns tokens back into text, looking for stop strings on the way. What a client is told of an error is an
+//! `choice` turns tokens back into text, looking for stop strings on the way; `tool_calls` finds a model's calls in it. What a client is told of an error is an
 //! [`ApiError`]. Prompts and answers are never logged.
 //!
 //! Main entry: [`serve`].
@@ -21,6 +21,7 @@ mod envelope;
 mod error;
 mod fields;
 mod logprobs;
+mod messages;
 mod pages;
 mod params;
 mod prompts;
@@ -28,6 +29,8 @@ mod server;
 mod sse;
 mod state;
 mod stop;
+mod tool_calls;
+mod tools;
 
 pub use engine::Engine;
 pub use error::ApiError;

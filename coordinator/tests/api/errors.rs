@@ -62,8 +62,8 @@ async fn every_wrong_request_is_refused_in_openai_s_shape() {
     }
     let messages = json!([{"role": "user", "content": "hi"}]);
     for (name, value, code) in [
-        ("tools", json!([{"type": "function"}]), "unsupported_parameter"),
-        ("tool_choice", json!("auto"), "unsupported_parameter"),
+        ("tool_choice", json!("required"), "unsupported_parameter"),
+        ("tool_choice", json!("auto"), "invalid_value"),
         ("functions", json!([{}]), "unsupported_parameter"),
         ("response_format", json!({"type": "json_object"}), "unsupported_parameter"),
         ("n", json!(2), "unsupported_parameter"),

@@ -12,3 +12,4 @@ mod lifecycle;
 mod model;
 mod stops;
 mod streaming;
+mod tools;

@@ -22,8 +22,10 @@ pub const IM_END: u32 = 257;
 pub const WORDS_FROM: u32 = 259;
 /// The longer tokens.
 pub const WORDS: [&str; 5] = ["Hello", " world", "!\n\n", "he", "end."];
+/// A control token that stands before calls.
+pub const TOOL_CALLS: u32 = WORDS_FROM + WORDS.len() as u32;
 /// Number of token ids.
-pub const VOCAB: usize = WORDS_FROM as usize + WORDS.len();
+pub const VOCAB: usize = TOOL_CALLS as usize + 1;
 
 const TEMPLATE: &str = "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}\
     {{ '<|im_start|>' + m['role'] + (' ' + m['name'] if m['name'] else '') + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}\
@@ -41,11 +43,16 @@ pub fn bytes(text: &str) -> Vec<u32> {
 
 /// What the cluster knows of the model; without a template if told so.
 pub fn model(with_template: bool) -> ModelInfo {
+    model_with(with_template.then_some(TEMPLATE))
+}
+
+/// The same with a template of its own.
+pub fn model_with(template: Option<&str>) -> ModelInfo {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), gguf()).unwrap();
+    std::fs::write(file.path(), gguf(template.unwrap_or_default())).unwrap();
     let header = Header::open(file.path()).unwrap();
     let tokenizer = Tokenizer::from_header(&header).unwrap();
-    let source = with_template.then(|| TemplateSource::from_header(&header, &tokenizer).unwrap());
+    let source = template.map(|_| TemplateSource::from_header(&header, &tokenizer).unwrap());
     let template = source.map(|source| ChatRenderer::new(PROGRAM.into(), source).unwrap());
     ModelInfo {
         id: MODEL.to_owned(),
@@ -76,14 +83,15 @@ fn letters() -> Vec<char> {
         .collect()
 }
 
-fn gguf() -> Vec<u8> {
+fn gguf(template: &str) -> Vec<u8> {
     let letters = letters();
     let written = |text: &str| text.bytes().map(|byte| letters[usize::from(byte)]).collect::<String>();
     let mut tokens: Vec<String> = letters.iter().map(|letter| letter.to_string()).collect();
     tokens.extend(["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(String::from));
     tokens.extend(WORDS.map(written));
-    let kinds: Vec<u32> =
-        (0..tokens.len() as u32).map(|id| if (256..259).contains(&id) { 3 } else { 1 }).collect();
+    tokens.push("[TOOL_CALLS]".to_owned());
+    let is_control = |id: u32| (256..259).contains(&id) || id == TOOL_CALLS;
+    let kinds: Vec<u32> = (0..tokens.len() as u32).map(|id| if is_control(id) { 3 } else { 1 }).collect();
 
     let mut metadata = Metadata::default();
     metadata.text("general.architecture", "llama");
@@ -94,7 +102,7 @@ fn gguf() -> Vec<u8> {
     metadata.texts("tokenizer.ggml.merges", &["h e".to_owned()]);
     metadata.number("tokenizer.ggml.bos_token_id", 258);
     metadata.number("tokenizer.ggml.eos_token_id", IM_END);
-    metadata.text("tokenizer.chat_template", TEMPLATE);
+    metadata.text("tokenizer.chat_template", template);
 
     let mut file = b"GGUF".to_vec();
     file.extend(3u32.to_le_bytes());
