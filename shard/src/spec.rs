@@ -49,6 +49,8 @@ pub enum Family {
     GptOss,
     /// Llama 4, text.
     Llama4,
+    /// GLM 4.5 and 4.6.
+    Glm4Moe,
     /// DeepSeek V2, V3 and R1, Kimi K2.
     DeepSeek2,
 }

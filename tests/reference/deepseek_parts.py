@@ -38,6 +38,11 @@ def add_hyper_parameters(writer, sizes, yarn):
     writer.add_rope_dimension_count(turned)
     if yarn:
         writer.add_rope_scaling_yarn_log_mul(0.1 * sizes["multiplier"])
+    add_expert_parameters(writer, sizes)
+
+
+def add_expert_parameters(writer, sizes):
+    """Those of experts beside a shared one, after some dense layers."""
     writer.add_leading_dense_block_count(sizes["dense"])
     writer.add_expert_shared_count(sizes["shared"])
     writer.add_expert_weights_scale(sizes["scale"])

@@ -27,15 +27,19 @@ SIZES = {
     "cohere2": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160, "tied": True, "window": 24},
     "llama4": {"hidden": 96, "layers": 5, "heads": 5, "kv_heads": 1, "head": 32, "ffn": 160, "expert_ffn": 64, "experts": 5, "used": 1, "moe_step": 2},
     "gpt-oss": {"hidden": 96, "layers": 5, "heads": 6, "kv_heads": 2, "head": 32, "ffn": 64, "expert_ffn": 64, "experts": 7, "used": 3, "window": 24},
+    "glm4moe": {
+        "hidden": 96, "layers": 3, "heads": 5, "kv_heads": 1, "head": 32, "turned": 16, "ffn": 160, "dense": 1, "experts": 7, "used": 3,
+        "expert_ffn": 64, "shared": 1, "scale": 2.5, "norm": True, "gating": deepseek_parts.SIGMOID, "bias": True, "groups": (1, 1),
+    },
     **deepseek_parts.SIZES,
-}
+}  # fmt: skip
 DEEPSEEK = tuple(deepseek_parts.SIZES)
 # Families that a variant of another architecture has its name for.
 ARCHITECTURE = {"mixtral": "llama", **dict.fromkeys(DEEPSEEK, "deepseek2")}
-BIASED = ("qwen2", "gpt-oss")
+BIASED = ("qwen2", "gpt-oss", "glm4moe")
 LAYER_NORM = ("command-r", "cohere2")
 PARALLEL = ("command-r", "cohere2")
-ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0, "llama4": 5e5, **dict.fromkeys(DEEPSEEK, 10000.0)}
+ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gemma3": 1e6, "mixtral": 1e6, "qwen3moe": 1e6, "command-r": 8e6, "cohere2": 50000.0, "gpt-oss": 150000.0, "llama4": 5e5, "glm4moe": 1e6, **dict.fromkeys(DEEPSEEK, 10000.0)}
 
 
 class FamilyTensors(Tensors):
@@ -94,6 +98,9 @@ def add_hyper_parameters(writer, args):
         writer.add_expert_used_count(sizes["used"])
     if "expert_ffn" in sizes:
         writer.add_expert_feed_forward_length(sizes["expert_ffn"])
+    if family == "glm4moe":
+        writer.add_rope_dimension_count(sizes["turned"])
+        deepseek_parts.add_expert_parameters(writer, sizes)
     if "moe_step" in sizes:
         writer.add_interleave_moe_layer_step(sizes["moe_step"])
     if "window" in sizes:
@@ -146,7 +153,7 @@ def add_tensors(tensors, args):
                 tensors.matrix(block + f"attn_{part}.weight", count * head, hidden, deviation / np.sqrt(hidden))
                 if family in BIASED:
                     tensors.vector(block + f"attn_{part}.bias", stream.bell((count * head,), 0.5))
-        if family in ("qwen3", "qwen3moe", "gemma3"):
+        if family in ("qwen3", "qwen3moe", "gemma3") or args.head_norm:
             vector(block + "attn_q_norm.weight", (head,))
             vector(block + "attn_k_norm.weight", (head,))
         if family == "command-r" and sizes["layers"] >= 64:
@@ -157,9 +164,9 @@ def add_tensors(tensors, args):
         if family == "gpt-oss":
             tensors.vector(block + "attn_output.bias", stream.bell((hidden,), 0.3))
             tensors.vector(block + "attn_sinks.weight", stream.bell((heads,), 2.0))
-        if family in ("gemma3", "gpt-oss"):
+        if family in ("gemma3", "gpt-oss", "glm4moe"):
             vector(block + "post_attention_norm.weight")
-        if family not in PARALLEL and family != "gpt-oss":
+        if family not in PARALLEL and family not in ("gpt-oss", "glm4moe"):
             vector(block + "ffn_norm.weight")
         if family == "phi3":
             tensors.matrix(block + "ffn_up.weight", 2 * ffn, hidden, 1.2 / np.sqrt(hidden))
@@ -181,7 +188,7 @@ def add_tensors(tensors, args):
                 tensors.vector(block + "ffn_gate_exps.bias", stream.bell((count, width), 3.0))
                 tensors.vector(block + "ffn_up_exps.bias", stream.bell((count, width), 3.0))
                 tensors.vector(block + "ffn_down_exps.bias", stream.bell((count, hidden), 0.3))
-            if family in DEEPSEEK:
+            if "shared" in sizes:
                 deepseek_parts.add_shared_expert(tensors, block, sizes, depth)
         else:
             tensors.matrix(block + "ffn_gate.weight", ffn, hidden, 1.4 / np.sqrt(hidden))
@@ -214,7 +221,8 @@ def parse(arguments=None):
     parser.add_argument("--yarn", type=float, help="factor of YaRN's rope scaling")
     parser.add_argument("--attn-factor", type=float, help="with YaRN: a further factor on cosine and sine")
     parser.add_argument("--joined", action="store_true", help="deepseek: key and value matrices in one tensor, as in older files")
-    parser.add_argument("--further", type=int, help="deepseek: so many layers at the end that predict tokens beyond the next")
+    parser.add_argument("--further", type=int, help="deepseek, glm4moe: so many layers at the end that predict tokens beyond the next")
+    parser.add_argument("--head-norm", action="store_true", help="glm4moe: a norm for every query and key head")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--logit-spread", type=float, default=2.0)

@@ -192,6 +192,7 @@ families! {
     deepseek_v2_lite: "deepseek-v2-lite",
     deepseek_v2: "deepseek-v2",
     deepseek_v3: "deepseek-v3",
+    glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
 }
 

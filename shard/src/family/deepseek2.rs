@@ -7,22 +7,16 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use super::parts;
+use super::routed;
 use crate::model_file::Header;
 use crate::spec::{
-    Activation, Attention, ExpertGroups, Experts, Family, FeedForward, Gating, HeadSpec, LatentAttention,
-    LatentLayout, LatentQuery, LayerSpec, ModelSpec, Norm, Residual, RopeDivisors, RopePairing, RopeScaling,
-    Routing, Weighing,
+    Activation, Attention, Family, FeedForward, HeadSpec, LatentAttention, LatentLayout, LatentQuery,
+    LayerSpec, ModelSpec, Norm, Residual, RopeDivisors, RopePairing, RopeScaling,
 };
 
 const QUERY_RANK: &str = "attention.q_lora_rank";
 const KEY_WIDTH_OF_HEADS: &str = "attention.key_length_mla";
 const VALUE_WIDTH_OF_HEADS: &str = "attention.value_length_mla";
-/// How many layers at the end predict tokens beyond the next.
-const FURTHER_LAYERS: &str = "nextn_predict_layers";
-const GATING: &str = "expert_gating_func";
-/// What files write in that key.
-const SOFTMAX: usize = 1;
-const SIGMOID: usize = 2;
 /// Files write the multiplier of YaRN's logarithm times this.
 const MULTIPLIER_UNIT: f32 = 0.1;
 
@@ -30,18 +24,13 @@ const MULTIPLIER_UNIT: f32 = 0.1;
 pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let keys = Hyperparameters::new(header, "deepseek2");
     let sizes = parts::sizes(&keys)?;
-    let skipped_layers = match keys.count(FURTHER_LAYERS, 0..=sizes.layers as u64 - 1)? {
-        None if header.tensor(&format!("blk.{}.nextn.eh_proj.weight", sizes.layers - 1)).is_some() => {
-            return Err(keys.missing(FURTHER_LAYERS));
-        }
-        layers => layers.unwrap_or(0),
-    };
+    let skipped_layers = parts::skipped_layers(&keys, &sizes)?;
     let run = sizes.layers - skipped_layers;
     let norm = Norm::Rms { epsilon: parts::epsilon(&keys, "attention.layer_norm_rms_epsilon")? };
     let attention = attention(&keys, norm)?;
     let dense = keys.required("leading_dense_block_count", 0..=run as u64)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
-    let experts = experts(&keys, dense)?;
+    let experts = routed::experts(&keys, dense)?;
     keys.finish(&parts::HARMLESS)?;
     let layers = widths.into_iter().take(run).enumerate().map(|(layer, width)| LayerSpec {
         attention_norm: norm,
@@ -146,71 +135,4 @@ fn attention(keys: &Hyperparameters<'_>, norm: Norm) -> Result<LatentAttention, 
         rope,
         layout,
     })
-}
-
-fn experts(keys: &Hyperparameters<'_>, dense: usize) -> Result<Experts, SpecError> {
-    let (count, used) = parts::expert_counts(keys)?.ok_or_else(|| keys.missing("expert_count"))?;
-    let width = keys.required("expert_feed_forward_length", 1..=parts::MAX_FEED_FORWARD)?;
-    let shared = keys.required("expert_shared_count", 1..=parts::MAX_EXPERTS)?;
-    let selection_bias = keys.header.tensor(&format!("blk.{dense}.exp_probs_b.bias")).is_some();
-    let gating = match keys.count(GATING, 0..=u64::MAX)? {
-        // Files of V2 say nothing, and have no bias.
-        None if selection_bias => return Err(keys.missing(GATING)),
-        None | Some(SOFTMAX) => Gating::Softmax,
-        Some(SIGMOID) => Gating::Sigmoid,
-        Some(other) => return Err(keys.unsupported(GATING, other, ": only softmax, 1, and sigmoid, 2, are")),
-    };
-    let renormalised = keys.flag("expert_weights_norm")?;
-    let scale = keys.number("expert_weights_scale")?.ok_or_else(|| keys.missing("expert_weights_scale"))?;
-    Ok(Experts {
-        count,
-        used,
-        width,
-        activation: Activation::Silu,
-        routing: Routing {
-            gating,
-            selection_bias: selection_bias || gating == Gating::Sigmoid,
-            groups: groups(keys, count, used)?,
-            renormalised: match (gating, renormalised) {
-                (_, Some(renormalised)) => renormalised,
-                (Gating::Softmax, None) => false,
-                (Gating::Sigmoid, None) => return Err(keys.missing("expert_weights_norm")),
-            },
-            // Files write 0 for no factor.
-            scale: if scale == 0.0 { 1.0 } else { scale },
-            weighing: Weighing::Outputs,
-        },
-        shared_width: Some(shared * width),
-        biases: false,
-    })
-}
-
-/// The groups that a choice of experts is limited to; one group is no limit.
-fn groups(
-    keys: &Hyperparameters<'_>,
-    experts: usize,
-    taken: usize,
-) -> Result<Option<ExpertGroups>, SpecError> {
-    let (count_key, used_key) = ("expert_group_count", "expert_group_used_count");
-    let count = keys.count(count_key, 0..=parts::MAX_EXPERTS)?;
-    let used = keys.count(used_key, 0..=parts::MAX_EXPERTS)?;
-    let (count, used) = match (count, used) {
-        (None, None) => return Ok(None),
-        (Some(count), Some(used)) => (count, used),
-        (None, Some(_)) => return Err(keys.missing(count_key)),
-        (Some(_), None) => return Err(keys.missing(used_key)),
-    };
-    if count <= 1 {
-        return Ok(None);
-    }
-    if !experts.is_multiple_of(count) || experts / count < 2 {
-        let wanted =
-            format!("it must divide the number of experts, {experts}, with at least two in each group");
-        return Err(keys.invalid(count_key, count, &wanted));
-    }
-    if !(1..=count).contains(&used) || used * (experts / count) < taken {
-        let wanted = format!("it must be at most {count}, and hold the {taken} experts that a token takes");
-        return Err(keys.invalid(used_key, used, &wanted));
-    }
-    Ok(Some(ExpertGroups { count, used }))
 }

@@ -7,6 +7,7 @@
 mod cohere;
 mod deepseek2;
 mod gemma3;
+mod glm4moe;
 mod gpt_oss;
 mod hyperparameters;
 mod llama;
@@ -15,13 +16,14 @@ mod names;
 mod parts;
 mod phi3;
 mod qwen;
+mod routed;
 
 use crate::model_file::{FileError, Header};
 use crate::spec::{Family, ModelSpec};
 use crate::tensors::{LayerRole, Role};
 
 /// The architectures (`general.architecture`) that can be run.
-pub const SUPPORTED_ARCHITECTURES: [&str; 11] = [
+pub const SUPPORTED_ARCHITECTURES: [&str; 12] = [
     "llama",
     "llama4",
     "qwen2",
@@ -33,6 +35,7 @@ pub const SUPPORTED_ARCHITECTURES: [&str; 11] = [
     "cohere2",
     "gpt-oss",
     "deepseek2",
+    "glm4moe",
 ];
 
 /// A model that cannot be run, and why.
@@ -84,6 +87,7 @@ impl ModelSpec {
             "cohere2" => cohere::cohere2(header),
             "gpt-oss" => gpt_oss::spec(header),
             "deepseek2" => deepseek2::spec(header),
+            "glm4moe" => glm4moe::spec(header),
             other => Err(SpecError::Architecture { found: other.chars().take(80).collect() }),
         }
     }
@@ -93,7 +97,7 @@ impl Family {
     /// The name of the tensor that plays `role` in a file of this family. Most names are the same in all families.
     pub fn tensor_name(self, role: Role) -> String {
         match (self, role) {
-            (Family::GptOss, Role::Layer(layer, LayerRole::FeedForwardNorm)) => {
+            (Family::GptOss | Family::Glm4Moe, Role::Layer(layer, LayerRole::FeedForwardNorm)) => {
                 names::tensor_name(Role::Layer(layer, LayerRole::AttentionPostNorm))
             }
             _ => names::tensor_name(role),

@@ -47,6 +47,17 @@ pub(super) fn sizes(keys: &Hyperparameters<'_>) -> Result<Sizes, SpecError> {
     })
 }
 
+/// How many layers at the end predict tokens beyond the next; they are not run.
+pub(super) fn skipped_layers(keys: &Hyperparameters<'_>, sizes: &Sizes) -> Result<usize, SpecError> {
+    let last = sizes.layers - 1;
+    match keys.count("nextn_predict_layers", 0..=last as u64)? {
+        None if keys.header.tensor(&format!("blk.{last}.nextn.eh_proj.weight")).is_some() => {
+            Err(keys.missing("nextn_predict_layers"))
+        }
+        layers => Ok(layers.unwrap_or(0)),
+    }
+}
+
 /// Refuses a mixture of experts.
 pub(super) fn refuse_experts(keys: &Hyperparameters<'_>) -> Result<(), SpecError> {
     match keys.count("expert_count", 0..=u64::MAX)? {
