@@ -121,6 +121,21 @@ async fn several_chats_at_a_time_wait_for_their_turn() {
     }
 }
 
+#[test]
+fn a_process_ends_with_its_coordinator() {
+    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_brigade"))
+        .arg(brigade_coordinator::template::SUBCOMMAND)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(process.try_wait().unwrap(), None, "it waits for requests");
+    // What the system does with the pipes of a coordinator that was killed.
+    drop(process.stdin.take());
+    assert!(process.wait().unwrap().success());
+}
+
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let source = TemplateSource { source: "x".to_owned(), bos: None, eos: None };

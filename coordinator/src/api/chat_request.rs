@@ -51,8 +51,13 @@ impl ChatRequest {
 /// Refuses what would change the answer and is not built. Neutral values are accepted: plain text.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.only("modalities", |value| *value == Value::from(vec!["text"]))?;
-    for name in ["audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"] {
+    for name in ["audio", "prediction", "verbosity", "web_search_options"] {
         fields.only(name, |_| false)?;
+    }
+    if fields.value("reasoning_effort").is_some() {
+        let message = "`reasoning_effort` is not supported by this server; where the model's template knows it, pass it \
+                       in `chat_template_kwargs`";
+        return Err(ApiError::bad_param("reasoning_effort", "unsupported_parameter", message));
     }
     if let Some(mut format) = fields.object("response_format")? {
         if format.text("type")?.as_deref() != Some("text") {

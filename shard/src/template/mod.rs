@@ -6,7 +6,9 @@
 //! text (`a ~ a`) or a list again and again takes memory, or time, without end, even while it is compiled. Who takes
 //! files from strangers compiles and renders in a process whose memory and time have one, as the coordinator does.
 
+mod generation;
 mod json;
+mod python;
 mod sandbox;
 mod strftime;
 
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model_file::{FileError, Header};
 use crate::tokenizer::Tokenizer;
+use json::Style;
 use sandbox::Limited;
 
 /// Bytes of a template's source; the longest in use have some 20 KiB.
@@ -121,6 +124,7 @@ impl ChatTemplate {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(TemplateError::TooLong { bytes: source.len() });
         }
+        let source = generation::without_tags(&source).into_owned();
         let mut environment = environment()?;
         let compiled = sandbox::run(|| environment.add_template_owned(NAME, source))?;
         compiled.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?;
@@ -196,18 +200,12 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax { problem: describe(&error) })?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(MAX_STEPS));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    python::add(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
     environment.add_filter("tojson", |value: &Value, options: Kwargs| -> Result<Value, Error> {
-        let indent = options.get::<Option<usize>>("indent")?;
-        // Python knows more options, which change nothing here.
-        for option in ["ensure_ascii", "separators", "sort_keys"] {
-            let _ = options.get::<Option<Value>>(option)?;
-        }
-        options.assert_all_used()?;
-        json::format(value, indent).map(Value::from_safe_string)
+        json::format(value, &Style::of(&options)?).map(Value::from_safe_string)
     });
     Ok(environment)
 }

@@ -75,6 +75,38 @@ fn python_idioms_work() {
         ("{% if not missing is defined %}undefined{% endif %}{{ missing }}", "undefined"),
         ("{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
         ("{{ messages[0] | tojson }}", "{\"role\": \"user\", \"content\": \"Hi\"}"),
+        (
+            "{{ {'a': [1, 2.5, none], 'ü': {'<b>': '\"x\"'}} | tojson }}",
+            "{\"a\": [1, 2.5, null], \"ü\": {\"<b>\": \"\\\"x\\\"\"}}",
+        ),
+        ("{{ {'b': [1], 'a': {}} | tojson(indent=1) }}", "{\n \"b\": [\n  1\n ],\n \"a\": {}\n}"),
+        (
+            "{{ {'b': 'é😀', 'a': [[]]} | tojson(ensure_ascii=true, sort_keys=true) }}",
+            "{\"a\": [[]], \"b\": \"\\u00e9\\ud83d\\ude00\"}",
+        ),
+        ("{{ {'b': [1, 2]} | tojson(separators=(',', ':')) }}", "{\"b\":[1,2]}"),
+        (
+            "{{ none is iterable }} {{ 'a' is iterable }} {{ [] is iterable }} {{ 1 is iterable }}",
+            "False True True False",
+        ),
+        (
+            "{{ none is sequence }} {{ 'a' is sequence }} {{ {} is sequence }} {{ {} is mapping }}",
+            "False True True True",
+        ),
+        (
+            "{{ true }} {{ none }} {{ [1, 'a', true, none, 1.0] }} {{ 'a' ~ false }}",
+            "True None [1, 'a', True, None, 1.0] aFalse",
+        ),
+        ("{{ 'a.b.c'.rsplit('.', 1) }} {{ 'abc'.removeprefix('a').removesuffix('c') }}", "['a.b', 'c'] b"),
+        (
+            "{{ 'a b  c'.split() | join('|') }} {{ '  x '.strip() }} {{ 'ab'.startswith('a') }}",
+            "a|b|c x True",
+        ),
+        ("[ {%- generation %} {{ 'x' }} {%- endgeneration -%} ]", "[ x]"),
+        (
+            "{% for m in messages %}{%- if m.role == 'tool' %}{%- continue %}{% endif %}{{ loop.index }}{% endfor %}",
+            "1",
+        ),
         ("{{ {'a': ['<ü>']} | tojson(indent=2) }}", "{\n  \"a\": [\n    \"<ü>\"\n  ]\n}"),
         ("{{ messages[0].content[::-1] }}", "iH"),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('y') }}", "[y]"),
