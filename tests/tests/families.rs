@@ -4,23 +4,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brigade_proto::control::{CacheDtype, DeviceKind, StageRoom};
-use brigade_shard::layers::{LayerRange, Shard};
+use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::model_file::{Header, Place};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
+use brigade_tests::chain::{self, Chain};
 use brigade_tests::cluster::Up;
 use brigade_tests::reference::{self, Distance};
 use brigade_tests::setup;
-use brigade_worker::backend::{Backend, BackendError, Batch, Span};
 use brigade_worker::candle_backend::{self, CandleBackend};
-use brigade_worker::cpu::CpuBackend;
-use brigade_worker::model::{self, Input, StageModel};
-use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles};
 use serde::Deserialize;
 
 /// Largest distance of a model with F32 weights from llama.cpp's log-probabilities.
@@ -29,6 +24,8 @@ const FLOAT_BOUND: f64 = 0.02;
 const FLOAT_BOUND_WITH_GELU: f64 = 0.03;
 /// Mean distance of a quantised model from the exact, against llama.cpp's own.
 const QUANTISED_BOUND: f64 = 1.25;
+/// Positions that a model gets room for; the paths are shorter.
+const CONTEXT: usize = 256;
 /// Most workers that a model is cut over; one variant has 64 layers, and is cut into as many stages within one process.
 const MOST_WORKERS: usize = 8;
 
@@ -210,12 +207,20 @@ async fn computes_what_llama_cpp_computes(family: &str) {
         let file = variant.file(folder.path());
         let layers = read(&file).unwrap().layers.len();
         let pool = pools.entry(variant.pool()).or_default();
-        let cuts = [1, 2, layers.min(MOST_WORKERS)];
-        // Cuts are the same for all seeds, so that one is enough.
-        let cuts = if pool.is_empty() { &cuts[..] } else { &cuts[..1] };
+        // Programs and cuts are the same for all seeds, so that one model is enough for them.
+        if !pool.is_empty() {
+            let header = Header::open(&file).unwrap();
+            let mut chain = Chain::load(&header, usize::MAX, CONTEXT, CacheDtype::F16);
+            let scores = |path: &[u32]| {
+                [None].into_iter().chain(chain.scores(path, 1).into_iter().map(Some)).collect()
+            };
+            pool.push((variant, variant.paths.iter().map(|scored| &scored.path[..]).map(scores).collect()));
+            continue;
+        }
         let mut first = None;
-        for &stages in cuts {
-            let cluster = Up::new(&file).workers(stages).memory("96MiB").args(["--ctx", "256"]).start();
+        for stages in [1, 2, layers.min(MOST_WORKERS)] {
+            let cluster =
+                Up::new(&file).workers(stages).memory("96MiB").args(["--ctx", &CONTEXT.to_string()]).start();
             let status = cluster.client.status().await;
             assert_eq!(status["stages"].as_array().map(Vec::len), Some(stages), "{status:#}");
             let mut scores = Vec::new();
@@ -234,60 +239,6 @@ async fn computes_what_llama_cpp_computes(family: &str) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Stages that hold a layer each, or one stage that holds all.
-struct Chain(Vec<StageModel<CpuBackend>>);
-
-/// Loads some layers of a file.
-fn load<B: Backend>(backend: B, header: &Header, range: Range<usize>) -> Result<StageModel<B>, LoadError> {
-    let spec = ModelSpec::from_header(header).unwrap();
-    let table = TensorTable::new(header, &spec).unwrap();
-    let room = StageRoom {
-        cache_tokens: 256,
-        context: 256,
-        step_rows: 128,
-        sequences: 1,
-        cache_dtype: CacheDtype::F16,
-    };
-    let progress = LoadProgress::new();
-    let files = ModelFiles::open(header, &progress).unwrap();
-    let shard = Shard::of(LayerRange::new(range.start, range.end).unwrap(), spec.layers.len());
-    model::load(backend, &files, &spec, &table, &shard, &room, &progress)
-}
-
-impl Chain {
-    fn load(header: &Header, layers_of_each: usize) -> Chain {
-        let layers = ModelSpec::from_header(header).unwrap().layers.len();
-        let stage = |first: usize| {
-            let range = first..layers.min(first + layers_of_each);
-            load(CpuBackend::new(1).unwrap(), header, range).unwrap()
-        };
-        Chain((0..layers).step_by(layers_of_each).map(stage).collect())
-    }
-
-    /// The logits after every token of `path`, which goes through in two chunks.
-    fn logits(&mut self, path: &[u32]) -> Vec<Vec<f32>> {
-        let cut = path.len() / 3;
-        let mut all = Vec::new();
-        for (start, tokens) in [(0, &path[..cut]), (cut, &path[cut..])] {
-            let span = Span { rows: 0..tokens.len(), start, pages: (0..8).collect() };
-            let batch = Batch { spans: vec![span] };
-            let mut hidden: Option<Vec<f32>> = None;
-            for stage in &mut self.0 {
-                let input = hidden.as_deref().map_or(Input::Tokens(tokens), Input::Hidden);
-                stage.run(input, &batch).unwrap();
-                hidden = Some(stage.hidden(<[f32]>::to_vec).unwrap());
-            }
-            let rows: Vec<usize> = (0..tokens.len()).collect();
-            let keep = |_: usize, logits: &[f32]| {
-                all.push(logits.to_vec());
-                Ok::<(), BackendError>(())
-            };
-            self.0.last_mut().unwrap().logits(&rows, keep).unwrap();
-        }
-        all
-    }
-}
-
 #[test]
 fn a_stage_for_every_layer_gives_the_bits_of_one_for_all() {
     let folder = tempfile::tempdir().unwrap();
@@ -295,12 +246,17 @@ fn a_stage_for_every_layer_gives_the_bits_of_one_for_all() {
     for variant in variants().iter().filter(|variant| pools.insert(variant.pool())) {
         let header = Header::open(&variant.file(folder.path())).unwrap();
         let path = &variant.paths.iter().max_by_key(|scored| scored.path.len()).unwrap().path;
-        let whole = Chain::load(&header, usize::MAX / 2).logits(path);
-        let mut cut = Chain::load(&header, 1);
-        let found = cut.logits(path);
+        let logits = |chain: &mut Chain| {
+            let mut all = Vec::new();
+            chain.run(path, path.len() / 3, 0, |_, logits| all.push(logits.to_vec()));
+            all
+        };
+        let whole = logits(&mut Chain::load(&header, usize::MAX, CONTEXT, CacheDtype::F16));
+        let mut cut = Chain::load(&header, 1, CONTEXT, CacheDtype::F16);
+        let found = logits(&mut cut);
         assert_eq!((whole.len(), found.len()), (path.len(), path.len()));
         let first = whole.iter().zip(&found).position(|(whole, found)| whole != found);
-        assert_eq!(first, None, "{} in {} stages: the first token that differs", variant.name, cut.0.len());
+        assert_eq!(first, None, "{} in {} stages: the first token that differs", variant.name, cut.stages());
     }
 }
 
@@ -311,7 +267,7 @@ fn devices_that_candle_drives_refuse_experts_by_name() {
     {
         let header = Header::open(&variant.file(folder.path())).unwrap();
         let backend = CandleBackend::new(candle_backend::device(DeviceKind::Cpu).unwrap()).unwrap();
-        let error = load(backend, &header, 0..4).err().unwrap().to_string();
+        let error = chain::load(backend, &header, 0..4, CONTEXT, CacheDtype::F16).err().unwrap().to_string();
         assert!(
             error.contains("mixtures of experts run on the processor alone"),
             "{}: {error}",
