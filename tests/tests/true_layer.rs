@@ -36,7 +36,10 @@ struct Giant {
     bytes: u64,
 }
 
-const GIANTS: [Giant; 1] = [Giant { model: "llama-405b", layer: 16, bytes: 1_793_196_288 }];
+const GIANTS: [Giant; 2] = [
+    Giant { model: "llama-405b", layer: 16, bytes: 1_793_196_288 },
+    Giant { model: "deepseek-r1", layer: 10, bytes: 6_480_262_144 },
+];
 
 fn main() {
     let mut trials = Vec::new();

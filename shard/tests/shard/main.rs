@@ -7,6 +7,7 @@ mod family;
 mod gguf_writer;
 mod header;
 mod hostile_header;
+mod latent;
 mod mixtures;
 mod plan;
 mod random;
