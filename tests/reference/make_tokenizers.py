@@ -2,17 +2,18 @@
 
 usage: python make_tokenizers.py FOLDER [NAME ...]
 
-`words-PRE.gguf` holds byte-level BPE with the pre-tokenizer PRE, for every PRE in PRETOKENIZERS; its merges are learned from whole texts,
-across words, so that a wrong split gives other ids. `ends-NAME.gguf` and `pieces-NAME.gguf` hold the special tokens of a family.
+`words-PRE.gguf` holds byte-level BPE with the pre-tokenizer PRE, for every PRE in PRETOKENIZERS; its merges go across words, the rarest
+neighbours first, so that a wrong split gives other ids. `ends-NAME.gguf` and `pieces-NAME.gguf` hold the special tokens of a family.
 """
 
 import pathlib
 import sys
+from collections import Counter
 
 import gguf
 
 import token_texts
-from tiny_vocabulary import BYTE, CONTROL, NORMAL, TEXT, UNKNOWN, USER_DEFINED, WHOLE_WORDS, byte_letters, learn_merges
+from tiny_vocabulary import BYTE, CONTROL, NORMAL, TEXT, UNKNOWN, USER_DEFINED, WHOLE_WORDS, byte_letters, learn_merges, merge
 
 # Every name that Brigade knows.
 PRETOKENIZERS = (
@@ -21,7 +22,7 @@ PRETOKENIZERS = (
     "gpt-4o llama4 kanana2 talkie minimax-m2 qwen2 deepseek-r1-qwen megrez hunyuan solar-open stablelm2 grok-2 kormo qwen35 deepseek-llm "
     "deepseek-coder deepseek-v3 hunyuan-dense joyai-llm hy_v4 kimi-k2 minicpm5"
 ).split()
-MERGES = 600
+MERGES = 1500
 
 # Special tokens of the families: text and kind, in the order of their ids after the letters, then the keys that name some of them.
 ENDS = {
@@ -144,13 +145,24 @@ def add_pieces(writer, family):
         writer.add_add_space_prefix(family["space_prefix"])
 
 
-def names():
-    return [f"words-{pre}" for pre in PRETOKENIZERS] + [f"ends-{name}" for name in ENDS] + [f"pieces-{name}" for name in PIECES]
+def merges_across_words(texts):
+    """Merges of the bytes where two characters meet, then of what that leaves. Letters and digits of ASCII among themselves count
+    only after an apostrophe, where a contraction may end."""
+    plain = lambda c: c.isascii() and c.isalnum()  # noqa: E731
+    meeting = Counter()
+    for text in texts:
+        for at, (a, b) in enumerate(zip(text, text[1:])):
+            if not (plain(a) and plain(b)) or "'" in text[max(at - 2, 0) : at]:
+                meeting[spelled(a)[-1], spelled(b)[0]] += 1
+    first = sorted(meeting, key=lambda pair: (meeting[pair], pair))
+    words = [tuple(spelled(text)) for text in texts if text]
+    for pair in first:
+        words = [merge(word, pair) for word in words]
+    return [*first, *learn_merges(words, MERGES)]
 
 
 def make(folder):
-    texts = [*token_texts.COMMON, *token_texts.PRETOKENIZER]
-    merges = learn_merges([spelled(text) for text in texts if text], MERGES)
+    merges = merges_across_words([*token_texts.COMMON, *token_texts.PRETOKENIZER])
     for pre in PRETOKENIZERS:
         writer = open_writer(folder / f"words-{pre}.gguf", "words")
         add_words(writer, pre, merges, [("<bos>", CONTROL), ("<end>", CONTROL)], {"bos": "<bos>", "eos": "<end>"})

@@ -131,6 +131,7 @@ def special_texts(names):
 
 PRETOKENIZER = [
     "don't DON'T Don'T can'T it'S we'Re they'VE i'LL he'D 'tis 'TWAS x'sy 'S' y'ſ",
+    "x'SY x'Sy we'REal I'LLl he'D5 /\n/ !/\n//x ./\r\n/ -/-",
     "word's words' 's 'S 're'RE'Re '123 'é",
     "HelloWorld helloWORLD HELLOworld aB Ab ABc abC XMLHttpRequest iPhone",
     "ǅungla ǅUNGLA ǈ ŽenaŽENA ΑΒΓαβγ ПриветМИР éÉ Éé ʰʲ ªº",
