@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod layers;
 pub mod model_file;
 pub mod plan;
+pub mod safetensors;
 pub mod spec;
 pub mod template;
 pub mod tensor_type;

@@ -172,8 +172,9 @@ impl TensorTable {
         for (role, wanted) in shapes(spec) {
             let name = spec.family.tensor_name(role);
             let Some(tensor) = header.tensor(&name) else {
-                return Err(TensorError::Missing { name });
+                return Err(TensorError::Missing { name: header.tensor_name(&name) });
             };
+            let name = tensor.name.clone();
             if tensor.dims != wanted {
                 return Err(TensorError::Shape { name, found: tensor.dims.clone(), wanted });
             }

@@ -16,13 +16,10 @@ import llama_cpp
 import numpy as np
 
 import make_family
-import make_tiny
 import reference_model as reference
+import reference_paths
 
 HERE = pathlib.Path(__file__).parent
-# Prompts of about 5, 40 and 150 tokens, each with 16 more along the path.
-PATH_LENGTHS = (21, 56, 166)
-PATH_SEED = 9
 CONTEXT = 256
 # Seeds of models whose distances are pooled: fixed before anything was computed with them. Models with F32 weights and experts
 # take the first of them that is no near-tie of a router: llama.cpp itself stays within 0.02 with its cache in F16 and in F32.
@@ -78,13 +75,6 @@ VARIANTS = {
 }
 
 
-def paths(vocab):
-    words = [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(sum(PATH_LENGTHS))]
-    for length in PATH_LENGTHS:
-        yield words[:length]
-        words = words[length:]
-
-
 def rows_of(path, tokens, cache_f32):
     model = reference.load(path, 1, CONTEXT, cache_f32)
     rows = [reference.log_probabilities(model, ids) for ids in tokens]
@@ -97,7 +87,7 @@ def make_variant(name, flags, work_dir):
     args = make_family.parse([str(source), *flags.split()])
     make_family.make(args)
     subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
-    tokens = list(paths(args.vocab))
+    tokens = list(reference_paths.paths(args.vocab))
     exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
     item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
     error = []

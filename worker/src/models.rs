@@ -1,8 +1,8 @@
-//! Finds a model's file on this machine by its fingerprint.
+//! Finds a model's files on this machine by its fingerprint.
 //!
 //! A coordinator names a model by the hash of its header and a file name as a hint; where the file lies here, only
-//! this worker knows. [`ModelStore::find`] looks at the hint first and then at every other GGUF file in its
-//! directories, reading headers only, and remembers what it has read until a file changes.
+//! this worker knows. [`ModelStore::find`] looks at the hint first and then at every other GGUF file or directory of
+//! safetensors in its directories, reading headers only, and remembers what it has read until a file changes.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use brigade_shard::model_file::Header;
+use brigade_shard::safetensors;
 
 /// Most files looked at in one search: reading this many headers takes seconds, and a directory with more of them
 /// is not a models directory.
 pub const MAX_FILES: usize = 4096;
 
-/// The directories (or single files) that a worker takes models from.
+/// The directories (or single models) that a worker takes models from.
 #[derive(Debug)]
 pub struct ModelStore {
     places: Vec<PathBuf>,
@@ -59,7 +60,7 @@ pub enum ModelError {
 }
 
 impl ModelStore {
-    /// A store over `places`, each a directory or a file; they need not exist yet.
+    /// A store over `places`, each a directory of models, or a model; they need not exist yet.
     pub fn new(places: Vec<PathBuf>) -> ModelStore {
         ModelStore { places, seen: HashMap::new() }
     }
@@ -115,8 +116,11 @@ impl ModelStore {
         }
         let header = Header::open(path).map_err(|error| error.to_string())?;
         let found = header.fingerprint().to_string();
-        // The parts of a split model change without its first file's size or time: only whole files are remembered.
-        if header.parts().len() == 1 && (self.seen.len() < MAX_FILES || self.seen.contains_key(path)) {
+        // Other parts, and what lies in a directory, change without its size or time: only whole files are remembered.
+        if file.is_file()
+            && header.parts().len() == 1
+            && (self.seen.len() < MAX_FILES || self.seen.contains_key(path))
+        {
             self.seen.insert(path.to_owned(), Seen { bytes, modified, fingerprint: found.clone() });
         }
         Ok((found == fingerprint).then_some(header))
@@ -127,13 +131,13 @@ impl ModelStore {
         let mut first = Vec::new();
         let mut rest = Vec::new();
         for place in &self.places {
-            if place.is_file() {
+            if place.is_file() || safetensors::is_model(place) {
                 let list = if is_named(place, hint) { &mut first } else { &mut rest };
                 list.push(place.clone());
                 continue;
             }
             let hinted = place.join(hint);
-            if hinted.is_file() {
+            if hinted.is_file() || safetensors::is_model(&hinted) {
                 first.push(hinted);
             }
             let Ok(entries) = fs::read_dir(place) else {
@@ -141,7 +145,7 @@ impl ModelStore {
             };
             let mut found: Vec<PathBuf> = entries
                 .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter(|path| is_model_start(path) && !is_named(path, hint))
+                .filter(|path| (is_model_start(path) || safetensors::is_model(path)) && !is_named(path, hint))
                 .take(MAX_FILES)
                 .collect();
             found.sort();

@@ -42,7 +42,7 @@ pub enum ModelsCommand {
     after_help = "Exit codes: 0 the model can be served, 1 it cannot.\n\nExample: brigade models show SmolLM2.gguf"
 )]
 pub struct ShowArgs {
-    /// The model: a GGUF file, or the first part of a split one; only its header is read
+    /// The model: a GGUF file, the first part of a split one, or a directory of safetensors; only headers are read
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
 
@@ -149,6 +149,7 @@ fn tokenizer_card(header: &Header, tokenizer: &Tokenizer) -> TokenizerCard {
     let kind = match text("tokenizer.ggml.model") {
         "gpt2" => format!("byte-level BPE, split as `{}`", text("tokenizer.ggml.pre")),
         "llama" => "SentencePiece".to_owned(),
+        "" => "as in `tokenizer.json`".to_owned(),
         other => other.to_owned(),
     };
     TokenizerCard {

@@ -206,21 +206,18 @@ pub(super) fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Checks that `model` is a file, and gives its absolute path.
+/// Checks that `model` is there, and gives its absolute path.
 pub(super) fn model_file(model: &Path) -> anyhow::Result<PathBuf> {
-    let path = model.canonicalize().map_err(|error| {
-        anyhow::anyhow!("failed to open the model {}: {error}; give the path of a GGUF file", model.display())
-    })?;
-    if path.is_dir() {
-        anyhow::bail!(
-            "failed to open the model {}: it is a directory; give the path of a GGUF file, or of the first part of a split one",
+    model.canonicalize().map_err(|error| {
+        anyhow::anyhow!(
+            "failed to open the model {}: {error}; give the path of a GGUF file, or of a directory of safetensors",
             model.display()
-        );
-    }
-    Ok(path)
+        )
+    })
 }
 
-/// The id that requests give for the model in this file: its name without `.gguf` and without the number of a part.
+/// The id that requests give for the model in this file or directory: its name without `.gguf` and without the number of
+/// a part.
 pub(super) fn model_id(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.strip_suffix(".gguf").unwrap_or(&name);

@@ -37,7 +37,7 @@ const LOOPBACK: HopCost = HopCost { rtt_us: 60.0, bytes_per_s: 500e6 };
                   Example: brigade plan SmolLM2.gguf --workers 3 --memory 64MiB"
 )]
 pub struct PlanArgs {
-    /// The model: a GGUF file, or the first part of a split one; only its header is read
+    /// The model: a GGUF file, the first part of a split one, or a directory of safetensors; only headers are read
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
 

@@ -30,7 +30,7 @@ const MAX_INPUT_BYTES: u64 = 16 << 20;
 #[derive(Debug, Args)]
 #[command(after_help = "Example: brigade run SmolLM2.gguf 'Why is the sky blue?'")]
 pub struct RunArgs {
-    /// The model: a GGUF file, or the id of a model that a running coordinator serves
+    /// The model: a GGUF file, a directory of safetensors, or the id of a model that a running coordinator serves
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
 

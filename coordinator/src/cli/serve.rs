@@ -23,7 +23,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Args)]
 #[command(after_help = "Example: brigade serve Llama-70B.gguf --min-workers 2")]
 pub struct ServeArgs {
-    /// The model: a GGUF file, or the first part of a split one; each worker needs the file too
+    /// The model: a GGUF file, the first part of a split one, or a directory of safetensors; each worker needs it too
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
 

@@ -30,7 +30,7 @@ const MAX_DEATHS: u32 = 5;
 #[derive(Debug, Args)]
 #[command(after_help = "Example: brigade up SmolLM2.gguf --workers 3 --memory 64MiB")]
 pub struct UpArgs {
-    /// The model: a GGUF file, or the first part of a split one
+    /// The model: a GGUF file, the first part of a split one, or a directory of safetensors
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
 

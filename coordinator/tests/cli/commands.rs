@@ -90,7 +90,10 @@ fn a_file_that_is_no_model_is_named() {
         assert!(outcome.err.contains("m.gguf"), "{}", outcome.err);
     }
     let directory = run(home.path(), &["plan", "."]);
-    assert!(directory.err.contains("it is a directory"), "{directory:?}");
+    assert!(
+        directory.err.contains("a directory with GGUF files") && directory.err.contains("m.gguf"),
+        "{directory:?}"
+    );
 }
 
 #[test]

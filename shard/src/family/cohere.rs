@@ -15,7 +15,7 @@ use crate::spec::{
 
 /// One layer of so many sees all positions, in the second kind.
 const FULL_ATTENTION_PERIOD: usize = 4;
-/// From this number of layers on, models of the first kind have norms per head; no key says so.
+/// From this number of layers on, models of the first kind have norms per head, unless a key says otherwise.
 const LAYERS_WITH_HEAD_NORM: usize = 64;
 
 /// Reads the spec of a Command R or R+ model.
@@ -40,8 +40,10 @@ fn spec(header: &Header, architecture: &str, family: Family) -> Result<ModelSpec
     let window = if second { Some(parts::window(&keys)?) } else { None };
     let logit_scale = keys.number("logit_scale")?.ok_or_else(|| keys.missing("logit_scale"))?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
+    // GGUF files do not say; the reader of safetensors does.
+    let head_norm =
+        keys.flag("attention.head_norm")?.unwrap_or(sizes.layers >= LAYERS_WITH_HEAD_NORM) && !second;
     keys.finish(&parts::HARMLESS)?;
-    let head_norm = !second && sizes.layers >= LAYERS_WITH_HEAD_NORM;
     let layers = heads.counts.iter().zip(widths).enumerate().map(|(layer, (&counts, width))| {
         let blind = second && layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
         LayerSpec {

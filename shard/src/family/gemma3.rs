@@ -17,7 +17,7 @@ use crate::spec::{
 const FULL_ATTENTION_PERIOD: usize = 6;
 /// Base of the windowed layers' rope where the file states none.
 const WINDOW_ROPE_BASE: f32 = 10_000.0;
-/// The 27B model alone takes the scores' factor from hidden / heads; it is told by its number of layers, since no key
+/// The 27B model alone takes the scores' factor from hidden / heads; it is told by its number of layers where no key
 /// says so.
 const LAYERS_OF_27B: usize = 62;
 
@@ -36,14 +36,16 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     if let Some(cap) = keys.number("final_logit_softcapping")?.filter(|cap| *cap != 0.0) {
         return Err(keys.unsupported("final_logit_softcapping", cap, ""));
     }
+    let stated_scale = keys.number("attention.scale")?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     keys.finish(&parts::HARMLESS)?;
     let layers = heads.counts.iter().zip(widths).enumerate().map(|(layer, (&counts, width))| {
         let full = layer % FULL_ATTENTION_PERIOD == FULL_ATTENTION_PERIOD - 1;
         let usual = heads.attention(counts);
-        let scale = match sizes.layers {
-            LAYERS_OF_27B => 1.0 / ((sizes.hidden / usual.heads) as f32).sqrt(),
-            _ => usual.scale,
+        let scale = match (stated_scale, sizes.layers) {
+            (Some(scale), _) => scale,
+            (None, LAYERS_OF_27B) => 1.0 / ((sizes.hidden / usual.heads) as f32).sqrt(),
+            (None, _) => usual.scale,
         };
         LayerSpec {
             attention_norm: norm,

@@ -20,22 +20,22 @@ impl<'h> Hyperparameters<'h> {
         Hyperparameters { header, prefix: format!("{architecture}."), read: RefCell::default() }
     }
 
-    /// The full name of a key.
-    pub(super) fn full_name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
     /// The full name of a key, which counts as read from now on.
     fn key(&self, name: &str) -> String {
-        let key = self.full_name(name);
+        let key = format!("{}{name}", self.prefix);
         self.read.borrow_mut().insert(key.clone());
         key
+    }
+
+    /// What the file calls a key.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        self.header.key_name(&format!("{}{name}", self.prefix)).to_owned()
     }
 
     /// A count within `range`; `None` where the key is absent.
     pub(super) fn count(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<usize>, SpecError> {
         let key = self.key(name);
-        self.header.u64(&key)?.map(|n| checked(&key, n, &range)).transpose()
+        self.header.u64(&key)?.map(|n| checked(self.header.key_name(&key), n, &range)).transpose()
     }
 
     /// A count within `range` that must be there.
@@ -67,7 +67,9 @@ impl<'h> Hyperparameters<'h> {
     pub(super) fn number(&self, name: &str) -> Result<Option<f32>, SpecError> {
         let key = self.key(name);
         match self.header.f32(&key)? {
-            Some(x) if !x.is_finite() => Err(invalid(&key, x, "it must be a finite number")),
+            Some(x) if !x.is_finite() => {
+                Err(invalid(self.header.key_name(&key), x, "it must be a finite number"))
+            }
             x => Ok(x),
         }
     }

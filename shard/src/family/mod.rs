@@ -65,7 +65,7 @@ pub enum SpecError {
     Unread { keys: Vec<String> },
     /// A tensor that the spec is read from is absent or of another shape.
     #[error("tensor `{name}` {problem}")]
-    Tensor { name: &'static str, problem: String },
+    Tensor { name: String, problem: String },
 }
 
 impl ModelSpec {

@@ -121,6 +121,11 @@ pub(super) fn window(keys: &Hyperparameters<'_>) -> Result<usize, SpecError> {
     keys.required("attention.sliding_window", 1..=MAX_CONTEXT)
 }
 
+/// The same, where there may be none.
+pub(super) fn optional_window(keys: &Hyperparameters<'_>) -> Result<Option<usize>, SpecError> {
+    keys.count("attention.sliding_window", 1..=MAX_CONTEXT)
+}
+
 /// The epsilon of the norms, below 1.
 pub(super) fn epsilon(keys: &Hyperparameters<'_>, name: &str) -> Result<f32, SpecError> {
     let epsilon = keys.number(name)?.ok_or_else(|| keys.missing(name))?;
@@ -340,22 +345,17 @@ fn yarn(
 /// The number of token ids: the rows of the embedding, which the vocabulary must agree with.
 pub(super) fn vocab(header: &Header) -> Result<usize, SpecError> {
     let name = "token_embd.weight";
-    let tensor = header.tensor(name);
-    let tensor = tensor.ok_or(SpecError::Tensor { name, problem: "is missing".to_owned() })?;
+    let error = |problem| SpecError::Tensor { name: header.tensor_name(name), problem };
+    let tensor = header.tensor(name).ok_or_else(|| error("is missing".to_owned()))?;
     let &[_, rows] = tensor.dims.as_slice() else {
-        return Err(SpecError::Tensor {
-            name,
-            problem: format!("has the shape {:?}, wanted a matrix", tensor.dims),
-        });
+        return Err(error(format!("has the shape {:?}, wanted a matrix", tensor.dims)));
     };
     if rows > MAX_VOCAB {
-        let problem = format!("has {rows} rows, at most {MAX_VOCAB} are possible");
-        return Err(SpecError::Tensor { name, problem });
+        return Err(error(format!("has {rows} rows, at most {MAX_VOCAB} are possible")));
     }
     match header.array_len("tokenizer.ggml.tokens")? {
         Some(tokens) if tokens != rows => {
-            let problem = format!("has {rows} rows, but the vocabulary has {tokens} tokens");
-            Err(SpecError::Tensor { name, problem })
+            Err(error(format!("has {rows} rows, but the vocabulary has {tokens} tokens")))
         }
         _ => Ok(rows as usize),
     }

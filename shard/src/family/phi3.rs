@@ -1,16 +1,16 @@
 //! Phi-3, Phi-3.5 and Phi-4-mini (`general.architecture` = `phi3`).
 //!
 //! As llama, but rope turns the halves of (part of) a head, with divisors that depend on the context and a factor on
-//! cosine and sine; queries, keys and values come from one matrix, and so do gate and up. The key
-//! `attention.sliding_window` is read and not used: llama.cpp gives these models full attention.
+//! cosine and sine; queries, keys and values come from one matrix, and so do gate and up. In GGUF files the key
+//! `attention.sliding_window` is not used: llama.cpp gives these models full attention, and transformers the window.
 
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use super::parts;
-use crate::model_file::Header;
+use crate::model_file::{Format, Header};
 use crate::spec::{
     Activation, Attention, Family, FeedForward, GroupedAttention, HeadSpec, LayerSpec, ModelSpec, Norm,
-    Projections, Residual, Rope, RopeDivisors, RopePairing,
+    Projections, Residual, Rope, RopeDivisors, RopePairing, Visibility,
 };
 
 /// Reads the spec of a Phi-3 model.
@@ -21,12 +21,17 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let heads = parts::heads(&keys, &sizes, &[parts::KV_HEADS])?;
     let rope = rope(&keys, heads.key_width, sizes.context)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
+    let window = match header.format() {
+        Format::Gguf => None,
+        Format::Safetensors => parts::optional_window(&keys)?,
+    };
     keys.finish(&[&parts::HARMLESS[..], &["attention.sliding_window"]].concat())?;
     let layers = heads.counts.iter().zip(widths).map(|(&counts, width)| LayerSpec {
         attention_norm: norm,
         attention: Attention::Grouped(GroupedAttention {
             projections: Projections::Fused,
             rope: Some(rope.clone()),
+            visibility: window.map_or(Visibility::All, Visibility::Window),
             ..heads.attention(counts)
         }),
         attention_post_norm: None,

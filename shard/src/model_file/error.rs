@@ -1,8 +1,8 @@
-//! Why a file cannot be used.
+//! Why a model's files cannot be used.
 
 use std::path::{Path, PathBuf};
 
-/// A GGUF file that cannot be used, and why.
+/// A file, or a directory, that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct FileError {
@@ -71,4 +71,42 @@ pub enum Problem {
     WrongPart { found: u64, found_count: u64, wanted: u64, wanted_count: u64 },
     #[error("the parts hold {found} tensors together, but `split.tensors.count` says {wanted}")]
     SplitTensors { found: u64, wanted: u64 },
+    #[error(
+        "a directory without `config.json`: give the path of a GGUF file, or of a directory with a model in safetensors"
+    )]
+    NoConfig,
+    #[error("a directory with GGUF files: give the path of one of them, such as {}", first.display())]
+    HoldsGguf { first: PathBuf },
+    #[error("holds neither `model.safetensors` nor `model.safetensors.index.json`: fetch the weights, too")]
+    NoWeights,
+    #[error(
+        "holds both `model.safetensors` and `model.safetensors.index.json`, and either may be the model: take one of them away"
+    )]
+    TwoWeights,
+    #[error("lists the file `{file}`, which is not there: fetch it, too")]
+    MissingFile { file: String },
+    #[error("says that tensor `{name}` is in `{file}`, where it is not: fetch both again")]
+    NotInFile { name: String, file: String },
+    #[error("{problem}")]
+    Json { problem: String },
+    #[error(
+        "tensor `{name}` is {dtype}, which cannot be computed with: use a GGUF file of the model, or its BF16 weights"
+    )]
+    Dtype { name: String, dtype: String },
+    #[error("tensors `{first}` and `{second}` should be alike, but differ in shape or type")]
+    Unlike { first: String, second: String },
+    #[error("there is no tensor `{name}`, which the model needs: fetch the model again")]
+    MissingTensor { name: String },
+    #[error("the architecture `{found}` is not supported in safetensors; these are: {}", known.join(", "))]
+    UnknownClass { found: String, known: Vec<&'static str> },
+    #[error("there is no `{key}`, which a model of its architecture must have")]
+    MissingSetting { key: String },
+    #[error("there is neither `{first}` nor `{second}`, of which a model of its architecture must have one")]
+    MissingEither { first: String, second: String },
+    #[error("`{key}` is {found}, wanted {wanted}")]
+    WrongSetting { key: Box<str>, found: String, wanted: Box<str> },
+    #[error("`{key}` is {found}, which is not supported{hint}")]
+    UnsupportedSetting { key: Box<str>, found: String, hint: Box<str> },
+    #[error("there are settings that are not known for its architecture: {}", keys.join(", "))]
+    UnreadSettings { keys: Vec<String> },
 }

@@ -8,6 +8,7 @@ use super::fingerprint::Fingerprint;
 use super::tensor::TensorInfo;
 use super::value::{Kind, Value};
 use crate::gguf::{self, Reader, limits};
+use crate::safetensors::{self, Checkpoint};
 use crate::units::Bytes;
 
 /// What a model's files say of themselves, checked: every tensor lies inside its file, apart from the others, and every
@@ -31,24 +32,37 @@ pub(crate) struct Contents {
     pub(crate) fingerprint: Fingerprint,
 }
 
+/// How a model is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One GGUF file, or several parts.
+    Gguf,
+    /// A directory of safetensors.
+    Safetensors,
+}
+
 /// What is known of one format only.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// Arrays are in the first part, which is so many bytes long.
     Gguf { first_len: u64 },
+    /// There are no arrays.
+    Safetensors(Checkpoint),
 }
 
 impl Header {
-    /// Reads the header of the model at `path`: a GGUF file, or the first part of a split one.
+    /// Reads the header of the model at `path`: a GGUF file, the first part of a split one, or a directory of safetensors.
     ///
     /// # Errors
     /// Where a file cannot be read, is damaged, cut off or of an unsupported version, or where `path` is not the first
-    /// part, or another part is missing. No tensor data is read, and no more memory is used than
-    /// [`limits`] allow, whatever the file says.
+    /// part, or another part is missing; for a directory also where its configuration cannot be run. No tensor data is
+    /// read, and no more memory is used than [`gguf::limits`] and [`safetensors::limits`] allow, whatever the files say.
     pub fn open(path: &Path) -> Result<Header, FileError> {
-        gguf::open(path)
+        if path.is_dir() { safetensors::open(path) } else { gguf::open(path) }
     }
 
+    /// A header whose tensors are called in the file as families call them.
+    ///
     /// # Errors
     /// Where two tensors have one name.
     pub(crate) fn new(contents: Contents) -> Result<Header, FileError> {
@@ -61,11 +75,48 @@ impl Header {
         Ok(header)
     }
 
+    /// A header with the places of its tensors by the names that families have for them; all are within the list.
+    pub(crate) fn with_names(contents: Contents, by_name: HashMap<String, usize>) -> Header {
+        Header { contents, by_name }
+    }
+
     fn error(&self, problem: Problem) -> FileError {
         FileError::new(&self.contents.parts[0], problem)
     }
 
-    /// The model's files, in order; one unless it is split.
+    /// How the model is written down.
+    pub fn format(&self) -> Format {
+        match self.contents.source {
+            Source::Gguf { .. } => Format::Gguf,
+            Source::Safetensors(_) => Format::Safetensors,
+        }
+    }
+
+    /// The directory that holds `tokenizer.json`; `None` where the tokenizer is in the metadata.
+    pub fn tokenizer_folder(&self) -> Option<&Path> {
+        match &self.contents.source {
+            Source::Gguf { .. } => None,
+            Source::Safetensors(checkpoint) => Some(&checkpoint.folder),
+        }
+    }
+
+    /// How the files call the tensor that families call `name`, be it there or not.
+    pub fn tensor_name(&self, name: &str) -> String {
+        match &self.contents.source {
+            Source::Gguf { .. } => name.to_owned(),
+            Source::Safetensors(checkpoint) => checkpoint.tensor_name(name),
+        }
+    }
+
+    /// How the files call what families call `key`.
+    pub fn key_name<'h>(&'h self, key: &'h str) -> &'h str {
+        match &self.contents.source {
+            Source::Gguf { .. } => key,
+            Source::Safetensors(checkpoint) => checkpoint.spelling(key).unwrap_or(key),
+        }
+    }
+
+    /// The model's files with tensors, in order.
     pub fn parts(&self) -> &[PathBuf] {
         &self.contents.parts
     }
@@ -85,7 +136,7 @@ impl Header {
         &self.contents.tensors
     }
 
-    /// The tensor of that name.
+    /// The tensor that families call `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|index| &self.contents.tensors[*index])
     }
@@ -241,7 +292,9 @@ impl Header {
         if !fits(kind) {
             return Err(self.wrong(key, wanted, value));
         }
-        let Source::Gguf { first_len } = self.contents.source;
+        let Source::Gguf { first_len } = self.contents.source else {
+            return Err(self.wrong(key, wanted, value));
+        };
         let mut reader = Reader::open_at(&self.contents.parts[0], at, first_len)?;
         // The count was checked against the file and the limits when the header was read.
         let mut values = Vec::with_capacity(count as usize);

@@ -1,6 +1,6 @@
 //! What a model's files say of themselves, whatever their format: metadata and tensors, never tensor data.
 //!
-//! [`Header`] is read from a GGUF file ([`crate::gguf`]). The rest of the program sees nothing else of a file, but for
+//! [`Header`] is read from a GGUF file ([`crate::gguf`]) or from a directory of safetensors ([`crate::safetensors`]). The rest of the program sees nothing else of a file, but for
 //! the tensors' data.
 
 mod error;
@@ -11,7 +11,7 @@ mod value;
 
 pub use error::{FileError, Problem};
 pub use fingerprint::{Fingerprint, ParseFingerprintError};
-pub use header::Header;
 pub(crate) use header::{Contents, Source};
+pub use header::{Format, Header};
 pub use tensor::{Meaning, Piece, Place, TensorInfo};
 pub use value::{Kind, Value};

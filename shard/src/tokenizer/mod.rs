@@ -2,9 +2,11 @@
 //!
 //! Ids are the same as llama.cpp's for the same file: special tokens are cut out of the text first, then the text
 //! between them is split by byte-level BPE (`tokenizer.ggml.model` = `gpt2`) or SentencePiece (`llama`). A file whose
-//! splitting rules are not known is refused, since wrong ids give fluent nonsense.
+//! splitting rules are not known is refused, since wrong ids give fluent nonsense. A directory of safetensors has a
+//! `tokenizer.json`, whose ids are those of Hugging Face's `tokenizers`.
 
 mod bpe;
+mod json;
 mod pretokenizer;
 mod sentencepiece;
 mod stream;
@@ -15,6 +17,7 @@ pub use stream::{TextStart, TextStream};
 
 use crate::model_file::{FileError, Header};
 use bpe::Bpe;
+use json::JsonTokenizer;
 use sentencepiece::SentencePiece;
 use vocabulary::{Fragment, TokenKind, Vocabulary};
 
@@ -72,6 +75,7 @@ pub enum TokenizerError {
 enum Model {
     Bpe(Box<Bpe>),
     SentencePiece(SentencePiece),
+    Json(Box<JsonTokenizer>),
 }
 
 /// Text to token ids and back.
@@ -89,6 +93,7 @@ impl std::fmt::Debug for Tokenizer {
         let model = match &self.model {
             Model::Bpe(_) => "byte-level BPE",
             Model::SentencePiece(_) => "SentencePiece",
+            Model::Json(_) => "tokenizer.json",
         };
         f.debug_struct("Tokenizer")
             .field("model", &model)
@@ -103,6 +108,17 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer is missing, incomplete, contradicts itself, or of a kind that is not known.
     pub fn from_header(header: &Header) -> Result<Tokenizer, TokenizerError> {
+        if let Some(folder) = header.tokenizer_folder() {
+            let json::Parts { model, vocabulary, bos, eos, add_bos, end_ids } = json::read(folder, header)?;
+            return Ok(Tokenizer {
+                vocabulary,
+                model: Model::Json(Box::new(model)),
+                bos,
+                eos,
+                add_bos,
+                end_ids,
+            });
+        }
         let model = header.str("tokenizer.ggml.model")?;
         let model = model.ok_or(TokenizerError::Missing { key: "tokenizer.ggml.model" })?;
         let mut vocabulary = Vocabulary::from_header(header)?;
@@ -145,13 +161,19 @@ impl Tokenizer {
         let mut ids = Vec::with_capacity(text.len() / 4);
         // SentencePiece puts a space before a text's beginning, and after every special token.
         let mut begins = true;
-        for fragment in self.vocabulary.fragments(text, special) {
+        let fragments = match self.model {
+            // It cuts special tokens out itself, and has rules of its own for the white space around them.
+            Model::Json(_) => vec![Fragment::Text(text)],
+            _ => self.vocabulary.fragments(text, special),
+        };
+        for fragment in fragments {
             match (fragment, &self.model) {
                 (Fragment::Token(id), _) => ids.push(id),
                 (Fragment::Text(text), Model::Bpe(bpe)) => bpe.encode(text, &mut ids)?,
                 (Fragment::Text(text), Model::SentencePiece(model)) => {
                     model.encode(text, begins, &self.vocabulary, &mut ids)?;
                 }
+                (Fragment::Text(text), Model::Json(model)) => model.encode(text, special, &mut ids)?,
             }
             begins = matches!(fragment, Fragment::Token(_));
         }
@@ -215,6 +237,7 @@ impl Tokenizer {
             TokenKind::Normal | TokenKind::Byte => match &self.model {
                 Model::Bpe(_) => bpe::bytes_of(text),
                 Model::SentencePiece(_) => sentencepiece::bytes_of(text, self.vocabulary.kind(id)),
+                Model::Json(model) => model.bytes_of(text, self.vocabulary.kind(id)),
             },
         }
     }
@@ -224,6 +247,7 @@ impl Tokenizer {
         match &self.model {
             Model::Bpe(_) => false,
             Model::SentencePiece(model) => model.adds_leading_space(),
+            Model::Json(model) => model.adds_leading_space(),
         }
     }
 

@@ -9,7 +9,7 @@ use super::vocabulary::{TokenKind, Vocabulary};
 use crate::model_file::Header;
 
 /// How a space is written in the vocabulary.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 /// Key of the tokens' scores.
 const SCORES: &str = "tokenizer.ggml.scores";
 /// No neighbour.

@@ -149,18 +149,7 @@ pub(super) struct Vocabulary {
 impl Vocabulary {
     pub(super) fn from_header(header: &Header) -> Result<Vocabulary, TokenizerError> {
         let key = "tokenizer.ggml.tokens";
-        let mut texts = header.strings(key)?.ok_or(TokenizerError::Missing { key })?;
-        let mut ids = HashMap::with_capacity(texts.len());
-        for (id, text) in texts.iter_mut().enumerate() {
-            if text.is_empty() {
-                *text = format!("[EMPTY_{id}]");
-            }
-            // A header has at most 2^24 elements in an array.
-            if let Some(first) = ids.insert(text.clone(), id as u32) {
-                let problem = format!("has `{text}` twice, as {first} and {id}");
-                return Err(TokenizerError::Damaged { key, problem });
-            }
-        }
+        let texts = header.strings(key)?.ok_or(TokenizerError::Missing { key })?;
         let key = "tokenizer.ggml.token_type";
         let kinds = match header.i32s(key)? {
             None => vec![TokenKind::Normal; texts.len()],
@@ -171,9 +160,29 @@ impl Vocabulary {
             }
         };
         let name = header.str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+        let tokens = texts.into_iter().zip(kinds).collect();
+        let vocabulary = Vocabulary::new(tokens, "tokenizer.ggml.tokens")?;
         // The files say nothing of it: llama.cpp, too, knows these models by their name.
-        let swallows_space = name.contains("phi-3") || name.contains("phi3");
-        Ok(Vocabulary { texts, kinds, ids, special: HashMap::new(), swallows_space })
+        Ok(Vocabulary { swallows_space: name.contains("phi-3") || name.contains("phi3"), ..vocabulary })
+    }
+
+    /// A vocabulary of these tokens, at most 2^24; `key` says where they come from.
+    pub(super) fn new(
+        tokens: Vec<(String, TokenKind)>,
+        key: &'static str,
+    ) -> Result<Vocabulary, TokenizerError> {
+        let (mut texts, kinds): (Vec<String>, Vec<TokenKind>) = tokens.into_iter().unzip();
+        let mut ids = HashMap::with_capacity(texts.len());
+        for (id, text) in texts.iter_mut().enumerate() {
+            if text.is_empty() {
+                *text = format!("[EMPTY_{id}]");
+            }
+            if let Some(first) = ids.insert(text.clone(), id as u32) {
+                let problem = format!("has `{text}` twice, as {first} and {id}");
+                return Err(TokenizerError::Damaged { key, problem });
+            }
+        }
+        Ok(Vocabulary { texts, kinds, ids, special: HashMap::new(), swallows_space: false })
     }
 
     /// The id under `key`, or else the default; ids past the vocabulary do not count, as in llama.cpp.

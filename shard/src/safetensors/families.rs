@@ -1,0 +1,400 @@
+//! The families that can be run from safetensors: which keys of `config.json` are which hyper-parameters, and how the
+//! tensors are called. What the keys mean is that of the class of Hugging Face's transformers that they are written for.
+
+use serde_json::{Value as Json, json};
+
+use super::rope::RopeRules;
+use super::translation::{Translation, missing, unsupported, wrong};
+use crate::model_file::{Meaning, Problem, Value};
+
+/// Names of tensors: as GGUF files have them, and as safetensors do. In both, those of a layer stand after its number.
+pub(super) type Names = &'static [(&'static str, &'static str)];
+
+/// A family, found by the class that `config.json` names.
+pub(super) struct Family {
+    /// `architectures[0]`.
+    pub(super) class: &'static str,
+    /// What GGUF files call it; its parser reads the hyper-parameters.
+    pub(super) architecture: &'static str,
+    /// The tensors of its layers.
+    pub(super) names: &'static [Names],
+    /// What the weights of its norms are.
+    pub(super) norms: Meaning,
+    /// Whether the output matrix is the token embedding where the file does not say.
+    pub(super) tied: bool,
+    /// Translates the configuration.
+    pub(super) translate: fn(&mut Translation<'_>) -> Result<(), Problem>,
+}
+
+/// Tensors outside the layers, in every family.
+pub(super) const ENDS: Names = &[
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+/// Before the number of a layer: in GGUF files, and in safetensors.
+pub(super) const LAYER_PREFIXES: (&str, &str) = ("blk.", "model.layers.");
+
+const ATTENTION: Names = &[
+    ("attn_norm.weight", "input_layernorm.weight"),
+    ("attn_q.weight", "self_attn.q_proj.weight"),
+    ("attn_k.weight", "self_attn.k_proj.weight"),
+    ("attn_v.weight", "self_attn.v_proj.weight"),
+    ("attn_output.weight", "self_attn.o_proj.weight"),
+];
+const BIASES: Names = &[
+    ("attn_q.bias", "self_attn.q_proj.bias"),
+    ("attn_k.bias", "self_attn.k_proj.bias"),
+    ("attn_v.bias", "self_attn.v_proj.bias"),
+];
+const HEAD_NORMS: Names =
+    &[("attn_q_norm.weight", "self_attn.q_norm.weight"), ("attn_k_norm.weight", "self_attn.k_norm.weight")];
+const FEED_FORWARD_NORM: Names = &[("ffn_norm.weight", "post_attention_layernorm.weight")];
+const FEED_FORWARD: Names = &[
+    ("ffn_gate.weight", "mlp.gate_proj.weight"),
+    ("ffn_up.weight", "mlp.up_proj.weight"),
+    ("ffn_down.weight", "mlp.down_proj.weight"),
+];
+const FUSED: Names = &[
+    ("attn_norm.weight", "input_layernorm.weight"),
+    ("attn_qkv.weight", "self_attn.qkv_proj.weight"),
+    ("attn_output.weight", "self_attn.o_proj.weight"),
+    ("ffn_up.weight", "mlp.gate_up_proj.weight"),
+    ("ffn_down.weight", "mlp.down_proj.weight"),
+];
+const FOUR_NORMS: Names = &[
+    ("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    ("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    ("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+];
+/// A star stands for the number of an expert.
+const MIXTRAL_EXPERTS: Names = &[
+    ("ffn_gate_inp.weight", "block_sparse_moe.gate.weight"),
+    ("ffn_gate_exps.weight", "block_sparse_moe.experts.*.w1.weight"),
+    ("ffn_up_exps.weight", "block_sparse_moe.experts.*.w3.weight"),
+    ("ffn_down_exps.weight", "block_sparse_moe.experts.*.w2.weight"),
+];
+const QWEN_EXPERTS: Names = &[
+    ("ffn_gate_inp.weight", "mlp.gate.weight"),
+    ("ffn_gate_exps.weight", "mlp.experts.*.gate_proj.weight"),
+    ("ffn_up_exps.weight", "mlp.experts.*.up_proj.weight"),
+    ("ffn_down_exps.weight", "mlp.experts.*.down_proj.weight"),
+];
+
+/// A family as most are.
+const PLAIN: Family = Family {
+    class: "",
+    architecture: "llama",
+    names: &[ATTENTION, FEED_FORWARD_NORM, FEED_FORWARD],
+    norms: Meaning::Exact,
+    tied: false,
+    translate: llama,
+};
+
+/// All families.
+pub(super) const FAMILIES: [Family; 10] = [
+    Family { class: "LlamaForCausalLM", ..PLAIN },
+    Family { class: "MistralForCausalLM", translate: mistral, ..PLAIN },
+    Family {
+        class: "MixtralForCausalLM",
+        names: &[ATTENTION, FEED_FORWARD_NORM, MIXTRAL_EXPERTS],
+        translate: mixtral,
+        ..PLAIN
+    },
+    Family {
+        class: "Qwen2ForCausalLM",
+        architecture: "qwen2",
+        names: &[ATTENTION, BIASES, FEED_FORWARD_NORM, FEED_FORWARD],
+        translate: qwen2,
+        ..PLAIN
+    },
+    Family {
+        class: "Qwen3ForCausalLM",
+        architecture: "qwen3",
+        names: &[ATTENTION, HEAD_NORMS, FEED_FORWARD_NORM, FEED_FORWARD],
+        translate: qwen3,
+        ..PLAIN
+    },
+    Family {
+        class: "Qwen3MoeForCausalLM",
+        architecture: "qwen3moe",
+        names: &[ATTENTION, HEAD_NORMS, FEED_FORWARD_NORM, QWEN_EXPERTS],
+        translate: qwen3_moe,
+        ..PLAIN
+    },
+    Family {
+        class: "Phi3ForCausalLM",
+        architecture: "phi3",
+        names: &[FUSED, FEED_FORWARD_NORM],
+        translate: phi3,
+        ..PLAIN
+    },
+    Family {
+        class: "Gemma3ForCausalLM",
+        architecture: "gemma3",
+        names: &[ATTENTION, HEAD_NORMS, FOUR_NORMS, FEED_FORWARD],
+        norms: Meaning::LessOne,
+        tied: true,
+        translate: gemma3,
+    },
+    Family {
+        class: "CohereForCausalLM",
+        architecture: "command-r",
+        names: &[ATTENTION, HEAD_NORMS, FEED_FORWARD],
+        tied: true,
+        translate: cohere,
+        ..PLAIN
+    },
+    Family {
+        class: "Cohere2ForCausalLM",
+        architecture: "cohere2",
+        names: &[ATTENTION, FEED_FORWARD],
+        tied: true,
+        translate: cohere2,
+        ..PLAIN
+    },
+];
+
+/// What every family's parser needs.
+struct Sizes {
+    layers: u64,
+    context: u64,
+    /// Width of a query head.
+    head: u64,
+}
+
+/// Whether the width of a head must be stated.
+#[derive(PartialEq)]
+enum HeadWidth {
+    Stated,
+    /// Where it is not stated, hidden / heads.
+    Derived,
+}
+
+fn sizes(t: &mut Translation<'_>, width: HeadWidth) -> Result<Sizes, Problem> {
+    let hidden = t.pass_count("hidden_size", "embedding_length")?;
+    let layers = t.pass_count("num_hidden_layers", "block_count")?;
+    let context = t.pass_count("max_position_embeddings", "context_length")?;
+    t.pass_count("intermediate_size", "feed_forward_length")?;
+    t.pass_count("vocab_size", "vocab_size")?;
+    let heads = t.pass_count("num_attention_heads", "attention.head_count")?;
+    let head = match t.optional_count("head_dim")? {
+        Some(head) => {
+            t.put("head_dim", "attention.key_length", Value::Unsigned(head));
+            t.put("head_dim", "attention.value_length", Value::Unsigned(head));
+            head
+        }
+        None if width == HeadWidth::Stated => return Err(missing("head_dim")),
+        None => hidden.checked_div(heads).unwrap_or(0),
+    };
+    t.allow("is_encoder_decoder", &json!(false))?;
+    t.allow("add_cross_attention", &json!(false))?;
+    Ok(Sizes { layers, context, head })
+}
+
+fn kv_heads(t: &mut Translation<'_>) -> Result<(), Problem> {
+    t.pass_count("num_key_value_heads", "attention.head_count_kv").map(|_| ())
+}
+
+fn rms_norm(t: &mut Translation<'_>) -> Result<(), Problem> {
+    t.pass_number("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+}
+
+fn silu(t: &mut Translation<'_>) -> Result<(), Problem> {
+    t.require("hidden_act", &json!("silu"))
+}
+
+fn rope(t: &mut Translation<'_>, sizes: &Sizes, yarn: bool) -> Result<(), Problem> {
+    let rules = RopeRules { width: sizes.head, base_may_be_missing: false, by_context: false, yarn };
+    t.pass_rope(&rules, sizes.context)
+}
+
+fn all_layers_see_everything(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem> {
+    t.layer_types(sizes.layers, |_| "full_attention").map(|_| ())
+}
+
+/// Windows that are there only where a flag asks for them.
+fn refuse_used_window(t: &mut Translation<'_>) -> Result<(), Problem> {
+    t.allow("use_sliding_window", &json!(false))?;
+    t.ignore(&["sliding_window"]);
+    Ok(())
+}
+
+/// A window on all layers.
+fn pass_window(t: &mut Translation<'_>) -> Result<(), Problem> {
+    if let Some(window) = t.optional_count("sliding_window")? {
+        t.put("sliding_window", "attention.sliding_window", Value::Unsigned(window));
+    }
+    Ok(())
+}
+
+fn llama(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Derived)?;
+    // As many as query heads where the file does not say, which is how the first Llamas do it; nor do they state a base.
+    if let Some(heads) = t.optional_count("num_key_value_heads")? {
+        t.put("num_key_value_heads", "attention.head_count_kv", Value::Unsigned(heads));
+    }
+    rms_norm(t)?;
+    silu(t)?;
+    t.allow("attention_bias", &json!(false))?;
+    t.allow("mlp_bias", &json!(false))?;
+    all_layers_see_everything(t, &sizes)?;
+    let rules = RopeRules { width: sizes.head, base_may_be_missing: true, by_context: false, yarn: true };
+    t.pass_rope(&rules, sizes.context)
+}
+
+fn mistral(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Derived)?;
+    kv_heads(t)?;
+    rms_norm(t)?;
+    silu(t)?;
+    pass_window(t)?;
+    rope(t, &sizes, true)
+}
+
+fn mixtral(t: &mut Translation<'_>) -> Result<(), Problem> {
+    mistral(t)?;
+    t.pass_count("num_local_experts", "expert_count")?;
+    t.pass_count("num_experts_per_tok", "expert_used_count").map(|_| ())
+}
+
+fn qwen2(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Derived)?;
+    qwen(t, &sizes)
+}
+
+fn qwen3(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Stated)?;
+    t.allow("attention_bias", &json!(false))?;
+    qwen(t, &sizes)
+}
+
+fn qwen3_moe(t: &mut Translation<'_>) -> Result<(), Problem> {
+    qwen3(t)?;
+    t.pass_count("num_experts", "expert_count")?;
+    t.pass_count("num_experts_per_tok", "expert_used_count")?;
+    t.pass_count("moe_intermediate_size", "expert_feed_forward_length")?;
+    t.require("norm_topk_prob", &json!(true))?;
+    t.allow("decoder_sparse_step", &json!(1))?;
+    t.allow("mlp_only_layers", &json!([]))
+}
+
+fn qwen(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem> {
+    kv_heads(t)?;
+    rms_norm(t)?;
+    silu(t)?;
+    refuse_used_window(t)?;
+    all_layers_see_everything(t, sizes)?;
+    rope(t, sizes, true)
+}
+
+fn phi3(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Derived)?;
+    kv_heads(t)?;
+    rms_norm(t)?;
+    silu(t)?;
+    pass_window(t)?;
+    t.allow("attention_bias", &json!(false))?;
+    let inside = t.get("rope_parameters").and_then(|rope| rope.get("partial_rotary_factor"));
+    let share = match inside {
+        Some(share) => super::translation::number_of("rope_parameters.partial_rotary_factor", share)?,
+        None => t.optional_number("partial_rotary_factor")?.unwrap_or(1.0),
+    };
+    if !(share > 0.0 && share <= 1.0) {
+        let share = Json::from(share);
+        return Err(wrong("partial_rotary_factor", &share, "a number above 0 and up to 1"));
+    }
+    let width = (sizes.head as f64 * share) as u64;
+    t.put("partial_rotary_factor", "rope.dimension_count", Value::Unsigned(width));
+    t.ignore(&["partial_rotary_factor", "original_max_position_embeddings"]);
+    let rules = RopeRules { width, base_may_be_missing: false, by_context: true, yarn: false };
+    t.pass_rope(&rules, sizes.context)
+}
+
+/// Layers of Gemma 3 of which the last sees all positions.
+const GEMMA_PERIOD: u64 = 6;
+/// Layers of Cohere 2 of which the last sees all positions.
+const COHERE_PERIOD: u64 = 4;
+
+/// Windows on all but the last of `period` layers.
+fn periodic_windows(t: &mut Translation<'_>, sizes: &Sizes, period: u64) -> Result<(), Problem> {
+    t.pass_count("sliding_window", "attention.sliding_window")?;
+    let listed = t.layer_types(sizes.layers, |layer| match layer % period == period - 1 {
+        true => "full_attention",
+        false => "sliding_attention",
+    })?;
+    let patterns = ["sliding_window_pattern", "_sliding_window_pattern"];
+    if !listed && !patterns.iter().any(|key| t.states(key)) {
+        let (first, second) = ("sliding_window_pattern".to_owned(), "layer_types".to_owned());
+        return Err(Problem::MissingEither { first, second });
+    }
+    patterns.iter().try_for_each(|key| t.allow(key, &json!(period)))
+}
+
+fn gemma3(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = sizes(t, HeadWidth::Stated)?;
+    kv_heads(t)?;
+    rms_norm(t)?;
+    t.require("hidden_activation", &json!("gelu_pytorch_tanh"))?;
+    t.allow("hidden_act", &json!("gelu_pytorch_tanh"))?;
+    t.allow("attention_bias", &json!(false))?;
+    t.allow("use_bidirectional_attention", &json!(false))?;
+    t.allow("attn_logit_softcapping", &Json::Null)?;
+    t.allow("final_logit_softcapping", &Json::Null)?;
+    let key = "query_pre_attn_scalar";
+    let scalar = t.number(key)?;
+    if scalar <= 0.0 {
+        return Err(wrong(key, &Json::from(scalar), "a number above 0"));
+    }
+    t.put(key, "attention.scale", Value::Float(1.0 / scalar.sqrt()));
+    periodic_windows(t, &sizes, GEMMA_PERIOD)?;
+    let rules = RopeRules { width: sizes.head, base_may_be_missing: false, by_context: false, yarn: false };
+    t.pass_two_ropes(&rules, sizes.context)
+}
+
+fn cohere(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = any_cohere(t)?;
+    let norms = t.optional_flag("use_qk_norm")?.ok_or_else(|| missing("use_qk_norm"))?;
+    t.put("use_qk_norm", "attention.head_norm", Value::Bool(norms));
+    rope(t, &sizes, false)
+}
+
+fn cohere2(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let sizes = any_cohere(t)?;
+    periodic_windows(t, &sizes, COHERE_PERIOD)?;
+    for (key, only) in [
+        ("layer_switch", json!(COHERE_PERIOD)),
+        ("order_of_interleaved_layers", json!("local_attn_first")),
+        ("position_embedding_type", json!("rope_gptj")),
+        ("rotary_pct", json!(1.0)),
+        ("use_embedding_sharing", json!(true)),
+        ("use_gated_activation", json!(true)),
+        ("use_parallel_block", json!(true)),
+        ("use_qk_norm", json!(false)),
+    ] {
+        t.allow(key, &only)?;
+    }
+    t.ignore(&["use_parallel_embedding"]);
+    rope(t, &sizes, false)
+}
+
+fn any_cohere(t: &mut Translation<'_>) -> Result<Sizes, Problem> {
+    let sizes = sizes(t, HeadWidth::Derived)?;
+    kv_heads(t)?;
+    t.pass_number("layer_norm_eps", "attention.layer_norm_epsilon")?;
+    t.pass_number("logit_scale", "logit_scale")?;
+    silu(t)?;
+    t.allow("attention_bias", &json!(false))?;
+    Ok(sizes)
+}
+
+/// Refuses weights that are kept in a form of their own.
+pub(super) fn refuse_quantised(t: &mut Translation<'_>) -> Result<(), Problem> {
+    let Some(value) = t.get("quantization_config") else {
+        return Ok(());
+    };
+    let method = value.get("quant_method").and_then(Json::as_str).unwrap_or("some method");
+    let hint =
+        ": weights quantised like this cannot be run; use a GGUF file of the model, or its BF16 weights";
+    Err(unsupported("quantization_config", method, hint))
+}

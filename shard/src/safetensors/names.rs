@@ -1,0 +1,138 @@
+//! Which tensor is which: from the names in safetensors to those that GGUF files have, and back.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::families::{ENDS, Family, LAYER_PREFIXES, Names};
+use crate::model_file::{Meaning, Problem, TensorInfo};
+use crate::units::Bytes;
+
+/// Ends of names of tensors that follow from the hyper-parameters, which older files hold all the same.
+const DERIVED: [&str; 1] = ["rotary_emb.inv_freq"];
+
+/// All tensors of a model, and their places in that list by the name that a GGUF file has for them. A tensor whose name
+/// means nothing to the family has none.
+#[derive(Default)]
+pub(super) struct Named {
+    pub(super) tensors: Vec<TensorInfo>,
+    pub(super) by_name: HashMap<String, usize>,
+}
+
+impl Named {
+    pub(super) fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|index| &self.tensors[*index])
+    }
+
+    pub(super) fn add(&mut self, name: Option<String>, tensor: TensorInfo) {
+        if let Some(name) = name {
+            self.by_name.insert(name, self.tensors.len());
+        }
+        self.tensors.push(tensor);
+    }
+}
+
+/// What a name in a file says.
+enum Meant {
+    /// A tensor that a GGUF file calls so.
+    Whole(String),
+    /// One expert's part of such a tensor.
+    Expert { name: String, expert: u64 },
+    /// Nothing that the family knows.
+    Unknown,
+}
+
+/// Names the tensors of a family with `experts` experts, and joins those of the experts.
+pub(super) fn named(family: &Family, tensors: Vec<TensorInfo>, experts: u64) -> Result<Named, Problem> {
+    let mut named = Named::default();
+    let mut parts: BTreeMap<String, BTreeMap<u64, TensorInfo>> = BTreeMap::new();
+    for mut tensor in tensors {
+        if DERIVED.iter().any(|end| tensor.name.ends_with(end)) {
+            continue;
+        }
+        match meant(family, &tensor.name) {
+            Meant::Whole(name) => {
+                if name.ends_with("norm.weight") {
+                    tensor.meaning = family.norms;
+                }
+                named.add(Some(name), tensor);
+            }
+            Meant::Expert { name, expert } if expert < experts => {
+                parts.entry(name).or_default().insert(expert, tensor);
+            }
+            Meant::Expert { .. } | Meant::Unknown => named.add(None, tensor),
+        }
+    }
+    for (name, mut parts) in parts {
+        let in_file = name_in_file(family.names, &name);
+        let parts: Result<Vec<TensorInfo>, Problem> = (0..experts)
+            .map(|expert| {
+                let missing = || Problem::MissingTensor { name: in_file.replace('*', &expert.to_string()) };
+                parts.remove(&expert).ok_or_else(missing)
+            })
+            .collect();
+        named.add(Some(name), joined(in_file, parts?)?);
+    }
+    Ok(named)
+}
+
+/// One tensor of matrices that are all alike.
+fn joined(name: String, parts: Vec<TensorInfo>) -> Result<TensorInfo, Problem> {
+    let (mut dims, kind) = match parts.first() {
+        Some(first) => (first.dims.clone(), first.kind),
+        None => return Err(Problem::MissingTensor { name }),
+    };
+    if let Some(other) = parts.iter().find(|part| (&part.dims, part.kind) != (&dims, kind)) {
+        return Err(Problem::Unlike { first: parts[0].name.clone(), second: other.name.clone() });
+    }
+    dims.push(parts.len() as u64);
+    let bytes: Bytes = parts.iter().map(|part| part.bytes).sum();
+    let pieces = parts.into_iter().flat_map(|part| part.pieces).collect();
+    Ok(TensorInfo { name, dims, kind, meaning: Meaning::Exact, bytes, pieces })
+}
+
+fn meant(family: &Family, name: &str) -> Meant {
+    if let Some((ours, _)) = ENDS.iter().find(|(_, theirs)| *theirs == name) {
+        return Meant::Whole((*ours).to_owned());
+    }
+    let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIXES.1).and_then(leading_number) else {
+        return Meant::Unknown;
+    };
+    let Some(rest) = rest.strip_prefix('.') else {
+        return Meant::Unknown;
+    };
+    for (ours, theirs) in family.names.iter().copied().flatten() {
+        let ours = || format!("{}{layer}.{ours}", LAYER_PREFIXES.0);
+        match theirs.split_once('*') {
+            None if *theirs == rest => return Meant::Whole(ours()),
+            None => {}
+            Some((before, after)) => match rest.strip_prefix(before).and_then(leading_number) {
+                Some((expert, end)) if end == after => return Meant::Expert { name: ours(), expert },
+                _ => {}
+            },
+        }
+    }
+    Meant::Unknown
+}
+
+/// The number at a text's beginning, and what follows it. A number with zeros before it is none.
+fn leading_number(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    if digits.len() > 1 && digits.starts_with('0') {
+        return None;
+    }
+    Some((digits.parse().ok()?, rest))
+}
+
+/// How a file of a family calls the tensor that a GGUF file calls `name`; a star stands for the number of an expert.
+pub(super) fn name_in_file(names: &[Names], name: &str) -> String {
+    if let Some((_, theirs)) = ENDS.iter().find(|(ours, _)| *ours == name) {
+        return (*theirs).to_owned();
+    }
+    let layered = name.strip_prefix(LAYER_PREFIXES.0).and_then(leading_number);
+    let theirs = layered.and_then(|(layer, rest)| {
+        let rest = rest.strip_prefix('.')?;
+        let (_, theirs) = names.iter().copied().flatten().find(|(ours, _)| *ours == rest)?;
+        Some(format!("{}{layer}.{theirs}", LAYER_PREFIXES.1))
+    });
+    theirs.unwrap_or_else(|| name.to_owned())
+}

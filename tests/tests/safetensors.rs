@@ -1,0 +1,344 @@
+//! Every family in safetensors, on tiny random models that Hugging Face's transformers have run: what it computes,
+//! wherever it is cut, and what is said of directories that lack a part.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brigade_shard::model_file::Header;
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::tensors::TensorTable;
+use brigade_tests::cluster::Up;
+use brigade_tests::reference::{self, Distance};
+use brigade_tests::setup;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Largest distance from the log-probabilities of transformers, which compute in F32 with whatever weights. The cache is
+/// F32, too: the rounding of another one decides between experts that a router likes all but alike.
+const BOUND: f64 = 0.002;
+
+#[derive(Deserialize)]
+struct Variant {
+    name: String,
+    flags: String,
+    paths: Vec<Scored>,
+}
+
+#[derive(Deserialize)]
+struct Scored {
+    path: Vec<u32>,
+    exact: Vec<Option<f64>>,
+}
+
+impl Variant {
+    /// The model's directory, made by its generator.
+    fn made(&self, folder: &Path) -> PathBuf {
+        let folder = folder.join(&self.name);
+        let output = Command::new(setup::python())
+            .arg(setup::repository().join("tests/reference/make_safetensors.py"))
+            .arg(&folder)
+            .args(self.flags.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&output.stderr));
+        folder
+    }
+
+    /// Where our scores are too far from the exact ones.
+    fn complaint(&self, found: &[Vec<Option<f64>>]) -> Option<String> {
+        let mut distance = Distance::default();
+        for (found, scored) in found.iter().zip(&self.paths) {
+            distance.add(found, &scored.exact);
+        }
+        println!("{:14} mean {:.6}, largest {:.6}", self.name, distance.mean(), distance.largest);
+        if distance.largest <= BOUND {
+            return None;
+        }
+        let far = |(a, b): (&Option<f64>, &Option<f64>)| match (a, b) {
+            (Some(a), Some(b)) => (a - b).abs() > BOUND,
+            _ => false,
+        };
+        let first = found.iter().zip(&self.paths).find_map(|(found, scored)| {
+            let token = found.iter().zip(&scored.exact).position(far)?;
+            Some(format!("token {token} of the path of {}", scored.path.len()))
+        });
+        Some(format!("{} ({}): first difference at {first:?}", self.name, self.flags))
+    }
+}
+
+fn variants() -> Vec<Variant> {
+    #[derive(Deserialize)]
+    struct Document {
+        variants: Vec<Variant>,
+    }
+    reference::read::<Document>("safetensors.json").variants
+}
+
+fn read(folder: &Path) -> Result<ModelSpec, String> {
+    let header = Header::open(folder).map_err(|error| error.to_string())?;
+    let spec = ModelSpec::from_header(&header).map_err(|error| error.to_string())?;
+    TensorTable::new(&header, &spec).map_err(|error| error.to_string())?;
+    Ok(spec)
+}
+
+#[tokio::test]
+async fn every_family_computes_what_transformers_compute_wherever_it_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for variant in variants() {
+        let model = variant.made(folder.path());
+        let layers = read(&model).unwrap().layers.len();
+        let mut first = None;
+        for stages in [1, 2, layers] {
+            let cluster = Up::new(&model)
+                .workers(stages)
+                .memory("96MiB")
+                .args(["--ctx", "256", "--kv-dtype", "f32"])
+                .start();
+            let status = cluster.client.status().await;
+            assert_eq!(status["stages"].as_array().map(Vec::len), Some(stages), "{status:#}");
+            let mut scores = Vec::new();
+            for scored in &variant.paths {
+                scores.push(cluster.client.score(&scored.path).await);
+            }
+            cluster.stop();
+            match &first {
+                None => first = Some(scores),
+                Some(first) => assert_eq!(&scores, first, "{} in {stages} stages", variant.name),
+            }
+        }
+        wrong.extend(variant.complaint(&first.unwrap()));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn variant(name: &str) -> Variant {
+    variants().into_iter().find(|variant| variant.name == name).unwrap()
+}
+
+fn config(folder: &Path) -> serde_json::Map<String, Value> {
+    let text = fs::read(folder.join("config.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn set_config(folder: &Path, config: &serde_json::Map<String, Value>) {
+    fs::write(folder.join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
+}
+
+/// Keys that a configuration may leave out, since they say nothing about the computation, or the class that they are
+/// written for has a value of its own that published files rely on.
+fn may_be_missing(family: &str, key: &str) -> bool {
+    let harmless = ["model_type", "torch_dtype", "dtype", "use_cache", "initializer_range"];
+    let ids = ["bos_token_id", "eos_token_id", "pad_token_id"];
+    match key {
+        _ if harmless.contains(&key) || ids.contains(&key) => true,
+        "attention_bias" | "use_sliding_window" | "max_window_layers" | "rope_scaling" => true,
+        "decoder_sparse_step" | "mlp_only_layers" => true,
+        // Without it every layer sees everything.
+        "sliding_window" => !matches!(family, "gemma3_text" | "cohere2"),
+        "rope_theta" => family == "llama",
+        "rope_parameters" => family == "llama",
+        // Its value is that of a Phi-3 without such a part; factors that ask for the other one would miss it.
+        "partial_rotary_factor" | "original_max_position_embeddings" => family == "phi3",
+        // Untied is the rule but for Gemma and Cohere.
+        "tie_word_embeddings" => true,
+        _ => false,
+    }
+}
+
+#[test]
+fn every_setting_that_is_missing_or_misspelt_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for variant in variants() {
+        let model = variant.made(folder.path());
+        let whole = config(&model);
+        let family = variant.flags.split_whitespace().next().unwrap();
+        for key in whole.keys() {
+            let mut without = whole.clone();
+            let value = without.remove(key).unwrap();
+            set_config(&model, &without);
+            // Where a Llama does not state them, others follow, which the tensors contradict.
+            let in_tensors = family == "llama" && ["head_dim", "num_key_value_heads"].contains(&key.as_str());
+            match read(&model) {
+                Err(message) if message.contains(key.as_str()) => {}
+                Err(message) if in_tensors && message.contains("_proj.weight") => {}
+                Ok(_) if may_be_missing(family, key) => {}
+                // What a stretched rope, or one with a part of the head, lacks without them.
+                Err(message) if may_be_missing(family, key) && message.contains("rope") => {}
+                Err(message) if key == "tie_word_embeddings" && message.contains("lm_head.weight") => {}
+                outcome => wrong.push(format!("{} without `{key}`: {outcome:?}", variant.name)),
+            }
+            let misspelt = format!("{}Q", &key[..key.len() - 1]);
+            let mut with = without;
+            with.insert(misspelt.clone(), value);
+            set_config(&model, &with);
+            match read(&model) {
+                Err(message) if message.contains(key.as_str()) || message.contains(&misspelt) => {}
+                Err(message) if may_be_missing(family, key) && message.contains("rope") => {}
+                Err(message) if key == "tie_word_embeddings" && message.contains("lm_head.weight") => {}
+                outcome => wrong.push(format!("{} with `{misspelt}`: {outcome:?}", variant.name)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A file of tensors taken apart: its header and its data.
+fn taken_apart(path: &Path) -> (serde_json::Map<String, Value>, Vec<u8>) {
+    let bytes = fs::read(path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..8 + len]).unwrap(), bytes[8 + len..].to_vec())
+}
+
+fn put_together(path: &Path, header: &str, data: &[u8]) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn every_tensor_that_is_missing_or_misspelt_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for variant in variants().iter().filter(|variant| !variant.flags.contains("--shards")) {
+        let model = variant.made(folder.path());
+        let file = model.join("model.safetensors");
+        let (whole, data) = taken_apart(&file);
+        for name in whole.keys().filter(|name| *name != "__metadata__") {
+            let mut header = whole.clone();
+            let entry = header.remove(name).unwrap();
+            put_together(&file, &Value::from(header.clone()).to_string(), &data);
+            match read(&model) {
+                Err(message) if message.contains(name.as_str()) => {}
+                outcome => wrong.push(format!("{} without `{name}`: {outcome:?}", variant.name)),
+            }
+            let misspelt = format!("{}Q", &name[..name.len() - 1]);
+            header.insert(misspelt.clone(), entry);
+            put_together(&file, &Value::from(header).to_string(), &data);
+            match read(&model) {
+                Err(message) if message.contains(name.as_str()) || message.contains(&misspelt) => {}
+                outcome => wrong.push(format!("{} with `{misspelt}`: {outcome:?}", variant.name)),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is said of a directory.
+fn said(folder: &Path) -> String {
+    read(folder).expect_err("a damaged directory is refused")
+}
+
+#[test]
+fn settings_that_change_the_computation_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases = [
+        ("llama", "architectures", json!(["OtherForCausalLM"]), "OtherForCausalLM"),
+        ("llama", "hidden_act", json!("gelu"), "`hidden_act` is \"gelu\""),
+        ("llama", "attention_bias", json!(true), "`attention_bias`"),
+        ("llama", "quantization_config", json!({"quant_method": "gptq", "bits": 4}), "gptq"),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            "`rope_scaling.rope_type` is dynamic",
+        ),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"rope_type": "linear", "factor": 2.0, "beta": 1}),
+            "rope_scaling.beta",
+        ),
+        ("llama", "rope_scaling", json!({"rope_type": "linear", "factor": -2.0}), "rope_scaling.factor"),
+        ("llama", "rope_scaling", json!({"factor": 2.0}), "rope_scaling.rope_type"),
+        ("llama", "vocab_size", json!(511), "`vocab_size`"),
+        ("llama", "num_attention_heads", json!(0), "num_attention_heads"),
+        ("llama", "num_hidden_layers", json!(-1), "num_hidden_layers"),
+        ("llama", "hidden_size", json!(u64::MAX), "hidden_size"),
+        ("qwen2", "use_sliding_window", json!(true), "use_sliding_window"),
+        ("qwen3moe", "norm_topk_prob", json!(false), "norm_topk_prob"),
+        ("qwen3moe", "mlp_only_layers", json!([0]), "mlp_only_layers"),
+        ("gemma3", "final_logit_softcapping", json!(30.0), "final_logit_softcapping"),
+        ("gemma3", "sliding_window_pattern", json!(5), "sliding_window_pattern"),
+        ("cohere2", "layer_types", json!(vec!["full_attention"; 5]), "layer_types"),
+    ];
+    for (name, key, value, word) in cases {
+        let model = variant(name).made(folder.path());
+        let mut config = config(&model);
+        config.insert(key.to_owned(), value);
+        set_config(&model, &config);
+        let message = said(&model);
+        assert!(message.contains(word), "{name} with another `{key}`: {message}");
+    }
+}
+
+#[test]
+fn damaged_directories_are_refused_and_say_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = variant("mistral").made(folder.path());
+    let file = model.join("model.safetensors");
+    let (whole, data) = taken_apart(&file);
+    let bytes = fs::read(&file).unwrap();
+    let entry = |dtype: &str, shape: Value, start: u64, end: u64| {
+        let mut header = whole.clone();
+        header.insert(
+            "model.norm.weight".to_owned(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}),
+        );
+        Value::from(header).to_string()
+    };
+    let stated = whole["model.norm.weight"]["data_offsets"].clone();
+    let (start, end) = (stated[0].as_u64().unwrap(), stated[1].as_u64().unwrap());
+    let twice = Value::from(whole.clone()).to_string();
+    let twice = format!("{{\"model.norm.weight\":{},{}", whole["model.norm.weight"], &twice[1..]);
+    for (header, word) in [
+        (entry("F8_E4M3", json!([96]), start, start + 96), "F8_E4M3"),
+        (entry("X7", json!([96]), start, end), "X7"),
+        (entry("F32", json!([95]), start, end), "model.norm.weight"),
+        (entry("F32", json!([u64::MAX, 2]), start, end), "overflows"),
+        (entry("F32", json!([0]), start, start), "none may be 0"),
+        (entry("F32", json!([96, 1, 1, 1, 1]), start, end), "at most 4 dimensions"),
+        (entry("F32", json!([96]), start - 8, end - 8), "overlap"),
+        (entry("F32", json!([96]), u64::MAX - 384, u64::MAX), "cut off"),
+        (entry("F32", json!([96]), end, start), "model.norm.weight"),
+        (twice, "appears twice"),
+        ("[]".to_owned(), "table of tensors"),
+    ] {
+        put_together(&file, &header, &data);
+        let message = said(&model);
+        assert!(message.contains(word) && message.contains("model"), "{word}: {message}");
+    }
+    for (bytes, word) in [
+        (&bytes[..bytes.len() - 1], "cut off"),
+        (&bytes[..100], "cut off"),
+        (&bytes[..7], "cut off"),
+        (&[0xff; 64][..], "past the limit"),
+    ] {
+        fs::write(&file, bytes).unwrap();
+        assert!(said(&model).contains(word), "{word}: {}", said(&model));
+    }
+    fs::remove_file(&file).unwrap();
+    assert!(said(&model).contains("model.safetensors.index.json"), "{}", said(&model));
+
+    let model = variant("mixtral").made(folder.path());
+    fs::write(model.join("model.safetensors"), &bytes).unwrap();
+    assert!(said(&model).contains("both"), "{}", said(&model));
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    fs::remove_file(model.join("model-00002-of-00003.safetensors")).unwrap();
+    assert!(said(&model).contains("model-00002-of-00003.safetensors"), "{}", said(&model));
+    let index = json!({"weight_map": {"a": "../secret"}}).to_string();
+    fs::write(model.join("model.safetensors.index.json"), index).unwrap();
+    assert!(said(&model).contains("weight_map.a"), "{}", said(&model));
+
+    fs::write(model.join("config.json"), "{\"a\": 1, \"a\": 2}").unwrap();
+    assert!(said(&model).contains("twice"), "{}", said(&model));
+    fs::remove_file(model.join("config.json")).unwrap();
+    assert!(said(&model).contains("config.json"), "{}", said(&model));
+    fs::write(model.join("some.gguf"), "GGUF").unwrap();
+    assert!(said(&model).contains("some.gguf"), "{}", said(&model));
+}
