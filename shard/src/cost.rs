@@ -16,9 +16,9 @@ pub const PAGE_TOKENS: u32 = 32;
 /// Rows whose logits exist at the same time: the head is computed in blocks of this many rows, since a whole chunk's
 /// logits would take more memory than its layers.
 pub const HEAD_BLOCK_ROWS: u32 = 16;
-/// Bytes that a worker keeps for every 32 values of the quantised copy of its matrix products' inputs. The largest
-/// block format that weights ask for (ggml's `Q8_K`, 292 bytes for 256 values) stays below it.
-pub const QUANTISED_BYTES_PER_32: u64 = 40;
+/// Bytes that a worker keeps for every 32 values of the quantised copy of its matrix products' inputs: the values, their
+/// scale, and the sums of both halves as integers and times the scale.
+pub const QUANTISED_BYTES_PER_32: u64 = 48;
 /// Frames of hidden states that a stage holds at a time: one arriving and one leaving.
 pub const FRAME_BUFFERS: u64 = 2;
 /// Bytes of an f32.

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::DeviceKind;
 use brigade_shard::tensor_type::TensorType;
-use rayon::ThreadPool;
 
 use crate::backend::{Backend, BackendError, MatrixShape};
 use crate::candle_backend::{self, CandleBackend};
@@ -107,7 +106,7 @@ fn best_run<B: Backend>(backend: &mut B, matrix: &B::Matrix, rows: usize) -> Res
 struct Pattern;
 
 impl TensorSource for Pattern {
-    fn read(&mut self, out: &mut [u8], _pool: &ThreadPool) -> Result<(), LoadError> {
+    fn read_at(&self, _at: u64, out: &mut [u8]) -> Result<(), LoadError> {
         out.fill(0x11);
         Ok(())
     }

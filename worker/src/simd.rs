@@ -9,24 +9,46 @@
 pub enum Simd {
     /// What the target guarantees.
     Portable,
-    /// AVX2 and F16C, found when the backend was made.
+    /// AVX2, FMA and F16C, found when the backend was made.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// AVX-512 F, BW and VNNI besides.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
-/// Proof that this processor has AVX2 and F16C; only [`Simd::detect`] makes one.
+/// Proof that this processor has AVX2, FMA and F16C; only [`Simd::available`] makes one.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx2(());
 
+/// Proof that this processor has AVX-512 F, BW and VNNI, and what [`Avx2`] is a proof of; only [`Simd::available`] makes
+/// one.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512(());
+
 impl Simd {
+    /// All that this processor has, the slowest first.
+    pub fn available() -> Vec<Simd> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "other processors have more"))]
+        let mut all = vec![Simd::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                all.push(Simd::Avx2(Avx2(())));
+                if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") {
+                    all.push(Simd::Avx512(Avx512(())));
+                }
+            }
+        }
+        all
+    }
+
     /// The best that this processor has.
     pub fn detect() -> Simd {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("f16c") {
-            return Simd::Avx2(Avx2(()));
-        }
-        Simd::Portable
+        Simd::available().pop().unwrap_or(Simd::Portable)
     }
 }
 
@@ -53,8 +75,8 @@ macro_rules! kernel {
             match simd {
                 $crate::simd::Simd::Portable => body::<$crate::simd::PortableVector>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: an `Avx2` exists only where detection found AVX2 and F16C.
-                $crate::simd::Simd::Avx2(_) => unsafe { avx2($($arg),*) },
+                // SAFETY: these exist only where detection found AVX2 and F16C.
+                $crate::simd::Simd::Avx2(_) | $crate::simd::Simd::Avx512(_) => unsafe { avx2($($arg),*) },
             }
         }
     };
@@ -233,7 +255,7 @@ mod tests {
         let a: Vec<f32> = (0..100).map(|i| (i as f32 * 0.37).sin()).collect();
         let b: Vec<f32> = (0..100).map(|i| (i as f32 * 0.91).cos()).collect();
         let whole = dot_in_two(Simd::Portable, &a, &b, 0);
-        for simd in [Simd::Portable, Simd::detect()] {
+        for simd in Simd::available() {
             for cut in [0, 16, 48, 96] {
                 assert_eq!(dot_in_two(simd, &a, &b, cut), whole, "{simd:?} cut at {cut}");
             }

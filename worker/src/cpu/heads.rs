@@ -41,21 +41,18 @@ pub(crate) fn multiply_transposed(
     let HeadRows { heads, stride, first, count } = of;
     let width = matrix.width;
     let tiles = rows.div_ceil(TILE_ROWS);
-    (0..heads * tiles).into_par_iter().for_each_init(
-        || vec![0.0; width],
-        |weights, task| {
-            let (head, tile) = (task / tiles, task % tiles * TILE_ROWS);
-            let tile = tile..rows.min(tile + TILE_ROWS);
-            // SAFETY: no other task has this head and these rows, and each reference ends before the next is made.
-            let part = |row: usize| unsafe { out.part(row, head * width..(head + 1) * width) };
-            tile.clone().for_each(|row| part(row).fill(0.0));
-            for i in 0..count {
-                matrix.dequantise_row(head * stride + first + i, weights);
-                for row in tile.clone() {
-                    let factor = input[(row * heads + head) * count + i];
-                    ops::add_product(simd, part(row), weights, factor);
-                }
+    (0..heads * tiles).into_par_iter().for_each_init(Vec::new, |weights, task| {
+        let (head, tile) = (task / tiles, task % tiles * TILE_ROWS);
+        let tile = tile..rows.min(tile + TILE_ROWS);
+        // SAFETY: no other task has this head and these rows, and each reference ends before the next is made.
+        let part = |row: usize| unsafe { out.part(row, head * width..(head + 1) * width) };
+        tile.clone().for_each(|row| part(row).fill(0.0));
+        let start = head * stride + first;
+        matrix.widen_rows(start..start + count, weights, |weight_row, weights| {
+            for row in tile.clone() {
+                let factor = input[(row * heads + head) * count + weight_row - start];
+                ops::add_product(simd, part(row), weights, factor);
             }
-        },
-    );
+        });
+    });
 }

@@ -1,27 +1,23 @@
 //! A matrix in its file's blocks, and its products with rows of activations.
 
-use brigade_shard::tensor_type::TensorType;
-use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType,
-};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use std::marker::PhantomData;
 
-use super::blocks::{self, ActivationBlock, BLOCK, RowFormat};
+use brigade_shard::tensor_type::TensorType;
+use rayon::prelude::*;
+
+use super::blocks::{ActivationBlock, BLOCK, RowFormat};
 use super::codebooks;
 use super::columns::Columns;
+use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
 use super::super_blocks;
-use crate::simd::{LANES, Simd, Vector, add_dot, kernel};
-use crate::weights::{Plain, WeightBuffer};
+use crate::simd::Simd;
+use crate::weights::{LoadError, READ_BYTES, TensorSource, WeightBuffer};
 
-/// Values in a block of the K, IQ and TQ formats.
+/// Values in a block of the IQ and TQ formats that are kept in rows.
 pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
 const TILE_ROWS: usize = 16;
-
-/// Half-precision weights are widened this many at a time, on the stack.
-const WIDENED: usize = 16 * LANES;
 
 /// How a matrix's rows are stored; a [`TensorType`] that this backend can multiply with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +55,69 @@ pub(crate) enum Format {
 pub(crate) enum ActivationForm {
     /// As they are.
     Float,
-    /// 8 bits in blocks of 32.
+    /// 8 bits in parts of 32, for panels.
+    Panels,
+    /// 8 bits in blocks of 32, for rows.
     Blocks,
-    /// 8 bits in blocks of 256.
-    SuperBlocks,
+}
+
+/// Evaluates an expression with the type of a format that is kept in panels, or another one for those that are not.
+macro_rules! with_panel_format {
+    ($format:expr, |$F:ident| $with:expr, else $without:expr) => {
+        with_panel_format!(
+            $format, $F, $with, $without, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K IQ4_NL MXFP4 IQ4_XS
+        )
+    };
+    ($format:expr, $F:ident, $with:expr, $without:expr, $($name:ident)*) => {
+        match $format {
+            $(Format::$name => {
+                type $F = panels::$name;
+                $with
+            })*
+            _ => $without,
+        }
+    };
+}
+
+/// Evaluates an expression with the type of a format of single numbers, or another one for those that are none.
+macro_rules! with_float_format {
+    ($format:expr, |$F:ident| $with:expr, else $without:expr) => {
+        match $format {
+            Format::F32 => {
+                type $F = panels::F32;
+                $with
+            }
+            Format::F16 => {
+                type $F = panels::F16;
+                $with
+            }
+            Format::Bf16 => {
+                type $F = panels::Bf16;
+                $with
+            }
+            _ => $without,
+        }
+    };
+}
+
+/// Evaluates an expression with the type of a quantised format that is kept in rows.
+macro_rules! with_row_format {
+    ($format:expr, |$F:ident| $with:expr) => {
+        with_row_format!(
+            $format, $F, $with,
+            super_blocks: TQ1_0 TQ2_0; codebooks: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S
+        )
+    };
+    ($format:expr, $F:ident, $with:expr, $($module:ident: $($name:ident)*);*) => {
+        match $format {
+            $($(Format::$name => {
+                type $F = $module::$name;
+                $with
+            })*)*
+            // The others are floats or in panels.
+            _ => {}
+        }
+    };
 }
 
 impl Format {
@@ -103,19 +158,19 @@ impl Format {
         match self {
             Format::F32 => (1, 4),
             Format::F16 | Format::Bf16 => (1, 2),
-            Format::Q4_0 => block_of::<blocks::Q4_0>(),
-            Format::Q4_1 => block_of::<blocks::Q4_1>(),
-            Format::Q5_0 => block_of::<blocks::Q5_0>(),
-            Format::Q5_1 => block_of::<blocks::Q5_1>(),
-            Format::Q8_0 => block_of::<blocks::Q8_0>(),
-            Format::Q2K => (SUPER_BLOCK, size_of::<BlockQ2K>()),
-            Format::Q3K => (SUPER_BLOCK, size_of::<BlockQ3K>()),
-            Format::Q4K => (SUPER_BLOCK, size_of::<BlockQ4K>()),
-            Format::Q5K => (SUPER_BLOCK, size_of::<BlockQ5K>()),
-            Format::Q6K => (SUPER_BLOCK, size_of::<BlockQ6K>()),
-            Format::IQ4_NL => block_of::<blocks::IQ4_NL>(),
-            Format::MXFP4 => block_of::<blocks::MXFP4>(),
-            Format::IQ4_XS => block_of::<super_blocks::IQ4_XS>(),
+            Format::Q4_0 => panel_block::<panels::Q4_0>(),
+            Format::Q4_1 => panel_block::<panels::Q4_1>(),
+            Format::Q5_0 => panel_block::<panels::Q5_0>(),
+            Format::Q5_1 => panel_block::<panels::Q5_1>(),
+            Format::Q8_0 => panel_block::<panels::Q8_0>(),
+            Format::Q2K => panel_block::<panels::Q2K>(),
+            Format::Q3K => panel_block::<panels::Q3K>(),
+            Format::Q4K => panel_block::<panels::Q4K>(),
+            Format::Q5K => panel_block::<panels::Q5K>(),
+            Format::Q6K => panel_block::<panels::Q6K>(),
+            Format::IQ4_NL => panel_block::<panels::IQ4_NL>(),
+            Format::MXFP4 => panel_block::<panels::MXFP4>(),
+            Format::IQ4_XS => panel_block::<panels::IQ4_XS>(),
             Format::TQ1_0 => block_of::<super_blocks::TQ1_0>(),
             Format::TQ2_0 => block_of::<super_blocks::TQ2_0>(),
             Format::IQ1_S => block_of::<codebooks::IQ1_S>(),
@@ -138,12 +193,20 @@ impl Format {
     pub(crate) fn activation_form(self) -> ActivationForm {
         match self {
             Format::F32 | Format::F16 | Format::Bf16 => ActivationForm::Float,
-            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => {
-                ActivationForm::SuperBlocks
-            }
+            _ if self.is_in_panels() => ActivationForm::Panels,
             _ => ActivationForm::Blocks,
         }
     }
+
+    /// Whether rows are kept in panels of [`PANEL_ROWS`].
+    pub(crate) fn is_in_panels(self) -> bool {
+        with_panel_format!(self, |_F| true, else with_float_format!(self, |_F| true, else false))
+    }
+}
+
+/// Values and bytes of a block.
+fn panel_block<F: PanelFormat>() -> (usize, usize) {
+    (F::VALUES, F::BYTES)
 }
 
 /// Values and bytes of a block.
@@ -151,7 +214,7 @@ fn block_of<F: RowFormat>() -> (usize, usize) {
     (F::VALUES, F::BYTES)
 }
 
-/// A weight matrix `[rows, width]`, resident once, in its file's blocks.
+/// A weight matrix `[rows, width]`, resident once, in its file's blocks: row by row, or in [panels].
 pub struct CpuMatrix {
     pub(crate) format: Format,
     /// Number of outputs.
@@ -159,8 +222,9 @@ pub struct CpuMatrix {
     /// Number of inputs; a multiple of the format's block.
     pub(crate) width: usize,
     pub(crate) row_bytes: usize,
-    /// `rows * row_bytes` bytes.
-    pub(crate) buffer: WeightBuffer,
+    /// Rows of each of the matrices that are stacked; a panel holds rows of one of them.
+    stacked: usize,
+    buffer: WeightBuffer,
 }
 
 /// A step's activations in every form that the matrices at hand want, `[rows, matrix width]`; forms that none wants
@@ -169,8 +233,8 @@ pub struct CpuMatrix {
 pub(crate) struct Activations<'a> {
     pub(crate) rows: usize,
     pub(crate) float: &'a [f32],
+    pub(crate) panels: &'a QuantisedRows,
     pub(crate) blocks: &'a [ActivationBlock],
-    pub(crate) super_blocks: &'a [BlockQ8K],
 }
 
 /// Which rows of the input pass over a chunk of weights, and where their products go.
@@ -223,56 +287,110 @@ impl Passing<'_> {
 }
 
 impl CpuMatrix {
+    /// Reads `count` matrices of `rows` rows that lie one after another, with the threads of `pool`.
+    ///
+    /// Fails where rows are no whole blocks, or the source cannot be read.
+    pub(crate) fn read(
+        format: Format,
+        [count, rows, width]: [usize; 3],
+        source: &dyn TensorSource,
+        pool: &rayon::ThreadPool,
+        unsupported: impl FnOnce() -> LoadError,
+    ) -> Result<CpuMatrix, LoadError> {
+        let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
+        let matrix =
+            |buffer| CpuMatrix { format, rows: count * rows, width, row_bytes, stacked: rows, buffer };
+        if !format.is_in_panels() {
+            let mut buffer = WeightBuffer::zeroed(count * rows * row_bytes);
+            source.read(buffer.bytes_mut(), pool)?;
+            return Ok(matrix(buffer));
+        }
+        let panels = rows.div_ceil(PANEL_ROWS);
+        let panel_bytes = PANEL_ROWS * row_bytes;
+        let mut buffer = WeightBuffer::zeroed(count * panels * panel_bytes);
+        let together = (READ_BYTES / panel_bytes).max(1);
+        // The rows of a panel: its first, and how many; the last of a matrix may be short.
+        let rows_of = |panel: usize| {
+            let within = panel % panels * PANEL_ROWS;
+            (panel / panels * rows + within, PANEL_ROWS.min(rows - within))
+        };
+        let pieces = buffer.bytes_mut().par_chunks_mut(together * panel_bytes).enumerate();
+        let read = |file: &mut Vec<u8>, (i, piece): (usize, &mut [u8])| {
+            let first = i * together;
+            let last = first + piece.len() / panel_bytes - 1;
+            let (start, (end, more)) = (rows_of(first).0, rows_of(last));
+            file.resize((end + more - start) * row_bytes, 0);
+            source.read_at((start * row_bytes) as u64, file)?;
+            for (panel, out) in (first..).zip(piece.chunks_exact_mut(panel_bytes)) {
+                let (row, count) = rows_of(panel);
+                let rows = &file[(row - start) * row_bytes..];
+                with_panel_format!(
+                    format, |F| panels::interleave::<F>(rows, row_bytes, count, out),
+                    else with_float_format!(
+                        format, |F| panels::interleave_floats::<F>(rows, row_bytes, count, out), else ()
+                    )
+                );
+            }
+            Ok::<(), LoadError>(())
+        };
+        pool.install(|| pieces.try_for_each_init(Vec::new, read))?;
+        Ok(matrix(buffer))
+    }
+
+    /// The panel that holds weight row `row`, and its lane there.
+    fn panel(&self, row: usize) -> (&[u8], usize) {
+        let (matrix, within) = (row / self.stacked, row % self.stacked);
+        let panel = matrix * self.stacked.div_ceil(PANEL_ROWS) + within / PANEL_ROWS;
+        let bytes = PANEL_ROWS * self.row_bytes;
+        (&self.buffer.bytes()[panel * bytes..][..bytes], within % PANEL_ROWS)
+    }
+
     /// Writes weight row `row` as f32.
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
-        let bytes = &self.buffer.bytes()[row * self.row_bytes..][..self.row_bytes];
-        match self.format {
-            Format::F32 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
+        if !self.format.is_in_panels() {
+            let bytes = &self.buffer.bytes()[row * self.row_bytes..][..self.row_bytes];
+            return with_row_format!(self.format, |F| F::dequantise(bytes, out));
+        }
+        let (panel, lane) = self.panel(row);
+        with_panel_format!(
+            self.format, |F| panels::dequantise_row::<F>(panel, lane, out),
+            else with_float_format!(self.format, |F| panels::widen_row::<F>(panel, lane, out), else ())
+        );
+    }
+
+    /// Hands weight rows to `take` as f32, one after another; `scratch` is memory for some of them.
+    pub(crate) fn widen_rows(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Vec<f32>,
+        mut take: impl FnMut(usize, &[f32]),
+    ) {
+        let width = self.width;
+        // A panel is taken apart once for all of its rows.
+        let together = if self.format.is_in_panels() { PANEL_ROWS } else { 1 };
+        scratch.resize(together * width, 0.0);
+        let mut row = rows.start;
+        while row < rows.end {
+            let mut lanes = 0..1;
+            if self.format.is_in_panels() {
+                let (panel, lane) = self.panel(row);
+                with_panel_format!(
+                    self.format, |F| panels::dequantise::<F>(panel, scratch),
+                    else with_float_format!(self.format, |F| panels::widen::<F>(panel, scratch), else ())
+                );
+                lanes = lane..PANEL_ROWS.min(lane + rows.end - row);
+            } else {
+                self.dequantise_row(row, scratch);
             }
-            Format::F16 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *out = f16::from_le_bytes(*bytes).to_f32();
-                }
+            for lane in lanes {
+                take(row, &scratch[lane * width..][..width]);
+                row += 1;
             }
-            Format::Bf16 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *out = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            Format::Q4_0 => blocks::Q4_0::dequantise(bytes, out),
-            Format::Q4_1 => blocks::Q4_1::dequantise(bytes, out),
-            Format::Q5_0 => blocks::Q5_0::dequantise(bytes, out),
-            Format::Q5_1 => blocks::Q5_1::dequantise(bytes, out),
-            Format::Q8_0 => blocks::Q8_0::dequantise(bytes, out),
-            Format::Q2K => BlockQ2K::to_float(self.super_row(row), out),
-            Format::Q3K => BlockQ3K::to_float(self.super_row(row), out),
-            Format::Q4K => BlockQ4K::to_float(self.super_row(row), out),
-            Format::Q5K => BlockQ5K::to_float(self.super_row(row), out),
-            Format::Q6K => BlockQ6K::to_float(self.super_row(row), out),
-            Format::IQ4_NL => blocks::IQ4_NL::dequantise(bytes, out),
-            Format::MXFP4 => blocks::MXFP4::dequantise(bytes, out),
-            Format::IQ4_XS => super_blocks::IQ4_XS::dequantise(bytes, out),
-            Format::TQ1_0 => super_blocks::TQ1_0::dequantise(bytes, out),
-            Format::TQ2_0 => super_blocks::TQ2_0::dequantise(bytes, out),
-            Format::IQ1_S => codebooks::IQ1_S::dequantise(bytes, out),
-            Format::IQ1_M => codebooks::IQ1_M::dequantise(bytes, out),
-            Format::IQ2_XXS => codebooks::IQ2_XXS::dequantise(bytes, out),
-            Format::IQ2_XS => codebooks::IQ2_XS::dequantise(bytes, out),
-            Format::IQ2_S => codebooks::IQ2_S::dequantise(bytes, out),
-            Format::IQ3_XXS => codebooks::IQ3_XXS::dequantise(bytes, out),
-            Format::IQ3_S => codebooks::IQ3_S::dequantise(bytes, out),
         }
     }
 
-    fn super_row<T: Plain>(&self, row: usize) -> &[T] {
-        let blocks = self.width / SUPER_BLOCK;
-        &self.buffer.values()[row * blocks..][..blocks]
-    }
-
-    /// Multiplies weight rows `chunk` with all rows of activations: column `o` of `out` gets row `o`'s products.
+    /// Multiplies weight rows `chunk` with all rows of activations: column `o` of `out` gets row `o`'s products. The
+    /// rows belong to one of the matrices that are stacked.
     pub(crate) fn multiply(
         &self,
         simd: Simd,
@@ -281,34 +399,54 @@ impl CpuMatrix {
         passing: Passing<'_>,
         out: &Columns<'_>,
     ) {
-        match self.format {
-            Format::F32 | Format::F16 | Format::Bf16 => self.multiply_float(simd, chunk, input, passing, out),
-            Format::Q4_0 => self.multiply_blocks::<blocks::Q4_0>(simd, chunk, input, passing, out),
-            Format::Q4_1 => self.multiply_blocks::<blocks::Q4_1>(simd, chunk, input, passing, out),
-            Format::Q5_0 => self.multiply_blocks::<blocks::Q5_0>(simd, chunk, input, passing, out),
-            Format::Q5_1 => self.multiply_blocks::<blocks::Q5_1>(simd, chunk, input, passing, out),
-            Format::Q8_0 => self.multiply_blocks::<blocks::Q8_0>(simd, chunk, input, passing, out),
-            Format::Q2K => self.multiply_super_blocks::<BlockQ2K>(chunk, input, passing, out),
-            Format::Q3K => self.multiply_super_blocks::<BlockQ3K>(chunk, input, passing, out),
-            Format::Q4K => self.multiply_super_blocks::<BlockQ4K>(chunk, input, passing, out),
-            Format::Q5K => self.multiply_super_blocks::<BlockQ5K>(chunk, input, passing, out),
-            Format::Q6K => self.multiply_super_blocks::<BlockQ6K>(chunk, input, passing, out),
-            Format::IQ4_NL => self.multiply_blocks::<blocks::IQ4_NL>(simd, chunk, input, passing, out),
-            Format::MXFP4 => self.multiply_blocks::<blocks::MXFP4>(simd, chunk, input, passing, out),
-            Format::IQ4_XS => self.multiply_blocks::<super_blocks::IQ4_XS>(simd, chunk, input, passing, out),
-            Format::TQ1_0 => self.multiply_blocks::<super_blocks::TQ1_0>(simd, chunk, input, passing, out),
-            Format::TQ2_0 => self.multiply_blocks::<super_blocks::TQ2_0>(simd, chunk, input, passing, out),
-            Format::IQ1_S => self.multiply_blocks::<codebooks::IQ1_S>(simd, chunk, input, passing, out),
-            Format::IQ1_M => self.multiply_blocks::<codebooks::IQ1_M>(simd, chunk, input, passing, out),
-            Format::IQ2_XXS => self.multiply_blocks::<codebooks::IQ2_XXS>(simd, chunk, input, passing, out),
-            Format::IQ2_XS => self.multiply_blocks::<codebooks::IQ2_XS>(simd, chunk, input, passing, out),
-            Format::IQ2_S => self.multiply_blocks::<codebooks::IQ2_S>(simd, chunk, input, passing, out),
-            Format::IQ3_XXS => self.multiply_blocks::<codebooks::IQ3_XXS>(simd, chunk, input, passing, out),
-            Format::IQ3_S => self.multiply_blocks::<codebooks::IQ3_S>(simd, chunk, input, passing, out),
+        with_panel_format!(
+            self.format, |F| self.multiply_panels(chunk, &Quantised::<F>::new(simd, input.panels), passing, input.rows, out),
+            else with_float_format!(
+                self.format, |F| self.multiply_panels(chunk, &Floats::<F>::new(simd, input.float, self.width), passing, input.rows, out),
+                else with_row_format!(self.format, |F| self.multiply_rows::<F>(simd, chunk, input, passing, out))
+            )
+        );
+    }
+
+    fn multiply_panels(
+        &self,
+        chunk: std::ops::Range<usize>,
+        input: &impl PanelProducts,
+        passing: Passing<'_>,
+        rows: usize,
+        out: &Columns<'_>,
+    ) {
+        let count = passing.count(rows);
+        let mut o = chunk.start;
+        while o < chunk.end {
+            let (panel, first_lane) = self.panel(o);
+            let lanes = first_lane..PANEL_ROWS.min(first_lane + chunk.end - o);
+            let mut r = 0;
+            macro_rules! walk {
+                ($rows:expr) => {{
+                    let which = std::array::from_fn::<usize, { $rows }, _>(|i| passing.input(r + i));
+                    for (i, products) in input.products(panel, which).iter().enumerate() {
+                        let (row, column) = passing.output(r + i, o);
+                        // SAFETY: the columns are this piece's own, and the reference ends here.
+                        let part = unsafe { out.part(row, column..column + lanes.len()) };
+                        part.copy_from_slice(&products[lanes.clone()]);
+                    }
+                    r += $rows;
+                }};
+            }
+            while r < count {
+                match count - r {
+                    MOST_ROWS.. => walk!(MOST_ROWS),
+                    4.. => walk!(4),
+                    2.. => walk!(2),
+                    _ => walk!(1),
+                }
+            }
+            o += lanes.len();
         }
     }
 
-    fn multiply_blocks<F: RowFormat>(
+    fn multiply_rows<F: RowFormat>(
         &self,
         simd: Simd,
         chunk: std::ops::Range<usize>,
@@ -339,106 +477,48 @@ impl CpuMatrix {
             }
         }
     }
+}
 
-    fn multiply_super_blocks<T: GgmlType<VecDotType = BlockQ8K> + Plain>(
-        &self,
-        chunk: std::ops::Range<usize>,
-        input: Activations<'_>,
-        passing: Passing<'_>,
-        out: &Columns<'_>,
-    ) {
-        let per_row = self.width / SUPER_BLOCK;
-        for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
-            for o in chunk.clone() {
-                let weights: &[T] = self.super_row(o);
-                for r in tile..passing.count(input.rows).min(tile + TILE_ROWS) {
-                    let activations = &input.super_blocks[passing.input(r) * per_row..][..per_row];
-                    out.set(passing.output(r, o), T::vec_dot(self.width, weights, activations));
-                }
-            }
-        }
-    }
+/// Rows of activations in the form that a format's panels take.
+trait PanelProducts {
+    /// The products of all rows of a panel with these rows of activations.
+    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R];
+}
 
-    fn multiply_float(
-        &self,
-        simd: Simd,
-        chunk: std::ops::Range<usize>,
-        input: Activations<'_>,
-        passing: Passing<'_>,
-        out: &Columns<'_>,
-    ) {
-        let row = |r: usize| &input.float[passing.input(r) * self.width..][..self.width];
-        for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
-            let end = passing.count(input.rows).min(tile + TILE_ROWS);
-            for o in chunk.clone() {
-                let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
-                let mut r = tile;
-                while r < end {
-                    // Rows past the end repeat the last one and are not written.
-                    let inputs = std::array::from_fn(|i| row((r + i).min(end - 1)));
-                    let products = if end - r >= FLOAT_ROWS {
-                        float_products(simd, self.format, weights, inputs)
-                    } else {
-                        let [first, ..] = inputs;
-                        [float_product(simd, self.format, weights, first); FLOAT_ROWS]
-                    };
-                    let done = if end - r >= FLOAT_ROWS { FLOAT_ROWS } else { 1 };
-                    for (i, product) in products.into_iter().enumerate().take(done) {
-                        out.set(passing.output(r + i, o), product);
-                    }
-                    r += done;
-                }
-            }
-        }
+struct Quantised<'a, F> {
+    simd: Simd,
+    input: &'a QuantisedRows,
+    format: PhantomData<F>,
+}
+
+impl<'a, F> Quantised<'a, F> {
+    fn new(simd: Simd, input: &'a QuantisedRows) -> Quantised<'a, F> {
+        Quantised { simd, input, format: PhantomData }
     }
 }
 
-/// Rows of activations that share the widening of a row of float weights.
-const FLOAT_ROWS: usize = 4;
-
-#[inline(always)]
-fn float_rows<V: Vector, const R: usize>(format: Format, weights: &[u8], inputs: [&[f32]; R]) -> [f32; R] {
-    let mut lanes = [V::zero(); R];
-    let mut widened = [0f32; WIDENED];
-    let size = if format == Format::F32 { 4 } else { 2 };
-    for (i, piece) in weights.chunks(WIDENED * size).enumerate() {
-        let count = piece.len() / size;
-        let widened = &mut widened[..count];
-        match format {
-            Format::F32 => {
-                for (out, bytes) in widened.iter_mut().zip(piece.as_chunks::<4>().0) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
-            Format::F16 => {
-                let mut halves = [f16::ZERO; WIDENED];
-                for (out, bytes) in halves.iter_mut().zip(piece.as_chunks::<2>().0) {
-                    *out = f16::from_le_bytes(*bytes);
-                }
-                halves[..count].convert_to_f32_slice(widened);
-            }
-            _ => {
-                for (out, bytes) in widened.iter_mut().zip(piece.as_chunks::<2>().0) {
-                    *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-                }
-            }
-        }
-        for r in 0..R {
-            lanes[r] = add_dot(lanes[r], widened, &inputs[r][i * WIDENED..][..count]);
-        }
-    }
-    lanes.map(V::sum)
-}
-
-kernel! {
-    fn float_products<V>(format: Format, weights: &[u8], inputs: [&[f32]; FLOAT_ROWS]) -> [f32; FLOAT_ROWS] {
-        float_rows::<V, FLOAT_ROWS>(format, weights, inputs)
+impl<F: PanelFormat> PanelProducts for Quantised<'_, F> {
+    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R] {
+        panels::products::<F, R>(self.simd, panel, rows.map(|row| self.input.row(row)))
     }
 }
 
-kernel! {
-    fn float_product<V>(format: Format, weights: &[u8], input: &[f32]) -> f32 {
-        let [product] = float_rows::<V, 1>(format, weights, [input]);
-        product
+struct Floats<'a, F> {
+    simd: Simd,
+    input: &'a [f32],
+    width: usize,
+    format: PhantomData<F>,
+}
+
+impl<'a, F> Floats<'a, F> {
+    fn new(simd: Simd, input: &'a [f32], width: usize) -> Floats<'a, F> {
+        Floats { simd, input, width, format: PhantomData }
+    }
+}
+
+impl<F: FloatFormat> PanelProducts for Floats<'_, F> {
+    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R] {
+        let row = |row: usize| &self.input[row * self.width..][..self.width];
+        panels::float_products::<F, R>(self.simd, panel, rows.map(row))
     }
 }

@@ -12,6 +12,7 @@ mod grids;
 mod heads;
 mod matrix;
 mod ops;
+mod panels;
 mod super_blocks;
 
 use std::collections::BTreeMap;
@@ -19,19 +20,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
-use candle_core::quantized::k_quants::{BlockQ8K, GgmlType};
 use rayon::prelude::*;
 
 use self::blocks::{ActivationBlock, BLOCK};
 pub use self::cache::CpuCache;
 use self::columns::Columns;
 pub use self::matrix::CpuMatrix;
-use self::matrix::{ActivationForm, Activations, Format, Passing, SUPER_BLOCK};
+use self::matrix::{ActivationForm, Activations, Format, Passing};
+use self::panels::{PANEL_ROWS, QuantisedRows};
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
 pub use crate::simd::Simd;
-use crate::weights::{LoadError, TensorSource, WeightBuffer};
+use crate::weights::{LoadError, TensorSource};
 
 /// Below this many values an elementwise operation stays on one thread: handing it out would cost more.
 const PARALLEL_VALUES: usize = 16 * 1024;
@@ -50,8 +51,8 @@ const CHUNK_BYTES: usize = 128 * 1024;
 pub struct CpuBackend {
     pool: Arc<rayon::ThreadPool>,
     simd: Simd,
+    panels: QuantisedRows,
     blocks: Vec<ActivationBlock>,
-    super_blocks: Vec<BlockQ8K>,
     /// What the scratch memory was reserved for: rows, and values of a row.
     reserved: (usize, usize),
 }
@@ -122,8 +123,8 @@ impl CpuBackend {
         Ok(CpuBackend {
             pool: Arc::new(pool),
             simd,
+            panels: QuantisedRows::default(),
             blocks: Vec::new(),
-            super_blocks: Vec::new(),
             reserved: (0, 0),
         })
     }
@@ -159,6 +160,9 @@ impl CpuBackend {
         if rows > 1 {
             chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
         }
+        if matrix.format.is_in_panels() {
+            chunk = chunk.next_multiple_of(PANEL_ROWS);
+        }
         for start in weights.clone().step_by(chunk) {
             piece(start..weights.end.min(start + chunk));
         }
@@ -169,12 +173,8 @@ impl CpuBackend {
         let mut forms: Vec<_> = work.iter().map(|work| work.matrix.format.activation_form()).collect();
         forms.dedup();
         self.round(input, &forms);
-        let activations = Activations {
-            rows: input.rows,
-            float: input.values,
-            blocks: &self.blocks,
-            super_blocks: &self.super_blocks,
-        };
+        let activations =
+            Activations { rows: input.rows, float: input.values, panels: &self.panels, blocks: &self.blocks };
         let simd = self.simd;
         self.pool.install(|| {
             work.into_par_iter().for_each(|Work { matrix, chunk, passing, columns }| {
@@ -209,37 +209,15 @@ impl CpuBackend {
                 input.values.chunks_exact(width).zip(out.chunks_exact_mut(width / BLOCK)).for_each(work);
             }
         }
-        if forms.contains(&ActivationForm::SuperBlocks) {
-            let reserved = values.max(self.reserved.0 * self.reserved.1) / SUPER_BLOCK;
-            if self.super_blocks.len() < values / SUPER_BLOCK {
-                self.super_blocks.reserve_exact(reserved - self.super_blocks.len());
-                self.super_blocks.resize(values / SUPER_BLOCK, BlockQ8K::zeros());
-            }
-            let out = &mut self.super_blocks[..values / SUPER_BLOCK];
-            let work = |(x, out): (&[f32], &mut [BlockQ8K])| round_super_blocks(x, out);
-            let per_row = width / SUPER_BLOCK;
+        if forms.contains(&ActivationForm::Panels) {
+            self.panels.shape(rows, width, self.reserved.0 * self.reserved.1);
+            let pieces = self.panels.pieces().take(rows).zip(input.values.chunks_exact(width));
             if parallel {
-                self.pool.install(|| {
-                    input
-                        .values
-                        .par_chunks_exact(width)
-                        .zip(out.par_chunks_exact_mut(per_row))
-                        .for_each(work);
-                });
+                let pieces: Vec<_> = pieces.collect();
+                self.pool.install(|| pieces.into_par_iter().for_each(|(row, x)| row.round(simd, x)));
             } else {
-                input.values.chunks_exact(width).zip(out.chunks_exact_mut(per_row)).for_each(work);
+                pieces.for_each(|(row, x)| row.round(simd, x));
             }
-        }
-    }
-}
-
-/// Rounds a row to blocks of 256; a block with a value that is not finite gets a scale that is not either, so that it
-/// shows in every product.
-fn round_super_blocks(x: &[f32], out: &mut [BlockQ8K]) {
-    BlockQ8K::from_float(x, out);
-    for (x, out) in x.as_chunks::<SUPER_BLOCK>().0.iter().zip(out) {
-        if x.iter().any(|x| !x.is_finite()) {
-            BlockQ8K::from_float(&[f32::INFINITY; SUPER_BLOCK], std::slice::from_mut(out));
         }
     }
 }
@@ -255,13 +233,7 @@ impl Backend for CpuBackend {
     }
 
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CpuMatrix, LoadError> {
-        let MatrixShape { kind, rows, width } = shape;
-        let unsupported = || source.unsupported(kind, "cpu");
-        let format = Format::of(kind).ok_or_else(unsupported)?;
-        let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
-        let mut buffer = WeightBuffer::zeroed(rows * row_bytes);
-        source.read(buffer.bytes_mut(), &self.pool)?;
-        Ok(CpuMatrix { format, rows, width, row_bytes, buffer })
+        self.experts(shape, 1, source)
     }
 
     fn experts(
@@ -270,7 +242,10 @@ impl Backend for CpuBackend {
         count: usize,
         source: &mut dyn TensorSource,
     ) -> Result<CpuMatrix, LoadError> {
-        self.matrix(MatrixShape { rows: shape.rows * count, ..shape }, source)
+        let MatrixShape { kind, rows, width } = shape;
+        let unsupported = || source.unsupported(kind, "cpu");
+        let format = Format::of(kind).ok_or_else(unsupported)?;
+        CpuMatrix::read(format, [count, rows, width], &*source, &self.pool, unsupported)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {

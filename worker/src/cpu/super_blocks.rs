@@ -1,10 +1,9 @@
 //! Weight formats whose blocks hold 256 values with a scale for every 16 or more of them, and the products of their rows
-//! with 8-bit activations: IQ4_XS, TQ1_0, TQ2_0 and the [grids](super::codebooks).
+//! with 8-bit activations: TQ1_0, TQ2_0 and the [grids](super::codebooks).
 //!
 //! A block is unpacked to 256 integers and 16 scales, of which each 32 integers meet one block of activations.
 
 use super::blocks::{self, ActivationBlock, BLOCK, RowFormat, widen};
-use super::grids::IQ4_VALUES;
 use super::matrix::SUPER_BLOCK;
 use crate::simd::Simd;
 
@@ -37,16 +36,6 @@ pub(super) trait SuperFormat {
 
     /// Takes a block of [`Self::SIZE`] bytes apart.
     fn unpack(block: &[u8], out: &mut Codes);
-
-    /// The same as [`Self::unpack`].
-    ///
-    /// # Safety
-    /// The processor must have AVX2.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn unpack_avx2(block: &[u8], out: &mut Codes) {
-        Self::unpack(block, out);
-    }
 }
 
 /// Makes row formats of these formats.
@@ -72,58 +61,7 @@ macro_rules! row_formats {
 }
 pub(super) use row_formats;
 
-row_formats!(IQ4_XS, TQ1_0, TQ2_0);
-
-/// `d: f16`, 8 x 2 high bits and 8 x 4 low bits of the scales, 128 bytes of nibbles; weight = d (scale - 32) value(code).
-#[expect(non_camel_case_types, reason = "the format's own name")]
-pub(crate) struct IQ4_XS;
-
-impl IQ4_XS {
-    #[inline(always)]
-    fn scales(block: &[u8], out: &mut Codes) {
-        let d = widen(block, 0);
-        let high = u16::from_le_bytes([block[2], block[3]]);
-        for part in 0..SUPER_BLOCK / BLOCK {
-            let low = (block[4 + part / 2] >> (4 * (part % 2))) & 15;
-            let high = ((high >> (2 * part)) & 3) as u8;
-            out.scale_part(part, d * (f32::from(low | high << 4) - 32.0));
-        }
-    }
-}
-
-impl SuperFormat for IQ4_XS {
-    const SIZE: usize = 136;
-
-    #[inline(always)]
-    fn unpack(block: &[u8], out: &mut Codes) {
-        let block = &block[..Self::SIZE];
-        Self::scales(block, out);
-        for (nibbles, codes) in
-            block[8..].as_chunks::<16>().0.iter().zip(out.codes.as_chunks_mut::<BLOCK>().0)
-        {
-            for (i, byte) in nibbles.iter().enumerate() {
-                codes[i] = IQ4_VALUES[usize::from(byte & 15)];
-                codes[i + 16] = IQ4_VALUES[usize::from(byte >> 4)];
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn unpack_avx2(block: &[u8], out: &mut Codes) {
-        let block = &block[..Self::SIZE];
-        Self::scales(block, out);
-        for (nibbles, codes) in
-            block[8..].as_chunks::<16>().0.iter().zip(out.codes.as_chunks_mut::<BLOCK>().0)
-        {
-            // SAFETY: the caller has AVX2; the chunk holds the 32 bytes that are written.
-            unsafe {
-                let values = blocks::avx2::values(nibbles, &IQ4_VALUES);
-                std::arch::x86_64::_mm256_storeu_si256(codes.as_mut_ptr().cast(), values);
-            }
-        }
-    }
-}
+row_formats!(TQ1_0, TQ2_0);
 
 /// 48 bytes of five and 4 bytes of four base-3 digits, `d: f16`; weight = d (digit - 1).
 pub(crate) struct TQ1_0;
@@ -191,8 +129,8 @@ pub(super) fn products<F: SuperFormat, const R: usize>(
     match simd {
         Simd::Portable => products_portable::<F, R>(weights, activations),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Avx2` exists only where detection found AVX2 and F16C.
-        Simd::Avx2(_) => unsafe { products_avx2::<F, R>(weights, activations) },
+        // SAFETY: these exist only where detection found AVX2 and F16C.
+        Simd::Avx2(_) | Simd::Avx512(_) => unsafe { products_avx2::<F, R>(weights, activations) },
     }
 }
 
@@ -231,8 +169,7 @@ fn products_avx2<F: SuperFormat, const R: usize>(
     let mut lanes = [_mm256_setzero_ps(); R];
     let mut unpacked = Codes::ZERO;
     for (i, block) in weights.chunks_exact(F::SIZE).enumerate() {
-        // SAFETY: this function has AVX2.
-        unsafe { F::unpack_avx2(block, &mut unpacked) };
+        F::unpack(block, &mut unpacked);
         let scales = unpacked.scales.as_chunks::<2>().0;
         for (part, (codes, scales)) in unpacked.codes.as_chunks::<BLOCK>().0.iter().zip(scales).enumerate() {
             // SAFETY: the chunk holds the 32 bytes that are read.

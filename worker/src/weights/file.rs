@@ -8,14 +8,8 @@ use brigade_shard::model_file::{Header, Meaning, Piece, Place, TensorInfo};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use half::{bf16, f16};
-use rayon::ThreadPool;
-use rayon::prelude::*;
 
 use super::{LoadError, LoadProgress, ReadProblem, TensorSource};
-
-/// Bytes of one read: large enough for full speed, small enough that several threads share a tensor, that progress
-/// moves and that cancelling is quick.
-const READ_BYTES: usize = 512 * 1024;
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
@@ -70,7 +64,7 @@ impl FileTensor<'_> {
     /// Fails where a value is not finite: such a file is damaged.
     pub fn floats(&self) -> Result<Vec<f32>, LoadError> {
         let mut bytes = vec![0; self.info.bytes.0 as usize];
-        self.read_at(0, &mut bytes)?;
+        self.read_pieces(0, &mut bytes)?;
         let mut values: Vec<f32> = match self.info.kind {
             TensorType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             TensorType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
@@ -91,7 +85,7 @@ impl FileTensor<'_> {
     }
 
     /// Fills `out` with the tensor's bytes from byte `at` on.
-    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+    fn read_pieces(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
         if self.files.progress.is_cancelled() {
             return Err(LoadError::Cancelled);
         }
@@ -135,13 +129,8 @@ impl FileTensor<'_> {
 }
 
 impl TensorSource for FileTensor<'_> {
-    fn read(&mut self, out: &mut [u8], pool: &ThreadPool) -> Result<(), LoadError> {
-        let this = &*self;
-        pool.install(|| {
-            out.par_chunks_mut(READ_BYTES)
-                .enumerate()
-                .try_for_each(|(i, piece)| this.read_at((i * READ_BYTES) as u64, piece))
-        })
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        self.read_pieces(at, out)
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {

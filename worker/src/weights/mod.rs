@@ -1,7 +1,7 @@
 //! Reading a shard's tensors to where they stay.
 //!
-//! Files are read with positioned reads, several at a time, straight into the memory that keeps the weights: nothing is
-//! mapped and nothing is held twice.
+//! Files are read with positioned reads, several at a time, straight into the memory that keeps the weights, or in small
+//! pieces that are put in another order there: nothing is mapped and nothing is held twice.
 
 mod buffer;
 mod error;
@@ -10,17 +10,28 @@ mod progress;
 
 use brigade_shard::tensor_type::TensorType;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 
-pub(crate) use buffer::{Plain, WeightBuffer};
+pub(crate) use buffer::WeightBuffer;
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
 pub use progress::LoadProgress;
 
+/// Bytes of one read: large enough for full speed, small enough that several threads share a tensor, that progress
+/// moves and that cancelling is quick.
+pub(crate) const READ_BYTES: usize = 512 * 1024;
+
 /// Where a backend gets the bytes of a tensor from.
-pub trait TensorSource {
-    /// Fills `out`, as long as the tensor, with its bytes; may use the threads of `pool`.
-    fn read(&mut self, out: &mut [u8], pool: &ThreadPool) -> Result<(), LoadError>;
+pub trait TensorSource: Sync {
+    /// Fills `out` with the tensor's bytes from byte `at` on.
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError>;
 
     /// The error of a backend that has no kernel for the tensor's type.
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError;
+
+    /// Fills `out`, as long as the tensor, with the threads of `pool`.
+    fn read(&self, out: &mut [u8], pool: &ThreadPool) -> Result<(), LoadError> {
+        let pieces = out.par_chunks_mut(READ_BYTES).enumerate();
+        pool.install(|| pieces.try_for_each(|(i, piece)| self.read_at((i * READ_BYTES) as u64, piece)))
+    }
 }

@@ -1,0 +1,163 @@
+//! Matrices of floating-point numbers in panels, and their products with activations as they are.
+//!
+//! A panel holds the first value of its 16 rows, then the second, and so on. Products add up values of even and of odd
+//! index apart, in order, each with `fma(weight, activation, sum)`, and then both sums.
+
+use half::f16;
+
+use super::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512};
+use super::{Lanes, PANEL_ROWS};
+use crate::simd::Simd;
+
+/// Values of a row that are put in their places before the next row's: few enough that the panel's part stays in the
+/// first-level cache.
+const TILE: usize = 128;
+
+/// A format of single numbers.
+pub(in crate::cpu) trait FloatFormat {
+    /// Bytes of a number.
+    const BYTES: usize;
+
+    /// A number.
+    fn one(bytes: &[u8]) -> f32;
+
+    /// A number of each row.
+    fn load<L: Lanes>(bytes: &[u8]) -> L::Floats;
+}
+
+pub(in crate::cpu) struct F32;
+
+impl FloatFormat for F32 {
+    const BYTES: usize = 4;
+
+    fn one(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    #[inline(always)]
+    fn load<L: Lanes>(bytes: &[u8]) -> L::Floats {
+        L::singles(&bytes.as_chunks().0[0])
+    }
+}
+
+pub(in crate::cpu) struct F16;
+
+impl FloatFormat for F16 {
+    const BYTES: usize = 2;
+
+    fn one(bytes: &[u8]) -> f32 {
+        f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+
+    #[inline(always)]
+    fn load<L: Lanes>(bytes: &[u8]) -> L::Floats {
+        L::halves(&bytes.as_chunks().0[0])
+    }
+}
+
+pub(in crate::cpu) struct Bf16;
+
+impl FloatFormat for Bf16 {
+    const BYTES: usize = 2;
+
+    fn one(bytes: &[u8]) -> f32 {
+        f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16)
+    }
+
+    #[inline(always)]
+    fn load<L: Lanes>(bytes: &[u8]) -> L::Floats {
+        L::high_halves(&bytes.as_chunks().0[0])
+    }
+}
+
+/// Copies `count` rows to a panel.
+pub(in crate::cpu) fn interleave_floats<F: FloatFormat>(
+    rows: &[u8],
+    row_bytes: usize,
+    count: usize,
+    panel: &mut [u8],
+) {
+    for (tile, panel) in panel.chunks_mut(TILE * F::BYTES * PANEL_ROWS).enumerate() {
+        for row in 0..count {
+            let from = &rows[row * row_bytes + tile * TILE * F::BYTES..][..panel.len() / PANEL_ROWS];
+            for (k, value) in from.chunks_exact(F::BYTES).enumerate() {
+                panel[(k * PANEL_ROWS + row) * F::BYTES..][..F::BYTES].copy_from_slice(value);
+            }
+        }
+    }
+}
+
+/// Writes row `row` of a panel as f32.
+pub(in crate::cpu) fn widen_row<F: FloatFormat>(panel: &[u8], row: usize, out: &mut [f32]) {
+    for (values, out) in panel.chunks_exact(F::BYTES * PANEL_ROWS).zip(out) {
+        *out = F::one(&values[row * F::BYTES..]);
+    }
+}
+
+/// Writes all rows of a panel as f32, one after another.
+pub(in crate::cpu) fn widen<F: FloatFormat>(panel: &[u8], out: &mut [f32]) {
+    let width = out.len() / PANEL_ROWS;
+    for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+        widen_row::<F>(panel, row, out);
+    }
+}
+
+/// The products of all rows of a panel with `R` rows of activations, each as long as the panel's.
+pub(in crate::cpu) fn float_products<F: FloatFormat, const R: usize>(
+    simd: Simd,
+    panel: &[u8],
+    rows: [&[f32]; R],
+) -> [[f32; PANEL_ROWS]; R] {
+    match simd {
+        Simd::Portable => walk::<F, Portable, R>(panel, rows),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
+        Simd::Avx2(_) => unsafe { avx2::<F, R>(panel, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
+        Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
+    walk::<F, Avx2, R>(panel, rows)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+fn avx512<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
+    walk::<F, Avx512, R>(panel, rows)
+}
+
+#[inline(always)]
+fn walk<F: FloatFormat, L: Lanes, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
+    let line = F::BYTES * PANEL_ROWS;
+    let width = panel.len() / line;
+    let (mut even, mut odd) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+    let mut at = [&[] as &[f32]; R];
+    for r in 0..R {
+        at[r] = &rows[r][..width];
+    }
+    for (i, pair) in panel.chunks_exact(2 * line).enumerate() {
+        let (first, second) = (F::load::<L>(pair), F::load::<L>(&pair[line..]));
+        for r in 0..R {
+            even[r] = L::mul_add(first, L::splat(at[r][2 * i]), even[r]);
+            odd[r] = L::mul_add(second, L::splat(at[r][2 * i + 1]), odd[r]);
+        }
+    }
+    if width % 2 == 1 {
+        let last = F::load::<L>(&panel[(width - 1) * line..]);
+        for r in 0..R {
+            even[r] = L::mul_add(last, L::splat(at[r][width - 1]), even[r]);
+        }
+    }
+    let mut products = [[0.0; PANEL_ROWS]; R];
+    for r in 0..R {
+        products[r] = L::to_array(L::mul_add(even[r], L::splat(1.0), odd[r]));
+    }
+    products
+}

@@ -1,0 +1,334 @@
+//! Lanes on x86-64: a pair of AVX2 registers, or one of AVX-512.
+
+use std::arch::x86_64::*;
+
+use super::{GROUP, Lanes, PANEL_ROWS};
+
+/// Lanes 0..8 and 8..16. Needs AVX2, FMA and F16C.
+pub(super) struct Avx2;
+
+#[inline(always)]
+fn word(activations: [i8; GROUP]) -> i32 {
+    let [a, b, c, d] = activations;
+    i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
+}
+
+/// Applies an operation to both halves.
+macro_rules! both {
+    (|$($x:ident),*| $operation:expr) => {
+        // SAFETY: by the contract of `Lanes` the processor has AVX2, FMA and F16C.
+        unsafe {
+            let low = { $(let $x = $x.0;)* $operation };
+            let high = { $(let $x = $x.1;)* $operation };
+            (low, high)
+        }
+    };
+}
+
+// SAFETY: every operation is the portable one, in integers or with one rounding for each operation.
+unsafe impl Lanes for Avx2 {
+    type Bytes = (__m256i, __m256i);
+    type Ints = (__m256i, __m256i);
+    type Floats = (__m256, __m256);
+
+    const SIGNED_BIAS: i32 = 0;
+
+    #[inline(always)]
+    fn load(bytes: &[u8; 64]) -> Self::Bytes {
+        // SAFETY: the array holds the 64 bytes that are read; the processor has AVX2.
+        unsafe {
+            (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn bits(x: Self::Bytes, by: u32, bits: u32) -> Self::Bytes {
+        both!(|x| _mm256_and_si256(
+            _mm256_srl_epi16(x, _mm_cvtsi32_si128(by as i32)),
+            _mm256_set1_epi8(((1u16 << bits) - 1) as i8)
+        ))
+    }
+
+    #[inline(always)]
+    fn left(x: Self::Bytes, by: u32) -> Self::Bytes {
+        both!(|x| _mm256_sll_epi16(x, _mm_cvtsi32_si128(by as i32)))
+    }
+
+    #[inline(always)]
+    fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
+        both!(|a, b| _mm256_or_si256(a, b))
+    }
+
+    #[inline(always)]
+    fn spread(x: Self::Bytes, group: usize) -> Self::Bytes {
+        // Times 1 + 2^7 + 2^14 + 2^21, the four bits stand at 0, 8, 16 and 24, among others that are masked.
+        both!(|x| {
+            let four = _mm256_srl_epi32(x, _mm_cvtsi32_si128((GROUP * group) as i32));
+            let four = _mm256_and_si256(four, _mm256_set1_epi32(15));
+            let apart = _mm256_mullo_epi32(four, _mm256_set1_epi32(0x0020_4081));
+            _mm256_and_si256(apart, _mm256_set1_epi8(1))
+        })
+    }
+
+    #[inline(always)]
+    fn look_up(x: Self::Bytes, table: &[i8; 16]) -> Self::Bytes {
+        both!(|x| {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, x)
+        })
+    }
+
+    #[inline(always)]
+    fn signed(x: Self::Bytes) -> Self::Bytes {
+        x
+    }
+
+    #[inline(always)]
+    fn ints(x: i32) -> Self::Ints {
+        // SAFETY: the processor has AVX2.
+        let x = unsafe { _mm256_set1_epi32(x) };
+        (x, x)
+    }
+
+    #[inline(always)]
+    fn dot(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints {
+        // 127 * 127 * 2 fits 16 bits, so the saturating pair sum is exact.
+        both!(|sum, codes| {
+            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(word(activations)));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_signed(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints {
+        // The codes' signs change sides; 128 * 127 * 2 still fits 16 bits.
+        both!(|sum, codes| {
+            let values = _mm256_sign_epi8(_mm256_set1_epi32(word(activations)), codes);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), values);
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
+
+    #[inline(always)]
+    fn floats(x: Self::Ints) -> Self::Floats {
+        both!(|x| _mm256_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self::Floats {
+        // SAFETY: the processor has AVX2.
+        let x = unsafe { _mm256_set1_ps(x) };
+        (x, x)
+    }
+
+    #[inline(always)]
+    fn bytes_as_floats(x: [u8; PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 16 bytes that are read; the processor has AVX2.
+        unsafe {
+            let bytes = _mm_loadu_si128(x.as_ptr().cast());
+            let low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+            let high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
+            (low, high)
+        }
+    }
+
+    #[inline(always)]
+    fn halves(x: &[u8; 2 * PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 32 bytes that are read; the processor has F16C.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
+            (low, _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn singles(x: &[u8; 4 * PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 64 bytes that are read; the processor has AVX2.
+        unsafe { (_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())) }
+    }
+
+    #[inline(always)]
+    fn high_halves(x: &[u8; 2 * PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 32 bytes that are read; the processor has AVX2.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn from_array(x: [f32; PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 16 numbers that are read; the processor has AVX2.
+        unsafe { (_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        both!(|a, b| _mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        both!(|a, b, c| _mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn to_array(x: Self::Floats) -> [f32; PANEL_ROWS] {
+        let mut out = [0.0; PANEL_ROWS];
+        // SAFETY: the array holds the 16 numbers that are written; the processor has AVX2.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), x.0);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), x.1);
+        }
+        out
+    }
+}
+
+/// All lanes in one register. Needs AVX-512 F, BW and VNNI.
+pub(super) struct Avx512;
+
+/// An operation that needs nothing but the processor's instructions.
+macro_rules! here {
+    ($operation:expr) => {
+        // SAFETY: by the contract of `Lanes` the processor has AVX-512 F, BW and VNNI.
+        unsafe { $operation }
+    };
+}
+
+// SAFETY: as above.
+unsafe impl Lanes for Avx512 {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    const SIGNED_BIAS: i32 = 128;
+
+    #[inline(always)]
+    fn load(bytes: &[u8; 64]) -> __m512i {
+        // SAFETY: the array holds the 64 bytes that are read; the processor has AVX-512.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn bits(x: __m512i, by: u32, bits: u32) -> __m512i {
+        here!(_mm512_and_si512(
+            _mm512_srl_epi16(x, _mm_cvtsi32_si128(by as i32)),
+            _mm512_set1_epi8(((1u16 << bits) - 1) as i8)
+        ))
+    }
+
+    #[inline(always)]
+    fn left(x: __m512i, by: u32) -> __m512i {
+        here!(_mm512_sll_epi16(x, _mm_cvtsi32_si128(by as i32)))
+    }
+
+    #[inline(always)]
+    fn or(a: __m512i, b: __m512i) -> __m512i {
+        here!(_mm512_or_si512(a, b))
+    }
+
+    #[inline(always)]
+    fn spread(x: __m512i, group: usize) -> __m512i {
+        // As with AVX2.
+        here!({
+            let four = _mm512_srl_epi32(x, _mm_cvtsi32_si128((GROUP * group) as i32));
+            let four = _mm512_and_si512(four, _mm512_set1_epi32(15));
+            let apart = _mm512_mullo_epi32(four, _mm512_set1_epi32(0x0020_4081));
+            _mm512_and_si512(apart, _mm512_set1_epi8(1))
+        })
+    }
+
+    #[inline(always)]
+    fn look_up(x: __m512i, table: &[i8; 16]) -> __m512i {
+        // SAFETY: the table holds the 16 bytes that are read; the processor has AVX-512.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, x)
+        }
+    }
+
+    #[inline(always)]
+    fn signed(x: __m512i) -> __m512i {
+        here!(_mm512_xor_si512(x, _mm512_set1_epi8(-128)))
+    }
+
+    #[inline(always)]
+    fn ints(x: i32) -> __m512i {
+        here!(_mm512_set1_epi32(x))
+    }
+
+    #[inline(always)]
+    fn dot(sum: __m512i, codes: __m512i, activations: [i8; GROUP]) -> __m512i {
+        here!(_mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word(activations))))
+    }
+
+    #[inline(always)]
+    fn dot_signed(sum: __m512i, codes: __m512i, activations: [i8; GROUP]) -> __m512i {
+        Self::dot(sum, codes, activations)
+    }
+
+    #[inline(always)]
+    fn floats(x: __m512i) -> __m512 {
+        here!(_mm512_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn splat(x: f32) -> __m512 {
+        here!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn bytes_as_floats(x: [u8; PANEL_ROWS]) -> __m512 {
+        // SAFETY: the array holds the 16 bytes that are read; the processor has AVX-512.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn halves(x: &[u8; 2 * PANEL_ROWS]) -> __m512 {
+        // SAFETY: the array holds the 32 bytes that are read; the processor has AVX-512.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn singles(x: &[u8; 4 * PANEL_ROWS]) -> __m512 {
+        // SAFETY: the array holds the 64 bytes that are read; the processor has AVX-512.
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn high_halves(x: &[u8; 2 * PANEL_ROWS]) -> __m512 {
+        // SAFETY: the array holds the 32 bytes that are read; the processor has AVX-512.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn from_array(x: [f32; PANEL_ROWS]) -> __m512 {
+        // SAFETY: the array holds the 16 numbers that are read; the processor has AVX-512.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn mul(a: __m512, b: __m512) -> __m512 {
+        here!(_mm512_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        here!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn to_array(x: __m512) -> [f32; PANEL_ROWS] {
+        let mut out = [0.0; PANEL_ROWS];
+        // SAFETY: the array holds the 16 numbers that are written; the processor has AVX-512.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
+        out
+    }
+}
