@@ -18,8 +18,10 @@ import reference_model as reference
 import tiny_vocabulary
 import token_texts
 
-PATH_LENGTH = 40
+# Prompts of about 5, 40 and 150 tokens, each with 16 more along the path.
+PATH_LENGTHS = (21, 56, 166)
 PATH_SEED = 7
+CONTEXT = 256
 HERE = pathlib.Path(__file__).parent
 
 WIDE = "--hidden 256 --layers 2 --heads 4 --kv-heads 2 --head-dim 64 --ffn 256"
@@ -48,13 +50,16 @@ VARIANTS = {
 TOKENIZERS = ["llama3", "tied-smollm", "llama2-spm", "spm-no-prefix"]
 
 
-def fixed_path(vocab):
-    return [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(PATH_LENGTH)]
+def paths(vocab):
+    words = [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(sum(PATH_LENGTHS))]
+    for length in PATH_LENGTHS:
+        yield words[:length]
+        words = words[length:]
 
 
 def rows_of(path, tokens, cache_f32):
-    model = reference.load(path, 1, 128, cache_f32)
-    rows = reference.log_probabilities(model, tokens)
+    model = reference.load(path, 1, CONTEXT, cache_f32)
+    rows = [reference.log_probabilities(model, ids) for ids in tokens]
     model.close()
     return rows
 
@@ -64,26 +69,19 @@ def make_variant(name, flags, work_dir):
     args = make_tiny.parse([str(source), *flags.split()])
     make_tiny.make(args)
     subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
-    tokens = fixed_path(args.vocab)
+    tokens = list(paths(args.vocab))
     exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
-    entropy = float(-(np.exp(exact_rows) * exact_rows).sum(axis=1).mean())
-    item = {
-        "name": name,
-        "flags": flags,
-        "bytes": source.stat().st_size,
-        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "entropy": round(entropy, 3),
-        "path": tokens,
-        "exact": reference.of_path(exact_rows, tokens),
-        "llama_cpp": reference.of_path(own_rows, tokens),
-        "best": [int(row.argmax()) for row in exact_rows],
-        "margins": reference.margins(exact_rows),
-    }
-    error = np.abs(np.array(item["llama_cpp"][1:]) - np.array(item["exact"][1:]))
-    best = float(np.exp(exact_rows.max(axis=1)).mean())
+    item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
+    error = []
+    for ids, wanted, own in zip(tokens, exact_rows, own_rows):
+        item["paths"].append({"path": ids, "exact": reference.of_path(wanted, ids), "llama_cpp": reference.of_path(own, ids)})
+        error += [abs(a - b) for a, b in zip(item["paths"][-1]["exact"][1:], item["paths"][-1]["llama_cpp"][1:])]
+    rows = np.concatenate(exact_rows)
+    entropy, best = float(-(np.exp(rows) * rows).sum(axis=1).mean()), float(np.exp(rows.max(axis=1)).mean())
+    item["entropy"] = round(entropy, 3)
     print(
-        f"{name}: {item['bytes']} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
-        f"|llama_cpp - exact| mean {error.mean():.6f} max {error.max():.6f}",
+        f"{name}: {source.stat().st_size} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
+        f"|llama_cpp - exact| mean {np.mean(error):.6f} max {np.max(error):.6f}",
         flush=True,
     )
     return item
