@@ -146,6 +146,7 @@ fn run(giant: Giant) -> Result<(), Failed> {
     let cost = Cost::new(&needs.spec, &needs.table).layers()[giant.layer];
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let backend = CpuBackend::new(threads)?;
+    let work = backend.work();
 
     let before = resident();
     let progress = LoadProgress::new();
@@ -161,6 +162,8 @@ fn run(giant: Giant) -> Result<(), Failed> {
     let start = Instant::now();
     let together = step(&mut model, &hidden, width, 0)?;
     let prompt = start.elapsed();
+    let flops = 2 * work.multiply_adds();
+    assert_eq!(flops, cost.flops * ROWS as u64, "floating-point operations of {ROWS} rows");
     let start = Instant::now();
     let next = step(&mut model, &hidden[..width], width, ROWS)?;
     let row = start.elapsed();

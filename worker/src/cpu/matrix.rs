@@ -261,7 +261,8 @@ pub(crate) enum Passing<'a> {
 }
 
 impl Passing<'_> {
-    fn count(self, rows: usize) -> usize {
+    /// How many they are, of `rows` rows of input.
+    pub(crate) fn count(self, rows: usize) -> usize {
         match self {
             Passing::All => rows,
             Passing::Routes { routes, .. } => routes.len(),

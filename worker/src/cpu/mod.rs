@@ -18,6 +18,7 @@ mod super_blocks;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
 use rayon::prelude::*;
@@ -47,6 +48,21 @@ const CHUNK_VALUES: usize = 32 * 1024;
 /// in the second-level cache.
 const CHUNK_BYTES: usize = 128 * 1024;
 
+/// What a backend has done so far, shared with whoever watches it.
+#[derive(Clone, Debug, Default)]
+pub struct CpuWork(Arc<AtomicU64>);
+
+impl CpuWork {
+    /// Multiplications, each with its addition, of all matrix products.
+    pub fn multiply_adds(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, multiply_adds: usize) {
+        self.0.fetch_add(multiply_adds as u64, Ordering::Relaxed);
+    }
+}
+
 /// The processor, with its own compute threads.
 pub struct CpuBackend {
     pool: Arc<rayon::ThreadPool>,
@@ -55,6 +71,7 @@ pub struct CpuBackend {
     blocks: Vec<ActivationBlock>,
     /// What the scratch memory was reserved for: rows, and values of a row.
     reserved: (usize, usize),
+    work: CpuWork,
 }
 
 /// Activations `[rows, width]`, in memory that was taken for the largest step.
@@ -126,7 +143,13 @@ impl CpuBackend {
             panels: QuantisedRows::default(),
             blocks: Vec::new(),
             reserved: (0, 0),
+            work: CpuWork::default(),
         })
+    }
+
+    /// What this backend has done so far.
+    pub fn work(&self) -> CpuWork {
+        self.work.clone()
     }
 
     /// Applies `work` to each row of `rows` of `out`, with the row's index.
@@ -175,6 +198,9 @@ impl CpuBackend {
         self.round(input, &forms);
         let activations =
             Activations { rows: input.rows, float: input.values, panels: &self.panels, blocks: &self.blocks };
+        let products =
+            |work: &Work<'_>| work.chunk.len() * work.matrix.width * work.passing.count(input.rows);
+        self.work.add(work.iter().map(products).sum());
         let simd = self.simd;
         self.pool.install(|| {
             work.into_par_iter().for_each(|Work { matrix, chunk, passing, columns }| {
@@ -364,6 +390,7 @@ impl Backend for CpuBackend {
         of: HeadRows,
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
+        self.work.add(input.rows * of.heads * of.count * matrix.width);
         let columns = out.columns(input.rows, of.heads * matrix.width);
         self.pool.install(|| {
             heads::multiply_transposed(self.simd, matrix, of, input.rows, input.values(), &columns);

@@ -111,7 +111,10 @@ pub(in crate::cpu) fn float_products<F: FloatFormat, const R: usize>(
     rows: [&[f32]; R],
 ) -> [[f32; PANEL_ROWS]; R] {
     match simd {
-        Simd::Portable => walk::<F, Portable, R>(panel, rows),
+        Simd::Portable => rows.map(|row| {
+            let [products] = walk::<F, Portable, 1>(panel, [row]);
+            products
+        }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
         Simd::Avx2(_) => unsafe { avx2::<F, R>(panel, rows) },

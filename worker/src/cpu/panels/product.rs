@@ -16,7 +16,7 @@ pub(in crate::cpu) fn products<F: PanelFormat, const R: usize>(
     rows: [ActivationRow<'_>; R],
 ) -> [[f32; PANEL_ROWS]; R] {
     match simd {
-        Simd::Portable => walk::<F, Portable, R>(panel, rows),
+        Simd::Portable => rows.map(|row| portable::<F>(panel, row)),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
         Simd::Avx2(_) => unsafe { avx2::<F, R>(panel, rows) },
@@ -24,6 +24,12 @@ pub(in crate::cpu) fn products<F: PanelFormat, const R: usize>(
         // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
         Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows) },
     }
+}
+
+/// Row by row: what is slow anyway need not be compiled for many rows.
+fn portable<F: PanelFormat>(panel: &[u8], row: ActivationRow<'_>) -> [f32; PANEL_ROWS] {
+    let [products] = walk::<F, Portable, 1>(panel, [row]);
+    products
 }
 
 #[cfg(target_arch = "x86_64")]
