@@ -15,7 +15,6 @@ use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::{CpuBackend, CpuMatrix, CpuRows, Simd};
 use brigade_worker::weights::{LoadError, TensorSource};
 use candle_core::Device;
-use rayon::ThreadPool;
 use tiny_model::{Random, decode, encode};
 
 const HEADS: usize = 3;
@@ -29,8 +28,8 @@ const KINDS: [TensorType; 5] =
 struct InMemory<'a>(&'a [u8]);
 
 impl TensorSource for InMemory<'_> {
-    fn read(&mut self, out: &mut [u8], _pool: &ThreadPool) -> Result<(), LoadError> {
-        out.copy_from_slice(self.0);
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        out.copy_from_slice(&self.0[at as usize..][..out.len()]);
         Ok(())
     }
 
