@@ -64,7 +64,7 @@ fn the_workspace_is_the_documented_sum() {
     let (_, spec, _, cost) = tiny_llama::read(&tiny_llama::file(3));
     let rows = 8;
     let activations = rows * 4 * (3 * HIDDEN + HIDDEN + KV + KV + HIDDEN + 2 * FEED_FORWARD);
-    let quantised = rows * FEED_FORWARD / 32 * 40;
+    let quantised = rows * FEED_FORWARD / 32 * 48;
     let scores = 4 * 50 * 4;
     let frames = 2 * rows * HIDDEN * 4;
     let logits = 2 * 16 * VOCAB * 4;
