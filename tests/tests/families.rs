@@ -57,6 +57,12 @@ impl Variant {
         }
     }
 
+    /// How keys and values are kept. The exact reference keeps them in F32, and so does a model of F32 weights, which is
+    /// compared with nothing else: rounding them would decide near-ties of routers.
+    fn kv_dtype(&self) -> &str {
+        if self.is_quantised() { "f16" } else { "f32" }
+    }
+
     fn is_quantised(&self) -> bool {
         self.flags.contains("--type q")
     }
@@ -219,8 +225,9 @@ async fn computes_what_llama_cpp_computes(family: &str) {
         }
         let mut first = None;
         for stages in [1, 2, layers.min(MOST_WORKERS)] {
-            let cluster =
-                Up::new(&file).workers(stages).memory("96MiB").args(["--ctx", &CONTEXT.to_string()]).start();
+            let context = CONTEXT.to_string();
+            let arguments = ["--ctx", &context, "--kv-dtype", variant.kv_dtype()];
+            let cluster = Up::new(&file).workers(stages).memory("96MiB").args(arguments).start();
             let status = cluster.client.status().await;
             assert_eq!(status["stages"].as_array().map(Vec::len), Some(stages), "{status:#}");
             let mut scores = Vec::new();
