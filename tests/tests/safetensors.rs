@@ -1,5 +1,5 @@
 //! Every family in safetensors, on tiny random models that Hugging Face's transformers have run: what it computes,
-//! wherever it is cut, and what is said of directories that lack a part.
+//! wherever it is cut, chats with it, and what is said of directories that lack a part.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,7 +10,7 @@ use std::process::Command;
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
-use brigade_tests::cluster::Up;
+use brigade_tests::cluster::{Cluster, Up};
 use brigade_tests::reference::{self, Distance};
 use brigade_tests::setup;
 use serde::Deserialize;
@@ -36,15 +36,7 @@ struct Scored {
 impl Variant {
     /// The model's directory, made by its generator.
     fn made(&self, folder: &Path) -> PathBuf {
-        let folder = folder.join(&self.name);
-        let output = Command::new(setup::python())
-            .arg(setup::repository().join("tests/reference/make_safetensors.py"))
-            .arg(&folder)
-            .args(self.flags.split_whitespace())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&output.stderr));
-        folder
+        make(&folder.join(&self.name), &self.flags)
     }
 
     /// Where our scores are too far from the exact ones.
@@ -67,6 +59,18 @@ impl Variant {
         });
         Some(format!("{} ({}): first difference at {first:?}", self.name, self.flags))
     }
+}
+
+/// Makes a model in `folder`, as the generator's flags say, and gives the folder back.
+fn make(folder: &Path, flags: &str) -> PathBuf {
+    let output = Command::new(setup::python())
+        .arg(setup::repository().join("tests/reference/make_safetensors.py"))
+        .arg(folder)
+        .args(flags.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{flags}: {}", String::from_utf8_lossy(&output.stderr));
+    folder.to_owned()
 }
 
 fn variants() -> Vec<Variant> {
@@ -341,4 +345,78 @@ fn damaged_directories_are_refused_and_say_what_is_wrong() {
     assert!(said(&model).contains("config.json"), "{}", said(&model));
     fs::write(model.join("some.gguf"), "GGUF").unwrap();
     assert!(said(&model).contains("some.gguf"), "{}", said(&model));
+}
+
+/// A chat with a model, as transformers write it for the model.
+#[derive(Deserialize)]
+struct Chat {
+    flags: String,
+    /// What chat_template.jinja holds; where there is none, the template is in tokenizer_config.json.
+    template: Option<String>,
+    messages: Value,
+    ids: Vec<u32>,
+    /// The ids that generation_config.json names as ends.
+    ends: Vec<u32>,
+}
+
+fn chats() -> Vec<Chat> {
+    #[derive(Deserialize)]
+    struct Document {
+        chats: Vec<Chat>,
+    }
+    reference::read::<Document>("json-tokenizers.json").chats
+}
+
+/// What a chat request with these further settings is answered.
+async fn answer(cluster: &Cluster, chat: &Chat, settings: Value) -> Value {
+    let mut request = settings;
+    request["model"] = cluster.client.model().await.into();
+    request["messages"] = chat.messages.clone();
+    // The greedy path of a random model may be one token for ever.
+    request["seed"] = json!(7);
+    request["return_token_ids"] = json!(true);
+    cluster.client.post("/v1/chat/completions", &request).await.ok()
+}
+
+fn drawn(answer: &Value) -> Vec<u64> {
+    let ids = answer["choices"][0]["token_ids"].as_array();
+    ids.unwrap_or_else(|| panic!("no token_ids in {answer:#}")).iter().filter_map(Value::as_u64).collect()
+}
+
+#[tokio::test]
+async fn a_chat_is_written_as_transformers_do_and_ends_where_the_directory_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for (at, chat) in chats().iter().enumerate() {
+        let model = make(&folder.path().join(at.to_string()), &chat.flags);
+        if let Some(template) = &chat.template {
+            fs::write(model.join("chat_template.jinja"), template).unwrap();
+        }
+        let up = || Up::new(&model).workers(2).memory("96MiB").args(["--ctx", "256"]).start();
+
+        let cluster = up();
+        let endless = answer(&cluster, chat, json!({"max_tokens": 16, "ignore_eos": true})).await;
+        assert_eq!(endless["prompt_token_ids"], json!(chat.ids), "{}: {endless:#}", chat.flags);
+        assert_eq!(endless["choices"][0]["finish_reason"], "length", "{}: {endless:#}", chat.flags);
+        let path = drawn(&endless);
+        assert_eq!(path.len(), 16, "{}", chat.flags);
+        for end in &chat.ends {
+            let likely = json!({"max_tokens": 16, "logit_bias": {end.to_string(): 100}});
+            let ended = answer(&cluster, chat, likely).await;
+            assert_eq!(ended["choices"][0]["finish_reason"], "stop", "{} at {end}: {ended:#}", chat.flags);
+            assert_eq!(drawn(&ended), [u64::from(*end)], "{}: {ended:#}", chat.flags);
+            assert_eq!(ended["choices"][0]["message"]["content"], "", "{}: {ended:#}", chat.flags);
+        }
+        cluster.stop();
+
+        // The first token that did not come before, but for the first one, is an end now.
+        let last = (1..path.len()).find(|at| !path[..*at].contains(&path[*at]));
+        let last = last.unwrap_or_else(|| panic!("{}: one token for ever, {path:?}", chat.flags));
+        let ends = json!({"eos_token_id": [path[last]]}).to_string();
+        fs::write(model.join("generation_config.json"), ends).unwrap();
+        let cluster = up();
+        let ended = answer(&cluster, chat, json!({"max_tokens": 16})).await;
+        assert_eq!(ended["choices"][0]["finish_reason"], "stop", "{}: {ended:#}", chat.flags);
+        assert_eq!(drawn(&ended), path[..=last], "{}: {ended:#}", chat.flags);
+        cluster.stop();
+    }
 }

@@ -43,7 +43,9 @@ impl Encoded {
 /// 400 where a prompt has no token at all or holds what the tokenizer cannot write.
 pub(crate) async fn encode<E: Engine>(api: &Api<E>, prompts: Vec<Prompt>) -> Result<Vec<Encoded>, ApiError> {
     on_text_thread(api, move |model| {
-        prompts.into_iter().map(|prompt| encode_one(&model.tokenizer, prompt, "prompt")).collect()
+        let tokenizer = &model.tokenizer;
+        let bos = tokenizer.bos_to_add();
+        prompts.into_iter().map(|prompt| encode_one(tokenizer, prompt, bos, "prompt")).collect()
     })
     .await
 }
@@ -70,11 +72,20 @@ pub(crate) async fn encode_chat<E: Engine>(api: &Api<E>, rendering: Rendering) -
             ApiError::bad_param("messages", "template_error", message)
         }
     })?;
-    on_text_thread(api, move |model| encode_one(&model.tokenizer, Prompt::Text(text), "messages")).await
+    on_text_thread(api, move |model| {
+        let bos = model.tokenizer.bos_to_add_to_chat();
+        encode_one(&model.tokenizer, Prompt::Text(text), bos, "messages")
+    })
+    .await
 }
 
-/// Encodes what the parameter `param` gave.
-fn encode_one(tokenizer: &Tokenizer, prompt: Prompt, param: &str) -> Result<Encoded, ApiError> {
+/// Encodes what the parameter `param` gave, with the token `bos` before a text that does not begin with it.
+fn encode_one(
+    tokenizer: &Tokenizer,
+    prompt: Prompt,
+    bos: Option<u32>,
+    param: &str,
+) -> Result<Encoded, ApiError> {
     let (mut tokens, text) = match prompt {
         Prompt::Tokens(tokens) => {
             return Ok(Encoded { tokens, bos_added: false, text: None });
@@ -86,7 +97,7 @@ fn encode_one(tokenizer: &Tokenizer, prompt: Prompt, param: &str) -> Result<Enco
             (tokens, text)
         }
     };
-    let bos = tokenizer.bos_to_add().filter(|bos| tokens.first() != Some(bos));
+    let bos = bos.filter(|bos| tokens.first() != Some(bos));
     if let Some(bos) = bos {
         tokens.insert(0, bos);
     }

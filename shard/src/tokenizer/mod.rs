@@ -185,6 +185,17 @@ impl Tokenizer {
         self.bos.filter(|_| self.add_bos)
     }
 
+    /// The token that belongs before a chat that the model's template has written, where the template did not write it.
+    ///
+    /// None with `tokenizer.json`: there chats are what their template says, as transformers take them. A GGUF file's
+    /// chats begin like its texts, as llama.cpp has them.
+    pub fn bos_to_add_to_chat(&self) -> Option<u32> {
+        match &self.model {
+            Model::Json(_) => None,
+            Model::Bpe(_) | Model::SentencePiece(_) => self.bos_to_add(),
+        }
+    }
+
     /// The token that begins a text, whether or not it is added.
     pub fn bos(&self) -> Option<u32> {
         self.bos

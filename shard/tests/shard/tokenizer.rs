@@ -135,6 +135,7 @@ fn a_token_before_the_text_is_added_as_the_file_or_its_kind_says() {
         None
     );
     assert_eq!(bos(pieces()), Some(1));
+    assert_eq!(build(&pieces()).unwrap().bos_to_add_to_chat(), Some(1));
     assert_eq!(bos(pieces().key("tokenizer.ggml.add_bos_token", false)), None);
     let error =
         build(&file().without("tokenizer.ggml.bos_token_id").key("tokenizer.ggml.add_bos_token", true));
