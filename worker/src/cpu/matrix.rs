@@ -1,4 +1,4 @@
-//! A matrix in its file's blocks, and its products with rows of activations.
+//! A matrix in its file's blocks, row by row or in [panels], and its products with rows of activations.
 
 use std::marker::PhantomData;
 
@@ -214,7 +214,7 @@ fn block_of<F: RowFormat>() -> (usize, usize) {
     (F::VALUES, F::BYTES)
 }
 
-/// A weight matrix `[rows, width]`, resident once, in its file's blocks: row by row, or in [panels].
+/// A weight matrix `[rows, width]`, resident once, in its file's blocks: row by row, or in panels of 16 rows.
 pub struct CpuMatrix {
     pub(crate) format: Format,
     /// Number of outputs.
