@@ -6,21 +6,15 @@ With names, only those variants are made again; the others stay as they are in F
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
-import subprocess
-import sys
 
 import llama_cpp
 import numpy as np
 
 import make_family
 import reference_model as reference
-import reference_paths
 
-HERE = pathlib.Path(__file__).parent
-CONTEXT = 256
 # Seeds of models whose distances are pooled: fixed before anything was computed with them. Models with F32 weights and experts
 # take the first of them that is no near-tie of a router: llama.cpp itself stays within 0.02 with its cache in F16 and in F32.
 POOL_SEEDS = range(101, 107)
@@ -75,36 +69,6 @@ VARIANTS = {
 }
 
 
-def rows_of(path, tokens, cache_f32):
-    model = reference.load(path, 1, CONTEXT, cache_f32)
-    rows = [reference.log_probabilities(model, ids) for ids in tokens]
-    model.close()
-    return rows
-
-
-def make_variant(name, flags, work_dir):
-    source, exact = work_dir / f"{name}.gguf", work_dir / f"{name}-exact.gguf"
-    args = make_family.parse([str(source), *flags.split()])
-    make_family.make(args)
-    subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
-    tokens = list(reference_paths.paths(args.vocab))
-    exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
-    item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
-    error = []
-    for ids, wanted, own in zip(tokens, exact_rows, own_rows):
-        item["paths"].append({"path": ids, "exact": reference.of_path(wanted, ids), "llama_cpp": reference.of_path(own, ids)})
-        error += [abs(a - b) for a, b in zip(item["paths"][-1]["exact"][1:], item["paths"][-1]["llama_cpp"][1:])]
-    rows = np.concatenate(exact_rows)
-    entropy, best = float(-(np.exp(rows) * rows).sum(axis=1).mean()), float(np.exp(rows.max(axis=1)).mean())
-    item["entropy"] = round(entropy, 3)
-    print(
-        f"{name}: {source.stat().st_size} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
-        f"|llama_cpp - exact| mean {np.mean(error):.6f} max {np.max(error):.6f}",
-        flush=True,
-    )
-    return item
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work_dir", type=pathlib.Path)
@@ -117,7 +81,7 @@ def main():
         known = {item["name"]: item for item in json.loads(args.families.read_text())["variants"]}
     wanted = args.names or VARIANTS
     for name in wanted:
-        known[name] = make_variant(name, VARIANTS[name], args.work_dir)
+        known[name] = reference.make_variant(make_family, name, VARIANTS[name], args.work_dir)
     versions = json.dumps({"llama-cpp-python": llama_cpp.__version__, "numpy": np.__version__}, separators=(",", ":"))
     lines = ",\n".join(json.dumps(known[name], separators=(",", ":")) for name in VARIANTS if name in known)
     args.families.write_text(f'{{"versions":{versions},"variants":[\n{lines}\n]}}\n')

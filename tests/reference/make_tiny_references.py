@@ -4,11 +4,8 @@ usage: python make_tiny_references.py WORK_DIR TINY.json TINY_TOKENS.json
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
-import subprocess
-import sys
 
 import llama_cpp
 import numpy as np
@@ -18,11 +15,7 @@ import reference_model as reference
 import tiny_vocabulary
 import token_texts
 
-# Prompts of about 5, 40 and 150 tokens, each with 16 more along the path.
-PATH_LENGTHS = (21, 56, 166)
 PATH_SEED = 7
-CONTEXT = 256
-HERE = pathlib.Path(__file__).parent
 
 WIDE = "--hidden 256 --layers 2 --heads 4 --kv-heads 2 --head-dim 64 --ffn 256"
 VARIANTS = {
@@ -50,43 +43,6 @@ VARIANTS = {
 TOKENIZERS = ["llama3", "tied-smollm", "llama2-spm", "spm-no-prefix"]
 
 
-def paths(vocab):
-    words = [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(sum(PATH_LENGTHS))]
-    for length in PATH_LENGTHS:
-        yield words[:length]
-        words = words[length:]
-
-
-def rows_of(path, tokens, cache_f32):
-    model = reference.load(path, 1, CONTEXT, cache_f32)
-    rows = [reference.log_probabilities(model, ids) for ids in tokens]
-    model.close()
-    return rows
-
-
-def make_variant(name, flags, work_dir):
-    source, exact = work_dir / f"{name}.gguf", work_dir / f"{name}-f32.gguf"
-    args = make_tiny.parse([str(source), *flags.split()])
-    make_tiny.make(args)
-    subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
-    tokens = list(paths(args.vocab))
-    exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
-    item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
-    error = []
-    for ids, wanted, own in zip(tokens, exact_rows, own_rows):
-        item["paths"].append({"path": ids, "exact": reference.of_path(wanted, ids), "llama_cpp": reference.of_path(own, ids)})
-        error += [abs(a - b) for a, b in zip(item["paths"][-1]["exact"][1:], item["paths"][-1]["llama_cpp"][1:])]
-    rows = np.concatenate(exact_rows)
-    entropy, best = float(-(np.exp(rows) * rows).sum(axis=1).mean()), float(np.exp(rows.max(axis=1)).mean())
-    item["entropy"] = round(entropy, 3)
-    print(
-        f"{name}: {source.stat().st_size} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
-        f"|llama_cpp - exact| mean {np.mean(error):.6f} max {np.max(error):.6f}",
-        flush=True,
-    )
-    return item
-
-
 def token_rows(name, work_dir):
     model = reference.load_vocabulary(work_dir / f"{name}.gguf")
     special = tiny_vocabulary.SPM_CONTROL + tiny_vocabulary.SPM_USER_DEFINED + ["<s>", "</s>", "<unk>"]
@@ -111,7 +67,7 @@ def main():
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     versions = json.dumps({"llama-cpp-python": llama_cpp.__version__, "numpy": np.__version__}, separators=(",", ":"))
-    variants = [make_variant(name, flags, args.work_dir) for name, flags in VARIANTS.items()]
+    variants = [reference.make_variant(make_tiny, name, flags, args.work_dir, PATH_SEED) for name, flags in VARIANTS.items()]
     args.tiny.write_text(f'{{"versions":{versions},"variants":{lines(variants)}}}\n')
     tokenizers = ",".join(f"{json.dumps(name)}:{lines(token_rows(name, args.work_dir))}" for name in TOKENIZERS)
     args.tokens.write_text(f'{{"versions":{versions},"tokenizers":{{{tokenizers}}}}}\n')

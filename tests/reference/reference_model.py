@@ -1,11 +1,20 @@
 """llama.cpp as the reference: token ids and log-probabilities of a fixed path."""
 
 import ctypes
+import hashlib
+import pathlib
+import subprocess
+import sys
 
 import llama_cpp
 import numpy as np
 
+import reference_paths
+
 F32 = 0
+HERE = pathlib.Path(__file__).parent
+# Positions that tiny models get room for; the paths are shorter.
+CONTEXT = 256
 
 
 def load(path, threads, n_ctx, cache_f32):
@@ -85,3 +94,34 @@ def margins(rows):
     """Best minus second best log-probability of each row."""
     best = np.partition(rows, -2, axis=1)[:, -2:]
     return [round(float(b - a), 6) for a, b in best]
+
+
+def rows_of(path, tokens, cache_f32):
+    model = load(path, 1, CONTEXT, cache_f32)
+    rows = [log_probabilities(model, ids) for ids in tokens]
+    model.close()
+    return rows
+
+
+def make_variant(generator, name, flags, work_dir, seed=reference_paths.PATH_SEED):
+    """A model that `generator` makes from `flags`, and what llama.cpp gives for it on paths drawn with `seed`."""
+    source, exact = work_dir / f"{name}.gguf", work_dir / f"{name}-exact.gguf"
+    args = generator.parse([str(source), *flags.split()])
+    generator.make(args)
+    subprocess.run([sys.executable, HERE.parent / "python" / "dequantise.py", source, exact, "--type", "f32"], check=True)
+    tokens = list(reference_paths.paths(args.vocab, seed))
+    exact_rows, own_rows = rows_of(exact, tokens, True), rows_of(source, tokens, False)
+    item = {"name": name, "flags": flags, "sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "paths": []}
+    error = []
+    for ids, wanted, own in zip(tokens, exact_rows, own_rows):
+        item["paths"].append({"path": ids, "exact": of_path(wanted, ids), "llama_cpp": of_path(own, ids)})
+        error += [abs(a - b) for a, b in zip(item["paths"][-1]["exact"][1:], item["paths"][-1]["llama_cpp"][1:])]
+    rows = np.concatenate(exact_rows)
+    entropy, best = float(-(np.exp(rows) * rows).sum(axis=1).mean()), float(np.exp(rows.max(axis=1)).mean())
+    item["entropy"] = round(entropy, 3)
+    print(
+        f"{name}: {source.stat().st_size} bytes, entropy {entropy:.2f} of {np.log(args.vocab):.2f}, best {best:.2f}, "
+        f"|llama_cpp - exact| mean {np.mean(error):.6f} max {np.max(error):.6f}",
+        flush=True,
+    )
+    return item

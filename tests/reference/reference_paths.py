@@ -7,8 +7,8 @@ PATH_LENGTHS = (21, 56, 166)
 PATH_SEED = 9
 
 
-def paths(vocab):
-    words = [int(word) % vocab for word in make_tiny.Stream(PATH_SEED).words(sum(PATH_LENGTHS))]
+def paths(vocab, seed=PATH_SEED):
+    words = [int(word) % vocab for word in make_tiny.Stream(seed).words(sum(PATH_LENGTHS))]
     for length in PATH_LENGTHS:
         yield words[:length]
         words = words[length:]
