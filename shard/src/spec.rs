@@ -411,13 +411,24 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// Experts in groups of equal size, one after another. A group is as good as its two best experts together.
+/// Experts in groups of equal size, one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertGroups {
     /// How many there are; divides the number of experts, and leaves at least two to each.
     pub count: usize,
     /// How many a position may choose from; together they hold as many experts as it takes.
     pub used: usize,
+    /// What makes a group better than others.
+    pub merit: GroupMerit,
+}
+
+/// How good a group of experts is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupMerit {
+    /// As good as its best expert.
+    Best,
+    /// As good as its two best experts together.
+    TwoBest,
 }
 
 /// What happens to the gate of a feed-forward network before it is multiplied with the other half.

@@ -182,7 +182,8 @@ impl TensorTable {
             tensors.insert(role, tensor.clone());
             read.insert(name);
         }
-        let skipped = skipped_names(spec);
+        let skipped: BTreeSet<String> =
+            skipped_names(spec).iter().map(|name| header.tensor_name(name)).collect();
         let unread = header.tensors().iter().map(|tensor| &tensor.name);
         let unread = unread.filter(|name| !read.contains(*name) && !skipped.contains(*name));
         let unread: Vec<String> = unread.cloned().collect();

@@ -15,6 +15,7 @@ import struct
 import numpy as np
 
 import json_tokenizers
+import routed_safetensors
 from make_tiny import Stream
 
 COMMON = {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160}
@@ -29,16 +30,19 @@ SIZES = {
     "gemma3_text": {**COMMON, "layers": 7, "heads": 4, "head": 32, "stated_head": True, "tied": True, "window": 24, "period": 6},
     "cohere": {**COMMON, "tied": True},
     "cohere2": {**COMMON, "layers": 5, "tied": True, "window": 24, "period": 4},
+    **routed_safetensors.SIZES,
 }
 CLASSES = {
     "llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe",
     "phi3": "Phi3", "gemma3_text": "Gemma3", "cohere": "Cohere", "cohere2": "Cohere2",
+    **routed_safetensors.CLASSES,
 }  # fmt: skip
-ROPE_BASE = {"llama": 500000.0, "mistral": 10000.0, "phi3": 10000.0, "cohere": 8e6, "cohere2": 50000.0}
+ROPE_BASE = {"llama": 500000.0, "mistral": 10000.0, "phi3": 10000.0, "cohere": 8e6, "cohere2": 50000.0, "deepseek_v2": 10000.0, "deepseek_v3": 10000.0}
 ROPE_SCALINGS = {
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "linear": {"rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
+    "yarn-scores": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.9},
     "yarn-attention": {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 128, "attention_factor": 0.9},
 }
 HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
@@ -72,7 +76,7 @@ def add_rope(config, args):
     whole = {"rope_theta": base, **(scaling or {"rope_type": "default"})}
     if "type" in whole:
         whole["rope_type"] = whole.pop("type")
-    if args.family == "phi3":
+    if args.family in ("phi3", "glm4_moe"):
         whole["partial_rotary_factor"] = config.pop("partial_rotary_factor")
     if args.family == "gemma3_text":
         whole = {"full_attention": whole, "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}
@@ -126,6 +130,8 @@ def config_of(args):
             "num_experts": sizes["experts"], "num_experts_per_tok": sizes["used"], "moe_intermediate_size": sizes["expert_ffn"],
             "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
         }  # fmt: skip
+    if family in routed_safetensors.SIZES:
+        routed_safetensors.add_settings(config, args)
     if family == "phi3":
         config |= {"partial_rotary_factor": 0.75, "original_max_position_embeddings": args.original_context}
     if family == "gemma3_text":
@@ -161,37 +167,42 @@ def tensors_of(args):
     tied = sizes.get("tied", False) or args.tied
     output = args.logit_spread / np.sqrt(hidden) * (4 if family in LAYER_NORM else 1)
     tensors.matrix("model.embed_tokens", args.vocab, hidden, output if tied else 1.0)
-    for layer in range(sizes["layers"]):
+    for layer in range(sizes["layers"] + args.further):
         block = f"model.layers.{layer}."
         attention, mlp = block + "self_attn.", block + "mlp."
         tensors.norm(block + "input_layernorm", (hidden,))
-        if family == "phi3":
+        if "rank" in sizes:
+            routed_safetensors.add_latent_attention(tensors, attention, sizes)
+        elif family == "phi3":
             tensors.matrix(attention + "qkv_proj", (heads + 2 * kv_heads) * head, hidden, 1.3 / np.sqrt(hidden))
         else:
             for part, count, deviation in (("q", heads, 1.4), ("k", kv_heads, 1.4), ("v", kv_heads, 1.0)):
                 tensors.matrix(attention + f"{part}_proj", count * head, hidden, deviation / np.sqrt(hidden))
-                if family == "qwen2":
+                if family == "qwen2" or args.biases:
                     tensors.bias(attention + f"{part}_proj", count * head)
-        if family in HEAD_NORMS:
+        if family in HEAD_NORMS or (args.head_norms and family != "cohere"):
             tensors.norm(attention + "q_norm", (head,))
             tensors.norm(attention + "k_norm", (head,))
-        if args.head_norms:
+        if args.head_norms and family == "cohere":
             tensors.norm(attention + "q_norm", (heads, head))
             tensors.norm(attention + "k_norm", (kv_heads, head))
-        tensors.matrix(attention + "o_proj", hidden, heads * head, 1.0 / np.sqrt(heads * head))
+        value = sizes.get("value", head)
+        tensors.matrix(attention + "o_proj", hidden, heads * value, 1.0 / np.sqrt(heads * value))
         if family not in LAYER_NORM:
             tensors.norm(block + "post_attention_layernorm", (hidden,))
         if family == "gemma3_text":
             tensors.norm(block + "pre_feedforward_layernorm", (hidden,))
             tensors.norm(block + "post_feedforward_layernorm", (hidden,))
-        feed_forward(tensors, args, block, mlp)
+        feed_forward(tensors, args, layer, block, mlp)
+        if layer >= sizes["layers"]:
+            routed_safetensors.add_further_prediction(tensors, block, hidden)
     tensors.norm("model.norm", (hidden,))
     if not tied:
         tensors.matrix("lm_head", args.vocab, hidden, output)
     return tensors.all
 
 
-def feed_forward(tensors, args, block, mlp):
+def feed_forward(tensors, args, layer, block, mlp):
     sizes, hidden = args.sizes, args.sizes["hidden"]
     if args.family == "phi3":
         tensors.matrix(mlp + "gate_up_proj", 2 * sizes["ffn"], hidden, 1.2 / np.sqrt(hidden))
@@ -199,12 +210,14 @@ def feed_forward(tensors, args, block, mlp):
         return
     names, places = ("gate_proj", "up_proj", "down_proj"), [mlp]
     width, gain = sizes["ffn"], 1.0
-    if "experts" in sizes:
+    if "experts" in sizes and layer >= sizes.get("dense", 0):
         mixture = block + "block_sparse_moe." if args.family == "mixtral" else mlp
         names = ("w1", "w3", "w2") if args.family == "mixtral" else names
         width, gain = sizes.get("expert_ffn", width), 1.5
         tensors.matrix(mixture + "gate", sizes["experts"], hidden, 1.0 / np.sqrt(hidden))
         places = [f"{mixture}experts.{expert}." for expert in range(sizes["experts"])]
+        if "shared" in sizes:
+            routed_safetensors.add_shared_expert(tensors, mixture, sizes)
     for place in places:
         tensors.matrix(place + names[0], width, hidden, 1.4 / np.sqrt(hidden))
         tensors.matrix(place + names[1], width, hidden, 1.0 / np.sqrt(hidden))
@@ -265,7 +278,11 @@ def parse(arguments=None):
     parser.add_argument("--rope", choices=ROPE_SCALINGS)
     parser.add_argument("--long-factors", action="store_true", help="phi3: factors for long and short contexts")
     parser.add_argument("--original-context", type=int, default=512, help="phi3: up to here the short factors hold")
-    parser.add_argument("--head-norms", action="store_true", help="cohere: a norm for every query and key head")
+    parser.add_argument("--head-norms", action="store_true", help="cohere, glm4_moe: a norm for every query and key head")
+    parser.add_argument("--biases", action="store_true", help="glm4_moe: queries, keys and values have biases")
+    parser.add_argument("--direct-queries", action="store_true", help="deepseek: one matrix makes the queries, and no groups limit the choice")
+    parser.add_argument("--halves", action="store_true", help="deepseek_v3: rope turns the halves of a head together")
+    parser.add_argument("--further", type=int, default=0, help="deepseek_v3, glm4_moe: so many layers at the end that predict tokens beyond the next")
     parser.add_argument("--tokenizer", choices=json_tokenizers.KINDS, default="llama3")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)
@@ -273,6 +290,8 @@ def parse(arguments=None):
     parser.add_argument("--seed", type=int, default=51)
     args = parser.parse_args(arguments)
     args.sizes = dict(SIZES[args.family])
+    if args.direct_queries:
+        args.sizes |= {"query_rank": None, "groups": (1, 1)}
     return args
 
 

@@ -40,6 +40,13 @@ VARIANTS = {
     "cohere-norms": "cohere --head-norms --new --tokenizer gpt2",
     "cohere2": "cohere2 --tokenizer gpt2",
     "cohere2-new": "cohere2 --new --tokenizer gpt2",
+    "deepseek2": "deepseek_v2 --rope yarn-scores --shards 3",
+    "deepseek2-lite": "deepseek_v2 --direct-queries",
+    "deepseek3": "deepseek_v3 --rope yarn-scores --further 1",
+    "deepseek3-new": "deepseek_v3 --new --halves --direct-queries --shards 2",
+    "deepseek3-bf16": "deepseek_v3 --rope yarn-scores --new --dtype bf16 --shards 2",
+    "glm4moe": "glm4_moe --biases --further 1",
+    "glm4moe-new": "glm4_moe --new --head-norms --dtype bf16 --shards 2",
 }
 
 

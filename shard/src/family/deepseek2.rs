@@ -11,11 +11,13 @@ use super::routed;
 use crate::model_file::Header;
 use crate::spec::{
     Activation, Attention, Family, FeedForward, HeadSpec, LatentAttention, LatentLayout, LatentQuery,
-    LayerSpec, ModelSpec, Norm, Residual, RopeDivisors, RopePairing, RopeScaling,
+    LayerSpec, ModelSpec, Norm, Residual, Rope, RopeDivisors, RopePairing, RopeScaling,
 };
 
 const QUERY_RANK: &str = "attention.q_lora_rank";
 const KEY_WIDTH_OF_HEADS: &str = "attention.key_length_mla";
+/// Epsilon of the norms within latent attention, where it is not that of the other norms.
+const LATENT_EPSILON: &str = "attention.latent_norm_epsilon";
 const VALUE_WIDTH_OF_HEADS: &str = "attention.value_length_mla";
 /// Files write the multiplier of YaRN's logarithm times this.
 const MULTIPLIER_UNIT: f32 = 0.1;
@@ -27,7 +29,12 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let skipped_layers = parts::skipped_layers(&keys, &sizes)?;
     let run = sizes.layers - skipped_layers;
     let norm = Norm::Rms { epsilon: parts::epsilon(&keys, "attention.layer_norm_rms_epsilon")? };
-    let attention = attention(&keys, norm)?;
+    // GGUF files do not say; the reader of safetensors does.
+    let latent_norm = match keys.number(LATENT_EPSILON)? {
+        Some(_) => Norm::Rms { epsilon: parts::epsilon(&keys, LATENT_EPSILON)? },
+        None => norm,
+    };
+    let attention = attention(&keys, latent_norm)?;
     let dense = keys.required("leading_dense_block_count", 0..=run as u64)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     let experts = routed::experts(&keys, dense)?;
@@ -81,7 +88,12 @@ fn attention(keys: &Hyperparameters<'_>, norm: Norm) -> Result<LatentAttention, 
     if keys.count("rope.dimension_count", 0..=parts::MAX_HEAD_WIDTH)?.is_none() {
         return Err(keys.missing("rope.dimension_count"));
     }
-    let mut rope = parts::rope(keys, key_width, RopePairing::Adjacent)?;
+    // GGUF files do not say; the reader of safetensors does.
+    let pairing = match keys.flag("rope.interleaved")? {
+        Some(false) => RopePairing::Halves,
+        Some(true) | None => RopePairing::Adjacent,
+    };
+    let mut rope = parts::rope(keys, key_width, pairing)?;
     parts::stated_rope_base(keys)?;
     rope.divisors = RopeDivisors::None;
     if rope.width >= key_width {
@@ -108,20 +120,11 @@ fn attention(keys: &Hyperparameters<'_>, norm: Norm) -> Result<LatentAttention, 
         None if has("blk.0.attn_q_a.weight") => return Err(keys.missing(QUERY_RANK)),
         None | Some(0) => LatentQuery::Direct,
     };
-    let factor = match rope.scaling {
-        RopeScaling::None => rope.magnitude,
-        RopeScaling::Linear { .. } => {
-            return Err(keys.unsupported("rope.scaling.type", "linear", ": only `none` and `yarn` are"));
-        }
-        RopeScaling::Yarn { .. } => {
-            let name = "rope.scaling.yarn_log_multiplier";
-            let multiplier = keys.number(name)?.ok_or_else(|| keys.missing(name))?;
-            if multiplier <= 0.0 {
-                return Err(keys.invalid(name, multiplier, "it must be above 0"));
-            }
-            // YaRN's magnitude is not for cosine and sine here.
-            rope.magnitude /= parts::yarn_magnitude(rope.scaling, 1.0);
-            rope.magnitude * parts::yarn_magnitude(rope.scaling, multiplier / MULTIPLIER_UNIT)
+    let scale = match keys.number("attention.scale")? {
+        Some(scale) => scale,
+        None => {
+            let factor = scores_factor(keys, &mut rope)?;
+            factor * factor / (key_width as f32).sqrt()
         }
     };
     Ok(LatentAttention {
@@ -129,10 +132,29 @@ fn attention(keys: &Hyperparameters<'_>, norm: Norm) -> Result<LatentAttention, 
         rank,
         plain_width: key_width - rope.width,
         value_width,
-        scale: factor * factor / (key_width as f32).sqrt(),
+        scale,
         query,
         norm,
         rope,
         layout,
     })
+}
+
+/// The factor on queries and on keys in files that state none on the scores. YaRN's is taken off cosine and sine.
+fn scores_factor(keys: &Hyperparameters<'_>, rope: &mut Rope) -> Result<f32, SpecError> {
+    match rope.scaling {
+        RopeScaling::None => Ok(rope.magnitude),
+        RopeScaling::Linear { .. } => {
+            Err(keys.unsupported("rope.scaling.type", "linear", ": only `none` and `yarn` are"))
+        }
+        RopeScaling::Yarn { .. } => {
+            let name = "rope.scaling.yarn_log_multiplier";
+            let multiplier = keys.number(name)?.ok_or_else(|| keys.missing(name))?;
+            if multiplier <= 0.0 {
+                return Err(keys.invalid(name, multiplier, "it must be above 0"));
+            }
+            rope.magnitude /= parts::yarn_magnitude(rope.scaling, 1.0);
+            Ok(rope.magnitude * parts::yarn_magnitude(rope.scaling, multiplier / MULTIPLIER_UNIT))
+        }
+    }
 }

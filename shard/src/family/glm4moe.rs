@@ -30,14 +30,16 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     let dense = keys.required("leading_dense_block_count", 0..=run as u64)?;
     let widths = parts::feed_forward_widths(&keys, sizes.layers)?;
     let experts = routed::experts(&keys, dense)?;
+    // GGUF files do not say; the reader of safetensors does.
+    let (stated_bias, stated_norm) = (keys.flag("attention.bias")?, keys.flag("attention.head_norm")?);
     keys.finish(&parts::HARMLESS)?;
-    // No key says which of these parts a model has. Where one tensor of a part is there, all must be.
+    // Where no key says which of these parts a model has: if one tensor of a part is there, all must be.
     let any = |names: &[&str]| {
         let mut layers = 0..run;
         layers.any(|layer| names.iter().any(|name| header.tensor(&format!("blk.{layer}.{name}")).is_some()))
     };
-    let bias = any(&["attn_q.bias", "attn_k.bias", "attn_v.bias"]);
-    let head_norm = any(&["attn_q_norm.weight", "attn_k_norm.weight"]);
+    let bias = stated_bias.unwrap_or_else(|| any(&["attn_q.bias", "attn_k.bias", "attn_v.bias"]));
+    let head_norm = stated_norm.unwrap_or_else(|| any(&["attn_q_norm.weight", "attn_k_norm.weight"]));
     let layers = heads.counts.iter().zip(widths).take(run).enumerate();
     let layers = layers.map(|(layer, (&counts, width))| LayerSpec {
         attention_norm: norm,

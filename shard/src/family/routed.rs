@@ -4,7 +4,7 @@
 use super::SpecError;
 use super::hyperparameters::Hyperparameters;
 use super::parts;
-use crate::spec::{Activation, ExpertGroups, Experts, Gating, Routing, Weighing};
+use crate::spec::{Activation, ExpertGroups, Experts, Gating, GroupMerit, Routing, Weighing};
 
 const GATING: &str = "expert_gating_func";
 /// What files write in that key.
@@ -58,6 +58,11 @@ fn groups(
     let (count_key, used_key) = ("expert_group_count", "expert_group_used_count");
     let count = keys.count(count_key, 0..=parts::MAX_EXPERTS)?;
     let used = keys.count(used_key, 0..=parts::MAX_EXPERTS)?;
+    // GGUF files do not say; the reader of safetensors does.
+    let merit = match keys.flag("expert_groups_by_best")? {
+        Some(true) => GroupMerit::Best,
+        Some(false) | None => GroupMerit::TwoBest,
+    };
     let (count, used) = match (count, used) {
         (None, None) => return Ok(None),
         (Some(count), Some(used)) => (count, used),
@@ -76,5 +81,5 @@ fn groups(
         let wanted = format!("it must be at most {count}, and hold the {taken} experts that a token takes");
         return Err(keys.invalid(used_key, used, &wanted));
     }
-    Ok(Some(ExpertGroups { count, used }))
+    Ok(Some(ExpertGroups { count, used, merit }))
 }

@@ -4,6 +4,7 @@
 use serde_json::{Value as Json, json};
 
 use super::rope::RopeRules;
+use super::routed;
 use super::translation::{Translation, missing, unsupported, wrong};
 use crate::model_file::{Meaning, Problem, Value};
 
@@ -35,22 +36,22 @@ pub(super) const ENDS: Names = &[
 /// Before the number of a layer: in GGUF files, and in safetensors.
 pub(super) const LAYER_PREFIXES: (&str, &str) = ("blk.", "model.layers.");
 
-const ATTENTION: Names = &[
+pub(super) const ATTENTION: Names = &[
     ("attn_norm.weight", "input_layernorm.weight"),
     ("attn_q.weight", "self_attn.q_proj.weight"),
     ("attn_k.weight", "self_attn.k_proj.weight"),
     ("attn_v.weight", "self_attn.v_proj.weight"),
     ("attn_output.weight", "self_attn.o_proj.weight"),
 ];
-const BIASES: Names = &[
+pub(super) const BIASES: Names = &[
     ("attn_q.bias", "self_attn.q_proj.bias"),
     ("attn_k.bias", "self_attn.k_proj.bias"),
     ("attn_v.bias", "self_attn.v_proj.bias"),
 ];
-const HEAD_NORMS: Names =
+pub(super) const HEAD_NORMS: Names =
     &[("attn_q_norm.weight", "self_attn.q_norm.weight"), ("attn_k_norm.weight", "self_attn.k_norm.weight")];
-const FEED_FORWARD_NORM: Names = &[("ffn_norm.weight", "post_attention_layernorm.weight")];
-const FEED_FORWARD: Names = &[
+pub(super) const FEED_FORWARD_NORM: Names = &[("ffn_norm.weight", "post_attention_layernorm.weight")];
+pub(super) const FEED_FORWARD: Names = &[
     ("ffn_gate.weight", "mlp.gate_proj.weight"),
     ("ffn_up.weight", "mlp.up_proj.weight"),
     ("ffn_down.weight", "mlp.down_proj.weight"),
@@ -74,7 +75,7 @@ const MIXTRAL_EXPERTS: Names = &[
     ("ffn_up_exps.weight", "block_sparse_moe.experts.*.w3.weight"),
     ("ffn_down_exps.weight", "block_sparse_moe.experts.*.w2.weight"),
 ];
-const QWEN_EXPERTS: Names = &[
+pub(super) const QWEN_EXPERTS: Names = &[
     ("ffn_gate_inp.weight", "mlp.gate.weight"),
     ("ffn_gate_exps.weight", "mlp.experts.*.gate_proj.weight"),
     ("ffn_up_exps.weight", "mlp.experts.*.up_proj.weight"),
@@ -92,7 +93,7 @@ const PLAIN: Family = Family {
 };
 
 /// All families.
-pub(super) const FAMILIES: [Family; 10] = [
+pub(super) const FAMILIES: [Family; 13] = [
     Family { class: "LlamaForCausalLM", ..PLAIN },
     Family { class: "MistralForCausalLM", translate: mistral, ..PLAIN },
     Family {
@@ -153,31 +154,60 @@ pub(super) const FAMILIES: [Family; 10] = [
         translate: cohere2,
         ..PLAIN
     },
+    Family {
+        class: "DeepseekV2ForCausalLM",
+        architecture: "deepseek2",
+        names: routed::DEEPSEEK_NAMES,
+        translate: routed::deepseek_v2,
+        ..PLAIN
+    },
+    Family {
+        class: "DeepseekV3ForCausalLM",
+        architecture: "deepseek2",
+        names: routed::DEEPSEEK_NAMES,
+        translate: routed::deepseek_v3,
+        ..PLAIN
+    },
+    Family {
+        class: "Glm4MoeForCausalLM",
+        architecture: "glm4moe",
+        names: routed::GLM_NAMES,
+        translate: routed::glm4_moe,
+        ..PLAIN
+    },
 ];
 
 /// What every family's parser needs.
-struct Sizes {
-    layers: u64,
-    context: u64,
+pub(super) struct Sizes {
+    pub(super) layers: u64,
+    pub(super) context: u64,
     /// Width of a query head.
-    head: u64,
+    pub(super) head: u64,
 }
 
 /// Whether the width of a head must be stated.
 #[derive(PartialEq)]
-enum HeadWidth {
+pub(super) enum HeadWidth {
     Stated,
     /// Where it is not stated, hidden / heads.
     Derived,
 }
 
-fn sizes(t: &mut Translation<'_>, width: HeadWidth) -> Result<Sizes, Problem> {
+/// Passes the sizes on that no kind of attention changes; the width of a head is that of hidden / heads.
+pub(super) fn common_sizes(t: &mut Translation<'_>) -> Result<Sizes, Problem> {
     let hidden = t.pass_count("hidden_size", "embedding_length")?;
     let layers = t.pass_count("num_hidden_layers", "block_count")?;
     let context = t.pass_count("max_position_embeddings", "context_length")?;
     t.pass_count("intermediate_size", "feed_forward_length")?;
     t.pass_count("vocab_size", "vocab_size")?;
     let heads = t.pass_count("num_attention_heads", "attention.head_count")?;
+    t.allow("is_encoder_decoder", &json!(false))?;
+    t.allow("add_cross_attention", &json!(false))?;
+    Ok(Sizes { layers, context, head: hidden.checked_div(heads).unwrap_or(0) })
+}
+
+pub(super) fn sizes(t: &mut Translation<'_>, width: HeadWidth) -> Result<Sizes, Problem> {
+    let sizes = common_sizes(t)?;
     let head = match t.optional_count("head_dim")? {
         Some(head) => {
             t.put("head_dim", "attention.key_length", Value::Unsigned(head));
@@ -185,26 +215,24 @@ fn sizes(t: &mut Translation<'_>, width: HeadWidth) -> Result<Sizes, Problem> {
             head
         }
         None if width == HeadWidth::Stated => return Err(missing("head_dim")),
-        None => hidden.checked_div(heads).unwrap_or(0),
+        None => sizes.head,
     };
-    t.allow("is_encoder_decoder", &json!(false))?;
-    t.allow("add_cross_attention", &json!(false))?;
-    Ok(Sizes { layers, context, head })
+    Ok(Sizes { head, ..sizes })
 }
 
-fn kv_heads(t: &mut Translation<'_>) -> Result<(), Problem> {
+pub(super) fn kv_heads(t: &mut Translation<'_>) -> Result<(), Problem> {
     t.pass_count("num_key_value_heads", "attention.head_count_kv").map(|_| ())
 }
 
-fn rms_norm(t: &mut Translation<'_>) -> Result<(), Problem> {
+pub(super) fn rms_norm(t: &mut Translation<'_>) -> Result<(), Problem> {
     t.pass_number("rms_norm_eps", "attention.layer_norm_rms_epsilon")
 }
 
-fn silu(t: &mut Translation<'_>) -> Result<(), Problem> {
+pub(super) fn silu(t: &mut Translation<'_>) -> Result<(), Problem> {
     t.require("hidden_act", &json!("silu"))
 }
 
-fn rope(t: &mut Translation<'_>, sizes: &Sizes, yarn: bool) -> Result<(), Problem> {
+pub(super) fn rope(t: &mut Translation<'_>, sizes: &Sizes, yarn: bool) -> Result<(), Problem> {
     let rules = RopeRules { width: sizes.head, base_may_be_missing: false, by_context: false, yarn };
     t.pass_rope(&rules, sizes.context)
 }
@@ -288,6 +316,23 @@ fn qwen(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem> {
     rope(t, sizes, true)
 }
 
+/// Width of the part of a head that is turned; `None` where the configuration does not say.
+pub(super) fn turned_width(t: &mut Translation<'_>, sizes: &Sizes) -> Result<Option<u64>, Problem> {
+    let name = "partial_rotary_factor";
+    let inside = t.get("rope_parameters").and_then(|rope| rope.get(name));
+    let share = match inside {
+        Some(share) => Some(super::translation::number_of("rope_parameters.partial_rotary_factor", share)?),
+        None => t.optional_number(name)?,
+    };
+    t.ignore(&[name]);
+    match share {
+        Some(share) if !(share > 0.0 && share <= 1.0) => {
+            Err(wrong(name, &Json::from(share), "a number above 0 and up to 1"))
+        }
+        share => Ok(share.map(|share| (sizes.head as f64 * share) as u64)),
+    }
+}
+
 fn phi3(t: &mut Translation<'_>) -> Result<(), Problem> {
     let sizes = sizes(t, HeadWidth::Derived)?;
     kv_heads(t)?;
@@ -295,18 +340,9 @@ fn phi3(t: &mut Translation<'_>) -> Result<(), Problem> {
     silu(t)?;
     pass_window(t)?;
     t.allow("attention_bias", &json!(false))?;
-    let inside = t.get("rope_parameters").and_then(|rope| rope.get("partial_rotary_factor"));
-    let share = match inside {
-        Some(share) => super::translation::number_of("rope_parameters.partial_rotary_factor", share)?,
-        None => t.optional_number("partial_rotary_factor")?.unwrap_or(1.0),
-    };
-    if !(share > 0.0 && share <= 1.0) {
-        let share = Json::from(share);
-        return Err(wrong("partial_rotary_factor", &share, "a number above 0 and up to 1"));
-    }
-    let width = (sizes.head as f64 * share) as u64;
+    let width = turned_width(t, &sizes)?.unwrap_or(sizes.head);
     t.put("partial_rotary_factor", "rope.dimension_count", Value::Unsigned(width));
-    t.ignore(&["partial_rotary_factor", "original_max_position_embeddings"]);
+    t.ignore(&["original_max_position_embeddings"]);
     let rules = RopeRules { width, base_may_be_missing: false, by_context: true, yarn: false };
     t.pass_rope(&rules, sizes.context)
 }

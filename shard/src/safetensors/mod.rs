@@ -13,6 +13,7 @@ pub mod limits;
 mod names;
 mod part;
 mod rope;
+mod routed;
 mod translation;
 
 pub use directory::is_model;

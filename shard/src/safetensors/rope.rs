@@ -143,6 +143,29 @@ impl<'c> Translation<'c> {
         members.finish()
     }
 
+    /// The factor on the scores of a family whose YaRN raises them instead of cosine and sine.
+    pub(super) fn factor_on_scores(&mut self) -> Result<f64, Problem> {
+        let members = match self.rope_object("rope_parameters")? {
+            Some(members) => Some(members),
+            None => self.rope_object("rope_scaling")?,
+        };
+        let Some(mut members) = members else {
+            return Ok(1.0);
+        };
+        if members.kind()? != "yarn" {
+            return Ok(1.0);
+        }
+        let factor = members.positive("factor")?;
+        let [one, all] = ["mscale", "mscale_all_dim"].map(|name| members.optional_number(name));
+        match (one?.filter(|scale| *scale != 0.0), all?.filter(|scale| *scale != 0.0)) {
+            (Some(_), Some(all)) => Ok(yarn_magnitude(factor, all).powi(2)),
+            (None, None) => Ok(1.0),
+            // Alone, readers of such files understand them in different ways.
+            (None, Some(_)) => Err(missing(&members.key("mscale"))),
+            (Some(_), None) => Err(missing(&members.key("mscale_all_dim"))),
+        }
+    }
+
     fn rope_object(&mut self, key: &str) -> Result<Option<Members<'c>>, Problem> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -209,7 +232,7 @@ impl<'c> Translation<'c> {
     fn pass_yarn(&mut self, members: &mut Members<'c>) -> Result<(), Problem> {
         let factor = members.positive("factor")?;
         let original = members.count("original_max_position_embeddings")?;
-        let usual = |scale: f64| if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * scale * factor.ln() };
+        let usual = |scale| yarn_magnitude(factor, scale);
         let (one, all) = (members.optional_number("mscale")?, members.optional_number("mscale_all_dim")?);
         let magnitude = match (members.optional_number("attention_factor")?, one, all) {
             (Some(magnitude), ..) => magnitude,
@@ -268,6 +291,11 @@ impl<'c> Translation<'c> {
         }
         Ok(())
     }
+}
+
+/// YaRN's magnitude of a context stretched by `factor`, with a multiplier on its logarithm.
+fn yarn_magnitude(factor: f64, multiplier: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * multiplier * factor.ln() }
 }
 
 /// What divides each frequency of Llama 3.1 and later: 1 for wave lengths that the original context holds often enough,

@@ -4,8 +4,8 @@ use brigade_shard::cost::{Cost, LatentWidths, Room, Widths};
 use brigade_shard::family::SpecError;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{
-    Attention, ExpertGroups, FeedForward, Gating, LatentAttention, LatentLayout, LatentQuery, ModelSpec,
-    RopeScaling,
+    Attention, ExpertGroups, FeedForward, Gating, GroupMerit, LatentAttention, LatentLayout, LatentQuery,
+    ModelSpec, RopeScaling,
 };
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::{LayerRole, Role, TensorError, TensorTable};
@@ -175,7 +175,7 @@ fn experts_are_gated_as_the_file_says() {
     };
     let v3 = experts(&v3(3, 0));
     assert_eq!((v3.count, v3.used, v3.width, v3.shared_width), (9, 2, 40, Some(80)));
-    assert_eq!(v3.routing.groups, Some(ExpertGroups { count: 3, used: 2 }));
+    assert_eq!(v3.routing.groups, Some(ExpertGroups { count: 3, used: 2, merit: GroupMerit::TwoBest }));
     assert_eq!((v3.routing.gating, v3.routing.selection_bias), (Gating::Sigmoid, true));
     assert_eq!((v3.routing.renormalised, v3.routing.scale), (true, 2.5));
 

@@ -1,6 +1,6 @@
 //! Which experts a row takes, and how much each counts.
 
-use brigade_shard::spec::{ExpertGroups, Experts, Gating, Routing};
+use brigade_shard::spec::{ExpertGroups, Experts, Gating, GroupMerit, Routing};
 
 use crate::backend::Routes;
 use crate::exponential::exp;
@@ -70,7 +70,10 @@ fn keep_best_groups(groups: ExpertGroups, merits: &mut [f32], order: &mut Vec<u3
                 second = merit;
             }
         }
-        first + second
+        match groups.merit {
+            GroupMerit::Best => first,
+            GroupMerit::TwoBest => first + second,
+        }
     };
     let of_groups: Vec<f32> = merits.chunks_exact(size).map(of_group).collect();
     for &group in &best(&of_groups, order)[groups.used..] {
@@ -158,12 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_as_good_as_its_two_best_experts() {
+    fn a_group_is_as_good_as_its_best_expert_or_its_two_best() {
         let mut experts = experts(6, 2, Gating::Sigmoid);
-        experts.routing.groups = Some(ExpertGroups { count: 2, used: 1 });
+        let groups = ExpertGroups { count: 2, used: 1, merit: GroupMerit::TwoBest };
+        experts.routing.groups = Some(groups);
         // The best expert is alone in its group, and the other group has the better pair.
         let routes = chosen(&experts, &[], &[3.0, -4.0, -4.0, 0.5, 1.0, -2.0]);
         assert_eq!(routes.experts, [4, 3]);
+        experts.routing.groups = Some(ExpertGroups { merit: GroupMerit::Best, ..groups });
+        assert_eq!(chosen(&experts, &[], &[3.0, -4.0, -3.0, 0.5, 1.0, -2.0]).experts, [0, 2]);
         experts.routing.groups = None;
         assert_eq!(chosen(&experts, &[], &[3.0, -4.0, -4.0, 0.5, 1.0, -2.0]).experts, [0, 4]);
     }
@@ -178,7 +184,8 @@ mod tests {
     fn scores_that_are_no_numbers_choose_some_expert_and_show() {
         for gating in [Gating::Softmax, Gating::Sigmoid] {
             let mut experts = experts(4, 2, gating);
-            for groups in [None, Some(ExpertGroups { count: 2, used: 1 })] {
+            let groups = ExpertGroups { count: 2, used: 1, merit: GroupMerit::TwoBest };
+            for groups in [None, Some(groups)] {
                 experts.routing.groups = groups;
                 let routes = chosen(&experts, &[], &[f32::NAN; 4]);
                 assert_eq!(routes.experts.len(), 2);
