@@ -1,7 +1,7 @@
 //! Which instructions the kernels may use, and the small arithmetic that all of them share.
 //!
-//! Every kernel is written once in portable Rust and may be compiled a second time for AVX2. Both give the same bits:
-//! the order of every sum is spelled out by fixed lanes, no multiplication is fused with an addition, and the
+//! Every kernel is written once in portable Rust and may be compiled a second time for AVX2 or NEON. All give the same
+//! bits: the order of every sum is spelled out by fixed lanes, no multiplication is fused with an addition, and the
 //! exponential is [our own](crate::exponential).
 
 /// The instruction set that a kernel runs on; it changes speed, never a result.
@@ -15,6 +15,12 @@ pub enum Simd {
     /// AVX-512 F, BW and VNNI besides.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// NEON, which all 64-bit Arm processors have.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    /// Dot products of bytes besides: Apple's processors and all of Arm's since 2018.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Dotprod),
 }
 
 /// Proof that this processor has AVX2, FMA and F16C; only [`Simd::available`] makes one.
@@ -28,10 +34,23 @@ pub struct Avx2(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512(());
 
+/// Proof that this processor has NEON; only [`Simd::available`] makes one.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neon(());
+
+/// Proof that this processor has NEON and its dot products of bytes; only [`Simd::available`] makes one.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dotprod(());
+
 impl Simd {
     /// All that this processor has, the slowest first.
     pub fn available() -> Vec<Simd> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "other processors have more"))]
+        #[cfg_attr(
+            not(any(target_arch = "x86_64", target_arch = "aarch64")),
+            expect(unused_mut, reason = "other processors have more")
+        )]
         let mut all = vec![Simd::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -40,6 +59,16 @@ impl Simd {
                 all.push(Simd::Avx2(Avx2(())));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512vnni") {
                     all.push(Simd::Avx512(Avx512(())));
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") {
+                all.push(Simd::Neon(Neon(())));
+                if has!("dotprod") {
+                    all.push(Simd::Dotprod(Dotprod(())));
                 }
             }
         }
@@ -72,11 +101,20 @@ macro_rules! kernel {
                 body::<$crate::simd::Avx2Vector>($($arg),*)
             }
 
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::simd::NeonVector>($($arg),*)
+            }
+
             match simd {
                 $crate::simd::Simd::Portable => body::<$crate::simd::PortableVector>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: these exist only where detection found AVX2 and F16C.
                 $crate::simd::Simd::Avx2(_) | $crate::simd::Simd::Avx512(_) => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: these exist only where detection found NEON.
+                $crate::simd::Simd::Neon(_) | $crate::simd::Simd::Dotprod(_) => unsafe { neon($($arg),*) },
             }
         }
     };
@@ -207,6 +245,67 @@ mod avx2_vector {
                 let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+    }
+}
+
+/// The [`Vector`] of NEON; only kernels that were compiled for NEON may use it.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy)]
+pub(crate) struct NeonVector([std::arch::aarch64::float32x4_t; 4]);
+
+#[cfg(target_arch = "aarch64")]
+mod neon_vector {
+    use std::arch::aarch64::*;
+
+    use super::{LANES, NeonVector, Vector};
+
+    impl Vector for NeonVector {
+        #[inline(always)]
+        fn zero() -> Self {
+            Self::splat(0.0)
+        }
+
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            // SAFETY: by the type's contract the processor has NEON.
+            NeonVector([unsafe { vdupq_n_f32(x) }; 4])
+        }
+
+        #[inline(always)]
+        fn load(x: &[f32; LANES]) -> Self {
+            let x = x.as_ptr();
+            // SAFETY: the array holds the 16 numbers that are read; the processor has NEON.
+            NeonVector(unsafe {
+                [vld1q_f32(x), vld1q_f32(x.add(4)), vld1q_f32(x.add(8)), vld1q_f32(x.add(12))]
+            })
+        }
+
+        #[inline(always)]
+        fn store(self, out: &mut [f32; LANES]) {
+            for (x, out) in self.0.into_iter().zip(out.as_chunks_mut::<4>().0) {
+                // SAFETY: the chunk holds the 4 numbers that are written; the processor has NEON.
+                unsafe { vst1q_f32(out.as_mut_ptr(), x) };
+            }
+        }
+
+        #[inline(always)]
+        fn add_product(mut self, a: Self, b: Self) -> Self {
+            for i in 0..4 {
+                // SAFETY: by the type's contract the processor has NEON.
+                self.0[i] = unsafe { vaddq_f32(self.0[i], vmulq_f32(a.0[i], b.0[i])) };
+            }
+            self
+        }
+
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: by the type's contract the processor has NEON.
+            unsafe {
+                let four = vaddq_f32(vaddq_f32(self.0[0], self.0[2]), vaddq_f32(self.0[1], self.0[3]));
+                let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+                vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
             }
         }
     }

@@ -131,6 +131,9 @@ pub(super) fn products<F: SuperFormat, const R: usize>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: these exist only where detection found AVX2 and F16C.
         Simd::Avx2(_) | Simd::Avx512(_) => unsafe { products_avx2::<F, R>(weights, activations) },
+        #[cfg(target_arch = "aarch64")]
+        // What the target guarantees is NEON.
+        Simd::Neon(_) | Simd::Dotprod(_) => products_portable::<F, R>(weights, activations),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use half::f16;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -121,6 +123,9 @@ pub(in crate::cpu) fn float_products<F: FloatFormat, const R: usize>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
         Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: these exist only where detection found NEON.
+        Simd::Neon(_) | Simd::Dotprod(_) => unsafe { neon::<F, R>(panel, rows) },
     }
 }
 
@@ -134,6 +139,12 @@ fn avx2<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f3
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 fn avx512<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
     walk::<F, Avx512, R>(panel, rows)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
+    walk::<F, Neon, R>(panel, rows)
 }
 
 #[inline(always)]

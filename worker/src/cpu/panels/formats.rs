@@ -1,4 +1,4 @@
-//! The block formats that are kept in panels: how their fields lie, and what a part of 32 values unpacks to.
+//! The block formats that are kept in panels: how their fields lie, and what their values unpack to.
 //!
 //! Formats are those of ggml (`ggml-common.h`); in a comment, a weight of the block is given by its fields.
 
@@ -20,6 +20,8 @@ macro_rules! each {
         }),*]
     };
 }
+
+pub(super) use each;
 
 /// An array of an expression for each row of a panel.
 macro_rules! each_row {
@@ -43,9 +45,8 @@ const fn field(at: usize, bytes: usize, unit: usize) -> Field {
     Field { at, bytes, unit }
 }
 
-/// 32 values of each row: a weight is `scale * (code - center) + offset`.
-pub(in crate::cpu) struct Part<L: Lanes> {
-    pub(super) codes: [L::Bytes; GROUPS],
+/// What makes weights of the codes of 32 values of each row: a weight is `scale * (code - center) + offset`.
+pub(in crate::cpu) struct Factors<L: Lanes> {
     /// Of the two halves; equal where the part has one scale.
     pub(super) scales: [L::Floats; 2],
     /// The same for offsets; of no use where the format has none.
@@ -69,8 +70,11 @@ pub(in crate::cpu) trait PanelFormat {
     /// Whether weights have offsets.
     const OFFSET: bool = false;
 
-    /// Takes part `part` of a panel's block apart.
-    fn part<L: Lanes>(block: &[u8], part: usize) -> Part<L>;
+    /// Codes of group `group` of part `part` of a panel's block.
+    fn codes<L: Lanes>(block: &[u8], part: usize, group: usize) -> L::Bytes;
+
+    /// Scales and offsets of part `part` of a panel's block.
+    fn factors<L: Lanes>(block: &[u8], part: usize) -> Factors<L>;
 }
 
 /// Where the units of a field begin in a panel's block, for the field at `at` in a row's block.
@@ -137,7 +141,8 @@ pub(in crate::cpu) fn dequantise<F: PanelFormat>(panel: &[u8], out: &mut [f32]) 
 
 /// A part of a panel, taken apart.
 struct Values<F> {
-    part: Part<Portable>,
+    codes: [<Portable as Lanes>::Bytes; GROUPS],
+    factors: Factors<Portable>,
     format: PhantomData<F>,
 }
 
@@ -146,13 +151,18 @@ impl<F: PanelFormat> Values<F> {
         let parts = F::VALUES / PART;
         let bytes = F::BYTES * PANEL_ROWS;
         let block = &panel[number / parts * bytes..][..bytes];
-        Values { part: F::part::<Portable>(block, number % parts), format: PhantomData }
+        let part = number % parts;
+        Values {
+            codes: each!(group, |g| F::codes::<Portable>(block, part, g)),
+            factors: F::factors::<Portable>(block, part),
+            format: PhantomData,
+        }
     }
 
     fn write(&self, row: usize, out: &mut [f32; PART]) {
-        let Part { codes, scales, offsets } = &self.part;
+        let Factors { scales, offsets } = &self.factors;
         for (i, out) in out.iter_mut().enumerate() {
-            let code = codes[i / GROUP][row * GROUP + i % GROUP];
+            let code = self.codes[i / GROUP][row * GROUP + i % GROUP];
             let code = if F::SIGNED { i32::from(code as i8) } else { i32::from(code) };
             let half = i / (PART / 2);
             let scaled = scales[half][row] * (code - F::CENTER) as f32;
@@ -182,11 +192,8 @@ fn halves<L: Lanes>(block: &[u8], place: usize) -> L::Floats {
 
 /// Nibbles of 16 bytes: the low ones are the first 16 values, the high ones the others.
 #[inline(always)]
-fn nibbles<L: Lanes>(block: &[u8], place: usize, first: usize) -> [L::Bytes; GROUPS] {
-    each!(group, |g| {
-        let raw = load::<L>(block, place, first + g % 4);
-        L::bits(raw, if g < 4 { 0 } else { 4 }, 4)
-    })
+fn nibbles<L: Lanes>(block: &[u8], place: usize, first: usize, group: usize) -> L::Bytes {
+    L::bits(load::<L>(block, place, first + group % 4), if group < 4 { 0 } else { 4 }, 4)
 }
 
 #[inline(always)]
@@ -196,7 +203,7 @@ fn no_offset<L: Lanes>() -> [L::Floats; 2] {
 
 macro_rules! block_formats {
     ($($(#[$meta:meta])* $name:ident: $bytes:literal, fields $fields:expr, $({ $($consts:tt)* },)?
-       |$block:ident, $L:ident| $part:expr;)*) => {$(
+       |$block:ident, $group:ident, $L:ident| codes $codes:expr, scale $scale:expr $(, offset $offset:expr)?;)*) => {$(
         $(#[$meta])*
         pub(in crate::cpu) struct $name;
 
@@ -207,74 +214,61 @@ macro_rules! block_formats {
             $($($consts)*)?
 
             #[inline(always)]
-            fn part<$L: Lanes>($block: &[u8], _: usize) -> Part<$L> {
+            fn codes<$L: Lanes>($block: &[u8], _: usize, $group: usize) -> $L::Bytes {
                 let $block = &$block[..$bytes * PANEL_ROWS];
-                $part
+                $codes
+            }
+
+            #[inline(always)]
+            fn factors<$L: Lanes>($block: &[u8], _: usize) -> Factors<$L> {
+                let $block = &$block[..$bytes * PANEL_ROWS];
+                Factors { scales: [$scale; 2], offsets: block_formats!(offsets $L $($offset)?) }
             }
         }
     )*};
+    (offsets $L:ident) => { no_offset::<$L>() };
+    (offsets $L:ident $offset:expr) => { [$offset; 2] };
 }
 
 block_formats! {
     /// `d: f16`, 16 bytes of nibbles; d (code - 8).
     Q4_0: 18, fields &[field(0, 2, 2), field(2, 16, 4)], { const CENTER: i32 = 8; },
-    |b, L| Part {
-        codes: nibbles::<L>(b, const { place::<Q4_0>(2) }, 0),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: no_offset::<L>(),
-    };
+    |b, g, L| codes nibbles::<L>(b, const { place::<Q4_0>(2) }, 0, g), scale halves::<L>(b, 0);
     /// `d: f16, m: f16`, 16 bytes of nibbles; d code + m.
     Q4_1: 20, fields &[field(0, 2, 2), field(2, 2, 2), field(4, 16, 4)], { const OFFSET: bool = true; },
-    |b, L| Part {
-        codes: nibbles::<L>(b, const { place::<Q4_1>(4) }, 0),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: [halves::<L>(b, const { place::<Q4_1>(2) }); 2],
-    };
+    |b, g, L| codes nibbles::<L>(b, const { place::<Q4_1>(4) }, 0, g),
+    scale halves::<L>(b, 0), offset halves::<L>(b, const { place::<Q4_1>(2) });
     /// `d: f16`, 32 high bits, 16 bytes of nibbles; d (code - 16).
     Q5_0: 22, fields &[field(0, 2, 2), field(2, 4, 4), field(6, 16, 4)], { const CENTER: i32 = 16; },
-    |b, L| Part {
-        codes: with_fifth_bits::<L>(
-            nibbles::<L>(b, const { place::<Q5_0>(6) }, 0),
-            load::<L>(b, const { place::<Q5_0>(2) }, 0),
-        ),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: no_offset::<L>(),
-    };
+    |b, g, L| codes with_fifth_bit::<L>(
+        nibbles::<L>(b, const { place::<Q5_0>(6) }, 0, g),
+        load::<L>(b, const { place::<Q5_0>(2) }, 0),
+        g,
+    ),
+    scale halves::<L>(b, 0);
     /// `d: f16, m: f16`, 32 high bits, 16 bytes of nibbles; d code + m.
     Q5_1: 24, fields &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 4), field(8, 16, 4)],
     { const OFFSET: bool = true; },
-    |b, L| Part {
-        codes: with_fifth_bits::<L>(
-            nibbles::<L>(b, const { place::<Q5_1>(8) }, 0),
-            load::<L>(b, const { place::<Q5_1>(4) }, 0),
-        ),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: [halves::<L>(b, const { place::<Q5_1>(2) }); 2],
-    };
+    |b, g, L| codes with_fifth_bit::<L>(
+        nibbles::<L>(b, const { place::<Q5_1>(8) }, 0, g),
+        load::<L>(b, const { place::<Q5_1>(4) }, 0),
+        g,
+    ),
+    scale halves::<L>(b, 0), offset halves::<L>(b, const { place::<Q5_1>(2) });
     /// `d: f16`, 32 signed bytes; d code.
     Q8_0: 34, fields &[field(0, 2, 2), field(2, 32, 4)], { const SIGNED: bool = true; },
-    |b, L| Part {
-        codes: each!(group, |g| load::<L>(b, const { place::<Q8_0>(2) }, g)),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: no_offset::<L>(),
-    };
+    |b, g, L| codes load::<L>(b, const { place::<Q8_0>(2) }, g), scale halves::<L>(b, 0);
     /// `d: f16`, 16 bytes of nibbles; d value(code).
     #[expect(non_camel_case_types, reason = "the format's own name")]
     IQ4_NL: 18, fields &[field(0, 2, 2), field(2, 16, 4)], { const SIGNED: bool = true; },
-    |b, L| Part {
-        codes: looked_up::<L>(nibbles::<L>(b, const { place::<IQ4_NL>(2) }, 0), &IQ4_VALUES),
-        scales: [halves::<L>(b, 0); 2],
-        offsets: no_offset::<L>(),
-    };
+    |b, g, L| codes L::look_up(nibbles::<L>(b, const { place::<IQ4_NL>(2) }, 0, g), &IQ4_VALUES),
+    scale halves::<L>(b, 0);
     /// An exponent, 16 bytes of nibbles; 2^(exponent - 128) value(code), with values that are doubled.
     MXFP4: 17, fields &[field(0, 1, 1), field(1, 16, 4)], { const SIGNED: bool = true; },
-    |b, L| Part {
-        codes: looked_up::<L>(nibbles::<L>(b, const { place::<MXFP4>(1) }, 0), &MXFP4_VALUES),
-        scales: {
-            let exponents = bytes(b, 0, 0);
-            [L::from_array(each_row!(|i| half_power(exponents[i]))); 2]
-        },
-        offsets: no_offset::<L>(),
+    |b, g, L| codes L::look_up(nibbles::<L>(b, const { place::<MXFP4>(1) }, 0, g), &MXFP4_VALUES),
+    scale {
+        let exponents = bytes(b, 0, 0);
+        L::from_array(each_row!(|i| half_power(exponents[i])))
     };
 }
 
@@ -287,18 +281,13 @@ fn half_power(exponent: u8) -> f32 {
 }
 
 #[inline(always)]
-fn with_fifth_bits<L: Lanes>(nibbles: [L::Bytes; GROUPS], high: L::Bytes) -> [L::Bytes; GROUPS] {
-    each!(group, |g| L::or(nibbles[g], L::left(L::spread(high, g), 4)))
-}
-
-#[inline(always)]
-fn looked_up<L: Lanes>(codes: [L::Bytes; GROUPS], table: &[i8; 16]) -> [L::Bytes; GROUPS] {
-    each!(group, |g| L::look_up(codes[g], table))
+fn with_fifth_bit<L: Lanes>(nibbles: L::Bytes, high: L::Bytes, group: usize) -> L::Bytes {
+    L::or(nibbles, L::left(L::spread(high, group), 4))
 }
 
 macro_rules! super_formats {
     ($($(#[$meta:meta])* $name:ident: $bytes:literal, fields $fields:expr, { $($consts:tt)* },
-       |$block:ident, $part_number:ident, $L:ident| $part:expr;)*) => {$(
+       |$block:ident, $part:ident, $group:ident, $L:ident| codes $codes:expr, factors $factors:expr;)*) => {$(
         $(#[$meta])*
         pub(in crate::cpu) struct $name;
 
@@ -309,9 +298,15 @@ macro_rules! super_formats {
             $($consts)*
 
             #[inline(always)]
-            fn part<$L: Lanes>($block: &[u8], $part_number: usize) -> Part<$L> {
+            fn codes<$L: Lanes>($block: &[u8], $part: usize, $group: usize) -> $L::Bytes {
                 let $block = &$block[..$bytes * PANEL_ROWS];
-                $part
+                $codes
+            }
+
+            #[inline(always)]
+            fn factors<$L: Lanes>($block: &[u8], $part: usize) -> Factors<$L> {
+                let $block = &$block[..$bytes * PANEL_ROWS];
+                $factors
             }
         }
     )*};
@@ -321,11 +316,11 @@ super_formats! {
     /// 16 x 4-bit scales and minimums, 64 bytes of 2-bit codes, `d: f16, m: f16`; d scale code - m minimum.
     Q2K: 84, fields &[field(80, 2, 2), field(82, 2, 2), field(0, 16, 1), field(16, 64, 4)],
     { const HALVES: bool = true; const OFFSET: bool = true; },
-    |b, part, L| {
+    |b, part, g, L| codes two_bits::<L>(b, const { place::<Q2K>(16) }, part, g),
+    factors {
         let (d, m) = (halves::<L>(b, 0), halves::<L>(b, const { place::<Q2K>(82) }));
         let both = each!(half, |half| bytes(b, const { place::<Q2K>(0) }, 2 * part + half));
-        Part {
-            codes: each!(group, |g| two_bits::<L>(b, const { place::<Q2K>(16) }, part, g)),
+        Factors {
             scales: each!(half, |half| L::mul(d, L::bytes_as_floats(each_row!(|i| both[half][i] & 15)))),
             offsets: each!(half, |half| {
                 minus::<L>(L::mul(m, L::bytes_as_floats(each_row!(|i| both[half][i] >> 4))))
@@ -335,84 +330,67 @@ super_formats! {
     /// 32 bytes of high bits, 64 bytes of 2-bit codes, 16 x 6-bit scales, `d: f16`; d (scale - 32) (code - 4).
     Q3K: 110, fields &[field(108, 2, 2), field(96, 12, 1), field(32, 64, 4), field(0, 32, 4)],
     { const HALVES: bool = true; const CENTER: i32 = 4; },
-    |b, part, L| {
+    |b, part, g, L| codes {
+        let high = L::bits(load::<L>(b, const { place::<Q3K>(0) }, g), part as u32, 1);
+        L::or(two_bits::<L>(b, const { place::<Q3K>(32) }, part, g), L::left(high, 2))
+    },
+    factors {
         let d = halves::<L>(b, 0);
-        Part {
-            codes: each!(group, |g| {
-                let high = L::bits(load::<L>(b, const { place::<Q3K>(0) }, g), part as u32, 1);
-                L::or(two_bits::<L>(b, const { place::<Q3K>(32) }, part, g), L::left(high, 2))
-            }),
-            scales: each!(half, |half| {
-                let k = 2 * part + half;
-                let low = bytes(b, const { place::<Q3K>(96) }, k % 8);
-                let high = bytes(b, const { place::<Q3K>(96) }, 8 + k % 4);
-                let (low_by, high_by) = (4 * (k / 8), 2 * (k / 4));
-                let scales = each_row!(|i| ((low[i] >> low_by) & 15) | (((high[i] >> high_by) & 3) << 4));
-                L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8 - 32))))
-            }),
-            offsets: no_offset::<L>(),
-        }
+        let scales = each!(half, |half| {
+            let k = 2 * part + half;
+            let low = bytes(b, const { place::<Q3K>(96) }, k % 8);
+            let high = bytes(b, const { place::<Q3K>(96) }, 8 + k % 4);
+            let (low_by, high_by) = (4 * (k / 8), 2 * (k / 4));
+            let scales = each_row!(|i| ((low[i] >> low_by) & 15) | (((high[i] >> high_by) & 3) << 4));
+            L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8 - 32))))
+        });
+        Factors { scales, offsets: no_offset::<L>() }
     };
     /// `d: f16, m: f16`, 8 x 6-bit scales and minimums, 128 bytes of nibbles; d scale code - m minimum.
     Q4K: 144, fields &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 1), field(16, 128, 4)],
     { const OFFSET: bool = true; },
-    |b, part, L| {
-        let (scale, offset) = six_bits::<L>(b, const { place::<Q4K>(2) }, const { place::<Q4K>(4) }, part);
-        Part {
-            codes: each!(group, |g| alternate::<L>(b, const { place::<Q4K>(16) }, part, g)),
-            scales: [scale; 2],
-            offsets: [offset; 2],
-        }
-    };
+    |b, part, g, L| codes alternate::<L>(b, const { place::<Q4K>(16) }, part, g),
+    factors six_bits::<L>(b, const { place::<Q4K>(2) }, const { place::<Q4K>(4) }, part);
     /// `d: f16, m: f16`, 8 x 6-bit scales and minimums, 32 bytes of high bits, 128 bytes of nibbles;
     /// d scale code - m minimum.
     Q5K: 176, fields &[field(0, 2, 2), field(2, 2, 2), field(4, 12, 1), field(16, 32, 4), field(48, 128, 4)],
     { const OFFSET: bool = true; },
-    |b, part, L| {
-        let (scale, offset) = six_bits::<L>(b, const { place::<Q5K>(2) }, const { place::<Q5K>(4) }, part);
-        Part {
-            codes: each!(group, |g| {
-                let high = L::bits(load::<L>(b, const { place::<Q5K>(16) }, g), part as u32, 1);
-                L::or(alternate::<L>(b, const { place::<Q5K>(48) }, part, g), L::left(high, 4))
-            }),
-            scales: [scale; 2],
-            offsets: [offset; 2],
-        }
-    };
+    |b, part, g, L| codes {
+        let high = L::bits(load::<L>(b, const { place::<Q5K>(16) }, g), part as u32, 1);
+        L::or(alternate::<L>(b, const { place::<Q5K>(48) }, part, g), L::left(high, 4))
+    },
+    factors six_bits::<L>(b, const { place::<Q5K>(2) }, const { place::<Q5K>(4) }, part);
     /// 128 bytes of low and 64 bytes of high bits, 16 signed bytes of scales, `d: f16`; d scale (code - 32).
     Q6K: 210, fields &[field(208, 2, 2), field(192, 16, 1), field(0, 128, 4), field(128, 64, 4)],
     { const HALVES: bool = true; const CENTER: i32 = 32; },
-    |b, part, L| {
-        let d = halves::<L>(b, 0);
+    |b, part, g, L| codes {
         let (half, quarter) = (part / 4, part % 4);
-        Part {
-            codes: each!(group, |g| {
-                let low = load::<L>(b, const { place::<Q6K>(0) }, half * 16 + quarter % 2 * GROUPS + g);
-                let high = L::bits(load::<L>(b, const { place::<Q6K>(128) }, half * GROUPS + g), 2 * quarter as u32, 2);
-                L::or(L::bits(low, quarter as u32 / 2 * 4, 4), L::left(high, 4))
-            }),
-            scales: each!(half, |half| {
-                let scales = bytes(b, const { place::<Q6K>(192) }, 2 * part + half);
-                L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8))))
-            }),
-            offsets: no_offset::<L>(),
-        }
+        let low = load::<L>(b, const { place::<Q6K>(0) }, half * 16 + quarter % 2 * GROUPS + g);
+        let high = L::bits(load::<L>(b, const { place::<Q6K>(128) }, half * GROUPS + g), 2 * quarter as u32, 2);
+        L::or(L::bits(low, quarter as u32 / 2 * 4, 4), L::left(high, 4))
+    },
+    factors {
+        let d = halves::<L>(b, 0);
+        let scales = each!(half, |half| {
+            let scales = bytes(b, const { place::<Q6K>(192) }, 2 * part + half);
+            L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8))))
+        });
+        Factors { scales, offsets: no_offset::<L>() }
     };
     /// `d: f16`, 8 x 2 high bits and 8 x 4 low bits of the scales, 128 bytes of nibbles; d (scale - 32) value(code).
     #[expect(non_camel_case_types, reason = "the format's own name")]
     IQ4_XS: 136, fields &[field(0, 2, 2), field(2, 2, 1), field(4, 4, 1), field(8, 128, 4)],
     { const SIGNED: bool = true; },
-    |b, part, L| {
+    |b, part, g, L| codes {
+        L::look_up(nibbles::<L>(b, const { place::<IQ4_XS>(8) }, 4 * part, g), &IQ4_VALUES)
+    },
+    factors {
         let low = bytes(b, const { place::<IQ4_XS>(4) }, part / 2);
         let high = bytes(b, const { place::<IQ4_XS>(2) }, part / 4);
         let (low_by, high_by) = (4 * (part % 2), 2 * (part % 4));
         let scales = each_row!(|i| ((low[i] >> low_by) & 15) | (((high[i] >> high_by) & 3) << 4));
         let scale = each_row!(|i| f32::from(scales[i] as i8 - 32));
-        Part {
-            codes: looked_up::<L>(nibbles::<L>(b, const { place::<IQ4_XS>(8) }, 4 * part), &IQ4_VALUES),
-            scales: [L::mul(halves::<L>(b, 0), L::from_array(scale)); 2],
-            offsets: no_offset::<L>(),
-        }
+        Factors { scales: [L::mul(halves::<L>(b, 0), L::from_array(scale)); 2], offsets: no_offset::<L>() }
     };
 }
 
@@ -437,7 +415,7 @@ fn alternate<L: Lanes>(block: &[u8], place: usize, part: usize, group: usize) ->
 /// Scale and offset of a part from 12 bytes of 6-bit numbers: four bytes of scales, four of minimums, both with the high
 /// bits of the last four parts in their own high bits, and four bytes of those parts' low bits.
 #[inline(always)]
-fn six_bits<L: Lanes>(block: &[u8], minimum: usize, place: usize, part: usize) -> (L::Floats, L::Floats) {
+fn six_bits<L: Lanes>(block: &[u8], minimum: usize, place: usize, part: usize) -> Factors<L> {
     let (scales, minimums): ([u8; PANEL_ROWS], [u8; PANEL_ROWS]) = if part < 4 {
         let (scales, minimums) = (bytes(block, place, part), bytes(block, place, part + 4));
         (each_row!(|i| scales[i] & 63), each_row!(|i| minimums[i] & 63))
@@ -450,5 +428,6 @@ fn six_bits<L: Lanes>(block: &[u8], minimum: usize, place: usize, part: usize) -
         )
     };
     let scale = L::mul(halves::<L>(block, 0), L::bytes_as_floats(scales));
-    (scale, minus::<L>(L::mul(halves::<L>(block, minimum), L::bytes_as_floats(minimums))))
+    let offset = minus::<L>(L::mul(halves::<L>(block, minimum), L::bytes_as_floats(minimums)));
+    Factors { scales: [scale; 2], offsets: [offset; 2] }
 }

@@ -13,8 +13,12 @@
 mod activations;
 mod floats;
 mod formats;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod product;
+#[cfg(target_arch = "aarch64")]
+mod together;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -31,6 +35,8 @@ pub(super) const PART: usize = 32;
 const GROUP: usize = 4;
 /// Groups of a part.
 const GROUPS: usize = PART / GROUP;
+/// Groups of half a part.
+const RUN: usize = GROUPS / 2;
 
 /// Sixteen lanes, one for each row of a panel. Every operation gives the same bits on every implementation.
 ///
@@ -65,10 +71,16 @@ pub(super) unsafe trait Lanes {
 
     /// The same integer in every lane.
     fn ints(x: i32) -> Self::Ints;
-    /// Adds the products of every lane's codes, 0..=127, with four activations, -127..=127.
-    fn dot(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints;
+    /// Adds the products of every lane's codes, 0..=127, with group `group` of the activations, -127..=127.
+    fn dot(sum: Self::Ints, codes: Self::Bytes, activations: &[[i8; GROUP]; RUN], group: usize)
+    -> Self::Ints;
     /// The same for codes of -128..=127 that [`signed`](Self::signed) has made.
-    fn dot_signed(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints;
+    fn dot_signed(
+        sum: Self::Ints,
+        codes: Self::Bytes,
+        activations: &[[i8; GROUP]; RUN],
+        group: usize,
+    ) -> Self::Ints;
 
     /// The integers as numbers.
     fn floats(x: Self::Ints) -> Self::Floats;

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{GROUP, Lanes, PANEL_ROWS};
+use super::{GROUP, Lanes, PANEL_ROWS, RUN};
 
 pub(super) struct Portable;
 
@@ -59,19 +59,30 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot(sum: [i32; PANEL_ROWS], codes: [u8; 64], activations: [i8; GROUP]) -> [i32; PANEL_ROWS] {
+    fn dot(
+        sum: [i32; PANEL_ROWS],
+        codes: [u8; 64],
+        activations: &[[i8; GROUP]; RUN],
+        group: usize,
+    ) -> [i32; PANEL_ROWS] {
         let codes = codes.as_chunks::<GROUP>().0;
         std::array::from_fn(|i| {
-            let products = codes[i].iter().zip(activations).map(|(&c, a)| i32::from(c) * i32::from(a));
+            let products = codes[i].iter().zip(activations[group]).map(|(&c, a)| i32::from(c) * i32::from(a));
             sum[i] + products.sum::<i32>()
         })
     }
 
     #[inline(always)]
-    fn dot_signed(sum: [i32; PANEL_ROWS], codes: [u8; 64], activations: [i8; GROUP]) -> [i32; PANEL_ROWS] {
+    fn dot_signed(
+        sum: [i32; PANEL_ROWS],
+        codes: [u8; 64],
+        activations: &[[i8; GROUP]; RUN],
+        group: usize,
+    ) -> [i32; PANEL_ROWS] {
         let codes = codes.as_chunks::<GROUP>().0;
         std::array::from_fn(|i| {
-            let products = codes[i].iter().zip(activations).map(|(&c, a)| i32::from(c as i8) * i32::from(a));
+            let products =
+                codes[i].iter().zip(activations[group]).map(|(&c, a)| i32::from(c as i8) * i32::from(a));
             sum[i] + products.sum::<i32>()
         })
     }

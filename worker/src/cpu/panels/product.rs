@@ -1,9 +1,14 @@
 //! Products of a panel with rows of activations.
 
+use super::formats::each;
+#[cfg(target_arch = "aarch64")]
+use super::neon::{Dotprod, Neon};
 use super::portable::Portable;
+#[cfg(target_arch = "aarch64")]
+use super::together;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
-use super::{ActivationRow, GROUP, GROUPS, Lanes, PANEL_ROWS, PART, PanelFormat, Part};
+use super::{ActivationRow, Factors, GROUP, GROUPS, Lanes, PANEL_ROWS, PART, PanelFormat, RUN};
 use crate::simd::Simd;
 
 /// Most rows of activations that one walk over a panel serves.
@@ -23,6 +28,12 @@ pub(in crate::cpu) fn products<F: PanelFormat, const R: usize>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
         Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Neon` exists only where detection found NEON.
+        Simd::Neon(_) => unsafe { neon::<F, R>(panel, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Dotprod` exists only where detection found NEON and its dot products.
+        Simd::Dotprod(_) => unsafe { dotprod::<F, R>(panel, rows) },
     }
 }
 
@@ -50,6 +61,24 @@ fn avx512<F: PanelFormat, const R: usize>(
     walk::<F, Avx512, R>(panel, rows)
 }
 
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon<F: PanelFormat, const R: usize>(
+    panel: &[u8],
+    rows: [ActivationRow<'_>; R],
+) -> [[f32; PANEL_ROWS]; R] {
+    together::by_fours::<F, Neon, R>(panel, rows)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn dotprod<F: PanelFormat, const R: usize>(
+    panel: &[u8],
+    rows: [ActivationRow<'_>; R],
+) -> [[f32; PANEL_ROWS]; R] {
+    together::by_fours::<F, Dotprod, R>(panel, rows)
+}
+
 #[inline(always)]
 fn walk<F: PanelFormat, L: Lanes, const R: usize>(
     panel: &[u8],
@@ -60,17 +89,18 @@ fn walk<F: PanelFormat, L: Lanes, const R: usize>(
     let mut number = 0;
     for block in panel.chunks_exact(F::BYTES * PANEL_ROWS) {
         for part in 0..F::VALUES / PART {
-            let Part { codes, scales, offsets } = F::part::<L>(block, part);
+            let codes = each!(group, |g| F::codes::<L>(block, part, g));
+            let Factors { scales, offsets } = F::factors::<L>(block, part);
             let codes = if F::SIGNED { signed::<L>(codes) } else { codes };
             for r in 0..R {
                 let row = &rows[r];
                 let scale = L::splat(row.scales[number]);
-                let values = &row.values.as_chunks::<GROUPS>().0[number];
+                let values = row.values.as_chunks::<GROUPS>().0[number].as_chunks::<RUN>().0;
                 let halves = [i32::from(row.halves[number][0]), i32::from(row.halves[number][1])];
                 if F::HALVES {
-                    let first = dot::<F, L>(&codes[..GROUPS / 2], &values[..GROUPS / 2], bias * halves[0]);
+                    let first = dot::<F, L>(&codes[..RUN], &values[..1], bias * halves[0]);
                     sums[r] = L::mul_add(first, L::mul(scales[0], scale), sums[r]);
-                    let second = dot::<F, L>(&codes[GROUPS / 2..], &values[GROUPS / 2..], bias * halves[1]);
+                    let second = dot::<F, L>(&codes[RUN..], &values[1..], bias * halves[1]);
                     sums[r] = L::mul_add(second, L::mul(scales[1], scale), sums[r]);
                     if F::OFFSET {
                         let [first, second] = row.sums[number];
@@ -98,12 +128,12 @@ fn walk<F: PanelFormat, L: Lanes, const R: usize>(
 
 /// The sum of products of codes with activations, less `bias`.
 #[inline(always)]
-fn dot<F: PanelFormat, L: Lanes>(codes: &[L::Bytes], values: &[[i8; GROUP]], bias: i32) -> L::Floats {
+fn dot<F: PanelFormat, L: Lanes>(codes: &[L::Bytes], values: &[[[i8; GROUP]; RUN]], bias: i32) -> L::Floats {
     let mut sum = L::ints(-bias);
-    for (codes, values) in codes.iter().zip(values) {
+    for (i, codes) in codes.iter().enumerate() {
         sum = match F::SIGNED {
-            true => L::dot_signed(sum, *codes, *values),
-            false => L::dot(sum, *codes, *values),
+            true => L::dot_signed(sum, *codes, &values[i / RUN], i % RUN),
+            false => L::dot(sum, *codes, &values[i / RUN], i % RUN),
         };
     }
     L::floats(sum)

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, Lanes, PANEL_ROWS};
+use super::{GROUP, Lanes, PANEL_ROWS, RUN};
 
 /// Lanes 0..8 and 8..16. Needs AVX2, FMA and F16C.
 pub(super) struct Avx2;
@@ -91,19 +91,29 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn dot(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints {
+    fn dot(
+        sum: Self::Ints,
+        codes: Self::Bytes,
+        activations: &[[i8; GROUP]; RUN],
+        group: usize,
+    ) -> Self::Ints {
         // 127 * 127 * 2 fits 16 bits, so the saturating pair sum is exact.
         both!(|sum, codes| {
-            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(word(activations)));
+            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(word(activations[group])));
             _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
     }
 
     #[inline(always)]
-    fn dot_signed(sum: Self::Ints, codes: Self::Bytes, activations: [i8; GROUP]) -> Self::Ints {
+    fn dot_signed(
+        sum: Self::Ints,
+        codes: Self::Bytes,
+        activations: &[[i8; GROUP]; RUN],
+        group: usize,
+    ) -> Self::Ints {
         // The codes' signs change sides; 128 * 127 * 2 still fits 16 bits.
         both!(|sum, codes| {
-            let values = _mm256_sign_epi8(_mm256_set1_epi32(word(activations)), codes);
+            let values = _mm256_sign_epi8(_mm256_set1_epi32(word(activations[group])), codes);
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), values);
             _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
@@ -262,13 +272,13 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn dot(sum: __m512i, codes: __m512i, activations: [i8; GROUP]) -> __m512i {
-        here!(_mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word(activations))))
+    fn dot(sum: __m512i, codes: __m512i, activations: &[[i8; GROUP]; RUN], group: usize) -> __m512i {
+        here!(_mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(word(activations[group]))))
     }
 
     #[inline(always)]
-    fn dot_signed(sum: __m512i, codes: __m512i, activations: [i8; GROUP]) -> __m512i {
-        Self::dot(sum, codes, activations)
+    fn dot_signed(sum: __m512i, codes: __m512i, activations: &[[i8; GROUP]; RUN], group: usize) -> __m512i {
+        Self::dot(sum, codes, activations, group)
     }
 
     #[inline(always)]
