@@ -1,0 +1,279 @@
+//! Every product gives the bits that are written down here, on any instructions of any processor.
+
+use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
+use crate::exponential::exp;
+use crate::simd::{Simd, add_dot, kernel};
+
+/// Bytes of xorshift64 words.
+struct Random(u64);
+
+impl Random {
+    fn word(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..count.div_ceil(8)).flat_map(|_| self.word().to_le_bytes()).collect();
+        bytes.truncate(count);
+        bytes
+    }
+
+    /// Numbers of either sign below `size`.
+    fn numbers(&mut self, count: usize, size: f32) -> Vec<f32> {
+        (0..count).map(|_| ((self.word() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size).collect()
+    }
+}
+
+/// FNV-1a over the bits of numbers; all that are none count as the same, since processors disagree on their bits.
+fn hash(hash: u64, values: &[f32]) -> u64 {
+    values.iter().fold(hash, |hash, value| {
+        let bits = if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() };
+        (hash ^ u64::from(bits)).wrapping_mul(0x100_0000_01B3)
+    })
+}
+
+/// Rows of activations: as many, four and two that pass together.
+const ROWS: usize = MOST_ROWS + 4 + 2;
+
+/// What a hash begins with.
+const SEED: u64 = 0xCBF2_9CE4_8422_2325;
+
+/// Where a block's own scales stand.
+enum Scales {
+    /// Half-precision numbers at these bytes.
+    Halves(&'static [usize]),
+    /// An exponent in the first byte.
+    Exponent,
+}
+
+/// Blocks of a format, as in a file.
+struct Blocks {
+    scales: Scales,
+    /// Seed of random blocks.
+    seed: u64,
+}
+
+impl Blocks {
+    /// A panel's rows of `width` values. Scales are random below 2, or `scale`; everything else is random, or `fill`.
+    fn rows<F: PanelFormat>(&self, width: usize, fill: Option<u8>, scale: Option<u16>) -> Vec<u8> {
+        let mut random = Random(self.seed);
+        let mut rows = random.bytes(PANEL_ROWS * width / F::VALUES * F::BYTES);
+        for block in rows.chunks_exact_mut(F::BYTES) {
+            if let Some(fill) = fill {
+                block.fill(fill);
+            }
+            match self.scales {
+                Scales::Halves(places) => {
+                    for &at in places {
+                        // A number below 2, of either sign.
+                        let random = u16::from_le_bytes([block[at], block[at + 1]]) & 0xBFFF;
+                        block[at..at + 2].copy_from_slice(&scale.unwrap_or(random).to_le_bytes());
+                    }
+                }
+                Scales::Exponent => block[0] = scale.map_or(block[0] % 16 + 116, |scale| scale as u8),
+            }
+        }
+        rows
+    }
+}
+
+/// Activations of all kinds of parts: random of several sizes, all equal, zeros, an only one, and subnormal ones.
+fn activations(rows: usize, width: usize) -> Vec<f32> {
+    let mut random = Random(77);
+    let mut all = Vec::new();
+    for part in 0..rows * width / 32 {
+        let numbers = match part % 11 {
+            0 => vec![-0.75; 32],
+            1 => vec![0.0; 32],
+            2 => (0..32).map(|i| if i == 13 { 1e3 } else { 0.0 }).collect(),
+            3 => random.numbers(32, 1e-39),
+            4 => (0..32).map(|i| if i % 2 == 0 { 3.0 } else { -3.0 }).collect(),
+            5 => random.numbers(32, 1e9),
+            _ => random.numbers(32, 1.5),
+        };
+        all.extend(numbers);
+    }
+    all
+}
+
+/// Products of rows of a format, each of the rows of activations alone or several at once; the bits must be the same.
+fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Vec<[f32; PANEL_ROWS]> {
+    let row_bytes = rows.len() / PANEL_ROWS;
+    let mut panel = vec![0; rows.len()];
+    panels::interleave::<F>(rows, row_bytes, PANEL_ROWS, &mut panel);
+    let count = input.len() / width;
+    let mut rounded = QuantisedRows::default();
+    rounded.shape(count, width, count * width);
+    rounded.pieces().zip(input.chunks_exact(width)).for_each(|(row, x)| row.round(simd, x));
+    let alone: Vec<_> =
+        (0..count).flat_map(|r| panels::products::<F, 1>(simd, &panel, [rounded.row(r)])).collect();
+    let together = [
+        panels::products::<F, MOST_ROWS>(simd, &panel, std::array::from_fn(|r| rounded.row(r))).to_vec(),
+        panels::products::<F, 4>(simd, &panel, std::array::from_fn(|r| rounded.row(MOST_ROWS + r))).to_vec(),
+        panels::products::<F, 2>(simd, &panel, std::array::from_fn(|r| rounded.row(MOST_ROWS + 4 + r)))
+            .to_vec(),
+    ]
+    .concat();
+    for (r, (together, alone)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!(hash(SEED, together), hash(SEED, alone), "{simd:?}, row {r}");
+    }
+    alone
+}
+
+/// The same for a format of single numbers.
+fn float_product<F: FloatFormat>(
+    simd: Simd,
+    rows: &[u8],
+    width: usize,
+    input: &[f32],
+) -> Vec<[f32; PANEL_ROWS]> {
+    let mut panel = vec![0; rows.len()];
+    panels::interleave_floats::<F>(rows, rows.len() / PANEL_ROWS, PANEL_ROWS, &mut panel);
+    let row = |r: usize| &input[r * width..][..width];
+    let alone: Vec<_> =
+        (0..ROWS).flat_map(|r| panels::float_products::<F, 1>(simd, &panel, [row(r)])).collect();
+    let together = [
+        panels::float_products::<F, MOST_ROWS>(simd, &panel, std::array::from_fn(row)).to_vec(),
+        panels::float_products::<F, 4>(simd, &panel, std::array::from_fn(|r| row(MOST_ROWS + r))).to_vec(),
+        panels::float_products::<F, 2>(simd, &panel, std::array::from_fn(|r| row(MOST_ROWS + 4 + r)))
+            .to_vec(),
+    ]
+    .concat();
+    for (r, (together, alone)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!(hash(SEED, together), hash(SEED, alone), "{simd:?}, row {r}");
+    }
+    alone
+}
+
+/// What `neon.sh` looks for: that the emulated processor has the instructions that it is to have.
+#[test]
+fn the_instructions_are_named() {
+    println!("compared: {:?}", Simd::available());
+}
+
+/// Compares a product's hash on all instructions with the one that is written down.
+fn hold(what: &str, wanted: u64, product: impl Fn(Simd) -> u64) {
+    for simd in Simd::available() {
+        let found = product(simd);
+        assert_eq!(found, wanted, "{what} on {simd:?}: {found:#018X} instead of {wanted:#018X}");
+    }
+}
+
+fn quantised<F: PanelFormat>(name: &str, blocks: Blocks, wanted: [u64; 2]) {
+    const WIDTH: usize = 768;
+    let input = activations(ROWS, WIDTH);
+    let rows = blocks.rows::<F>(WIDTH, None, None);
+    hold(&format!("{name}, random blocks"), wanted[0], |simd| {
+        let products = product::<F>(simd, &rows, WIDTH, &input);
+        assert!(products.as_flattened().iter().all(|y| y.is_finite()), "{name}");
+        hash(SEED, products.as_flattened())
+    });
+    // All codes equal and at their ends, and scales that are zeros, subnormal, the largest, infinite and no numbers.
+    let scales = [0, 0x8000, 1, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0x7E01].map(Some);
+    let extremes: Vec<_> = [None, Some(0), Some(255), Some(127), Some(128)]
+        .into_iter()
+        .flat_map(|fill| scales.map(|scale| blocks.rows::<F>(WIDTH, fill, scale)))
+        .collect();
+    hold(&format!("{name}, extreme blocks"), wanted[1], |simd| {
+        extremes
+            .iter()
+            .fold(SEED, |so_far, rows| hash(so_far, product::<F>(simd, rows, WIDTH, &input).as_flattened()))
+    });
+}
+
+macro_rules! quantised {
+    ($($name:ident: $scales:expr, seed $seed:literal, $wanted:expr;)*) => {$(
+        #[test]
+        #[expect(non_snake_case, reason = "these are the formats' own names")]
+        fn $name() {
+            quantised::<panels::$name>(stringify!($name), Blocks { scales: $scales, seed: $seed }, $wanted);
+        }
+    )*};
+}
+
+mod formats {
+    use super::Scales::{Exponent, Halves};
+    use super::*;
+
+    quantised! {
+        Q4_0: Halves(&[0]), seed 1, [0xBA6F_04EE_8EA6_01E6, 0x8858_523E_60D9_C372];
+        Q4_1: Halves(&[0, 2]), seed 2, [0x4303_50F4_6225_AF0B, 0x9825_D378_552A_AAFC];
+        Q5_0: Halves(&[0]), seed 3, [0xD54E_FAD0_A9DF_138D, 0xBEF2_03A9_E3E2_A9AD];
+        Q5_1: Halves(&[0, 2]), seed 4, [0x05D8_2D9C_CD3F_F99A, 0xC935_2007_CED2_0174];
+        Q8_0: Halves(&[0]), seed 5, [0xD8C9_6FC6_19A8_A9E0, 0x39CA_30A9_F050_0A9D];
+        IQ4_NL: Halves(&[0]), seed 6, [0x27E7_804B_E93F_FA55, 0x5F67_AD67_832A_542A];
+        MXFP4: Exponent, seed 7, [0x1E25_9006_0138_21F4, 0x8DF4_6D42_36E9_CA01];
+        Q2K: Halves(&[80, 82]), seed 8, [0xBD77_1749_D925_6C1D, 0x149A_2473_3C75_CAF1];
+        Q3K: Halves(&[108]), seed 9, [0x14C5_A03B_6901_AF71, 0xD08A_7D59_C69D_9339];
+        Q4K: Halves(&[0, 2]), seed 10, [0xEC12_408F_9362_816A, 0xB37C_DE7F_DC2F_58FC];
+        Q5K: Halves(&[0, 2]), seed 11, [0x4AF8_5CA3_20DE_9F2F, 0x7286_E607_0996_DE32];
+        Q6K: Halves(&[208]), seed 12, [0x2FD7_9DF1_32D7_7714, 0xADC7_0723_A23D_46AA];
+        IQ4_XS: Halves(&[0]), seed 13, [0xE669_CC4F_7EF7_7650, 0x6CC2_7B9A_5C61_B2AD];
+    }
+}
+
+fn floats<F: FloatFormat>(name: &str, seed: u64, wanted: u64) {
+    hold(name, wanted, |simd| {
+        let mut random = Random(seed);
+        [1, 5, 16, 33, 257].into_iter().fold(SEED, |so_far, width| {
+            let input = random.numbers(ROWS * width, 1.5);
+            // Any bits, of which some are infinite or no numbers.
+            let rows = random.bytes(PANEL_ROWS * width * F::BYTES);
+            let so_far = hash(so_far, float_product::<F>(simd, &rows, width, &input).as_flattened());
+            let rows: Vec<u8> = rows
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .flat_map(|x| (u16::from_le_bytes(*x) & 0xBFFF).to_le_bytes())
+                .collect();
+            hash(so_far, float_product::<F>(simd, &rows, width, &input).as_flattened())
+        })
+    });
+}
+
+#[test]
+fn f32_products() {
+    floats::<panels::F32>("F32", 21, 0xC99F_C439_DB3B_6DAA);
+}
+
+#[test]
+fn f16_products() {
+    floats::<panels::F16>("F16", 22, 0x3944_D95D_3354_236F);
+}
+
+#[test]
+fn bf16_products() {
+    floats::<panels::Bf16>("BF16", 23, 0x36F3_E331_4C51_D727);
+}
+
+kernel! {
+    fn exponentials(x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = exp(*x);
+        }
+    }
+}
+
+kernel! {
+    fn dots<V>(a: &[f32], b: &[f32], cut: usize) -> f32 {
+        add_dot(add_dot(V::zero(), &a[..cut], &b[..cut]), &a[cut..], &b[cut..]).sum()
+    }
+}
+
+#[test]
+fn exponentials_and_dot_products() {
+    let mut x = Random(31).numbers(100_000, 100.0);
+    x.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40, f32::MAX, f32::MIN]);
+    hold("exponentials", 0x7DC0_C6F6_15FE_0956, |simd| {
+        let mut out = vec![0.0; x.len()];
+        exponentials(simd, &x, &mut out);
+        hash(SEED, &out)
+    });
+    let (a, b) = (Random(32).numbers(1000, 1.0), Random(33).numbers(1000, 1e3));
+    hold("dot products", 0x60C5_538E_11E7_1213, |simd| {
+        (0..1000).fold(SEED, |so_far, len| hash(so_far, &[dots(simd, &a[..len], &b[..len], len / 32 * 16)]))
+    });
+}
