@@ -11,6 +11,8 @@ use brigade_shard::units::Bytes;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArgs;
+
 /// What the program was asked to do.
 #[derive(Parser)]
 #[command(
@@ -35,6 +37,17 @@ pub enum Command {
                             starts need none."
     )]
     Join(Box<JoinArgs>),
+    /// Measure how fast this machine alone runs a model, against what its memory gives
+    #[command(
+        after_help = "The whole model is loaded as one stage, and run as a cluster runs it: a prompt in steps, with the \
+                            logits of its last token, then tokens one by one. As in llama-bench, nothing is sampled, and a \
+                            run that does not count comes first.\n\n\
+                            GB/s are the weights, keys and values that decoding reads; beside them stands their share of \
+                            what as many threads read from memory in the same run.\n\n\
+                            Examples:\n  brigade-worker bench model.gguf\n  brigade-worker bench model.gguf -p 0 -n 64 -d \
+                            0,4096 -t 4,8 -o csv"
+    )]
+    Bench(BenchArgs),
     /// Print the version
     Version,
 }

@@ -2,11 +2,12 @@
 //!
 //! One loop ([`worker`]) carries out what the pure stage machine ([`lifecycle`]) decides: it loads stages ([`loads`]),
 //! links them to their neighbours ([`data`]) and hands them to the thread that computes ([`engine`]). What a stage
-//! computes is in [`stage`]; nothing outside the compute half knows of kernels, and nothing in it of sockets.
+//! computes is in [`stage`], and [`bench`] measures it alone; nothing outside the compute half knows of kernels, and nothing in it of sockets.
 
 pub mod addresses;
 pub mod backend;
 pub mod backoff;
+pub mod bench;
 pub mod cache;
 pub mod calibrate;
 pub mod candle_backend;

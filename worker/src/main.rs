@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
 use brigade_worker::settings::{Machine, Settings};
 use brigade_worker::shutdown;
@@ -31,6 +32,11 @@ fn main() -> ExitCode {
             if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Command::Join(args) => join(*args),
+        Command::Bench(args) => match bench::run(&args, &Machine::here(), std::io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) if error.is_usage() => fail(USAGE, &error.to_string()),
+            Err(error) => fail(FAILED, &error.to_string()),
+        },
     }
 }
 

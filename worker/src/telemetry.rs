@@ -53,6 +53,14 @@ pub struct MemoryMeter {
 }
 
 impl MemoryMeter {
+    /// A meter whose peak is counted from now on, where the kernel can begin anew; elsewhere it counts from the process's
+    /// start.
+    pub fn since_now() -> MemoryMeter {
+        // See proc_pid_clear_refs(5): 5 sets the peak to what is resident now. Only Linux has the file.
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+        MemoryMeter::default()
+    }
+
     /// Resident memory now and at its highest: as the kernel counts it on Linux, as sampled by this meter elsewhere.
     pub fn read(&mut self) -> ResidentMemory {
         let now = std::fs::read_to_string("/proc/self/status")

@@ -1,0 +1,210 @@
+//! The model that is measured: all of it as one stage, on one device.
+
+use brigade_proto::control::{CacheDtype, DeviceKind, StageMemory, StageRoom};
+use brigade_shard::cost::{Cost, PAGE_TOKENS};
+use brigade_shard::model_file::Header;
+use brigade_shard::spec::{Attention, ModelSpec, Visibility};
+use brigade_shard::tensors::TensorTable;
+use brigade_shard::units::Bytes;
+
+use super::BenchError;
+use crate::backend::{Backend, BackendError, Batch, Span};
+use crate::candle_backend::{self, CandleBackend};
+use crate::cpu::CpuBackend;
+use crate::model::{self, Input, StageModel, StageNeeds};
+use crate::sampler;
+use crate::weights::{LoadError, LoadProgress, ModelFiles};
+
+/// Tokens are drawn with it, as in llama-bench: what they are changes no speed, but which experts they take does.
+const SEED: u64 = 31;
+
+/// Bytes of a cached value.
+const CACHE_VALUE_BYTES: u64 = 2;
+
+/// What a model is, beside its weights.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// Its name and the type of most of its weights.
+    pub(super) name: String,
+    /// Values of all its tensors that are run.
+    pub(super) params: u64,
+    /// What it takes.
+    pub(super) memory: StageMemory,
+    /// What one token reads.
+    pub(super) reads: Reads,
+}
+
+/// Bytes that decoding a token reads.
+#[derive(Clone, Debug)]
+pub(super) struct Reads {
+    weights: Bytes,
+    /// For each layer the bytes of a cached position, and which are read.
+    cached: Vec<(u64, Visibility)>,
+}
+
+impl Reads {
+    fn new(spec: &ModelSpec, cost: &Cost) -> Reads {
+        let layers = cost.layers().iter().map(|layer| layer.active);
+        let cached = cost.layers().iter().zip(&spec.layers).map(|(cost, layer)| {
+            let visibility = match &layer.attention {
+                Attention::Grouped(attention) => attention.visibility,
+                Attention::Latent(_) => Visibility::All,
+            };
+            (cost.cache_values * CACHE_VALUE_BYTES, visibility)
+        });
+        Reads {
+            weights: layers.sum::<Bytes>() + cost.embedding().active + cost.head().active,
+            cached: cached.collect(),
+        }
+    }
+
+    /// Bytes read per token, on average over `count` tokens from `start` on: weights, and keys and values.
+    pub(super) fn per_token(&self, start: u32, count: u32) -> f64 {
+        let positions = start as usize..(start + count) as usize;
+        let cached = positions.map(|position| {
+            let seen = |visibility: &Visibility| (position + 1 - visibility.first(position)) as u64;
+            self.cached.iter().map(|(bytes, visibility)| bytes * seen(visibility)).sum::<u64>()
+        });
+        self.weights.0 as f64 + cached.sum::<u64>() as f64 / f64::from(count.max(1))
+    }
+}
+
+/// A loaded model with one sequence.
+pub(super) struct Subject {
+    runner: Box<dyn Run>,
+    vocab: usize,
+    batch: u32,
+    /// Positions that the cache holds; the token at each is always the same.
+    held: u32,
+}
+
+/// What is asked of a model, whatever its device.
+trait Run {
+    /// Computes `tokens` from position `start` on, and the last one's logits where they are wanted.
+    fn run(&mut self, tokens: &[u32], start: u32, logits: bool) -> Result<(), BackendError>;
+}
+
+struct Runner<B: Backend> {
+    model: StageModel<B>,
+    pages: Vec<u32>,
+}
+
+impl<B: Backend> Run for Runner<B> {
+    fn run(&mut self, tokens: &[u32], start: u32, logits: bool) -> Result<(), BackendError> {
+        let span = Span { rows: 0..tokens.len(), start: start as usize, pages: self.pages.clone() };
+        self.model.run(Input::Tokens(tokens), &Batch { spans: vec![span] })?;
+        if logits {
+            self.model.logits(&[tokens.len() - 1], |_, logits| {
+                std::hint::black_box(logits);
+                Ok::<(), BackendError>(())
+            })?;
+        } else {
+            // Looking at the hidden states waits for a device that computes behind our back.
+            self.model.hidden(|hidden| std::hint::black_box(hidden.len()))?;
+        }
+        Ok(())
+    }
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Loading {
+    pub(super) device: DeviceKind,
+    pub(super) threads: usize,
+    /// Most tokens in one step.
+    pub(super) batch: u32,
+    /// Longest sequence, in tokens.
+    pub(super) context: u32,
+    /// Memory of the machine.
+    pub(super) memory: Bytes,
+}
+
+/// Loads a model, and says what it is.
+///
+/// # Errors
+/// Where it does not fit the machine, or cannot be loaded.
+pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts), BenchError> {
+    let Loading { device, threads, batch, context, memory: machine } = loading;
+    let room = StageRoom {
+        cache_tokens: context.checked_next_multiple_of(PAGE_TOKENS).ok_or(BenchError::TooLong)?,
+        context,
+        step_rows: batch.min(context),
+        sequences: 1,
+        cache_dtype: CacheDtype::F16,
+    };
+    let spec = ModelSpec::from_header(header).map_err(LoadError::from)?;
+    let table = TensorTable::new(header, &spec).map_err(LoadError::from)?;
+    let cost = Cost::new(&spec, &table);
+    let shard = cost.whole();
+    let StageNeeds { memory, .. } = StageNeeds::new(header, &shard, &room)?;
+    if device == DeviceKind::Cpu && memory.total() > machine {
+        return Err(BenchError::TooLittleMemory { needed: memory.total(), machine });
+    }
+    let facts = Facts {
+        name: format!("{} {}", spec.name, most_common_type(&table)),
+        params: table.iter().map(|(_, tensor)| tensor.values()).sum(),
+        memory,
+        reads: Reads::new(&spec, &cost),
+    };
+    let progress = LoadProgress::new();
+    let files = ModelFiles::open(header, &progress)?;
+    let pages = (0..room.cache_tokens / PAGE_TOKENS).collect();
+    let runner: Box<dyn Run> = match device {
+        DeviceKind::Cpu => {
+            let backend = CpuBackend::new(threads).map_err(LoadError::from)?;
+            Box::new(Runner {
+                model: model::load(backend, &files, &spec, &table, &shard, &room, &progress)?,
+                pages,
+            })
+        }
+        DeviceKind::Cuda(_) | DeviceKind::Metal => {
+            let backend = CandleBackend::new(candle_backend::device(device)?)?;
+            Box::new(Runner {
+                model: model::load(backend, &files, &spec, &table, &shard, &room, &progress)?,
+                pages,
+            })
+        }
+    };
+    Ok((Subject { runner, vocab: spec.vocab, batch, held: 0 }, facts))
+}
+
+/// The type that most bytes of weights have.
+fn most_common_type(table: &TensorTable) -> String {
+    let mut bytes = std::collections::BTreeMap::new();
+    for (_, tensor) in table.iter() {
+        *bytes.entry(tensor.kind).or_insert(0) += tensor.bytes.0;
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or_else(String::new, |(kind, _)| kind.to_string())
+}
+
+impl Subject {
+    /// Processes `count` tokens from `start` on as a prompt: in steps, with the logits of the last token.
+    pub(super) fn prompt(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
+        let end = start + count;
+        for at in (start..end).step_by(self.batch as usize) {
+            let next = end.min(at + self.batch);
+            let tokens: Vec<u32> = (at..next).map(|position| self.token(position)).collect();
+            self.runner.run(&tokens, at, next == end)?;
+        }
+        self.held = end;
+        Ok(())
+    }
+
+    /// Processes `count` tokens from `start` on one by one, each with its logits.
+    pub(super) fn decode(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
+        for position in start..start + count {
+            self.runner.run(&[self.token(position)], position, true)?;
+        }
+        self.held = start + count;
+        Ok(())
+    }
+
+    /// Sees to it that the cache holds the first `depth` positions.
+    pub(super) fn fill(&mut self, depth: u32) -> Result<(), BackendError> {
+        if self.held < depth { self.prompt(self.held, depth - self.held) } else { Ok(()) }
+    }
+
+    fn token(&self, position: u32) -> u32 {
+        (sampler::uniform(SEED, u64::from(position)) * self.vocab as f64) as u32
+    }
+}
