@@ -144,7 +144,7 @@ fn avx512<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 fn neon<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
-    walk::<F, Neon, R>(panel, rows)
+    walk::<F, Neon<false, false>, R>(panel, rows)
 }
 
 #[inline(always)]

@@ -2,7 +2,6 @@
 
 use super::formats::each;
 #[cfg(target_arch = "aarch64")]
-use super::neon::{Dotprod, Neon};
 use super::portable::Portable;
 #[cfg(target_arch = "aarch64")]
 use super::together;
@@ -67,7 +66,7 @@ fn neon<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
 ) -> [[f32; PANEL_ROWS]; R] {
-    together::by_fours::<F, Neon, R>(panel, rows)
+    together::by_fours::<F, false, R>(panel, rows)
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -76,7 +75,7 @@ fn dotprod<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
 ) -> [[f32; PANEL_ROWS]; R] {
-    together::by_fours::<F, Dotprod, R>(panel, rows)
+    together::by_fours::<F, true, R>(panel, rows)
 }
 
 #[inline(always)]
