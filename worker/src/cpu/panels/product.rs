@@ -1,7 +1,6 @@
 //! Products of a panel with rows of activations.
 
 use super::formats::each;
-#[cfg(target_arch = "aarch64")]
 use super::portable::Portable;
 #[cfg(target_arch = "aarch64")]
 use super::together;
