@@ -214,6 +214,108 @@ fn a_row_gives_the_same_bits_alone_and_among_others_on_any_threads_and_instructi
     }
 }
 
+/// Inputs of all kinds of parts of 32: random of several sizes, all equal, of two values, zeros, an only one, subnormal.
+fn adversarial_inputs(count: usize) -> Vec<f32> {
+    let mut random = Random::new(41);
+    let part = |i: usize| match i % 9 {
+        0 => vec![-0.75; 32],
+        1 => vec![0.0; 32],
+        2 => (0..32).map(|k| if k == 13 { 1e3 } else { 0.0 }).collect(),
+        3 => random.normals(32, 1e-39),
+        4 => (0..32).map(|k| if k % 2 == 0 { 3.0 } else { -3.0 }).collect(),
+        5 => random.normals(32, 1e4),
+        6 => (0..32).map(|k| if k == 7 { 1e4 } else { 1e-4 }).collect(),
+        _ => random.normals(32, 1.5),
+    };
+    (0..count / 32).flat_map(part).collect()
+}
+
+#[test]
+fn rounding_activations_costs_at_most_half_a_step_of_each() {
+    for kind in all_kinds().filter(|kind| kind.is_quantised()) {
+        let (rows, width, count) = (37, 768, 6);
+        let product =
+            Product { input: adversarial_inputs(count * width), ..Product::new(kind, rows, width, 1) };
+        let weights = product.weights();
+        for simd in [Simd::Portable, Simd::detect()] {
+            let found = product.run(&mut CpuBackend::with_simd(2, simd).unwrap(), &product.input);
+            for i in 0..count {
+                let input = &product.input[i * width..][..width];
+                for o in 0..rows {
+                    let weights = &weights[o * width..][..width];
+                    let (mut exact, mut bound) = (0.0, 0.0);
+                    for (x, w) in input.chunks(32).zip(weights.chunks(32)) {
+                        let largest = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+                        // A step is a 127th of the largest; below 4e-37 all count as zeros.
+                        let step = f64::from(largest) / 127.0;
+                        let off = if largest < 4e-37 { f64::from(largest) } else { step * 0.5001 };
+                        for (x, w) in x.iter().zip(w) {
+                            let (x, w) = (f64::from(*x), f64::from(*w));
+                            exact += x * w;
+                            bound += w.abs() * (off + (x.abs() + off) * 2e-6);
+                        }
+                    }
+                    let found = f64::from(found[i * rows + o]);
+                    let error = (found - exact).abs();
+                    assert!(
+                        error <= bound,
+                        "{kind} [{i}, {o}] on {simd:?}: {found} instead of {exact}, {error} > {bound}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_64_random_batches_are_what_each_is_alone() {
+    const POOL: usize = 32;
+    const WIDTH: usize = 512;
+    let kinds: Vec<TensorType> = all_kinds().collect();
+    let (rows, other_rows) = (97, 40);
+    let mut random = Random::new(64);
+    let mut below = |count: usize| (random.uniform() * count as f32) as usize % count;
+    let alone: Vec<(Product, Vec<f32>)> = kinds
+        .iter()
+        .map(|&kind| {
+            let product = Product::new(kind, rows, WIDTH, POOL);
+            let mut backend = CpuBackend::with_simd(1, Simd::Portable).unwrap();
+            let products =
+                product.input.chunks(WIDTH).flat_map(|row| product.run(&mut backend, row)).collect();
+            (product, products)
+        })
+        .collect();
+    for batch in 0..64 {
+        let (product, products) = &alone[batch % kinds.len()];
+        let other = &alone[below(kinds.len())].0;
+        let all = Simd::available();
+        let (simd, threads) = (all[below(all.len())], 1 + below(4));
+        let mut backend = CpuBackend::with_simd(threads, simd).unwrap();
+        let which: Vec<usize> = (0..1 + below(40)).map(|_| below(POOL)).collect();
+        let input: Vec<f32> =
+            which.iter().flat_map(|&row| product.input[row * WIDTH..][..WIDTH].to_vec()).collect();
+        // Another matrix of another type shares the step.
+        let matrix = backend.matrix(product.shape, &mut InMemory(product.bytes.clone())).unwrap();
+        let shape = MatrixShape { rows: other_rows, ..other.shape };
+        let bytes = other.bytes[..other.bytes.len() / rows * other_rows].to_vec();
+        let other = backend.matrix(shape, &mut InMemory(bytes)).unwrap();
+        let mut x = backend.rows(which.len(), WIDTH).unwrap();
+        let mut y = backend.rows(which.len(), rows).unwrap();
+        let mut z = backend.rows(which.len(), other_rows).unwrap();
+        backend.upload(&input, WIDTH, &mut x).unwrap();
+        backend.linear(&x, &mut [(&other, &mut z), (&matrix, &mut y)]).unwrap();
+        let found = backend.host(&y, &mut Vec::new()).unwrap().to_vec();
+        for (found, &row) in found.chunks(rows).zip(&which) {
+            let kind = product.shape.kind;
+            assert_eq!(
+                found,
+                &products[row * rows..][..rows],
+                "batch {batch}: {kind}, row {row} of {which:?}, {threads} threads, {simd:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn widths_that_are_no_multiple_of_the_lanes_work_for_floats() {
     for kind in [TensorType::F32, TensorType::F16, TensorType::BF16] {
