@@ -104,7 +104,7 @@ def add_vocabulary(writer, model):
     letters = tiny_vocabulary.byte_letters()
     special = ["<|begin|>", "<|end|>"]
     pairs = [(a, b) for a in letters for b in letters]
-    triples = [(a, b, c) for a in letters[:2] for b in letters for c in letters][: model["vocab"] - 256 - len(pairs) - len(special)]
+    triples = [(a, b, c) for a in letters[:3] for b in letters for c in letters][: model["vocab"] - 256 - len(pairs) - len(special)]
     merges = [f"{a} {b}" for a, b in pairs]
     merges += [f"{a}{b} {c}" for a, b, c in triples] + [f"{a} {b}{c}" for a, b, c in triples]
     while len(merges) < model["merges"]:

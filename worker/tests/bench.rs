@@ -5,8 +5,10 @@
 mod tiny_model;
 
 use std::ffi::OsString;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use brigade_shard::model_file::Place;
 use brigade_shard::units::Bytes;
 use brigade_worker::bench::{self, BenchError};
 use brigade_worker::cli::{Command, parse};
@@ -139,6 +141,16 @@ fn what_cannot_be_measured_is_named() {
     assert!(matches!(wrong, BenchError::File(_)) && wrong.to_string().contains("text.gguf"), "{wrong}");
     let missing = failure(&folder.path().join("missing.gguf"), "");
     assert!(missing.to_string().contains("missing.gguf"), "{missing}");
+
+    let header = TinyModel::q4_1().write(&path);
+    let Place::File { offset, .. } = header.tensor("token_embd.weight").unwrap().pieces[0].place else {
+        panic!()
+    };
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // Scales that are no numbers.
+    file.write_all_at(&[0xff; 34 * 40], offset).unwrap();
+    let damaged = failure(&path, "-p 200 -n 0 -r 1 --no-warmup");
+    assert!(damaged.to_string().contains("no numbers"), "{damaged}");
 
     for arguments in ["-r 0", "-t 0", "-b 0", "-p x", "--pg 512", "-o xml", "--device tpu", "--frobnicate"] {
         let words = ["brigade-worker", "bench", "m.gguf"].into_iter().chain(arguments.split(' '));

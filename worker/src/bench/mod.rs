@@ -157,6 +157,7 @@ fn measure(args: &BenchArgs, tests: &[Test], loading: Loading) -> Result<Vec<Rec
     for &test in tests {
         all.extend(repeat(&mut subject, test, args)?);
     }
+    subject.check()?;
     let peak_resident = meter.read().peak;
     // The rest takes memory of its own.
     drop(subject);

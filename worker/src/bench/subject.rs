@@ -81,7 +81,18 @@ pub(super) struct Subject {
 /// What is asked of a model, whatever its device.
 trait Run {
     /// Computes `tokens` from position `start` on, and the last one's logits where they are wanted.
-    fn run(&mut self, tokens: &[u32], start: u32, logits: bool) -> Result<(), BackendError>;
+    fn run(&mut self, tokens: &[u32], start: u32, logits: Logits) -> Result<(), BackendError>;
+}
+
+/// What becomes of the last token's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logits {
+    /// They are not computed.
+    Unwanted,
+    /// They are computed, and nobody looks at them.
+    Computed,
+    /// They must be numbers.
+    Checked,
 }
 
 struct Runner<B: Backend> {
@@ -90,19 +101,23 @@ struct Runner<B: Backend> {
 }
 
 impl<B: Backend> Run for Runner<B> {
-    fn run(&mut self, tokens: &[u32], start: u32, logits: bool) -> Result<(), BackendError> {
+    fn run(&mut self, tokens: &[u32], start: u32, wanted: Logits) -> Result<(), BackendError> {
         let span = Span { rows: 0..tokens.len(), start: start as usize, pages: self.pages.clone() };
         self.model.run(Input::Tokens(tokens), &Batch { spans: vec![span] })?;
-        if logits {
-            self.model.logits(&[tokens.len() - 1], |_, logits| {
-                std::hint::black_box(logits);
-                Ok::<(), BackendError>(())
-            })?;
-        } else {
+        if wanted == Logits::Unwanted {
             // Looking at the hidden states waits for a device that computes behind our back.
-            self.model.hidden(|hidden| std::hint::black_box(hidden.len()))?;
+            self.model.hidden(|hidden| std::hint::black_box(hidden).len())?;
+            return Ok(());
         }
-        Ok(())
+        self.model.logits(&[tokens.len() - 1], |_, logits| {
+            let numbers = wanted == Logits::Computed || logits.iter().all(|logit| logit.is_finite());
+            std::hint::black_box(logits);
+            let damaged = || BackendError {
+                operation: "compute logits",
+                reason: "they are no numbers: the weights are damaged, fetch the file again".to_owned(),
+            };
+            if numbers { Ok(()) } else { Err(damaged()) }
+        })
     }
 }
 
@@ -184,7 +199,8 @@ impl Subject {
         for at in (start..end).step_by(self.batch as usize) {
             let next = end.min(at + self.batch);
             let tokens: Vec<u32> = (at..next).map(|position| self.token(position)).collect();
-            self.runner.run(&tokens, at, next == end)?;
+            let logits = if next == end { Logits::Computed } else { Logits::Unwanted };
+            self.runner.run(&tokens, at, logits)?;
         }
         self.held = end;
         Ok(())
@@ -193,7 +209,7 @@ impl Subject {
     /// Processes `count` tokens from `start` on one by one, each with its logits.
     pub(super) fn decode(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
         for position in start..start + count {
-            self.runner.run(&[self.token(position)], position, true)?;
+            self.runner.run(&[self.token(position)], position, Logits::Computed)?;
         }
         self.held = start + count;
         Ok(())
@@ -202,6 +218,12 @@ impl Subject {
     /// Sees to it that the cache holds the first `depth` positions.
     pub(super) fn fill(&mut self, depth: u32) -> Result<(), BackendError> {
         if self.held < depth { self.prompt(self.held, depth - self.held) } else { Ok(()) }
+    }
+
+    /// Computes the last token held once more, and looks at its logits.
+    pub(super) fn check(&mut self) -> Result<(), BackendError> {
+        let last = self.held.saturating_sub(1);
+        self.runner.run(&[self.token(last)], last, Logits::Checked)
     }
 
     fn token(&self, position: u32) -> u32 {
