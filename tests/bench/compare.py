@@ -70,7 +70,8 @@ def llama_python(args):
         say("building llama.cpp for this processor (about 5 minutes on 2 cores)...")
         call([sys.executable, "-m", "venv", "--clear", folder])
         environment = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # A wheel in pip's cache may have been built with other settings.
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
         call([*install, "--no-binary", "llama-cpp-python", LLAMA_CPP, *PACKAGES], env=environment)
         made.write_text(wanted)
     return python
@@ -167,7 +168,7 @@ def table(results):
     machine = results["machine"]
     lines = [
         f"{results['date']}, {machine['cpu']}, {machine['processors']} processors, {machine['memory_gib']:.0f} GiB, "
-        f"{machine['system']}; Brigade {results['commit']}, {LLAMA_CPP}; medians of {results['rounds']} rounds.",
+        f"{machine['system']}; Brigade {results['commit']}, {LLAMA_CPP}; medians of {results['rounds']} round(s).",
         "",
     ]
     if machine["busiest"] > QUIET_LOAD + max(item["threads"] for item in results["items"]):
