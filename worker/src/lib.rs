@@ -2,7 +2,8 @@
 //!
 //! One loop ([`worker`]) carries out what the pure stage machine ([`lifecycle`]) decides: it loads stages ([`loads`]),
 //! links them to their neighbours ([`data`]) and hands them to the thread that computes ([`engine`]). What a stage
-//! computes is in [`stage`], and [`bench`] measures it alone; nothing outside the compute half knows of kernels, and nothing in it of sockets.
+//! computes is in [`stage`], and [`mod@bench`] measures it alone; nothing outside the compute half knows of kernels, and
+//! nothing in it of sockets.
 
 pub mod addresses;
 pub mod backend;

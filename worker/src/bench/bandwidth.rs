@@ -17,7 +17,7 @@ use crate::weights::{READ_BYTES, WeightBuffer};
 const PASS_BYTES: usize = 512 << 20;
 
 /// Time for each way of reading; its fastest pass counts.
-const MEASURE: Duration = Duration::from_millis(500);
+const MEASURE: Duration = Duration::from_millis(300);
 
 /// Fewest passes for each way of reading, where they take longer than [`MEASURE`].
 const LEAST_PASSES: usize = 4;
