@@ -363,8 +363,10 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
             }
             _ => (1, 1),
         };
-        cost.weights += tensor.bytes;
-        cost.active += Bytes(tensor.bytes.0 / of * taken);
+        // Vectors are kept as f32, whatever the file has.
+        let resident = if role.is_vector() { Bytes(4 * tensor.values()) } else { tensor.bytes };
+        cost.weights += resident;
+        cost.active += Bytes(resident.0 / of * taken);
         if !role.is_vector() {
             cost.flops += 2 * (tensor.values() / of) * taken;
         }

@@ -312,6 +312,8 @@ pub enum RopeScaling {
         beta_fast: f32,
         /// Turns up to which a pair is slowed by the whole factor.
         beta_slow: f32,
+        /// Whether the ramp is widened so that it begins and ends at whole pairs.
+        whole_pairs: bool,
     },
 }
 

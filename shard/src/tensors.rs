@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::layers::Shard;
-use crate::model_file::{Header, TensorInfo};
+use crate::model_file::{Format, Header, TensorInfo};
 use crate::spec::{
     Attention, FeedForward, GroupedAttention, HeadNorm, LatentAttention, LatentLayout, LatentQuery,
     LayerSpec, ModelSpec, Projections, Residual, RopeDivisors,
@@ -178,7 +178,7 @@ impl TensorTable {
             if tensor.dims != wanted {
                 return Err(TensorError::Shape { name, found: tensor.dims.clone(), wanted });
             }
-            check_type(role, tensor)?;
+            check_type(role, tensor, header.format())?;
             tensors.insert(role, tensor.clone());
             read.insert(name);
         }
@@ -375,7 +375,7 @@ fn grouped_shapes(attention: &GroupedAttention, hidden: u64, shapes: &mut Vec<(L
     }
 }
 
-/// Whether the role is that of numbers whose every use is in f32, and which files have in no other type.
+/// Whether the role is that of numbers whose every use is in f32, and which GGUF files have in no other type.
 fn is_always_f32(role: Role) -> bool {
     use LayerRole::*;
     match role {
@@ -446,9 +446,9 @@ impl LayerRole {
     }
 }
 
-fn check_type(role: Role, tensor: &TensorInfo) -> Result<(), TensorError> {
+fn check_type(role: Role, tensor: &TensorInfo, format: Format) -> Result<(), TensorError> {
     let (fits, wanted) = match role {
-        role if is_always_f32(role) => (tensor.kind == TensorType::F32, "F32"),
+        role if is_always_f32(role) && format == Format::Gguf => (tensor.kind == TensorType::F32, "F32"),
         role if is_vector(role) => (tensor.kind.is_plain_float(), "F32, F16 or BF16"),
         _ => {
             (tensor.kind.is_plain_float() || tensor.kind.is_quantised(), "a floating-point or quantised type")

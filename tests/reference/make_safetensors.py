@@ -14,6 +14,7 @@ import struct
 
 import numpy as np
 
+import fused_safetensors
 import json_tokenizers
 import routed_safetensors
 from make_tiny import Stream
@@ -31,18 +32,23 @@ SIZES = {
     "cohere": {**COMMON, "tied": True},
     "cohere2": {**COMMON, "layers": 5, "tied": True, "window": 24, "period": 4},
     **routed_safetensors.SIZES,
+    **fused_safetensors.SIZES,
 }
 CLASSES = {
     "llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe",
     "phi3": "Phi3", "gemma3_text": "Gemma3", "cohere": "Cohere", "cohere2": "Cohere2",
     **routed_safetensors.CLASSES,
+    **fused_safetensors.CLASSES,
 }  # fmt: skip
-ROPE_BASE = {"llama": 500000.0, "mistral": 10000.0, "phi3": 10000.0, "cohere": 8e6, "cohere2": 50000.0, "deepseek_v2": 10000.0, "deepseek_v3": 10000.0}
+ROPE_BASE = {"llama": 500000.0, "mistral": 10000.0, "phi3": 10000.0, "cohere": 8e6, "cohere2": 50000.0, "deepseek_v2": 10000.0, "deepseek_v3": 10000.0, "gpt_oss": 150000.0, "llama4": 500000.0}
 ROPE_SCALINGS = {
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    # As in Llama 4 Scout, where no wave lengths lie between the two.
+    "llama3-sharp": {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 64},
     "linear": {"rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0},
     "yarn-scores": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.9},
+    "yarn-whole": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0, "beta_slow": 1.0, "truncate": False},
     "yarn-attention": {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 128, "attention_factor": 0.9},
 }
 HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
@@ -114,7 +120,7 @@ def config_of(args):
     if "window" in sizes:
         config["sliding_window"] = sizes["window"]
     if "period" in sizes:
-        if args.new:
+        if args.new or family == "gpt_oss":
             kinds = ["full_attention" if layer % sizes["period"] == sizes["period"] - 1 else "sliding_attention" for layer in range(sizes["layers"])]
             config["layer_types"] = kinds
         else:
@@ -132,6 +138,8 @@ def config_of(args):
         }  # fmt: skip
     if family in routed_safetensors.SIZES:
         routed_safetensors.add_settings(config, args)
+    if family in fused_safetensors.SIZES:
+        fused_safetensors.add_settings(config, args)
     if family == "phi3":
         config |= {"partial_rotary_factor": 0.75, "original_max_position_embeddings": args.original_context}
     if family == "gemma3_text":
@@ -178,7 +186,7 @@ def tensors_of(args):
         else:
             for part, count, deviation in (("q", heads, 1.4), ("k", kv_heads, 1.4), ("v", kv_heads, 1.0)):
                 tensors.matrix(attention + f"{part}_proj", count * head, hidden, deviation / np.sqrt(hidden))
-                if family == "qwen2" or args.biases:
+                if family in ("qwen2", "gpt_oss") or args.biases:
                     tensors.bias(attention + f"{part}_proj", count * head)
         if family in HEAD_NORMS or (args.head_norms and family != "cohere"):
             tensors.norm(attention + "q_norm", (head,))
@@ -188,6 +196,8 @@ def tensors_of(args):
             tensors.norm(attention + "k_norm", (kv_heads, head))
         value = sizes.get("value", head)
         tensors.matrix(attention + "o_proj", hidden, heads * value, 1.0 / np.sqrt(heads * value))
+        if family == "gpt_oss":
+            fused_safetensors.add_attention_vectors(tensors, attention, sizes)
         if family not in LAYER_NORM:
             tensors.norm(block + "post_attention_layernorm", (hidden,))
         if family == "gemma3_text":
@@ -207,6 +217,12 @@ def feed_forward(tensors, args, layer, block, mlp):
     if args.family == "phi3":
         tensors.matrix(mlp + "gate_up_proj", 2 * sizes["ffn"], hidden, 1.2 / np.sqrt(hidden))
         tensors.matrix(mlp + "down_proj", hidden, sizes["ffn"], 1.0 / np.sqrt(sizes["ffn"]))
+        return
+    if args.family == "gpt_oss":
+        fused_safetensors.add_gpt_oss_experts(tensors, args, mlp)
+        return
+    if args.family == "llama4":
+        fused_safetensors.add_llama4_feed_forward(tensors, args, layer, block + "feed_forward.")
         return
     names, places = ("gate_proj", "up_proj", "down_proj"), [mlp]
     width, gain = sizes["ffn"], 1.0
@@ -238,8 +254,9 @@ def write_file(path, tensors, dtype):
     header, data = {"__metadata__": {"format": "pt"}}, []
     at = 0
     for name, values in tensors.items():
-        data.append(stored(values, dtype))
-        header[name] = {"dtype": dtype.upper(), "shape": list(values.shape), "data_offsets": [at, at + len(data[-1])]}
+        kind = "u8" if values.dtype == np.uint8 else dtype
+        data.append(values.tobytes() if kind == "u8" else stored(values, dtype))
+        header[name] = {"dtype": kind.upper(), "shape": list(values.shape), "data_offsets": [at, at + len(data[-1])]}
         at += len(data[-1])
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -250,8 +267,10 @@ def make(args):
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     write_json = lambda name, value: (output / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")  # noqa: E731
-    write_json("config.json", config_of(args))
-    tensors = tensors_of(args)
+    config, tensors = config_of(args), tensors_of(args)
+    if args.text_part:
+        config, tensors = fused_safetensors.as_text_part(config, tensors)
+    write_json("config.json", config)
     if args.shards == 1:
         write_file(output / "model.safetensors", tensors, args.dtype)
     else:
@@ -283,6 +302,10 @@ def parse(arguments=None):
     parser.add_argument("--direct-queries", action="store_true", help="deepseek: one matrix makes the queries, and no groups limit the choice")
     parser.add_argument("--halves", action="store_true", help="deepseek_v3: rope turns the halves of a head together")
     parser.add_argument("--further", type=int, default=0, help="deepseek_v3, glm4_moe: so many layers at the end that predict tokens beyond the next")
+    parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
+    parser.add_argument("--widened", action="store_true", help="with --mxfp4: the same values in the type of the others")
+    parser.add_argument("--plain-heads", action="store_true", help="llama4: heads have no norm")
+    parser.add_argument("--text-part", action="store_true", help="llama4: as a part of a model that sees images, too")
     parser.add_argument("--tokenizer", choices=json_tokenizers.KINDS, default="llama3")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)

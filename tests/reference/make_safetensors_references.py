@@ -47,6 +47,12 @@ VARIANTS = {
     "deepseek3-bf16": "deepseek_v3 --rope yarn-scores --new --dtype bf16 --shards 2",
     "glm4moe": "glm4_moe --biases --further 1",
     "glm4moe-new": "glm4_moe --new --head-norms --dtype bf16 --shards 2",
+    "gpt-oss": "gpt_oss --rope yarn-whole",
+    "gpt-oss-bf16": "gpt_oss --rope yarn-whole --new --dtype bf16 --shards 2",
+    "gpt-oss-mxfp4": "gpt_oss --rope yarn --dtype bf16 --mxfp4",
+    "llama4": "llama4 --rope llama3-sharp",
+    "llama4-new": "llama4 --new --plain-heads --dtype bf16 --shards 2",
+    "llama4-part": "llama4 --text-part --rope llama3-sharp",
 }
 
 

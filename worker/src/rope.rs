@@ -51,15 +51,18 @@ fn slowing(rope: &Rope, i: usize) -> f64 {
     match rope.scaling {
         RopeScaling::None => 1.0,
         RopeScaling::Linear { factor } => 1.0 / f64::from(factor),
-        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow } => {
+        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, whole_pairs } => {
             let width = rope.width as f64;
             // The pair that turns so many times within the original context, as a real number.
             let pair_of = |turns: f32| {
                 let wavelength = original_context as f64 / (f64::from(turns) * 2.0 * PI);
                 width * wavelength.ln() / (2.0 * f64::from(rope.base).ln())
             };
-            let first = pair_of(beta_fast).floor().max(0.0);
-            let last = pair_of(beta_slow).ceil().min(width - 1.0);
+            let (mut first, mut last) = (pair_of(beta_fast), pair_of(beta_slow));
+            if whole_pairs {
+                (first, last) = (first.floor(), last.ceil());
+            }
+            let (first, last) = (first.max(0.0), last.min(width - 1.0));
             // The least length of the ramp keeps it defined where both ends meet.
             let slowed = ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
             slowed / f64::from(factor) + (1.0 - slowed)
@@ -69,6 +72,8 @@ fn slowing(rope: &Rope, i: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::TAU;
+
     use brigade_shard::spec::{RopeDivisors, RopePairing};
 
     use super::*;
@@ -95,13 +100,18 @@ mod tests {
 
     #[test]
     fn yarn_keeps_fast_pairs_slows_slow_ones_and_blends_between() {
-        let scaling =
-            RopeScaling::Yarn { factor: 40.0, original_context: 4096, beta_fast: 32.0, beta_slow: 1.0 };
+        let yarn = |whole_pairs| RopeScaling::Yarn {
+            factor: 40.0,
+            original_context: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            whole_pairs,
+        };
         let rope = Rope {
             width: 64,
             pairing: RopePairing::Adjacent,
             base: 10_000.0,
-            scaling,
+            scaling: yarn(true),
             divisors: RopeDivisors::None,
             magnitude: 1.0,
         };
@@ -114,5 +124,9 @@ mod tests {
         for pair in 23..32 {
             assert!((slowing(&rope, pair) - 1.0 / 40.0).abs() < 1e-12, "pair {pair}");
         }
+        let rope = Rope { scaling: yarn(false), ..rope };
+        let turned = |turns: f64| 64.0 * (4096.0 / (turns * TAU)).ln() / (2.0 * 10_000f64.ln());
+        let slowed = (16.0 - turned(32.0)) / (turned(1.0) - turned(32.0));
+        assert!((slowing(&rope, 16) - (1.0 - 0.975 * slowed)).abs() < 1e-6, "{}", slowing(&rope, 16));
     }
 }

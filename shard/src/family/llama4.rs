@@ -13,13 +13,13 @@ use crate::spec::{
     LayerSpec, ModelSpec, Norm, Residual, RopePairing, Routing, Temperature, Visibility, Weighing,
 };
 
-/// One layer of so many sees all positions.
+/// One layer of so many sees all positions; no key of GGUF says so.
 const FULL_ATTENTION_PERIOD: usize = 4;
-/// Positions in a chunk, and positions for which queries stay as sharp; no key says so.
+/// Positions in a chunk, and positions for which queries stay as sharp; no key of GGUF says so.
 const CHUNK: usize = 8192;
-/// How queries get sharper.
+/// How queries get sharper; no key of GGUF says so.
 const TEMPERATURE: Temperature = Temperature { period: CHUNK, scale: 0.1 };
-/// The model with so many experts, Maverick, does not norm heads; no key says so.
+/// The model with so many experts, Maverick, does not norm heads; no key of GGUF says so.
 const EXPERTS_WITHOUT_HEAD_NORM: usize = 128;
 
 /// Reads the spec of a Llama 4 model.
@@ -44,16 +44,20 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
     };
     let experts = Experts { routing, shared_width: Some(experts.width), ..experts };
     let step = keys.required("interleave_moe_layer_step", 1..=sizes.layers as u64)?;
+    let chunk = keys.count("attention.chunk_size", 1..=parts::MAX_CONTEXT)?.unwrap_or(CHUNK);
+    let period = keys.count("attention.full_period", 1..=u64::MAX)?.unwrap_or(FULL_ATTENTION_PERIOD);
+    let head_norm = keys.flag("attention.head_norm")?.unwrap_or(experts.count != EXPERTS_WITHOUT_HEAD_NORM);
+    let temperature = temperature(&keys)?;
     keys.finish(&parts::HARMLESS)?;
-    let head_norm = (experts.count != EXPERTS_WITHOUT_HEAD_NORM).then_some(HeadNorm::Plain { norm });
+    let head_norm = head_norm.then_some(HeadNorm::Plain { norm });
     let layers = heads.counts.iter().zip(widths).enumerate().map(|(layer, (&counts, width))| {
         let usual = heads.attention(counts);
-        let attention = match (layer + 1).is_multiple_of(FULL_ATTENTION_PERIOD) {
-            true => GroupedAttention { temperature: Some(TEMPERATURE), ..usual },
+        let attention = match (layer + 1).is_multiple_of(period) {
+            true => GroupedAttention { temperature, ..usual },
             false => GroupedAttention {
                 head_norm,
                 rope: Some(rope.clone()),
-                visibility: Visibility::Chunk(CHUNK),
+                visibility: Visibility::Chunk(chunk),
                 ..usual
             },
         };
@@ -79,5 +83,18 @@ pub(super) fn spec(header: &Header) -> Result<ModelSpec, SpecError> {
         layers: layers.collect(),
         skipped_layers: 0,
         head: HeadSpec { norm, tied: parts::tied(header), logit_scale: 1.0 },
+    })
+}
+
+/// How queries without rope get sharper; `None` where they do not.
+fn temperature(keys: &Hyperparameters<'_>) -> Result<Option<Temperature>, SpecError> {
+    let period = keys.count("attention.temperature_period", 1..=parts::MAX_CONTEXT)?;
+    let scale = keys.number("attention.temperature_scale")?;
+    Ok(match keys.flag("attention.temperature")? {
+        Some(false) => None,
+        Some(true) | None => Some(Temperature {
+            period: period.unwrap_or(TEMPERATURE.period),
+            scale: scale.unwrap_or(TEMPERATURE.scale),
+        }),
     })
 }

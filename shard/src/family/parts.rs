@@ -19,7 +19,7 @@ pub(super) const MAX_HEADS: u64 = 1 << 14;
 pub(super) const MAX_HEAD_WIDTH: u64 = 1 << 14;
 pub(super) const MAX_FEED_FORWARD: u64 = 1 << 22;
 pub(super) const MAX_EXPERTS: u64 = 1 << 14;
-const MAX_CONTEXT: u64 = 1 << 30;
+pub(super) const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_VOCAB: u64 = 1 << 24;
 
 /// Keys that say nothing about the computation: `vocab_size` repeats the embedding's shape.
@@ -339,7 +339,9 @@ fn yarn(
             return Err(keys.invalid(name, beta, "it must be above 0"));
         }
     }
-    Ok(RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow })
+    // GGUF files do not say; the reader of safetensors does.
+    let whole_pairs = keys.flag("rope.scaling.yarn_whole_pairs")?.unwrap_or(true);
+    Ok(RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, whole_pairs })
 }
 
 /// The number of token ids: the rows of the embedding, which the vocabulary must agree with.

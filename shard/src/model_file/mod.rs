@@ -13,5 +13,5 @@ pub use error::{FileError, Problem};
 pub use fingerprint::{Fingerprint, ParseFingerprintError};
 pub(crate) use header::{Contents, Source};
 pub use header::{Format, Header};
-pub use tensor::{Meaning, Piece, Place, TensorInfo};
+pub use tensor::{Layout, Meaning, Piece, Place, Steps, TensorInfo};
 pub use value::{Kind, Value};

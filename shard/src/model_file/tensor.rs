@@ -18,8 +18,36 @@ pub struct TensorInfo {
     pub meaning: Meaning,
     /// How many bytes its data takes.
     pub bytes: Bytes,
-    /// Where its data stands: these, one after another, are as long as `bytes`.
+    /// Where its data stands.
     pub pieces: Vec<Piece>,
+    /// How the pieces' bytes become its own.
+    pub layout: Layout,
+}
+
+/// How the bytes of a tensor's pieces become its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The pieces, one after another, are the tensor.
+    Whole,
+    /// The one piece holds its values in another order, and perhaps others among them.
+    Picked(Steps),
+    /// Blocks of MXFP4 in two pieces: 16 bytes for each block's codes, two neighbours in a byte, the first one in its low
+    /// half; and one byte for each block's scale.
+    CodesAndScales(Steps),
+}
+
+/// Where in a piece the blocks of a tensor stand, counted in blocks, which are single values in types without blocks:
+/// that of column c, row r and matrix m is number `first + c * column + r * row + m * matrix`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// The first block of all.
+    pub first: u64,
+    /// From one block to the next of its row; at least 1.
+    pub column: u64,
+    /// From one row to the next; at least 1.
+    pub row: u64,
+    /// From one matrix to the next.
+    pub matrix: u64,
 }
 
 /// What stored values are, compared with those that a model computes with.
@@ -58,7 +86,7 @@ impl TensorInfo {
     /// A tensor whose data is in one place.
     pub fn whole(name: String, dims: Vec<u64>, kind: TensorType, bytes: Bytes, place: Place) -> TensorInfo {
         let pieces = vec![Piece { place, bytes }];
-        TensorInfo { name, dims, kind, meaning: Meaning::Exact, bytes, pieces }
+        TensorInfo { name, dims, kind, meaning: Meaning::Exact, bytes, pieces, layout: Layout::Whole }
     }
 
     /// The number of values: the product of the dimensions.
@@ -67,11 +95,13 @@ impl TensorInfo {
         self.dims.iter().product()
     }
 
-    /// `count` of a matrix's rows, from row `first` on; `None` where it is no matrix or has not as many.
+    /// `count` of a matrix's rows, from row `first` on; `None` where it is no matrix, has not as many, or does not lie in
+    /// the file as it is.
     pub fn rows(&self, first: u64, count: u64) -> Option<TensorInfo> {
-        let [width, all] = self.dims[..] else {
+        let ([width, all], Layout::Whole) = (&self.dims[..], self.layout) else {
             return None;
         };
+        let (width, all) = (*width, *all);
         let row = self.kind.bytes_of(width)?;
         if first.checked_add(count)? > all || row * all != self.bytes {
             return None;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use super::families::{FAMILIES, Family, Names, refuse_quantised};
+use super::families::{FAMILIES, Family, refuse_quantised};
 use super::names::{self, Named};
 use super::part::Part;
 use super::translation::{Translation, missing, wrong};
@@ -35,14 +35,14 @@ const BESIDE: [(&str, u64); 5] = [
 pub(crate) struct Checkpoint {
     /// The directory.
     pub(crate) folder: PathBuf,
-    names: &'static [Names],
+    family: &'static Family,
     spellings: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
     /// How the files call the tensor that a GGUF file calls `name`.
     pub(crate) fn tensor_name(&self, name: &str) -> String {
-        names::name_in_file(self.names, name)
+        names::name_in_file(self.family, name)
     }
 
     /// Where the configuration states the hyper-parameter `key`; `None` where it does not.
@@ -70,8 +70,9 @@ pub(crate) fn open(folder: &Path) -> Result<Header, FileError> {
     add_to(&mut hash, CONFIG, &text);
     let config = json::object(&text).map_err(|problem| in_config(Problem::Json { problem }))?;
     let family = family(&config).map_err(in_config)?;
-    let mut translation = Translation::new(&config, family.architecture);
-    refuse_quantised(&mut translation).map_err(in_config)?;
+    let settings = settings(&config, family).map_err(in_config)?;
+    let mut translation = Translation::new(settings, family.architecture);
+    refuse_quantised(&mut translation, family).map_err(in_config)?;
     (family.translate)(&mut translation).map_err(in_config)?;
     let tied = translation.optional_flag("tie_word_embeddings").map_err(in_config)?;
     translation.finish().map_err(in_config)?;
@@ -81,7 +82,7 @@ pub(crate) fn open(folder: &Path) -> Result<Header, FileError> {
     let experts = metadata.get(&format!("{}.expert_count", family.architecture)).and_then(Value::as_u64);
     let in_folder = |problem| FileError::new(folder, problem);
     let mut named = names::named(family, tensors, experts.unwrap_or(0)).map_err(in_folder)?;
-    check_ends(&mut named, &config, tied.unwrap_or(family.tied)).map_err(in_folder)?;
+    check_ends(&mut named, family, settings, tied.unwrap_or(family.tied)).map_err(in_folder)?;
     for tensor in translation.stated {
         named.add(Some(tensor.name.clone()), tensor);
     }
@@ -100,7 +101,7 @@ pub(crate) fn open(folder: &Path) -> Result<Header, FileError> {
     metadata.insert("general.name".to_owned(), Value::Str(name.into_owned()));
     let (folder, spellings) = (folder.to_owned(), translation.spellings);
     let contents = Contents {
-        source: Source::Safetensors(Checkpoint { folder, names: family.names, spellings }),
+        source: Source::Safetensors(Checkpoint { folder, family, spellings }),
         parts,
         file_bytes,
         metadata,
@@ -157,6 +158,26 @@ fn family(config: &Map<String, Json>) -> Result<&'static Family, Problem> {
         found: class.chars().take(80).collect(),
         known: FAMILIES.iter().map(|family| family.class).collect(),
     })
+}
+
+/// The settings of a family, which may be a part of those of the whole model; the others must be known, too.
+fn settings<'c>(config: &'c Map<String, Json>, family: &Family) -> Result<&'c Map<String, Json>, Problem> {
+    let Some(nested) = &family.nested else {
+        return Ok(config);
+    };
+    let mut whole = Translation::new(config, family.architecture);
+    refuse_quantised(&mut whole, family)?;
+    let value = whole.get(nested.settings).ok_or_else(|| missing(nested.settings))?;
+    let settings = value.as_object().ok_or_else(|| wrong(nested.settings, value, "an object"))?;
+    whole.ignore(nested.other_settings);
+    let tied = "tie_word_embeddings";
+    match (whole.get(tied), settings.get(tied)) {
+        (Some(outside), Some(inside)) if outside != inside => {
+            return Err(wrong(tied, outside, &format!("{inside}, as in `{}`", nested.settings)));
+        }
+        _ => whole.finish()?,
+    }
+    Ok(settings)
 }
 
 /// The files, their tensors, and the size of all files together.
@@ -241,7 +262,12 @@ fn is_base_name(name: &str) -> bool {
 
 /// Sees to it that the output matrix is there where the head is not tied, and only there, and that the embedding has a
 /// row for every token id.
-fn check_ends(named: &mut Named, config: &Map<String, Json>, tied: bool) -> Result<(), Problem> {
+fn check_ends(
+    named: &mut Named,
+    family: &Family,
+    config: &Map<String, Json>,
+    tied: bool,
+) -> Result<(), Problem> {
     let output = "output.weight";
     if tied {
         // Some files keep a copy of the embedding under this name.
@@ -250,7 +276,7 @@ fn check_ends(named: &mut Named, config: &Map<String, Json>, tied: bool) -> Resu
             named.by_name.values_mut().filter(|other| **other > index).for_each(|other| *other -= 1);
         }
     } else if named.get(output).is_none() {
-        return Err(Problem::MissingTensor { name: names::name_in_file(&[], output) });
+        return Err(Problem::MissingTensor { name: names::name_in_file(family, output) });
     }
     let rows = named.get("token_embd.weight").and_then(|embedding| embedding.dims.get(1).copied());
     match (rows, config.get("vocab_size")) {

@@ -3,6 +3,9 @@
 
 use serde_json::{Value as Json, json};
 
+use super::fused::Fused;
+use super::gpt_oss;
+use super::llama4;
 use super::rope::RopeRules;
 use super::routed;
 use super::translation::{Translation, missing, unsupported, wrong};
@@ -12,6 +15,7 @@ use crate::model_file::{Meaning, Problem, Value};
 pub(super) type Names = &'static [(&'static str, &'static str)];
 
 /// A family, found by the class that `config.json` names.
+#[derive(Debug)]
 pub(super) struct Family {
     /// `architectures[0]`.
     pub(super) class: &'static str,
@@ -19,12 +23,31 @@ pub(super) struct Family {
     pub(super) architecture: &'static str,
     /// The tensors of its layers.
     pub(super) names: &'static [Names],
+    /// The tensors of its layers that hold several, or another order.
+    pub(super) fused: &'static [Fused],
+    /// Where it is where it is a part of a model.
+    pub(super) nested: Option<Nested>,
+    /// Whether its experts may be in MXFP4.
+    pub(super) mxfp4: bool,
     /// What the weights of its norms are.
     pub(super) norms: Meaning,
     /// Whether the output matrix is the token embedding where the file does not say.
     pub(super) tied: bool,
     /// Translates the configuration.
     pub(super) translate: fn(&mut Translation<'_>) -> Result<(), Problem>,
+}
+
+/// A model of text as a part of one that knows other media, too.
+#[derive(Debug)]
+pub(super) struct Nested {
+    /// The object of `config.json` with its settings.
+    pub(super) settings: &'static str,
+    /// What its tensors' names begin with.
+    pub(super) prefix: &'static str,
+    /// Settings of the other parts.
+    pub(super) other_settings: &'static [&'static str],
+    /// What the names of the other parts' tensors begin with.
+    pub(super) other_tensors: &'static [&'static str],
 }
 
 /// Tensors outside the layers, in every family.
@@ -87,13 +110,25 @@ const PLAIN: Family = Family {
     class: "",
     architecture: "llama",
     names: &[ATTENTION, FEED_FORWARD_NORM, FEED_FORWARD],
+    fused: &[],
+    nested: None,
+    mxfp4: false,
     norms: Meaning::Exact,
     tied: false,
     translate: llama,
 };
 
+const LLAMA4: Family = Family {
+    class: "Llama4ForCausalLM",
+    architecture: "llama4",
+    names: llama4::NAMES,
+    fused: llama4::FUSED,
+    translate: llama4::translate,
+    ..PLAIN
+};
+
 /// All families.
-pub(super) const FAMILIES: [Family; 13] = [
+pub(super) const FAMILIES: [Family; 16] = [
     Family { class: "LlamaForCausalLM", ..PLAIN },
     Family { class: "MistralForCausalLM", translate: mistral, ..PLAIN },
     Family {
@@ -137,6 +172,7 @@ pub(super) const FAMILIES: [Family; 13] = [
         norms: Meaning::LessOne,
         tied: true,
         translate: gemma3,
+        ..PLAIN
     },
     Family {
         class: "CohereForCausalLM",
@@ -175,6 +211,17 @@ pub(super) const FAMILIES: [Family; 13] = [
         translate: routed::glm4_moe,
         ..PLAIN
     },
+    Family {
+        class: "GptOssForCausalLM",
+        architecture: "gpt-oss",
+        names: gpt_oss::NAMES,
+        fused: gpt_oss::FUSED,
+        mxfp4: true,
+        translate: gpt_oss::translate,
+        ..PLAIN
+    },
+    LLAMA4,
+    Family { class: "Llama4ForConditionalGeneration", nested: Some(llama4::TEXT_PART), ..LLAMA4 },
 ];
 
 /// What every family's parser needs.
@@ -353,7 +400,7 @@ const GEMMA_PERIOD: u64 = 6;
 const COHERE_PERIOD: u64 = 4;
 
 /// Windows on all but the last of `period` layers.
-fn periodic_windows(t: &mut Translation<'_>, sizes: &Sizes, period: u64) -> Result<(), Problem> {
+pub(super) fn periodic_windows(t: &mut Translation<'_>, sizes: &Sizes, period: u64) -> Result<(), Problem> {
     t.pass_count("sliding_window", "attention.sliding_window")?;
     let listed = t.layer_types(sizes.layers, |layer| match layer % period == period - 1 {
         true => "full_attention",
@@ -425,11 +472,14 @@ fn any_cohere(t: &mut Translation<'_>) -> Result<Sizes, Problem> {
 }
 
 /// Refuses weights that are kept in a form of their own.
-pub(super) fn refuse_quantised(t: &mut Translation<'_>) -> Result<(), Problem> {
+pub(super) fn refuse_quantised(t: &mut Translation<'_>, family: &Family) -> Result<(), Problem> {
     let Some(value) = t.get("quantization_config") else {
         return Ok(());
     };
     let method = value.get("quant_method").and_then(Json::as_str).unwrap_or("some method");
+    if family.mxfp4 && method == "mxfp4" {
+        return Ok(());
+    }
     let hint =
         ": weights quantised like this cannot be run; use a GGUF file of the model, or its BF16 weights";
     Err(unsupported("quantization_config", method, hint))

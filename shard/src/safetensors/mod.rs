@@ -8,8 +8,11 @@
 
 mod directory;
 mod families;
+mod fused;
+mod gpt_oss;
 mod json;
 pub mod limits;
+mod llama4;
 mod names;
 mod part;
 mod rope;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::families::{ENDS, Family, LAYER_PREFIXES, Names};
-use crate::model_file::{Meaning, Problem, TensorInfo};
+use super::families::{ENDS, Family, LAYER_PREFIXES};
+use super::fused::{self, Waiting};
+use crate::model_file::{Layout, Meaning, Problem, TensorInfo};
 use crate::units::Bytes;
 
 /// Ends of names of tensors that follow from the hyper-parameters, which older files hold all the same.
@@ -40,14 +41,24 @@ enum Meant {
     Unknown,
 }
 
-/// Names the tensors of a family with `experts` experts, and joins those of the experts.
-pub(super) fn named(family: &Family, tensors: Vec<TensorInfo>, experts: u64) -> Result<Named, Problem> {
+/// Names the tensors of a family with `experts` experts, joins those of the experts, and takes apart those that hold
+/// several.
+pub(super) fn named(
+    family: &'static Family,
+    tensors: Vec<TensorInfo>,
+    experts: u64,
+) -> Result<Named, Problem> {
     let mut named = Named::default();
     let mut parts: BTreeMap<String, BTreeMap<u64, TensorInfo>> = BTreeMap::new();
-    for mut tensor in tensors {
+    let mut waiting = Waiting::default();
+    let (tensors, strangers) = own_tensors(family, tensors);
+    for tensor in tensors {
         if DERIVED.iter().any(|end| tensor.name.ends_with(end)) {
             continue;
         }
+        let Some(mut tensor) = waiting.take(family.fused, tensor) else {
+            continue;
+        };
         match meant(family, &tensor.name) {
             Meant::Whole(name) => {
                 if name.ends_with("norm.weight") {
@@ -62,7 +73,7 @@ pub(super) fn named(family: &Family, tensors: Vec<TensorInfo>, experts: u64) -> 
         }
     }
     for (name, mut parts) in parts {
-        let in_file = name_in_file(family.names, &name);
+        let in_file = whole_name(family, &name);
         let parts: Result<Vec<TensorInfo>, Problem> = (0..experts)
             .map(|expert| {
                 let missing = || Problem::MissingTensor { name: in_file.replace('*', &expert.to_string()) };
@@ -71,7 +82,33 @@ pub(super) fn named(family: &Family, tensors: Vec<TensorInfo>, experts: u64) -> 
             .collect();
         named.add(Some(name), joined(in_file, parts?)?);
     }
+    for (name, tensor) in waiting.taken_apart(family.fused)? {
+        // A second form of the same tensor stays unread, and is named as such.
+        let name = (!named.by_name.contains_key(&name)).then_some(name);
+        named.add(name, tensor);
+    }
+    if let Some(nested) = &family.nested {
+        named.tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, nested.prefix));
+    }
+    strangers.into_iter().for_each(|tensor| named.add(None, tensor));
     Ok(named)
+}
+
+/// The tensors of a family that may be a part of a model, with the names that they have where it is whole, and those that
+/// belong to no part of such a model.
+fn own_tensors(family: &Family, tensors: Vec<TensorInfo>) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
+    let Some(nested) = &family.nested else {
+        return (tensors, Vec::new());
+    };
+    let (mut own, mut strangers) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        match tensor.name.strip_prefix(nested.prefix).map(str::to_owned) {
+            Some(name) => own.push(TensorInfo { name, ..tensor }),
+            None if nested.other_tensors.iter().any(|start| tensor.name.starts_with(start)) => {}
+            None => strangers.push(tensor),
+        }
+    }
+    (own, strangers)
 }
 
 /// One tensor of matrices that are all alike.
@@ -86,17 +123,14 @@ fn joined(name: String, parts: Vec<TensorInfo>) -> Result<TensorInfo, Problem> {
     dims.push(parts.len() as u64);
     let bytes: Bytes = parts.iter().map(|part| part.bytes).sum();
     let pieces = parts.into_iter().flat_map(|part| part.pieces).collect();
-    Ok(TensorInfo { name, dims, kind, meaning: Meaning::Exact, bytes, pieces })
+    Ok(TensorInfo { name, dims, kind, meaning: Meaning::Exact, bytes, pieces, layout: Layout::Whole })
 }
 
 fn meant(family: &Family, name: &str) -> Meant {
     if let Some((ours, _)) = ENDS.iter().find(|(_, theirs)| *theirs == name) {
         return Meant::Whole((*ours).to_owned());
     }
-    let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIXES.1).and_then(leading_number) else {
-        return Meant::Unknown;
-    };
-    let Some(rest) = rest.strip_prefix('.') else {
+    let Some((layer, rest)) = layer_of(name) else {
         return Meant::Unknown;
     };
     for (ours, theirs) in family.names.iter().copied().flatten() {
@@ -113,6 +147,17 @@ fn meant(family: &Family, name: &str) -> Meant {
     Meant::Unknown
 }
 
+/// The number of a layer, and the name that one of its tensors has after it.
+pub(super) fn layer_of(name: &str) -> Option<(u64, &str)> {
+    let (layer, rest) = name.strip_prefix(LAYER_PREFIXES.1).and_then(leading_number)?;
+    Some((layer, rest.strip_prefix('.')?))
+}
+
+/// The tensor of a layer with this name after the layer's number.
+pub(super) fn layer_tensor(layer: u64, rest: &str) -> String {
+    format!("{}{layer}.{rest}", LAYER_PREFIXES.1)
+}
+
 /// The number at a text's beginning, and what follows it. A number with zeros before it is none.
 fn leading_number(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -124,15 +169,22 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
 }
 
 /// How a file of a family calls the tensor that a GGUF file calls `name`; a star stands for the number of an expert.
-pub(super) fn name_in_file(names: &[Names], name: &str) -> String {
+pub(super) fn name_in_file(family: &Family, name: &str) -> String {
+    let prefix = family.nested.as_ref().map_or("", |nested| nested.prefix);
+    format!("{prefix}{}", whole_name(family, name))
+}
+
+/// The same, of a model that is no part of another.
+fn whole_name(family: &Family, name: &str) -> String {
     if let Some((_, theirs)) = ENDS.iter().find(|(ours, _)| *ours == name) {
         return (*theirs).to_owned();
     }
     let layered = name.strip_prefix(LAYER_PREFIXES.0).and_then(leading_number);
     let theirs = layered.and_then(|(layer, rest)| {
         let rest = rest.strip_prefix('.')?;
-        let (_, theirs) = names.iter().copied().flatten().find(|(ours, _)| *ours == rest)?;
-        Some(format!("{}{layer}.{theirs}", LAYER_PREFIXES.1))
+        let named = family.names.iter().copied().flatten().find(|(ours, _)| *ours == rest);
+        let theirs = named.map(|(_, theirs)| *theirs).or_else(|| fused::holder(family.fused, rest))?;
+        Some(layer_tensor(layer, theirs))
     });
     theirs.unwrap_or_else(|| name.to_owned())
 }

@@ -127,7 +127,8 @@ fn kind_of(dtype: &str) -> Option<TensorType> {
         "I64" => TensorType::I64,
         "I32" => TensorType::I32,
         "I16" => TensorType::I16,
-        "I8" => TensorType::I8,
+        // Bytes that stand for themselves, such as codes and scales.
+        "I8" | "U8" => TensorType::I8,
         _ => return None,
     })
 }

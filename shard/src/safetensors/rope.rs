@@ -239,8 +239,10 @@ impl<'c> Translation<'c> {
             (None, Some(one), Some(all)) if one != 0.0 && all != 0.0 => usual(one) / usual(all),
             _ => usual(1.0),
         };
-        if let Some(truncate) = members.get("truncate").filter(|truncate| **truncate != Json::Bool(true)) {
-            return Err(unsupported(&members.key("truncate"), truncate, ": only true is"));
+        if let Some(truncate) = members.get("truncate") {
+            let key = members.key("truncate");
+            let whole = truncate.as_bool().ok_or_else(|| wrong(&key, truncate, "true or false"))?;
+            self.put(&key, "rope.scaling.yarn_whole_pairs", Value::Bool(whole));
         }
         for (key, name) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
             if let Some(beta) = members.optional_number(key)?.filter(|beta| *beta != 0.0) {
@@ -305,8 +307,8 @@ fn llama3_divisors(members: &mut Members<'_>, base: Option<f64>, width: u64) -> 
     let (low, high) = (members.positive("low_freq_factor")?, members.positive("high_freq_factor")?);
     let original = members.positive("original_max_position_embeddings")?;
     let base = base.ok_or_else(|| missing("rope_theta"))?;
-    if high <= low {
-        let wanted = format!("above `low_freq_factor`, {low}");
+    if high < low {
+        let wanted = format!("at least `low_freq_factor`, {low}");
         return Err(wrong(&members.key("high_freq_factor"), &Json::from(high), &wanted));
     }
     let divisor = |pair: u64| {
@@ -314,7 +316,7 @@ fn llama3_divisors(members: &mut Members<'_>, base: Option<f64>, width: u64) -> 
         if wave_length < original / high {
             return 1.0;
         }
-        if wave_length > original / low {
+        if wave_length > original / low || high == low {
             return factor as f32;
         }
         let smooth = (original / wave_length - low) / (high - low);

@@ -123,12 +123,24 @@ fn yarn_has_its_magnitude_and_default_betas() {
     };
     let read = |file: &Gguf| rope(attention(&spec_of(file).unwrap(), 0)).clone();
     let rope = read(&yarn());
-    let scaling = RopeScaling::Yarn { factor: 4.0, original_context: 64, beta_fast: 32.0, beta_slow: 1.0 };
+    let scaling = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        whole_pairs: true,
+    };
     assert_eq!((rope.scaling, rope.magnitude), (scaling, 1.0 + 0.1 * 4f32.ln()));
     let rope = read(
         &yarn().key("llama.rope.scaling.attn_factor", 0.5).key("llama.rope.scaling.yarn_beta_fast", 16.0),
     );
-    let scaling = RopeScaling::Yarn { factor: 4.0, original_context: 64, beta_fast: 16.0, beta_slow: 1.0 };
+    let scaling = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context: 64,
+        beta_fast: 16.0,
+        beta_slow: 1.0,
+        whole_pairs: true,
+    };
     assert_eq!((rope.scaling, rope.magnitude), (scaling, 0.5 * (1.0 + 0.1 * 4f32.ln())));
     for key in ["type", "factor", "original_context_length"].map(|key| format!("llama.rope.scaling.{key}")) {
         let message = spec_of(&yarn().without(&key)).unwrap_err().to_string();

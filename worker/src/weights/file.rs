@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
-use brigade_shard::model_file::{Header, Meaning, Piece, Place, TensorInfo};
+use brigade_shard::model_file::{Header, Layout, Meaning, Piece, Place, TensorInfo};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use half::{bf16, f16};
@@ -55,7 +55,7 @@ impl<'a> ModelFiles<'a> {
 /// One tensor in its file.
 pub struct FileTensor<'a> {
     files: &'a ModelFiles<'a>,
-    info: &'a TensorInfo,
+    pub(super) info: &'a TensorInfo,
 }
 
 impl FileTensor<'_> {
@@ -64,7 +64,7 @@ impl FileTensor<'_> {
     /// Fails where a value is not finite: such a file is damaged.
     pub fn floats(&self) -> Result<Vec<f32>, LoadError> {
         let mut bytes = vec![0; self.info.bytes.0 as usize];
-        self.read_pieces(0, &mut bytes)?;
+        self.read_at(0, &mut bytes)?;
         let mut values: Vec<f32> = match self.info.kind {
             TensorType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             TensorType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
@@ -86,9 +86,6 @@ impl FileTensor<'_> {
 
     /// Fills `out` with the tensor's bytes from byte `at` on.
     fn read_pieces(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        if self.files.progress.is_cancelled() {
-            return Err(LoadError::Cancelled);
-        }
         let (mut skipped, mut rest) = (at, out);
         for piece in &self.info.pieces {
             if skipped >= piece.bytes.0 {
@@ -106,7 +103,8 @@ impl FileTensor<'_> {
         Ok(())
     }
 
-    fn read_piece(&self, piece: &Piece, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+    /// Fills `out` with the piece's bytes from byte `at` on.
+    pub(super) fn read_piece(&self, piece: &Piece, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
         match &piece.place {
             Place::File { part, offset } => {
                 let offset = offset + at;
@@ -123,14 +121,21 @@ impl FileTensor<'_> {
             }
             Place::Stated(bytes) => out.copy_from_slice(&bytes[at as usize..][..out.len()]),
         }
-        self.files.progress.add(out.len());
         Ok(())
     }
 }
 
 impl TensorSource for FileTensor<'_> {
     fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        self.read_pieces(at, out)
+        if self.files.progress.is_cancelled() {
+            return Err(LoadError::Cancelled);
+        }
+        match self.info.layout {
+            Layout::Whole => self.read_pieces(at, out)?,
+            Layout::Picked(steps) | Layout::CodesAndScales(steps) => self.pick(steps, at, out)?,
+        }
+        self.files.progress.add(out.len());
+        Ok(())
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {

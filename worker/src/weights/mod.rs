@@ -6,6 +6,7 @@
 mod buffer;
 mod error;
 mod file;
+mod picked;
 mod progress;
 
 use brigade_shard::tensor_type::TensorType;
