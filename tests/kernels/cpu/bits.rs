@@ -1,6 +1,8 @@
 //! Every product gives the bits that are written down here, on any instructions of any processor.
 
+use super::blocks::{self, ActivationBlock, BLOCK, RowFormat};
 use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
+use super::{codebooks, super_blocks};
 use crate::exponential::exp;
 use crate::simd::{Simd, add_dot, kernel};
 
@@ -47,21 +49,27 @@ enum Scales {
     Halves(&'static [usize]),
     /// An exponent in the first byte.
     Exponent,
+    /// A half-precision number in the high four bits of four 16-bit words from this byte on.
+    Quarters(usize),
 }
 
 /// Blocks of a format, as in a file.
 struct Blocks {
     scales: Scales,
+    /// Values of a block.
+    values: usize,
+    /// Bytes of a block.
+    bytes: usize,
     /// Seed of random blocks.
     seed: u64,
 }
 
 impl Blocks {
-    /// A panel's rows of `width` values. Scales are random below 2, or `scale`; everything else is random, or `fill`.
-    fn rows<F: PanelFormat>(&self, width: usize, fill: Option<u8>, scale: Option<u16>) -> Vec<u8> {
+    /// Sixteen rows of `width` values. Scales are random below 2, or `scale`; everything else is random, or `fill`.
+    fn rows(&self, width: usize, fill: Option<u8>, scale: Option<u16>) -> Vec<u8> {
         let mut random = Random(self.seed);
-        let mut rows = random.bytes(PANEL_ROWS * width / F::VALUES * F::BYTES);
-        for block in rows.chunks_exact_mut(F::BYTES) {
+        let mut rows = random.bytes(PANEL_ROWS * width / self.values * self.bytes);
+        for block in rows.chunks_exact_mut(self.bytes) {
             if let Some(fill) = fill {
                 block.fill(fill);
             }
@@ -71,6 +79,14 @@ impl Blocks {
                         // A number below 2, of either sign.
                         let random = u16::from_le_bytes([block[at], block[at + 1]]) & 0xBFFF;
                         block[at..at + 2].copy_from_slice(&scale.unwrap_or(random).to_le_bytes());
+                    }
+                }
+                Scales::Quarters(at) => {
+                    block[at + 7] &= 0xBF;
+                    for (i, word) in block[at..at + 8].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                        if let Some(scale) = scale {
+                            word[1] = word[1] & 15 | ((scale >> (4 * i)) as u8) << 4;
+                        }
                     }
                 }
                 Scales::Exponent => block[0] = scale.map_or(block[0] % 16 + 116, |scale| scale as u8),
@@ -99,8 +115,11 @@ fn activations(rows: usize, width: usize) -> Vec<f32> {
     all
 }
 
+/// Products of each row of activations with 16 rows of weights.
+type Products = Vec<[f32; PANEL_ROWS]>;
+
 /// Products of rows of a format, each of the rows of activations alone or several at once; the bits must be the same.
-fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Vec<[f32; PANEL_ROWS]> {
+fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Products {
     let row_bytes = rows.len() / PANEL_ROWS;
     let mut panel = vec![0; rows.len()];
     panels::interleave::<F>(rows, row_bytes, PANEL_ROWS, &mut panel);
@@ -123,13 +142,28 @@ fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32])
     alone
 }
 
+/// The same for a format whose rows are not kept in panels.
+fn row_product<F: RowFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Products {
+    let mut rounded = vec![ActivationBlock::ZERO; input.len() / BLOCK];
+    blocks::quantise(simd, input, &mut rounded);
+    let input: Vec<_> = rounded.chunks_exact(width / BLOCK).collect();
+    let mut products = vec![[0.0; PANEL_ROWS]; input.len()];
+    for (o, weights) in rows.chunks_exact(rows.len() / PANEL_ROWS).enumerate() {
+        for (r, input) in input.iter().enumerate() {
+            [products[r][o]] = F::products::<1>(simd, weights, [input]);
+        }
+        for (r, input) in input.as_chunks::<4>().0.iter().enumerate() {
+            for (k, together) in F::products::<4>(simd, weights, *input).iter().enumerate() {
+                let alone = products[4 * r + k][o];
+                assert_eq!(hash(SEED, &[*together]), hash(SEED, &[alone]), "{simd:?}, row {}", 4 * r + k);
+            }
+        }
+    }
+    products
+}
+
 /// The same for a format of single numbers.
-fn float_product<F: FloatFormat>(
-    simd: Simd,
-    rows: &[u8],
-    width: usize,
-    input: &[f32],
-) -> Vec<[f32; PANEL_ROWS]> {
+fn float_product<F: FloatFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Products {
     let mut panel = vec![0; rows.len()];
     panels::interleave_floats::<F>(rows, rows.len() / PANEL_ROWS, PANEL_ROWS, &mut panel);
     let row = |r: usize| &input[r * width..][..width];
@@ -162,12 +196,17 @@ fn hold(what: &str, wanted: u64, product: impl Fn(Simd) -> u64) {
     }
 }
 
-fn quantised<F: PanelFormat>(name: &str, blocks: Blocks, wanted: [u64; 2]) {
+fn quantised(
+    name: &str,
+    blocks: Blocks,
+    wanted: [u64; 2],
+    product: fn(Simd, &[u8], usize, &[f32]) -> Products,
+) {
     const WIDTH: usize = 768;
     let input = activations(ROWS, WIDTH);
-    let rows = blocks.rows::<F>(WIDTH, None, None);
+    let rows = blocks.rows(WIDTH, None, None);
     hold(&format!("{name}, random blocks"), wanted[0], |simd| {
-        let products = product::<F>(simd, &rows, WIDTH, &input);
+        let products = product(simd, &rows, WIDTH, &input);
         assert!(products.as_flattened().iter().all(|y| y.is_finite()), "{name}");
         hash(SEED, products.as_flattened())
     });
@@ -175,43 +214,60 @@ fn quantised<F: PanelFormat>(name: &str, blocks: Blocks, wanted: [u64; 2]) {
     let scales = [0, 0x8000, 1, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0x7E01].map(Some);
     let extremes: Vec<_> = [None, Some(0), Some(255), Some(127), Some(128)]
         .into_iter()
-        .flat_map(|fill| scales.map(|scale| blocks.rows::<F>(WIDTH, fill, scale)))
+        .flat_map(|fill| scales.map(|scale| blocks.rows(WIDTH, fill, scale)))
         .collect();
     hold(&format!("{name}, extreme blocks"), wanted[1], |simd| {
         extremes
             .iter()
-            .fold(SEED, |so_far, rows| hash(so_far, product::<F>(simd, rows, WIDTH, &input).as_flattened()))
+            .fold(SEED, |so_far, rows| hash(so_far, product(simd, rows, WIDTH, &input).as_flattened()))
     });
 }
 
 macro_rules! quantised {
-    ($($name:ident: $scales:expr, seed $seed:literal, $wanted:expr;)*) => {$(
+    ($product:ident, $format:ident; $($name:ident in $module:ident: $scales:expr, seed $seed:literal, $wanted:expr;)*) => {$(
         #[test]
         #[expect(non_snake_case, reason = "these are the formats' own names")]
         fn $name() {
-            quantised::<panels::$name>(stringify!($name), Blocks { scales: $scales, seed: $seed }, $wanted);
+            use $module::$name as Format;
+            let (values, bytes) = (<Format as $format>::VALUES, <Format as $format>::BYTES);
+            let blocks = Blocks { scales: $scales, values, bytes, seed: $seed };
+            quantised(stringify!($name), blocks, $wanted, $product::<Format>);
         }
     )*};
 }
 
 mod formats {
-    use super::Scales::{Exponent, Halves};
+    use super::Scales::{Exponent, Halves, Quarters};
     use super::*;
 
     quantised! {
-        Q4_0: Halves(&[0]), seed 1, [0xBA6F_04EE_8EA6_01E6, 0x8858_523E_60D9_C372];
-        Q4_1: Halves(&[0, 2]), seed 2, [0x4303_50F4_6225_AF0B, 0x9825_D378_552A_AAFC];
-        Q5_0: Halves(&[0]), seed 3, [0xD54E_FAD0_A9DF_138D, 0xBEF2_03A9_E3E2_A9AD];
-        Q5_1: Halves(&[0, 2]), seed 4, [0x05D8_2D9C_CD3F_F99A, 0xC935_2007_CED2_0174];
-        Q8_0: Halves(&[0]), seed 5, [0xD8C9_6FC6_19A8_A9E0, 0x39CA_30A9_F050_0A9D];
-        IQ4_NL: Halves(&[0]), seed 6, [0x27E7_804B_E93F_FA55, 0x5F67_AD67_832A_542A];
-        MXFP4: Exponent, seed 7, [0x1E25_9006_0138_21F4, 0x8DF4_6D42_36E9_CA01];
-        Q2K: Halves(&[80, 82]), seed 8, [0xBD77_1749_D925_6C1D, 0x149A_2473_3C75_CAF1];
-        Q3K: Halves(&[108]), seed 9, [0x14C5_A03B_6901_AF71, 0xD08A_7D59_C69D_9339];
-        Q4K: Halves(&[0, 2]), seed 10, [0xEC12_408F_9362_816A, 0xB37C_DE7F_DC2F_58FC];
-        Q5K: Halves(&[0, 2]), seed 11, [0x4AF8_5CA3_20DE_9F2F, 0x7286_E607_0996_DE32];
-        Q6K: Halves(&[208]), seed 12, [0x2FD7_9DF1_32D7_7714, 0xADC7_0723_A23D_46AA];
-        IQ4_XS: Halves(&[0]), seed 13, [0xE669_CC4F_7EF7_7650, 0x6CC2_7B9A_5C61_B2AD];
+        product, PanelFormat;
+        Q4_0 in panels: Halves(&[0]), seed 1, [0xBA6F_04EE_8EA6_01E6, 0x8858_523E_60D9_C372];
+        Q4_1 in panels: Halves(&[0, 2]), seed 2, [0x4303_50F4_6225_AF0B, 0x9825_D378_552A_AAFC];
+        Q5_0 in panels: Halves(&[0]), seed 3, [0xD54E_FAD0_A9DF_138D, 0xBEF2_03A9_E3E2_A9AD];
+        Q5_1 in panels: Halves(&[0, 2]), seed 4, [0x05D8_2D9C_CD3F_F99A, 0xC935_2007_CED2_0174];
+        Q8_0 in panels: Halves(&[0]), seed 5, [0xD8C9_6FC6_19A8_A9E0, 0x39CA_30A9_F050_0A9D];
+        IQ4_NL in panels: Halves(&[0]), seed 6, [0x27E7_804B_E93F_FA55, 0x5F67_AD67_832A_542A];
+        MXFP4 in panels: Exponent, seed 7, [0x1E25_9006_0138_21F4, 0x8DF4_6D42_36E9_CA01];
+        Q2K in panels: Halves(&[80, 82]), seed 8, [0xBD77_1749_D925_6C1D, 0x149A_2473_3C75_CAF1];
+        Q3K in panels: Halves(&[108]), seed 9, [0x14C5_A03B_6901_AF71, 0xD08A_7D59_C69D_9339];
+        Q4K in panels: Halves(&[0, 2]), seed 10, [0xEC12_408F_9362_816A, 0xB37C_DE7F_DC2F_58FC];
+        Q5K in panels: Halves(&[0, 2]), seed 11, [0x4AF8_5CA3_20DE_9F2F, 0x7286_E607_0996_DE32];
+        Q6K in panels: Halves(&[208]), seed 12, [0x2FD7_9DF1_32D7_7714, 0xADC7_0723_A23D_46AA];
+        IQ4_XS in panels: Halves(&[0]), seed 13, [0xE669_CC4F_7EF7_7650, 0x6CC2_7B9A_5C61_B2AD];
+    }
+
+    quantised! {
+        row_product, RowFormat;
+        TQ1_0 in super_blocks: Halves(&[52]), seed 14, [0x931B_A486_38BC_7D53, 0x1986_515F_033A_2931];
+        TQ2_0 in super_blocks: Halves(&[64]), seed 15, [0x9100_BB81_5E64_975A, 0x1AEF_DBFC_BAEE_96C1];
+        IQ1_S in codebooks: Halves(&[0]), seed 16, [0x572C_8640_A848_D1CB, 0xEB9D_6AD1_2A4F_CA4A];
+        IQ1_M in codebooks: Quarters(48), seed 17, [0x8040_F5B6_13CC_8463, 0x9D2A_D9B3_8D9A_61AC];
+        IQ2_XXS in codebooks: Halves(&[0]), seed 18, [0xBCA6_AE05_F57B_007F, 0xC978_57A2_C34A_94F6];
+        IQ2_XS in codebooks: Halves(&[0]), seed 19, [0xC1CC_6479_4971_3B22, 0x2D5E_E339_837E_8E7C];
+        IQ2_S in codebooks: Halves(&[0]), seed 20, [0x8F4E_9CAE_AFCD_5BA2, 0x850C_8A71_A30B_27E0];
+        IQ3_XXS in codebooks: Halves(&[0]), seed 21, [0xE285_3963_5183_44BC, 0xEAA4_077F_5517_B772];
+        IQ3_S in codebooks: Halves(&[0]), seed 22, [0xB8A6_74CB_D776_5FC1, 0xEC64_DCCE_3FA4_FB02];
     }
 }
 

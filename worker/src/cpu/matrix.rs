@@ -13,9 +13,6 @@ use super::super_blocks;
 use crate::simd::Simd;
 use crate::weights::{LoadError, READ_BYTES, TensorSource, WeightBuffer};
 
-/// Values in a block of the IQ and TQ formats that are kept in rows.
-pub(crate) const SUPER_BLOCK: usize = 256;
-
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
 const TILE_ROWS: usize = 16;
 

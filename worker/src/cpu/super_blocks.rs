@@ -4,8 +4,10 @@
 //! A block is unpacked to 256 integers and 16 scales, of which each 32 integers meet one block of activations.
 
 use super::blocks::{self, ActivationBlock, BLOCK, RowFormat, widen};
-use super::matrix::SUPER_BLOCK;
 use crate::simd::Simd;
+
+/// Values in a block.
+pub(super) const SUPER_BLOCK: usize = 256;
 
 /// Neighbours that share a scale.
 pub(super) const RUN: usize = 16;
@@ -42,7 +44,7 @@ pub(super) trait SuperFormat {
 macro_rules! row_formats {
     ($($name:ty),*) => {$(
         impl RowFormat for $name {
-            const VALUES: usize = $crate::cpu::matrix::SUPER_BLOCK;
+            const VALUES: usize = $crate::cpu::super_blocks::SUPER_BLOCK;
             const BYTES: usize = <$name as SuperFormat>::SIZE;
 
             fn dequantise(row: &[u8], out: &mut [f32]) {
@@ -132,8 +134,11 @@ pub(super) fn products<F: SuperFormat, const R: usize>(
         // SAFETY: these exist only where detection found AVX2 and F16C.
         Simd::Avx2(_) | Simd::Avx512(_) => unsafe { products_avx2::<F, R>(weights, activations) },
         #[cfg(target_arch = "aarch64")]
-        // What the target guarantees is NEON.
-        Simd::Neon(_) | Simd::Dotprod(_) => products_portable::<F, R>(weights, activations),
+        // SAFETY: a `Neon` exists only where detection found NEON.
+        Simd::Neon(_) => unsafe { products_neon::<F, R>(weights, activations) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Dotprod` exists only where detection found NEON and its dot products.
+        Simd::Dotprod(_) => unsafe { products_dotprod::<F, R>(weights, activations) },
     }
 }
 
@@ -193,4 +198,84 @@ fn products_avx2<F: SuperFormat, const R: usize>(
     }
     // SAFETY: this function has AVX2.
     lanes.map(|lanes| _mm_cvtss_f32(unsafe { blocks::avx2::sum(lanes) }))
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn products_neon<F: SuperFormat, const R: usize>(
+    weights: &[u8],
+    activations: [&[ActivationBlock]; R],
+) -> [f32; R] {
+    neon::products::<F, false, R>(weights, activations)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn products_dotprod<F: SuperFormat, const R: usize>(
+    weights: &[u8],
+    activations: [&[ActivationBlock]; R],
+) -> [f32; R] {
+    neon::products::<F, true, R>(weights, activations)
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    //! The same on NEON: lanes 0..4 and 4..8, which belong to either half of a part.
+
+    use std::arch::aarch64::*;
+
+    use super::{ActivationBlock, BLOCK, Codes, SUPER_BLOCK, SuperFormat};
+    use crate::cpu::panels::add_dots;
+
+    /// `products_portable`, bit for bit. Needs NEON, and with `DOTPROD` its dot products of bytes.
+    #[inline(always)]
+    pub(super) fn products<F: SuperFormat, const DOTPROD: bool, const R: usize>(
+        weights: &[u8],
+        activations: [&[ActivationBlock]; R],
+    ) -> [f32; R] {
+        const PARTS: usize = SUPER_BLOCK / BLOCK;
+        // SAFETY: the callers have NEON.
+        let (zeros, none) = unsafe { (vdupq_n_f32(0.0), vdupq_n_s32(0)) };
+        let mut lanes = [[zeros; 2]; R];
+        let mut unpacked = Codes::ZERO;
+        for (i, block) in weights.chunks_exact(F::SIZE).enumerate() {
+            F::unpack(block, &mut unpacked);
+            let scales = unpacked.scales.as_chunks::<2>().0;
+            for (part, (codes, scales)) in
+                unpacked.codes.as_chunks::<BLOCK>().0.iter().zip(scales).enumerate()
+            {
+                let codes = load(codes);
+                for r in 0..R {
+                    let activation = &activations[r][i * PARTS + part];
+                    let values = load(&activation.values);
+                    for half in 0..2 {
+                        let sums = add_dots::<DOTPROD>(none, codes[half], values[half]);
+                        let factor = scales[half] * activation.scale;
+                        // SAFETY: the callers have NEON.
+                        lanes[r][half] = unsafe {
+                            let share = vmulq_n_f32(vcvtq_f32_s32(sums), factor);
+                            vaddq_f32(lanes[r][half], share)
+                        };
+                    }
+                }
+            }
+        }
+        let mut products = [0.0; R];
+        for r in 0..R {
+            // SAFETY: the callers have NEON.
+            products[r] = unsafe {
+                let four = vaddq_f32(lanes[r][0], lanes[r][1]);
+                let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+                vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
+            };
+        }
+        products
+    }
+
+    /// The halves of a part.
+    #[inline(always)]
+    fn load(bytes: &[i8; BLOCK]) -> [int8x16_t; 2] {
+        // SAFETY: the array holds the 32 bytes that are read; the callers have NEON.
+        unsafe { [vld1q_s8(bytes.as_ptr()), vld1q_s8(bytes.as_ptr().add(BLOCK / 2))] }
+    }
 }

@@ -25,6 +25,8 @@ mod x86;
 pub(crate) use activations::{ActivationRow, QuantisedRows};
 pub(super) use floats::*;
 pub(super) use formats::*;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::add_dots;
 pub(super) use product::{MOST_ROWS, products};
 
 /// Rows of a panel.

@@ -24,15 +24,45 @@ macro_rules! all {
     };
 }
 
-/// Adds the products of four neighbouring codes with group `LANE` of 16 activations to each integer.
+/// Adds the products of four neighbouring codes with as many activations, -127..=127, to each integer. Needs NEON, and
+/// with `DOTPROD` its dot products of bytes.
 #[inline(always)]
-fn dot<const DOTPROD: bool, const LANE: i32>(
+pub(in crate::cpu) fn add_dots<const DOTPROD: bool>(
+    mut sum: int32x4_t,
+    codes: int8x16_t,
+    activations: int8x16_t,
+) -> int32x4_t {
+    if DOTPROD {
+        // The intrinsics, `vdotq_s32` and `vdotq_laneq_s32`, are not stable yet.
+        // SAFETY: the caller has dot products of bytes.
+        unsafe {
+            asm!(
+                "sdot {sum:v}.4s, {codes:v}.16b, {activations:v}.16b",
+                sum = inout(vreg) sum,
+                codes = in(vreg) codes,
+                activations = in(vreg) activations,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        return sum;
+    }
+    // SAFETY: the caller has NEON.
+    unsafe {
+        // 128 * 127 * 2 fits 16 bits, so the sums of pairs are exact.
+        let low = vmull_s8(vget_low_s8(codes), vget_low_s8(activations));
+        let high = vmull_high_s8(codes, activations);
+        vpadalq_s16(sum, vpaddq_s16(low, high))
+    }
+}
+
+/// The same with group `LANE` of 16 activations for all.
+#[inline(always)]
+fn add_dots_with<const DOTPROD: bool, const LANE: i32>(
     mut sum: int32x4_t,
     codes: uint8x16_t,
     activations: int8x16_t,
 ) -> int32x4_t {
     if DOTPROD {
-        // The intrinsic, `vdotq_laneq_s32`, is not stable yet.
         // SAFETY: by the contract of `Lanes` the processor has dot products of bytes.
         unsafe {
             asm!(
@@ -48,13 +78,8 @@ fn dot<const DOTPROD: bool, const LANE: i32>(
     }
     // SAFETY: by the contract of `Lanes` the processor has NEON.
     unsafe {
-        let codes = vreinterpretq_s8_u8(codes);
         let group = vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(activations));
-        let group = vreinterpretq_s8_s32(group);
-        // 128 * 127 * 2 fits 16 bits, so the sums of pairs are exact.
-        let low = vmull_s8(vget_low_s8(codes), vget_low_s8(group));
-        let high = vmull_high_s8(codes, group);
-        vpadalq_s16(sum, vpaddq_s16(low, high))
+        add_dots::<false>(sum, vreinterpretq_s8_u8(codes), vreinterpretq_s8_s32(group))
     }
 }
 
@@ -95,10 +120,10 @@ fn widen_high(halves: uint16x8_t) -> float32x4_t {
 macro_rules! dots {
     ($lane:literal, $dotprod:ident, $sum:ident, $codes:ident, $values:ident) => {
         [
-            dot::<$dotprod, $lane>($sum[0], $codes[0], $values),
-            dot::<$dotprod, $lane>($sum[1], $codes[1], $values),
-            dot::<$dotprod, $lane>($sum[2], $codes[2], $values),
-            dot::<$dotprod, $lane>($sum[3], $codes[3], $values),
+            add_dots_with::<$dotprod, $lane>($sum[0], $codes[0], $values),
+            add_dots_with::<$dotprod, $lane>($sum[1], $codes[1], $values),
+            add_dots_with::<$dotprod, $lane>($sum[2], $codes[2], $values),
+            add_dots_with::<$dotprod, $lane>($sum[3], $codes[3], $values),
         ]
     };
 }
