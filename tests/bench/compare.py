@@ -234,6 +234,8 @@ def main():
     args = arguments()
     args.work.mkdir(parents=True, exist_ok=True)
     python, worker = llama_python(args), our_worker(args)
+    if os.getloadavg()[0] > QUIET_LOAD:
+        say(f"warning: the load is {os.getloadavg()[0]:.1f}; where other programs compute, llama.cpp's threads wait for each other for minutes")
     for name in args.files:
         model(name, python, args)
     began, items = datetime.datetime.now(datetime.timezone.utc), []

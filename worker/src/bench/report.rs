@@ -205,15 +205,16 @@ fn note(record: &Record) -> String {
     let read =
         record.read_file_ms.map_or_else(String::new, |ms| format!(" (merely reading the file: {ms:.0} ms)"));
     format!(
-        "-t {} -b {}: loaded in {:.0} ms{read}; memory at most {}, of {} weights, {} cache and 48 MiB = {}; \
+        "-t {} -b {}: loaded in {:.0} ms{read}; memory at most {:.0} MiB, of {:.0} weights, {:.0} cache and \
+         48 = {:.0}; \
          memory gives {:.1} GB/s.",
         record.n_threads,
         record.n_batch,
         record.load_ms,
-        Bytes(record.peak_resident),
-        Bytes(record.model_size),
-        Bytes(record.cache_size),
-        Bytes(record.resident_limit),
+        Bytes(record.peak_resident).as_mib(),
+        Bytes(record.model_size).as_mib(),
+        Bytes(record.cache_size).as_mib(),
+        Bytes(record.resident_limit).as_mib(),
         record.memory_bytes_per_s / 1e9,
     )
 }
