@@ -9,7 +9,7 @@ use std::{fs, iter};
 
 use brigade_proto::control::CacheDtype;
 use brigade_shard::model_file::Header;
-use brigade_shard::spec::ModelSpec;
+use brigade_shard::spec::{Attention, ModelSpec, Temperature};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
 use brigade_tests::chain::Chain;
@@ -222,6 +222,7 @@ fn may_be_missing(family: &str, key: &str) -> bool {
         // model.
         "moe_layers" | "layer_types" | "for_llm_compressor" => family == "llama4",
         "no_rope_layers" | "no_rope_layer_interval" => family == "llama4",
+        "attn_temperature_tuning" | "floor_scale" | "attn_scale" => family == "llama4",
         "vision_config" | "boi_token_index" | "eoi_token_index" | "image_token_index" => family == "llama4",
         "qk_head_dim" | "head_dim" | "rope_interleave" | "topk_method" => family == "deepseek_v3",
         // Without it every layer sees everything.
@@ -401,6 +402,33 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         let message = said(&model);
         assert!(message.contains(word), "{name} with another `{key}`: {message}");
     }
+}
+
+#[test]
+fn llama_4_relies_on_what_its_class_does_where_published_files_say_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = variant("llama4").made(folder.path());
+    let whole = config(&model);
+    let temperature = |tuning: Value| {
+        let mut config = whole.clone();
+        for key in ["attn_temperature_tuning", "floor_scale", "attn_scale"] {
+            config.remove(key);
+        }
+        config.insert("no_rope_layers".to_owned(), json!([]));
+        config.insert("attn_temperature_tuning".to_owned(), tuning);
+        set_config(&model, &config);
+        let spec = read(&model).unwrap();
+        let blind: Vec<_> = spec.layers.iter().map(|layer| layer.attention.rope().is_none()).collect();
+        assert_eq!(blind, [false, false, false, true, false]);
+        match &spec.layers[3].attention {
+            Attention::Grouped(attention) => attention.temperature,
+            Attention::Latent(_) => None,
+        }
+    };
+    let usual = Some(Temperature { period: 8192, scale: 0.1 });
+    assert_eq!(temperature(Value::Null), usual);
+    assert_eq!(temperature(json!(4)), usual);
+    assert_eq!(temperature(json!(0)), None);
 }
 
 #[test]

@@ -250,6 +250,7 @@ pub(super) fn common_sizes(t: &mut Translation<'_>) -> Result<Sizes, Problem> {
     let heads = t.pass_count("num_attention_heads", "attention.head_count")?;
     t.allow("is_encoder_decoder", &json!(false))?;
     t.allow("add_cross_attention", &json!(false))?;
+    t.allow("pruned_heads", &json!({}))?;
     Ok(Sizes { layers, context, head: hidden.checked_div(heads).unwrap_or(0) })
 }
 

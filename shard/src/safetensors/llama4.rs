@@ -96,8 +96,7 @@ fn kinds_of_layers(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem
         None => None,
     };
     let period = match listed {
-        // Files with an empty list rely on the interval that the class has.
-        Some([]) => stated.unwrap_or(PERIOD),
+        None | Some([]) => stated.unwrap_or(PERIOD),
         Some(turned) => {
             if turned.len() as u64 != sizes.layers {
                 let wanted = format!("one entry for each of the {} layers", sizes.layers);
@@ -111,8 +110,6 @@ fn kinds_of_layers(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem
             }
             period
         }
-        None => stated
-            .ok_or_else(|| Problem::MissingEither { first: list.to_owned(), second: interval.to_owned() })?,
     };
     if period == 0 {
         return Err(wrong(interval, &json!(0), "at least 1"));
@@ -125,18 +122,27 @@ fn kinds_of_layers(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem
     Ok(())
 }
 
-/// One layer of so many has no rope where the configuration does not say.
+/// One layer of so many has no rope where the configuration does not say: published files rely on it.
 const PERIOD: u64 = 4;
 
-/// How queries without rope get sharper with their position, if they do.
+/// How queries without rope get sharper with their position, if they do. Published files may rely on what the class does,
+/// which is what GGUF files rely on, too.
 fn temperature(t: &mut Translation<'_>) -> Result<(), Problem> {
     let key = "attn_temperature_tuning";
-    let tuned = match t.get(key).ok_or_else(|| missing(key))? {
-        Json::Bool(tuned) => *tuned,
+    let tuned = match t.get(key) {
+        None => None,
+        Some(Json::Bool(tuned)) => Some(*tuned),
         // Older files have a number.
-        number => count_of(key, number)? > 0,
+        Some(number) => Some(count_of(key, number)? > 0),
     };
-    t.put(key, "attention.temperature", Value::Bool(tuned));
-    t.pass_count("floor_scale", "attention.temperature_period")?;
-    t.pass_number("attn_scale", "attention.temperature_scale")
+    if let Some(tuned) = tuned {
+        t.put(key, "attention.temperature", Value::Bool(tuned));
+    }
+    if let Some(period) = t.optional_count("floor_scale")? {
+        t.put("floor_scale", "attention.temperature_period", Value::Unsigned(period));
+    }
+    if let Some(scale) = t.optional_number("attn_scale")? {
+        t.put("attn_scale", "attention.temperature_scale", Value::Float(scale));
+    }
+    Ok(())
 }

@@ -47,6 +47,46 @@ const HARMLESS: [&str; 33] = [
     "use_cache",
 ];
 
+/// Keys that older transformers write into every object, for generation, for training, and for models of other kinds.
+const OF_ANY_MODEL: [&str; 36] = [
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torchscript",
+    "typical_p",
+    "use_bfloat16",
+];
+
 /// What follows from `config.json`, as far as it has been read.
 pub(super) struct Translation<'c> {
     config: &'c Map<String, Json>,
@@ -62,7 +102,8 @@ pub(super) struct Translation<'c> {
 impl<'c> Translation<'c> {
     /// Begins the translation for a family that is called `architecture` in GGUF files.
     pub(super) fn new(config: &'c Map<String, Json>, architecture: &'static str) -> Translation<'c> {
-        let read = HARMLESS.iter().map(|key| (*key).to_owned()).collect();
+        let harmless = HARMLESS.iter().chain(&OF_ANY_MODEL);
+        let read = harmless.map(|key| (*key).to_owned()).collect();
         let metadata =
             BTreeMap::from([("general.architecture".to_owned(), Value::Str(architecture.to_owned()))]);
         let (spellings, stated) = (BTreeMap::new(), Vec::new());
