@@ -132,7 +132,7 @@ pub(in crate::cpu) fn float_products<F: FloatFormat, const R: usize>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
-    walk::<F, Avx2, R>(panel, rows)
+    in_twos::<F, Avx2, R>(panel, rows)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -144,7 +144,25 @@ fn avx512<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 fn neon<F: FloatFormat, const R: usize>(panel: &[u8], rows: [&[f32]; R]) -> [[f32; PANEL_ROWS]; R] {
-    walk::<F, Neon<false, false>, R>(panel, rows)
+    in_twos::<F, Neon<false, false>, R>(panel, rows)
+}
+
+/// Two rows of activations after two others: the sums of more, a pair for each, are more than the registers of AVX2 or NEON
+/// hold.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn in_twos<F: FloatFormat, L: Lanes, const R: usize>(
+    panel: &[u8],
+    rows: [&[f32]; R],
+) -> [[f32; PANEL_ROWS]; R] {
+    let mut products = [[0.0; PANEL_ROWS]; R];
+    for (rows, products) in rows.as_chunks().0.iter().zip(products.as_chunks_mut().0) {
+        *products = walk::<F, L, 2>(panel, *rows);
+    }
+    if const { R % 2 == 1 } {
+        [products[R - 1]] = walk::<F, L, 1>(panel, [rows[R - 1]]);
+    }
+    products
 }
 
 #[inline(always)]
