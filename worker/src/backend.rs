@@ -282,7 +282,7 @@ pub trait Backend: Send + Sized {
     /// Lets each row's queries look at the positions of its sequence that the shape lets it see: softmax(q k^T scale) v
     /// per head. A sink, one per head, is one more score in the softmax that no value belongs to.
     fn attend(
-        &self,
+        &mut self,
         cache: &Self::Cache,
         batch: &Batch,
         shape: AttentionShape,

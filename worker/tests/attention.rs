@@ -44,7 +44,7 @@ impl Sequence {
     }
 
     /// A cache that holds all positions.
-    fn cache(&self, backend: &CpuBackend) -> CpuCache {
+    fn cache(&self, backend: &mut CpuBackend) -> CpuCache {
         let shape = CacheShape {
             pages: self.positions.div_ceil(32),
             kv_heads: KV_HEADS,
@@ -65,7 +65,7 @@ impl Sequence {
     /// What the rows of some positions see, `[positions, HEADS * VALUE_WIDTH]`.
     fn attend(
         &self,
-        backend: &CpuBackend,
+        backend: &mut CpuBackend,
         visibility: Visibility,
         sinks: Option<&[f32]>,
         positions: Range<usize>,
@@ -126,7 +126,7 @@ const SINKS: [f32; HEADS] = [-2.0, 0.5, 3.0, 60.0];
 #[test]
 fn each_position_sees_its_window_or_chunk_and_sinks_take_their_share() {
     let sequence = Sequence::new(150);
-    let backend = CpuBackend::new(2).unwrap();
+    let mut backend = CpuBackend::new(2).unwrap();
     let visible = [
         Visibility::All,
         Visibility::Window(1),
@@ -137,7 +137,7 @@ fn each_position_sees_its_window_or_chunk_and_sinks_take_their_share() {
     ];
     for visibility in visible {
         for sinks in [None, Some(&SINKS[..])] {
-            let found = sequence.attend(&backend, visibility, sinks, 0..150);
+            let found = sequence.attend(&mut backend, visibility, sinks, 0..150);
             for (position, found) in found.chunks(HEADS * VALUE_WIDTH).enumerate() {
                 let exact = sequence.exact(position, seen(visibility, position), sinks);
                 let what = format!("{visibility:?}, sinks {sinks:?}, position {position}");
@@ -150,7 +150,7 @@ fn each_position_sees_its_window_or_chunk_and_sinks_take_their_share() {
 #[test]
 fn a_chunk_of_8192_ends_where_the_next_begins() {
     let sequence = Sequence::new(8200);
-    let found = sequence.attend(&CpuBackend::new(2).unwrap(), Visibility::Chunk(8192), None, 8190..8200);
+    let found = sequence.attend(&mut CpuBackend::new(2).unwrap(), Visibility::Chunk(8192), None, 8190..8200);
     for (position, found) in (8190..8200).zip(found.chunks(HEADS * VALUE_WIDTH)) {
         let first = if position < 8192 { 0 } else { 8192 };
         let exact = sequence.exact(position, first..position + 1, None);
@@ -162,13 +162,14 @@ fn a_chunk_of_8192_ends_where_the_next_begins() {
 fn attention_gives_the_same_bits_alone_and_among_others_on_any_threads_and_instructions() {
     let sequence = Sequence::new(150);
     for visibility in [Visibility::All, Visibility::Window(37), Visibility::Chunk(40)] {
-        let portable = CpuBackend::with_simd(1, Simd::Portable).unwrap();
-        let expected = sequence.attend(&portable, visibility, Some(&SINKS), 0..150);
-        let backend = CpuBackend::new(3).unwrap();
+        let mut portable = CpuBackend::with_simd(1, Simd::Portable).unwrap();
+        let expected = sequence.attend(&mut portable, visibility, Some(&SINKS), 0..150);
+        let mut backend = CpuBackend::new(3).unwrap();
         for cut in [1, 31, 32, 75, 150] {
             let parts = [0..cut, cut..150].into_iter().filter(|part| !part.is_empty());
-            let found: Vec<f32> =
-                parts.flat_map(|part| sequence.attend(&backend, visibility, Some(&SINKS), part)).collect();
+            let found: Vec<f32> = parts
+                .flat_map(|part| sequence.attend(&mut backend, visibility, Some(&SINKS), part))
+                .collect();
             assert_eq!(found, expected, "{visibility:?} cut at {cut}");
         }
     }

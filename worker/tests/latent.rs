@@ -131,7 +131,7 @@ fn parts_of_heads_are_put_side_by_side() {
 }
 
 /// Attention of many heads to one, with the values at the end of the keys or apart.
-fn attended(backend: &CpuBackend, values_in_keys: bool, dtype: CacheDtype) -> Vec<f32> {
+fn attended(backend: &mut CpuBackend, values_in_keys: bool, dtype: CacheDtype) -> Vec<f32> {
     const QUERY_HEADS: usize = 37;
     let (key_width, value_width, positions) = (40, 28, 70);
     let mut random = Random::new(8);
@@ -154,8 +154,8 @@ fn attended(backend: &CpuBackend, values_in_keys: bool, dtype: CacheDtype) -> Ve
 #[test]
 fn values_in_keys_are_values_like_others() {
     for dtype in [CacheDtype::F32, CacheDtype::F16] {
-        let expected = attended(&CpuBackend::with_simd(1, Simd::Portable).unwrap(), false, dtype);
-        let found = attended(&CpuBackend::new(3).unwrap(), true, dtype);
+        let expected = attended(&mut CpuBackend::with_simd(1, Simd::Portable).unwrap(), false, dtype);
+        let found = attended(&mut CpuBackend::new(3).unwrap(), true, dtype);
         assert!(expected.iter().any(|value| value.abs() > 0.1));
         assert_eq!(found, expected, "{dtype:?}");
     }

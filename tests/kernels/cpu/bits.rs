@@ -1,10 +1,12 @@
 //! Every product gives the bits that are written down here, on any instructions of any processor.
 
-use super::blocks::{self, ActivationBlock, BLOCK, RowFormat};
-use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
+use super::blocks::RowFormat;
+use super::panels::{
+    self, ActivationPart, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows, WeighedRows,
+};
 use super::{codebooks, super_blocks};
 use crate::exponential::exp;
-use crate::simd::{Simd, add_dot, kernel};
+use crate::simd::{Simd, kernel};
 
 /// Bytes of xorshift64 words.
 struct Random(u64);
@@ -124,9 +126,7 @@ fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32])
     let mut panel = vec![0; rows.len()];
     panels::interleave::<F>(rows, row_bytes, PANEL_ROWS, &mut panel);
     let count = input.len() / width;
-    let mut rounded = QuantisedRows::default();
-    rounded.shape(count, width, count * width);
-    rounded.pieces().zip(input.chunks_exact(width)).for_each(|(row, x)| row.round(simd, x));
+    let rounded = rounded(simd, width, input);
     let alone: Vec<_> =
         (0..count).flat_map(|r| panels::products::<F, 1>(simd, &panel, [rounded.row(r)])).collect();
     let together = [
@@ -142,11 +142,19 @@ fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32])
     alone
 }
 
+fn rounded(simd: Simd, width: usize, input: &[f32]) -> QuantisedRows {
+    let mut rounded = QuantisedRows::default();
+    let (all, parts): (&mut [ActivationPart], _) = rounded.shape(input.len() / width, width, input.len());
+    for (row, x) in all.chunks_exact_mut(parts).zip(input.chunks_exact(width)) {
+        panels::round(simd, x, row);
+    }
+    rounded
+}
+
 /// The same for a format whose rows are not kept in panels.
 fn row_product<F: RowFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32]) -> Products {
-    let mut rounded = vec![ActivationBlock::ZERO; input.len() / BLOCK];
-    blocks::quantise(simd, input, &mut rounded);
-    let input: Vec<_> = rounded.chunks_exact(width / BLOCK).collect();
+    let rounded = rounded(simd, width, input);
+    let input: Vec<_> = (0..input.len() / width).map(|row| rounded.row(row)).collect();
     let mut products = vec![[0.0; PANEL_ROWS]; input.len()];
     for (o, weights) in rows.chunks_exact(rows.len() / PANEL_ROWS).enumerate() {
         for (r, input) in input.iter().enumerate() {
@@ -306,30 +314,50 @@ fn bf16_products() {
 }
 
 kernel! {
-    fn exponentials(x: &[f32], out: &mut [f32]) {
+    fn exp_of(x: &[f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = exp(*x);
         }
     }
 }
 
-kernel! {
-    fn dots<V>(a: &[f32], b: &[f32], cut: usize) -> f32 {
-        add_dot(add_dot(V::zero(), &a[..cut], &b[..cut]), &a[cut..], &b[cut..]).sum()
-    }
+/// Sums of rows times their weights, for outputs alone and among seven others.
+fn weighed<F: FloatFormat>(name: &str, seed: u64, wanted: u64) {
+    const COUNT: usize = 29;
+    hold(name, wanted, |simd| {
+        let mut random = Random(seed);
+        [1, 15, 16, 32, 80, 100].into_iter().fold(SEED, |so_far, width| {
+            let stride = width + 3;
+            let bytes: Vec<u8> = random.bytes(COUNT * stride * F::BYTES);
+            let weights: Vec<Vec<f32>> = (0..8).map(|_| random.numbers(COUNT, 1.0)).collect();
+            let before: Vec<Vec<f32>> = (0..8).map(|_| random.numbers(width, 1e3)).collect();
+            let rows = WeighedRows { bytes: &bytes, stride };
+            let mut together = before.clone();
+            let mut out = together.iter_mut();
+            let out = std::array::from_fn(|_| out.next().map_or(&mut [] as &mut [f32], |out| out));
+            panels::add_weighed::<F, 8>(simd, rows, std::array::from_fn(|r| &weights[r][..]), out);
+            for ((weights, mut alone), together) in weights.iter().zip(before).zip(&together) {
+                panels::add_weighed::<F, 1>(simd, rows, [weights], [&mut alone]);
+                assert_eq!(hash(SEED, &alone), hash(SEED, together), "{name} on {simd:?}, width {width}");
+            }
+            hash(so_far, &together.concat())
+        })
+    });
 }
 
 #[test]
-fn exponentials_and_dot_products() {
+fn weighed_rows() {
+    weighed::<panels::F16>("weighed F16", 32, 0xF61B_6BC8_5B20_7038);
+    weighed::<panels::F32>("weighed F32", 33, 0x0710_AB55_5AAD_ED20);
+}
+
+#[test]
+fn exponentials() {
     let mut x = Random(31).numbers(100_000, 100.0);
     x.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40, f32::MAX, f32::MIN]);
     hold("exponentials", 0x7DC0_C6F6_15FE_0956, |simd| {
         let mut out = vec![0.0; x.len()];
-        exponentials(simd, &x, &mut out);
+        exp_of(simd, &x, &mut out);
         hash(SEED, &out)
-    });
-    let (a, b) = (Random(32).numbers(1000, 1.0), Random(33).numbers(1000, 1e3));
-    hold("dot products", 0x60C5_538E_11E7_1213, |simd| {
-        (0..1000).fold(SEED, |so_far, len| hash(so_far, &[dots(simd, &a[..len], &b[..len], len / 32 * 16)]))
     });
 }

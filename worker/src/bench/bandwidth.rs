@@ -111,7 +111,7 @@ pub fn read_s(files: &[PathBuf], threads: usize, kept: Kept) -> io::Result<f64> 
         let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         match kept {
             Kept::All => {
-                let mut memory = WeightBuffer::zeroed(bytes);
+                let mut memory = WeightBuffer::zeroed(bytes).map_err(io::Error::other)?;
                 read_file(&file, memory.bytes_mut(), threads)?;
                 std::hint::black_box(memory.bytes());
             }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
+use crate::team::Team;
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
 /// Threads that read files; a disk is not faster with more, and the computing is the device's.
@@ -27,7 +28,7 @@ const READERS: usize = 4;
 /// A device that candle drives.
 pub struct CandleBackend {
     device: Device,
-    readers: rayon::ThreadPool,
+    readers: Team,
 }
 
 /// A weight matrix `[rows, width]`.
@@ -72,10 +73,7 @@ fn failed(operation: &'static str) -> impl FnOnce(Error) -> BackendError {
 impl CandleBackend {
     /// A backend on `device`.
     pub fn new(device: Device) -> Result<CandleBackend, BackendError> {
-        let readers = rayon::ThreadPoolBuilder::new()
-            .num_threads(READERS)
-            .thread_name(|i| format!("read-{i}"))
-            .build()
+        let readers = Team::new(READERS)
             .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
         Ok(CandleBackend { device, readers })
     }
@@ -211,7 +209,7 @@ impl Backend for CandleBackend {
         let ggml = ggml_type(kind).ok_or_else(unsupported)?;
         let bytes = kind.bytes_of((rows * width) as u64).ok_or_else(unsupported)?;
         // One tensor at a time is staged here on its way to the device.
-        let mut staged = WeightBuffer::zeroed(bytes.0 as usize);
+        let mut staged = WeightBuffer::zeroed(bytes.0 as usize)?;
         source.read(staged.bytes_mut(), &self.readers)?;
         let float = match kind {
             TensorType::F32 => Some(DType::F32),
@@ -436,7 +434,7 @@ impl Backend for CandleBackend {
     }
 
     fn attend(
-        &self,
+        &mut self,
         cache: &CandleCache,
         batch: &Batch,
         shape: AttentionShape,

@@ -1,55 +1,15 @@
-//! Activations in blocks of 32, for the formats whose rows are not kept in [panels](super::panels).
+//! The formats whose rows are not kept in [panels](super::panels): their grids are looked up value by value.
 //!
-//! The activations of a row are rounded to 8 bits in blocks of 32 with a scale each, so that a block's share of a product
-//! is `scale * activation_scale * sum(code * activation)`, with the integer sum exact.
+//! Activations are rounded as for panels, to 8 bits in blocks of 32 with a scale each, so that a block's share of a
+//! product is `scale * activation_scale * sum(code * activation)`, with the integer sum exact.
 
 use half::f16;
 
+use super::panels::ActivationRow;
 use crate::simd::Simd;
 
 /// Values in a block of weights and of activations.
 pub(crate) const BLOCK: usize = 32;
-
-/// 32 activations rounded to 8 bits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C)]
-pub(crate) struct ActivationBlock {
-    /// The value of one step; NaN where an activation was not finite, so that it shows in every product.
-    pub(crate) scale: f32,
-    /// The rounded activations, -127..=127.
-    pub(crate) values: [i8; BLOCK],
-}
-
-impl ActivationBlock {
-    /// A block of zeros.
-    pub(crate) const ZERO: ActivationBlock = ActivationBlock { scale: 0.0, values: [0; BLOCK] };
-}
-
-crate::simd::kernel! {
-    /// Rounds a row of activations to 8 bits; `x` holds 32 values for each block of `out`.
-    pub(crate) fn quantise(x: &[f32], out: &mut [ActivationBlock]) {
-        const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and taking it away rounds to the nearest integer
-        for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
-            let mut largest = [0f32; 8];
-            let mut not_finite = [0f32; 8];
-            for part in x.as_chunks::<8>().0 {
-                for i in 0..8 {
-                    let size = part[i].abs();
-                    largest[i] = if size > largest[i] { size } else { largest[i] };
-                    not_finite[i] += part[i] * 0.0;
-                }
-            }
-            let largest = largest.iter().fold(0f32, |a, &b| if b > a { b } else { a });
-            let scale = largest / 127.0 + not_finite.iter().sum::<f32>();
-            let steps = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            for (value, &x) in out.values.iter_mut().zip(x) {
-                let rounded = (x * steps + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                *value = rounded as i8;
-            }
-            out.scale = scale;
-        }
-    }
-}
 
 /// A weight format whose products take activations in blocks of 32; rows are whole blocks.
 pub(crate) trait RowFormat {
@@ -62,8 +22,7 @@ pub(crate) trait RowFormat {
     fn dequantise(row: &[u8], out: &mut [f32]);
 
     /// The products of one row of weights with `R` rows of activations, none of which has an influence on another's.
-    fn products<const R: usize>(simd: Simd, weights: &[u8], activations: [&[ActivationBlock]; R])
-    -> [f32; R];
+    fn products<const R: usize>(simd: Simd, weights: &[u8], activations: [ActivationRow<'_>; R]) -> [f32; R];
 }
 
 /// The half-precision number at byte `at`.

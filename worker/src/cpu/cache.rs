@@ -3,54 +3,68 @@
 use brigade_proto::control::CacheDtype;
 use brigade_shard::cost::PAGE_TOKENS;
 use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::slice::HalfFloatSliceExt;
 
+use super::panels::PANEL_ROWS;
 use crate::backend::{Batch, CacheShape};
 
 /// Tokens of a page.
 pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
 
-/// Keys and values of one layer: for each page and head a block of rows, one per token of the page.
+/// Keys and values of one layer: for each page and head, those of the page's tokens.
+///
+/// Keys lie in panels of [`PANEL_ROWS`] tokens as a matrix of floating-point numbers does, so that queries are multiplied
+/// with them by the same kernels. Values lie token by token, and so do keys that hold their values.
 pub struct CpuCache {
     pub(crate) shape: CacheShape,
-    keys: Values,
+    keys: Numbers,
     /// `None` where they are parts of the keys.
-    values: Option<Values>,
+    values: Option<Numbers>,
 }
 
-/// One allocation of zeros, so that pages never written take no memory.
-enum Values {
-    F16(Vec<u16>),
-    F32(Vec<f32>),
+/// Numbers in one allocation of zeros, so that pages never written take no memory.
+struct Numbers {
+    bytes: Vec<u8>,
+    dtype: CacheDtype,
 }
 
-impl Values {
-    fn zeroed(len: usize, dtype: CacheDtype) -> Values {
-        match dtype {
-            CacheDtype::F16 => Values::F16(vec![0; len]),
-            CacheDtype::F32 => Values::F32(vec![0.0; len]),
+impl Numbers {
+    fn zeroed(len: usize, dtype: CacheDtype) -> Numbers {
+        Numbers { bytes: vec![0; len * size(dtype)], dtype }
+    }
+
+    /// Writes numbers that lie `stride` apart, the first at `at`.
+    fn write(&mut self, at: usize, stride: usize, numbers: &[f32]) {
+        match self.dtype {
+            CacheDtype::F16 => {
+                let mut halves = [f16::ZERO; PANEL_ROWS];
+                for (i, numbers) in numbers.chunks(PANEL_ROWS).enumerate() {
+                    let halves = &mut halves[..numbers.len()];
+                    halves.convert_from_f32_slice(numbers);
+                    let out = &mut self.bytes[2 * (at + i * PANEL_ROWS * stride)..];
+                    for (half, out) in halves.iter().zip(out.chunks_mut(2 * stride)) {
+                        out[..2].copy_from_slice(&half.to_le_bytes());
+                    }
+                }
+            }
+            CacheDtype::F32 => {
+                for (number, out) in numbers.iter().zip(self.bytes[4 * at..].chunks_mut(4 * stride)) {
+                    out[..4].copy_from_slice(&number.to_le_bytes());
+                }
+            }
         }
     }
 
-    fn write(&mut self, at: usize, row: &[f32]) {
-        match self {
-            Values::F16(all) => {
-                let out: &mut [f16] = all[at..at + row.len()].reinterpret_cast_mut();
-                out.convert_from_f32_slice(row);
-            }
-            Values::F32(all) => all[at..at + row.len()].copy_from_slice(row),
-        }
+    fn read(&self, at: usize, len: usize) -> &[u8] {
+        &self.bytes[at * size(self.dtype)..][..len * size(self.dtype)]
     }
+}
 
-    fn read<'a>(&'a self, at: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        match self {
-            Values::F16(all) => {
-                let halves: &[f16] = all[at..at + scratch.len()].reinterpret_cast();
-                halves.convert_to_f32_slice(scratch);
-                scratch
-            }
-            Values::F32(all) => &all[at..at + scratch.len()],
-        }
+/// Bytes of a number.
+fn size(dtype: CacheDtype) -> usize {
+    match dtype {
+        CacheDtype::F16 => 2,
+        CacheDtype::F32 => 4,
     }
 }
 
@@ -60,12 +74,13 @@ impl CpuCache {
         let rows = shape.pages * shape.kv_heads * PAGE;
         CpuCache {
             shape,
-            keys: Values::zeroed(rows * shape.key_width, shape.dtype),
-            values: (!shape.values_in_keys).then(|| Values::zeroed(rows * shape.value_width, shape.dtype)),
+            keys: Numbers::zeroed(rows * shape.key_width, shape.dtype),
+            values: (!shape.values_in_keys).then(|| Numbers::zeroed(rows * shape.value_width, shape.dtype)),
         }
     }
 
-    fn row(&self, page: u32, head: usize) -> usize {
+    /// The first of a head's tokens on a page.
+    fn first(&self, page: u32, head: usize) -> usize {
         (page as usize * self.shape.kv_heads + head) * PAGE
     }
 
@@ -77,26 +92,44 @@ impl CpuCache {
             for (row, position) in span.rows.clone().zip(span.start..) {
                 let page = span.pages[position / PAGE];
                 for head in 0..kv_heads {
-                    let at = self.row(page, head) + position % PAGE;
+                    let (first, token) = (self.first(page, head), position % PAGE);
                     let part = row * kv_heads + head;
-                    self.keys.write(at * key_width, &keys[part * key_width..][..key_width]);
-                    if let Some(all) = &mut self.values {
-                        all.write(at * value_width, &values[part * value_width..][..value_width]);
+                    let key = &keys[part * key_width..][..key_width];
+                    match &mut self.values {
+                        Some(all) => {
+                            let panel = (first + token / PANEL_ROWS * PANEL_ROWS) * key_width;
+                            self.keys.write(panel + token % PANEL_ROWS, PANEL_ROWS, key);
+                            let value = &values[part * value_width..][..value_width];
+                            all.write((first + token) * value_width, 1, value);
+                        }
+                        None => self.keys.write((first + token) * key_width, 1, key),
                     }
                 }
             }
         }
     }
 
-    /// A head's keys on a page, `[PAGE, key_width]`; `scratch` has that size.
-    pub(crate) fn keys<'a>(&'a self, page: u32, head: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        self.keys.read(self.row(page, head) * self.shape.key_width, scratch)
+    /// A head's keys on a page: panels of tokens, or token by token where they hold their values.
+    pub(crate) fn keys(&self, page: u32, head: usize) -> &[u8] {
+        let width = self.shape.key_width;
+        self.keys.read(self.first(page, head) * width, PAGE * width)
     }
 
-    /// A head's values on a page, `[PAGE, value_width]`; `scratch` has that size. Where they are parts of the keys, there
-    /// are none.
-    pub(crate) fn values<'a>(&'a self, page: u32, head: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        let at = self.row(page, head) * self.shape.value_width;
-        self.values.as_ref().map_or(&[], |values| values.read(at, scratch))
+    /// A head's values on a page, token by token; a token's begin at [`value_stride`](Self::value_stride) numbers after
+    /// those of the one before.
+    pub(crate) fn values(&self, page: u32, head: usize) -> &[u8] {
+        let CacheShape { key_width, value_width, .. } = self.shape;
+        match &self.values {
+            Some(values) => values.read(self.first(page, head) * value_width, PAGE * value_width),
+            None => {
+                let before = key_width - value_width;
+                self.keys.read(self.first(page, head) * key_width + before, PAGE * key_width - before)
+            }
+        }
+    }
+
+    /// Numbers from a token's values to the next one's.
+    pub(crate) fn value_stride(&self) -> usize {
+        if self.values.is_some() { self.shape.value_width } else { self.shape.key_width }
     }
 }

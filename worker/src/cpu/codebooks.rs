@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use super::blocks::{ActivationBlock, RowFormat, widen};
+use super::blocks::{RowFormat, widen};
 use super::grids::{
     IQ1_GRID, IQ1_LEVELS, IQ2_LEVELS, IQ2_S_GRID, IQ2_XS_GRID, IQ2_XXS_GRID, IQ3_S_GRID, IQ3_S_LEVELS,
     IQ3_XXS_GRID, IQ3_XXS_LEVELS,

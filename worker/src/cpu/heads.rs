@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::columns::Columns;
 use super::matrix::CpuMatrix;
 use super::ops;
 use crate::backend::HeadRows;
 use crate::simd::Simd;
+use crate::team::{PerMember, Team};
 
 /// Rows of activations for which a row of weights is widened once.
 const TILE_ROWS: usize = 16;
@@ -32,16 +31,18 @@ pub(crate) fn join(heads: usize, row: usize, parts: &[(&[f32], usize, Range<usiz
 /// A result is the sum of the rows times their inputs, in the rows' order.
 pub(crate) fn multiply_transposed(
     simd: Simd,
+    team: &Team,
+    scratch: &PerMember<Vec<f32>>,
     matrix: &CpuMatrix,
     of: HeadRows,
-    rows: usize,
     input: &[f32],
     out: &Columns<'_>,
 ) {
     let HeadRows { heads, stride, first, count } = of;
-    let width = matrix.width;
+    let (width, rows) = (matrix.width, input.len() / (heads * count).max(1));
     let tiles = rows.div_ceil(TILE_ROWS);
-    (0..heads * tiles).into_par_iter().for_each_init(Vec::new, |weights, task| {
+    team.each_by(heads * tiles, |member, task| {
+        let weights = &mut *scratch.of(member);
         let (head, tile) = (task / tiles, task % tiles * TILE_ROWS);
         let tile = tile..rows.min(tile + TILE_ROWS);
         // SAFETY: no other task has this head and these rows, and each reference ends before the next is made.

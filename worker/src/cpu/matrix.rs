@@ -3,14 +3,14 @@
 use std::marker::PhantomData;
 
 use brigade_shard::tensor_type::TensorType;
-use rayon::prelude::*;
 
-use super::blocks::{ActivationBlock, BLOCK, RowFormat};
+use super::blocks::RowFormat;
 use super::codebooks;
 use super::columns::Columns;
 use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
 use super::super_blocks;
 use crate::simd::Simd;
+use crate::team::{PerMember, Team};
 use crate::weights::{LoadError, READ_BYTES, TensorSource, WeightBuffer};
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
@@ -45,17 +45,6 @@ pub(crate) enum Format {
     IQ2_S,
     IQ3_XXS,
     IQ3_S,
-}
-
-/// What a format's products take activations as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ActivationForm {
-    /// As they are.
-    Float,
-    /// 8 bits in parts of 32, for panels.
-    Panels,
-    /// 8 bits in blocks of 32, for rows.
-    Blocks,
 }
 
 /// Evaluates an expression with the type of a format that is kept in panels, or another one for those that are not.
@@ -186,13 +175,9 @@ impl Format {
         width.is_multiple_of(values).then(|| width / values * bytes)
     }
 
-    /// What its products take.
-    pub(crate) fn activation_form(self) -> ActivationForm {
-        match self {
-            Format::F32 | Format::F16 | Format::Bf16 => ActivationForm::Float,
-            _ if self.is_in_panels() => ActivationForm::Panels,
-            _ => ActivationForm::Blocks,
-        }
+    /// Whether its products take activations that are rounded to 8 bits, and not as they are.
+    pub(crate) fn takes_rounded(self) -> bool {
+        !matches!(self, Format::F32 | Format::F16 | Format::Bf16)
     }
 
     /// Whether rows are kept in panels of [`PANEL_ROWS`].
@@ -224,24 +209,26 @@ pub struct CpuMatrix {
     buffer: WeightBuffer,
 }
 
-/// A step's activations in every form that the matrices at hand want, `[rows, matrix width]`; forms that none wants
-/// are left over from earlier steps.
+/// What passes over weights: rows of activations of a matrix's width.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations<'a> {
     pub(crate) rows: usize,
     pub(crate) float: &'a [f32],
-    pub(crate) panels: &'a QuantisedRows,
-    pub(crate) blocks: &'a [ActivationBlock],
+    /// The same rounded, where a matrix at hand wants that; else what is left of an earlier operation.
+    pub(crate) rounded: &'a QuantisedRows,
+    /// The routes that [`Passing::Routes`] speaks of.
+    pub(crate) routes: &'a [u32],
 }
 
 /// Which rows of the input pass over a chunk of weights, and where their products go.
 #[derive(Clone, Copy)]
-pub(crate) enum Passing<'a> {
+pub(crate) enum Passing {
     /// All of them, each to its own row.
     All,
-    /// Those of these routes, each to the route's row; every row of the input has `share` routes.
+    /// Those of the routes `first..first + count`, each to the route's row; every row of the input has `share` routes.
     Routes {
-        routes: &'a [u32],
+        first: usize,
+        count: usize,
         share: usize,
         /// The weight row whose products go to the first column.
         first_weight: usize,
@@ -257,63 +244,68 @@ pub(crate) enum Passing<'a> {
     },
 }
 
-impl Passing<'_> {
+impl Passing {
     /// How many they are, of `rows` rows of input.
     pub(crate) fn count(self, rows: usize) -> usize {
         match self {
             Passing::All => rows,
-            Passing::Routes { routes, .. } => routes.len(),
+            Passing::Routes { count, .. } => count,
             Passing::Head { rows, .. } => rows,
         }
     }
 
-    fn input(self, index: usize) -> usize {
+    fn input(self, routes: &[u32], index: usize) -> usize {
         match self {
             Passing::All => index,
-            Passing::Routes { routes, share, .. } => routes[index] as usize / share,
+            Passing::Routes { first, share, .. } => routes[first + index] as usize / share,
             Passing::Head { heads, head, .. } => index * heads + head,
         }
     }
 
-    fn output(self, index: usize, weight: usize) -> (usize, usize) {
+    fn output(self, routes: &[u32], index: usize, weight: usize) -> (usize, usize) {
         match self {
             Passing::All => (index, weight),
-            Passing::Routes { routes, first_weight, .. } => (routes[index] as usize, weight - first_weight),
+            Passing::Routes { first, first_weight, .. } => {
+                (routes[first + index] as usize, weight - first_weight)
+            }
             Passing::Head { first_weight, column, .. } => (index, column + weight - first_weight),
         }
     }
 }
 
 impl CpuMatrix {
-    /// Reads `count` matrices of `rows` rows that lie one after another, with the threads of `pool`.
+    /// Reads `count` matrices of `rows` rows that lie one after another, with the threads of `team`.
     ///
     /// Fails where rows are no whole blocks, or the source cannot be read.
     pub(crate) fn read(
         format: Format,
         [count, rows, width]: [usize; 3],
         source: &dyn TensorSource,
-        pool: &rayon::ThreadPool,
+        team: &Team,
         unsupported: impl FnOnce() -> LoadError,
     ) -> Result<CpuMatrix, LoadError> {
         let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
         let matrix =
             |buffer| CpuMatrix { format, rows: count * rows, width, row_bytes, stacked: rows, buffer };
         if !format.is_in_panels() {
-            let mut buffer = WeightBuffer::zeroed(count * rows * row_bytes);
-            source.read(buffer.bytes_mut(), pool)?;
+            let mut buffer = WeightBuffer::zeroed(count * rows * row_bytes)?;
+            source.read(buffer.bytes_mut(), team)?;
             return Ok(matrix(buffer));
         }
         let panels = rows.div_ceil(PANEL_ROWS);
         let panel_bytes = PANEL_ROWS * row_bytes;
-        let mut buffer = WeightBuffer::zeroed(count * panels * panel_bytes);
+        let mut buffer = WeightBuffer::zeroed(count * panels * panel_bytes)?;
         let together = (READ_BYTES / panel_bytes).max(1);
         // The rows of a panel: its first, and how many; the last of a matrix may be short.
         let rows_of = |panel: usize| {
             let within = panel % panels * PANEL_ROWS;
             (panel / panels * rows + within, PANEL_ROWS.min(rows - within))
         };
-        let pieces = buffer.bytes_mut().par_chunks_mut(together * panel_bytes).enumerate();
-        let read = |file: &mut Vec<u8>, (i, piece): (usize, &mut [u8])| {
+        // What a thread has read of the file.
+        let scratch = PerMember::<Vec<u8>>::new(team.threads());
+        let piece_bytes = together * panel_bytes;
+        team.try_each_chunk(buffer.bytes_mut(), piece_bytes, |member, i, piece| {
+            let file = &mut *scratch.of(member);
             let first = i * together;
             let last = first + piece.len() / panel_bytes - 1;
             let (start, (end, more)) = (rows_of(first).0, rows_of(last));
@@ -330,8 +322,7 @@ impl CpuMatrix {
                 );
             }
             Ok::<(), LoadError>(())
-        };
-        pool.install(|| pieces.try_for_each_init(Vec::new, read))?;
+        })?;
         Ok(matrix(buffer))
     }
 
@@ -394,13 +385,13 @@ impl CpuMatrix {
         simd: Simd,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
-        passing: Passing<'_>,
+        passing: Passing,
         out: &Columns<'_>,
     ) {
         with_panel_format!(
-            self.format, |F| self.multiply_panels(chunk, &Quantised::<F>::new(simd, input.panels), passing, input.rows, out),
+            self.format, |F| self.multiply_panels(chunk, &Quantised::<F>::new(simd, input.rounded), passing, input, out),
             else with_float_format!(
-                self.format, |F| self.multiply_panels(chunk, &Floats::<F>::new(simd, input.float, self.width), passing, input.rows, out),
+                self.format, |F| self.multiply_panels(chunk, &Floats::<F>::new(simd, input.float, self.width), passing, input, out),
                 else with_row_format!(self.format, |F| self.multiply_rows::<F>(simd, chunk, input, passing, out))
             )
         );
@@ -409,12 +400,12 @@ impl CpuMatrix {
     fn multiply_panels(
         &self,
         chunk: std::ops::Range<usize>,
-        input: &impl PanelProducts,
-        passing: Passing<'_>,
-        rows: usize,
+        products: &impl PanelProducts,
+        passing: Passing,
+        input: Activations<'_>,
         out: &Columns<'_>,
     ) {
-        let count = passing.count(rows);
+        let count = passing.count(input.rows);
         let mut o = chunk.start;
         while o < chunk.end {
             let (panel, first_lane) = self.panel(o);
@@ -422,9 +413,10 @@ impl CpuMatrix {
             let mut r = 0;
             macro_rules! walk {
                 ($rows:expr) => {{
-                    let which = std::array::from_fn::<usize, { $rows }, _>(|i| passing.input(r + i));
-                    for (i, products) in input.products(panel, which).iter().enumerate() {
-                        let (row, column) = passing.output(r + i, o);
+                    let which =
+                        std::array::from_fn::<usize, { $rows }, _>(|i| passing.input(input.routes, r + i));
+                    for (i, products) in products.products(panel, which).iter().enumerate() {
+                        let (row, column) = passing.output(input.routes, r + i, o);
                         // SAFETY: the columns are this piece's own, and the reference ends here.
                         let part = unsafe { out.part(row, column..column + lanes.len()) };
                         part.copy_from_slice(&products[lanes.clone()]);
@@ -449,11 +441,10 @@ impl CpuMatrix {
         simd: Simd,
         chunk: std::ops::Range<usize>,
         input: Activations<'_>,
-        passing: Passing<'_>,
+        passing: Passing,
         out: &Columns<'_>,
     ) {
-        let per_row = self.width / BLOCK;
-        let row = |r: usize| &input.blocks[passing.input(r) * per_row..][..per_row];
+        let row = |r: usize| input.rounded.row(passing.input(input.routes, r));
         for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
             let end = passing.count(input.rows).min(tile + TILE_ROWS);
             for o in chunk.clone() {
@@ -463,13 +454,13 @@ impl CpuMatrix {
                     let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];
                     let products = F::products::<4>(simd, weights, inputs);
                     for (i, product) in products.into_iter().enumerate() {
-                        out.set(passing.output(r + i, o), product);
+                        out.set(passing.output(input.routes, r + i, o), product);
                     }
                     r += 4;
                 }
                 while r < end {
                     let [product] = F::products::<1>(simd, weights, [row(r)]);
-                    out.set(passing.output(r, o), product);
+                    out.set(passing.output(input.routes, r, o), product);
                     r += 1;
                 }
             }

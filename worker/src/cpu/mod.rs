@@ -15,24 +15,23 @@ mod ops;
 mod panels;
 mod super_blocks;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
-use rayon::prelude::*;
 
-use self::blocks::{ActivationBlock, BLOCK};
+use self::attention::{Attention, Scratch, Tile};
 pub use self::cache::CpuCache;
 use self::columns::Columns;
 pub use self::matrix::CpuMatrix;
-use self::matrix::{ActivationForm, Activations, Format, Passing};
-use self::panels::{PANEL_ROWS, QuantisedRows};
+use self::matrix::{Activations, Format, Passing};
+use self::panels::{ActivationPart, PANEL_ROWS, QuantisedRows};
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
 pub use crate::simd::Simd;
+use crate::team::{PerMember, Team};
 use crate::weights::{LoadError, TensorSource};
 
 /// Below this many values an elementwise operation stays on one thread: handing it out would cost more.
@@ -65,13 +64,26 @@ impl CpuWork {
 
 /// The processor, with its own compute threads.
 pub struct CpuBackend {
-    pool: Arc<rayon::ThreadPool>,
+    team: Team,
     simd: Simd,
-    panels: QuantisedRows,
-    blocks: Vec<ActivationBlock>,
+    /// What is computed in; kept, so that a step asks for no memory.
+    memory: Memory,
     /// What the scratch memory was reserved for: rows, and values of a row.
     reserved: (usize, usize),
     work: CpuWork,
+}
+
+/// Memory of operations.
+struct Memory {
+    rounded: QuantisedRows,
+    pieces: Vec<Piece>,
+    /// The routes, ordered by their expert, and where each expert's end.
+    routes: Vec<u32>,
+    ends: Vec<usize>,
+    tiles: Vec<Tile>,
+    attention: PerMember<Scratch>,
+    /// Rows of weights as numbers.
+    widened: PerMember<Vec<f32>>,
 }
 
 /// Activations `[rows, width]`, in memory that was taken for the largest step.
@@ -82,10 +94,6 @@ pub struct CpuRows {
 }
 
 impl CpuRows {
-    fn input(&self) -> Input<'_> {
-        Input { rows: self.rows, width: self.width, values: self.values() }
-    }
-
     fn values(&self) -> &[f32] {
         &self.data[..self.rows * self.width]
     }
@@ -107,21 +115,17 @@ impl CpuRows {
     }
 }
 
-/// What passes over weights: rows of a matrix's width.
-#[derive(Clone, Copy)]
-struct Input<'a> {
-    rows: usize,
-    width: usize,
-    values: &'a [f32],
-}
+/// Most matrices that one operation multiplies with.
+const MOST_PRODUCTS: usize = 4;
 
-/// A piece of a product.
-struct Work<'a> {
-    matrix: &'a CpuMatrix,
+/// A piece of the products of an operation.
+#[derive(Clone)]
+struct Piece {
+    /// Which of the operation's matrices.
+    product: usize,
     /// Weight rows.
     chunk: Range<usize>,
-    passing: Passing<'a>,
-    columns: Arc<Columns<'a>>,
+    passing: Passing,
 }
 
 impl CpuBackend {
@@ -132,19 +136,18 @@ impl CpuBackend {
 
     /// A backend on chosen instructions; the results are the same on all of them.
     pub fn with_simd(threads: usize, simd: Simd) -> Result<CpuBackend, BackendError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .thread_name(|i| format!("compute-{i}"))
-            .build()
+        let team = Team::new(threads)
             .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
-        Ok(CpuBackend {
-            pool: Arc::new(pool),
-            simd,
-            panels: QuantisedRows::default(),
-            blocks: Vec::new(),
-            reserved: (0, 0),
-            work: CpuWork::default(),
-        })
+        let memory = Memory {
+            rounded: QuantisedRows::default(),
+            pieces: Vec::new(),
+            routes: Vec::new(),
+            ends: Vec::new(),
+            tiles: Vec::new(),
+            attention: PerMember::new(team.threads()),
+            widened: PerMember::new(team.threads()),
+        };
+        Ok(CpuBackend { team, simd, memory, reserved: (0, 0), work: CpuWork::default() })
     }
 
     /// What this backend has done so far.
@@ -152,34 +155,36 @@ impl CpuBackend {
         self.work.clone()
     }
 
-    /// Applies `work` to each row of `rows` of `out`, with the row's index.
-    fn each_row(&self, out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    /// Applies `work` to each row of `out`, with the row's index.
+    fn each_row(&self, out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         if out.len() < PARALLEL_VALUES {
             out.chunks_exact_mut(width).enumerate().for_each(|(i, row)| work(i, row));
         } else {
-            let work = &work;
-            self.pool.install(|| {
-                out.par_chunks_exact_mut(width).with_min_len(4).enumerate().for_each(|(i, row)| work(i, row));
+            let rows = (out.len() / width).div_ceil(self.team.threads() * CHUNKS_PER_THREAD);
+            self.team.each_chunk(out, rows * width, |chunk, out| {
+                for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                    work(chunk * rows + i, row);
+                }
             });
         }
     }
 
-    fn each_row_in_place(&self, rows: &mut CpuRows, work: impl Fn(&mut [f32]) + Sync + Send) {
+    fn each_row_in_place(&self, rows: &mut CpuRows, work: impl Fn(&mut [f32]) + Sync) {
         let (width, count) = (rows.width, rows.rows);
         self.each_row(&mut rows.data[..count * width], width, |_, row| work(row));
     }
 
-    /// Cuts weight rows into pieces of work for `rows` rows of activations.
+    /// Cuts a product with weight rows `weights` into pieces for `rows` rows of activations.
     fn cut(
-        &self,
+        &mut self,
+        product: usize,
         matrix: &CpuMatrix,
         weights: Range<usize>,
         rows: usize,
-        mut piece: impl FnMut(Range<usize>),
+        passing: Passing,
     ) {
-        let threads = self.pool.current_num_threads();
         let least = CHUNK_VALUES.div_ceil(matrix.width);
-        let mut chunk = weights.len().div_ceil(threads * CHUNKS_PER_THREAD).max(least);
+        let mut chunk = weights.len().div_ceil(self.team.threads() * CHUNKS_PER_THREAD).max(least);
         if rows > 1 {
             chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
         }
@@ -187,65 +192,77 @@ impl CpuBackend {
             chunk = chunk.next_multiple_of(PANEL_ROWS);
         }
         for start in weights.clone().step_by(chunk) {
-            piece(start..weights.end.min(start + chunk));
+            let chunk = start..weights.end.min(start + chunk);
+            self.memory.pieces.push(Piece { product, chunk, passing });
         }
     }
 
-    /// Rounds the input to the forms that the matrices want, and does all pieces of work.
-    fn multiply(&mut self, input: Input<'_>, work: Vec<Work<'_>>) {
-        let mut forms: Vec<_> = work.iter().map(|work| work.matrix.format.activation_form()).collect();
-        forms.dedup();
-        self.round(input, &forms);
-        let activations =
-            Activations { rows: input.rows, float: input.values, panels: &self.panels, blocks: &self.blocks };
-        let products =
-            |work: &Work<'_>| work.chunk.len() * work.matrix.width * work.passing.count(input.rows);
-        self.work.add(work.iter().map(products).sum());
+    /// Begins an operation on matrices `[.., width]`, and rounds its input, `[rows, width]`, where one of them takes that.
+    fn begin(&mut self, rows: usize, width: usize, input: &[f32], rounded: bool) {
+        self.memory.pieces.clear();
+        if !rounded {
+            return;
+        }
+        let (out, parts) = self.memory.rounded.shape(rows, width, self.reserved.0 * self.reserved.1);
+        let (simd, team) = (self.simd, &self.team);
+        let row = |i: usize, out: &mut [ActivationPart]| {
+            panels::round(simd, &input[i * width..][..width], out);
+        };
+        if rows == 1 || input.len() < PARALLEL_VALUES {
+            out.chunks_exact_mut(parts.max(1)).enumerate().for_each(|(i, out)| row(i, out));
+        } else {
+            team.each_chunk(out, parts, row);
+        }
+    }
+
+    /// Does all pieces of an operation with `rows` rows of input; each product's results go to its own columns.
+    fn multiply(&mut self, rows: usize, input: &[f32], products: &[Option<Product<'_>>]) {
+        let Memory { rounded, pieces, routes, .. } = &self.memory;
+        let input = Activations { rows, float: input, rounded, routes };
         let simd = self.simd;
-        self.pool.install(|| {
-            work.into_par_iter().for_each(|Work { matrix, chunk, passing, columns }| {
-                debug_assert_eq!(matrix.width, input.width);
-                matrix.multiply(simd, chunk, activations, passing, &columns);
-            });
+        let matrix = |piece: &Piece| products[piece.product].as_ref();
+        let count = |piece: &Piece| {
+            let width = matrix(piece).map_or(0, |product| product.matrix.width);
+            piece.chunk.len() * width * piece.passing.count(rows)
+        };
+        self.work.add(pieces.iter().map(count).sum());
+        self.team.each(pieces.len(), |i| {
+            if let Some(Product { matrix, columns }) = matrix(&pieces[i]) {
+                matrix.multiply(simd, pieces[i].chunk.clone(), input, pieces[i].passing, columns);
+            }
         });
     }
 
-    /// Rounds the input to the forms that the matrices want.
-    fn round(&mut self, input: Input<'_>, forms: &[ActivationForm]) {
-        let (rows, width, simd) = (input.rows, input.width, self.simd);
-        let values = rows * width;
-        let parallel = values >= PARALLEL_VALUES;
-        if forms.contains(&ActivationForm::Blocks) {
-            let reserved = values.max(self.reserved.0 * self.reserved.1) / BLOCK;
-            if self.blocks.len() < values / BLOCK {
-                self.blocks.reserve_exact(reserved - self.blocks.len());
-                self.blocks.resize(values / BLOCK, ActivationBlock::ZERO);
-            }
-            let out = &mut self.blocks[..values / BLOCK];
-            let work = |(x, out): (&[f32], &mut [ActivationBlock])| blocks::quantise(simd, x, out);
-            if parallel {
-                self.pool.install(|| {
-                    input
-                        .values
-                        .par_chunks_exact(width)
-                        .zip(out.par_chunks_exact_mut(width / BLOCK))
-                        .for_each(work);
-                });
-            } else {
-                input.values.chunks_exact(width).zip(out.chunks_exact_mut(width / BLOCK)).for_each(work);
-            }
+    /// Orders the routes by their expert, each expert's in their own order.
+    fn order(&mut self, routes: &Routes, experts: usize) {
+        let Memory { routes: order, ends, .. } = &mut self.memory;
+        ends.clear();
+        ends.resize(experts + 1, 0);
+        for &expert in &routes.experts {
+            ends[expert as usize + 1] += 1;
         }
-        if forms.contains(&ActivationForm::Panels) {
-            self.panels.shape(rows, width, self.reserved.0 * self.reserved.1);
-            let pieces = self.panels.pieces().take(rows).zip(input.values.chunks_exact(width));
-            if parallel {
-                let pieces: Vec<_> = pieces.collect();
-                self.pool.install(|| pieces.into_par_iter().for_each(|(row, x)| row.round(simd, x)));
-            } else {
-                pieces.for_each(|(row, x)| row.round(simd, x));
-            }
+        for expert in 0..experts {
+            ends[expert + 1] += ends[expert];
+        }
+        order.clear();
+        order.resize(routes.experts.len(), 0);
+        // Now each is where its expert's begin; when all have been placed, it is where they end.
+        for (route, &expert) in (0u32..).zip(&routes.experts) {
+            order[ends[expert as usize]] = route;
+            ends[expert as usize] += 1;
         }
     }
+}
+
+/// A matrix and where its products go.
+struct Product<'a> {
+    matrix: &'a CpuMatrix,
+    columns: Columns<'a>,
+}
+
+/// No products yet.
+fn no_products<'a>() -> [Option<Product<'a>>; MOST_PRODUCTS] {
+    [const { None }; MOST_PRODUCTS]
 }
 
 impl Backend for CpuBackend {
@@ -271,7 +288,7 @@ impl Backend for CpuBackend {
         let MatrixShape { kind, rows, width } = shape;
         let unsupported = || source.unsupported(kind, "cpu");
         let format = Format::of(kind).ok_or_else(unsupported)?;
-        CpuMatrix::read(format, [count, rows, width], &*source, &self.pool, unsupported)
+        CpuMatrix::read(format, [count, rows, width], &*source, &self.team, unsupported)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {
@@ -287,8 +304,7 @@ impl Backend for CpuBackend {
     }
 
     fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
-        let pool = self.pool.clone();
-        pool.install(|| work(self))
+        work(self)
     }
 
     fn upload(&self, values: &[f32], width: usize, out: &mut CpuRows) -> Result<(), BackendError> {
@@ -321,14 +337,17 @@ impl Backend for CpuBackend {
         input: &CpuRows,
         products: &mut [(&CpuMatrix, &mut CpuRows)],
     ) -> Result<(), BackendError> {
-        let mut work = Vec::new();
-        for (matrix, out) in products.iter_mut() {
-            let columns = Arc::new(out.columns(input.rows, matrix.rows));
-            self.cut(matrix, 0..matrix.rows, input.rows, |chunk| {
-                work.push(Work { matrix, chunk, passing: Passing::All, columns: columns.clone() });
-            });
+        let (rows, values) = (input.rows, input.values());
+        for products in products.chunks_mut(MOST_PRODUCTS) {
+            let rounded = products.iter().any(|(matrix, _)| matrix.format.takes_rounded());
+            self.begin(rows, input.width, values, rounded);
+            let mut all = no_products();
+            for (i, (matrix, out)) in products.iter_mut().enumerate() {
+                self.cut(i, matrix, 0..matrix.rows, rows, Passing::All);
+                all[i] = Some(Product { matrix, columns: out.columns(rows, matrix.rows) });
+            }
+            self.multiply(rows, values, &all);
         }
-        self.multiply(input.input(), work);
         Ok(())
     }
 
@@ -339,24 +358,28 @@ impl Backend for CpuBackend {
         count: usize,
         products: &mut [(&CpuMatrix, &mut CpuRows)],
     ) -> Result<(), BackendError> {
-        let share = routes.experts.len() / input.rows.max(1);
-        let mut of_expert: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for (route, &expert) in (0u32..).zip(&routes.experts) {
-            of_expert.entry(expert).or_default().push(route);
-        }
-        let mut work = Vec::new();
-        for (matrix, out) in products.iter_mut() {
-            let rows = matrix.rows / count;
-            let columns = Arc::new(out.columns(routes.experts.len(), rows));
-            for (&expert, routes) in &of_expert {
-                let first_weight = expert as usize * rows;
-                let passing = Passing::Routes { routes, share, first_weight };
-                self.cut(matrix, first_weight..first_weight + rows, routes.len(), |chunk| {
-                    work.push(Work { matrix, chunk, passing, columns: columns.clone() });
-                });
+        let (rows, values) = (input.rows, input.values());
+        let share = routes.experts.len() / rows.max(1);
+        self.order(routes, count);
+        for products in products.chunks_mut(MOST_PRODUCTS) {
+            let rounded = products.iter().any(|(matrix, _)| matrix.format.takes_rounded());
+            self.begin(rows, input.width, values, rounded);
+            let mut all = no_products();
+            for (i, (matrix, out)) in products.iter_mut().enumerate() {
+                let weights = matrix.rows / count;
+                let mut first = 0;
+                for expert in 0..count {
+                    let (end, first_weight) = (self.memory.ends[expert], expert * weights);
+                    let passing = Passing::Routes { first, count: end - first, share, first_weight };
+                    if end > first {
+                        self.cut(i, matrix, first_weight..first_weight + weights, end - first, passing);
+                    }
+                    first = end;
+                }
+                all[i] = Some(Product { matrix, columns: out.columns(routes.experts.len(), weights) });
             }
+            self.multiply(rows, values, &all);
         }
-        self.multiply(input.input(), work);
         Ok(())
     }
 
@@ -368,18 +391,17 @@ impl Backend for CpuBackend {
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
         let HeadRows { heads, stride, first, count } = of;
-        let rows = input.rows;
-        let columns = Arc::new(out.columns(rows, heads * count));
-        let mut work = Vec::new();
+        let (rows, values) = (input.rows, input.values());
+        // A head's part of a row counts as a row.
+        self.begin(rows * heads, matrix.width, values, matrix.format.takes_rounded());
         for head in 0..heads {
             let first_weight = head * stride + first;
             let passing = Passing::Head { rows, heads, head, first_weight, column: head * count };
-            self.cut(matrix, first_weight..first_weight + count, rows, |chunk| {
-                work.push(Work { matrix, chunk, passing, columns: columns.clone() });
-            });
+            self.cut(0, matrix, first_weight..first_weight + count, rows, passing);
         }
-        let parts = Input { rows: rows * heads, width: matrix.width, values: input.values() };
-        self.multiply(parts, work);
+        let mut all = no_products();
+        all[0] = Some(Product { matrix, columns: out.columns(rows, heads * count) });
+        self.multiply(rows * heads, values, &all);
         Ok(())
     }
 
@@ -392,9 +414,8 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         self.work.add(input.rows * of.heads * of.count * matrix.width);
         let columns = out.columns(input.rows, of.heads * matrix.width);
-        self.pool.install(|| {
-            heads::multiply_transposed(self.simd, matrix, of, input.rows, input.values(), &columns);
-        });
+        let widened = &self.memory.widened;
+        heads::multiply_transposed(self.simd, &self.team, widened, matrix, of, input.values(), &columns);
         Ok(())
     }
 
@@ -510,7 +531,7 @@ impl Backend for CpuBackend {
     }
 
     fn attend(
-        &self,
+        &mut self,
         cache: &CpuCache,
         batch: &Batch,
         shape: AttentionShape,
@@ -518,9 +539,10 @@ impl Backend for CpuBackend {
         queries: &CpuRows,
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
-        let out = out.shaped(queries.rows, shape.heads * cache.shape.value_width);
+        let out = out.columns(queries.rows, shape.heads * cache.shape.value_width);
         let (sinks, queries) = (sinks.map(Vec::as_slice), queries.values());
-        self.pool.install(|| attention::attend(self.simd, cache, batch, shape, sinks, queries, out));
+        let attention = Attention { simd: self.simd, cache, batch, shape, sinks, queries, out };
+        attention.run(&self.team, &mut self.memory.tiles, &self.memory.attention);
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //!
 //! A block is unpacked to 256 integers and 16 scales, of which each 32 integers meet one block of activations.
 
-use super::blocks::{self, ActivationBlock, BLOCK, RowFormat, widen};
+use super::blocks::{self, BLOCK, RowFormat, widen};
+use super::panels::ActivationRow;
 use crate::simd::Simd;
 
 /// Values in a block.
@@ -54,7 +55,7 @@ macro_rules! row_formats {
             fn products<const R: usize>(
                 simd: Simd,
                 weights: &[u8],
-                activations: [&[ActivationBlock]; R],
+                activations: [$crate::cpu::panels::ActivationRow<'_>; R],
             ) -> [f32; R] {
                 $crate::cpu::super_blocks::products::<$name, R>(simd, weights, activations)
             }
@@ -126,7 +127,7 @@ pub(super) fn dequantise<F: SuperFormat>(row: &[u8], out: &mut [f32]) {
 pub(super) fn products<F: SuperFormat, const R: usize>(
     simd: Simd,
     weights: &[u8],
-    activations: [&[ActivationBlock]; R],
+    activations: [ActivationRow<'_>; R],
 ) -> [f32; R] {
     match simd {
         Simd::Portable => products_portable::<F, R>(weights, activations),
@@ -144,7 +145,7 @@ pub(super) fn products<F: SuperFormat, const R: usize>(
 
 fn products_portable<F: SuperFormat, const R: usize>(
     weights: &[u8],
-    activations: [&[ActivationBlock]; R],
+    activations: [ActivationRow<'_>; R],
 ) -> [f32; R] {
     const PARTS: usize = SUPER_BLOCK / BLOCK;
     let mut lanes = [[0f32; 8]; R];
@@ -155,8 +156,8 @@ fn products_portable<F: SuperFormat, const R: usize>(
         for (part, (codes, scales)) in unpacked.codes.as_chunks::<BLOCK>().0.iter().zip(scales).enumerate() {
             for r in 0..R {
                 let activation = &activations[r][i * PARTS + part];
-                let factors = scales.map(|scale| scale * activation.scale);
-                blocks::add_block(&mut lanes[r], codes, &activation.values, factors);
+                let factors = scales.map(|scale| scale * activation.scale());
+                blocks::add_block(&mut lanes[r], codes, activation.values(), factors);
             }
         }
     }
@@ -168,7 +169,7 @@ fn products_portable<F: SuperFormat, const R: usize>(
 #[target_feature(enable = "avx2,f16c")]
 fn products_avx2<F: SuperFormat, const R: usize>(
     weights: &[u8],
-    activations: [&[ActivationBlock]; R],
+    activations: [ActivationRow<'_>; R],
 ) -> [f32; R] {
     use std::arch::x86_64::*;
 
@@ -187,11 +188,11 @@ fn products_avx2<F: SuperFormat, const R: usize>(
             for r in 0..R {
                 let activation = &activations[r][i * PARTS + part];
                 // SAFETY: `values` holds the 32 bytes that are read.
-                let values = unsafe { _mm256_loadu_si256(activation.values.as_ptr().cast()) };
+                let values = unsafe { _mm256_loadu_si256(activation.values().as_ptr().cast()) };
                 // 127 * 127 * 2 still fits 16 bits, so the saturating pair sum is exact.
                 let pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(values, codes));
                 let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-                let factors = _mm256_mul_ps(scales, _mm256_set1_ps(activation.scale));
+                let factors = _mm256_mul_ps(scales, _mm256_set1_ps(activation.scale()));
                 lanes[r] = _mm256_add_ps(lanes[r], _mm256_mul_ps(factors, sums));
             }
         }
@@ -204,7 +205,7 @@ fn products_avx2<F: SuperFormat, const R: usize>(
 #[target_feature(enable = "neon")]
 fn products_neon<F: SuperFormat, const R: usize>(
     weights: &[u8],
-    activations: [&[ActivationBlock]; R],
+    activations: [ActivationRow<'_>; R],
 ) -> [f32; R] {
     neon::products::<F, false, R>(weights, activations)
 }
@@ -213,7 +214,7 @@ fn products_neon<F: SuperFormat, const R: usize>(
 #[target_feature(enable = "neon,dotprod")]
 fn products_dotprod<F: SuperFormat, const R: usize>(
     weights: &[u8],
-    activations: [&[ActivationBlock]; R],
+    activations: [ActivationRow<'_>; R],
 ) -> [f32; R] {
     neon::products::<F, true, R>(weights, activations)
 }
@@ -224,14 +225,14 @@ mod neon {
 
     use std::arch::aarch64::*;
 
-    use super::{ActivationBlock, BLOCK, Codes, SUPER_BLOCK, SuperFormat};
+    use super::{ActivationRow, BLOCK, Codes, SUPER_BLOCK, SuperFormat};
     use crate::cpu::panels::add_dots;
 
     /// `products_portable`, bit for bit. Needs NEON, and with `DOTPROD` its dot products of bytes.
     #[inline(always)]
     pub(super) fn products<F: SuperFormat, const DOTPROD: bool, const R: usize>(
         weights: &[u8],
-        activations: [&[ActivationBlock]; R],
+        activations: [ActivationRow<'_>; R],
     ) -> [f32; R] {
         const PARTS: usize = SUPER_BLOCK / BLOCK;
         // SAFETY: the callers have NEON.
@@ -247,10 +248,10 @@ mod neon {
                 let codes = load(codes);
                 for r in 0..R {
                     let activation = &activations[r][i * PARTS + part];
-                    let values = load(&activation.values);
+                    let values = load(activation.values());
                     for half in 0..2 {
                         let sums = add_dots::<DOTPROD>(none, codes[half], values[half]);
-                        let factor = scales[half] * activation.scale;
+                        let factor = scales[half] * activation.scale();
                         // SAFETY: the callers have NEON.
                         lanes[r][half] = unsafe {
                             let share = vmulq_n_f32(vcvtq_f32_s32(sums), factor);

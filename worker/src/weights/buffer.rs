@@ -1,39 +1,54 @@
 //! Memory that weights are read into.
 
+use brigade_shard::units::Bytes;
+use memmap2::MmapMut;
+
+use crate::backend::BackendError;
+
 #[cfg(target_endian = "big")]
 compile_error!("weights are read as they stand in the file, which is little-endian");
 
-/// Bytes of a cache line, and of the widest register.
-const ALIGNMENT: usize = 64;
+/// Size of a page that one entry of the processor's address cache serves, where the system gives such pages. Weights are
+/// walked over once for each step: with pages of 4 KiB, looking up addresses takes as long as the walk.
+const HUGE_PAGE: usize = 2 << 20;
 
-/// A tensor's bytes, aligned to 64.
+/// A tensor's bytes, aligned to a page of memory.
 pub struct WeightBuffer {
-    words: Vec<u64>,
-    /// Words before the first that is aligned.
+    map: MmapMut,
+    /// Bytes before the first that is used.
     start: usize,
     len: usize,
 }
 
 impl WeightBuffer {
     /// `len` zero bytes; pages that are never written take no memory.
-    pub(crate) fn zeroed(len: usize) -> WeightBuffer {
-        let words = vec![0u64; (len + ALIGNMENT).div_ceil(size_of::<u64>())];
-        let start = words.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT / size_of::<u64>());
-        WeightBuffer { words, start, len }
+    ///
+    /// Fails where the system gives no memory.
+    pub(crate) fn zeroed(len: usize) -> Result<WeightBuffer, BackendError> {
+        // Small ones stay on small pages: rounded up to huge ones, many of them would take much more than they hold.
+        let huge = len >= HUGE_PAGE;
+        let room = len.max(1) + if huge { HUGE_PAGE } else { 0 };
+        let map = MmapMut::map_anon(room).map_err(|e| BackendError {
+            operation: "make room for weights",
+            reason: format!("{} were asked for: {e}", Bytes(room as u64)),
+        })?;
+        let start = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
+        #[cfg(target_os = "linux")]
+        if huge {
+            // The rest, less than a huge page, stays on small ones. A system without huge pages only is slower.
+            let whole = len / HUGE_PAGE * HUGE_PAGE;
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, whole);
+        }
+        Ok(WeightBuffer { map, start, len })
     }
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        let words = &self.words[self.start..];
-        // SAFETY: fewer than 64 bytes were left out, so that at least `len` initialised bytes are there, and any byte is
-        // a valid `u8`.
-        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), self.len) }
+        &self.map[self.start..][..self.len]
     }
 
     /// All bytes, to be filled.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let words = &mut self.words[self.start..];
-        // SAFETY: as in `bytes`; any byte is a valid part of a `u64`.
-        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), self.len) }
+        &mut self.map[self.start..][..self.len]
     }
 }

@@ -10,13 +10,13 @@ mod picked;
 mod progress;
 
 use brigade_shard::tensor_type::TensorType;
-use rayon::ThreadPool;
-use rayon::prelude::*;
 
 pub(crate) use buffer::WeightBuffer;
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
 pub use progress::LoadProgress;
+
+use crate::team::Team;
 
 /// Bytes of one read: large enough for full speed, small enough that several threads share a tensor, that progress
 /// moves and that cancelling is quick.
@@ -30,9 +30,8 @@ pub trait TensorSource: Sync {
     /// The error of a backend that has no kernel for the tensor's type.
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError;
 
-    /// Fills `out`, as long as the tensor, with the threads of `pool`.
-    fn read(&self, out: &mut [u8], pool: &ThreadPool) -> Result<(), LoadError> {
-        let pieces = out.par_chunks_mut(READ_BYTES).enumerate();
-        pool.install(|| pieces.try_for_each(|(i, piece)| self.read_at((i * READ_BYTES) as u64, piece)))
+    /// Fills `out`, as long as the tensor, with the threads of `team`.
+    fn read(&self, out: &mut [u8], team: &Team) -> Result<(), LoadError> {
+        team.try_each_chunk(out, READ_BYTES, |_, i, piece| self.read_at((i * READ_BYTES) as u64, piece))
     }
 }

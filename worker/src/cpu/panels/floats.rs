@@ -193,3 +193,118 @@ fn walk<F: FloatFormat, L: Lanes, const R: usize>(panel: &[u8], rows: [&[f32]; R
     }
     products
 }
+
+/// Rows of numbers that follow each other, the first of each at every `stride`th number.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct WeighedRows<'a> {
+    pub(in crate::cpu) bytes: &'a [u8],
+    pub(in crate::cpu) stride: usize,
+}
+
+/// Adds rows of numbers, each times its weight, to each of `R` outputs, in the order of the rows with
+/// `fma(number, weight, sum)`. There are as many rows as weights for an output.
+pub(in crate::cpu) fn add_weighed<F: FloatFormat, const R: usize>(
+    simd: Simd,
+    rows: WeighedRows<'_>,
+    weights: [&[f32]; R],
+    out: [&mut [f32]; R],
+) {
+    match simd {
+        Simd::Portable => weigh::<F, Portable, R>(rows, weights, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
+        Simd::Avx2(_) => unsafe { weigh_avx2::<F, R>(rows, weights, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
+        Simd::Avx512(_) => unsafe { weigh_avx512::<F, R>(rows, weights, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: these exist only where detection found NEON.
+        Simd::Neon(_) | Simd::Dotprod(_) => unsafe { weigh_neon::<F, R>(rows, weights, out) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weigh_avx2<F: FloatFormat, const R: usize>(
+    rows: WeighedRows<'_>,
+    weights: [&[f32]; R],
+    out: [&mut [f32]; R],
+) {
+    weigh::<F, Avx2, R>(rows, weights, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+fn weigh_avx512<F: FloatFormat, const R: usize>(
+    rows: WeighedRows<'_>,
+    weights: [&[f32]; R],
+    out: [&mut [f32]; R],
+) {
+    weigh::<F, Avx512, R>(rows, weights, out);
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn weigh_neon<F: FloatFormat, const R: usize>(
+    rows: WeighedRows<'_>,
+    weights: [&[f32]; R],
+    out: [&mut [f32]; R],
+) {
+    weigh::<F, Neon<false, false>, R>(rows, weights, out);
+}
+
+#[expect(clippy::needless_range_loop, reason = "the row counts for all outputs")]
+#[inline(always)]
+fn weigh<F: FloatFormat, L: Lanes, const R: usize>(
+    rows: WeighedRows<'_>,
+    weights: [&[f32]; R],
+    out: [&mut [f32]; R],
+) {
+    let line = F::BYTES * PANEL_ROWS;
+    let (count, width) = (weights[0].len(), out[0].len());
+    let mut channel = 0;
+    // Two registers of channels at a time: a sum waits for the one before it, and two are waited for together.
+    while channel + 2 * PANEL_ROWS <= width {
+        let (mut low, mut high) = ([L::splat(0.0); R], [L::splat(0.0); R]);
+        for r in 0..R {
+            let sums = out[r][channel..].as_chunks::<PANEL_ROWS>().0;
+            (low[r], high[r]) = (L::from_array(sums[0]), L::from_array(sums[1]));
+        }
+        for row in 0..count {
+            let numbers = &rows.bytes[(row * rows.stride + channel) * F::BYTES..][..2 * line];
+            let (first, second) = (F::load::<L>(numbers), F::load::<L>(&numbers[line..]));
+            for r in 0..R {
+                let weight = L::splat(weights[r][row]);
+                low[r] = L::mul_add(first, weight, low[r]);
+                high[r] = L::mul_add(second, weight, high[r]);
+            }
+        }
+        for r in 0..R {
+            let sums = out[r][channel..].as_chunks_mut::<PANEL_ROWS>().0;
+            (sums[0], sums[1]) = (L::to_array(low[r]), L::to_array(high[r]));
+        }
+        channel += 2 * PANEL_ROWS;
+    }
+    while channel < width {
+        let channels = PANEL_ROWS.min(width - channel);
+        let mut sums = [L::splat(0.0); R];
+        for r in 0..R {
+            let mut padded = [0.0; PANEL_ROWS];
+            padded[..channels].copy_from_slice(&out[r][channel..][..channels]);
+            sums[r] = L::from_array(padded);
+        }
+        for row in 0..count {
+            let mut padded = [0; 4 * PANEL_ROWS];
+            let numbers = &rows.bytes[(row * rows.stride + channel) * F::BYTES..][..channels * F::BYTES];
+            padded[..numbers.len()].copy_from_slice(numbers);
+            let numbers = F::load::<L>(&padded);
+            for r in 0..R {
+                sums[r] = L::mul_add(numbers, L::splat(weights[r][row]), sums[r]);
+            }
+        }
+        for r in 0..R {
+            out[r][channel..][..channels].copy_from_slice(&L::to_array(sums[r])[..channels]);
+        }
+        channel += channels;
+    }
+}

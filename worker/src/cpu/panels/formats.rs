@@ -21,8 +21,6 @@ macro_rules! each {
     };
 }
 
-pub(super) use each;
-
 /// An array of an expression for each row of a panel.
 macro_rules! each_row {
     (|$i:ident| $value:expr) => {{
@@ -342,7 +340,7 @@ super_formats! {
             let high = bytes(b, const { place::<Q3K>(96) }, 8 + k % 4);
             let (low_by, high_by) = (4 * (k / 8), 2 * (k / 4));
             let scales = each_row!(|i| ((low[i] >> low_by) & 15) | (((high[i] >> high_by) & 3) << 4));
-            L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8 - 32))))
+            L::mul(d, L::signed_bytes_as_floats(each_row!(|i| scales[i].wrapping_sub(32))))
         });
         Factors { scales, offsets: no_offset::<L>() }
     };
@@ -373,7 +371,7 @@ super_formats! {
         let d = halves::<L>(b, 0);
         let scales = each!(half, |half| {
             let scales = bytes(b, const { place::<Q6K>(192) }, 2 * part + half);
-            L::mul(d, L::from_array(each_row!(|i| f32::from(scales[i] as i8))))
+            L::mul(d, L::signed_bytes_as_floats(scales))
         });
         Factors { scales, offsets: no_offset::<L>() }
     };
@@ -389,8 +387,8 @@ super_formats! {
         let high = bytes(b, const { place::<IQ4_XS>(2) }, part / 4);
         let (low_by, high_by) = (4 * (part % 2), 2 * (part % 4));
         let scales = each_row!(|i| ((low[i] >> low_by) & 15) | (((high[i] >> high_by) & 3) << 4));
-        let scale = each_row!(|i| f32::from(scales[i] as i8 - 32));
-        Factors { scales: [L::mul(halves::<L>(b, 0), L::from_array(scale)); 2], offsets: no_offset::<L>() }
+        let scale = L::signed_bytes_as_floats(each_row!(|i| scales[i].wrapping_sub(32)));
+        Factors { scales: [L::mul(halves::<L>(b, 0), scale); 2], offsets: no_offset::<L>() }
     };
 }
 

@@ -17,11 +17,11 @@ mod formats;
 mod neon;
 mod portable;
 mod product;
-#[cfg(target_arch = "aarch64")]
-mod together;
+mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use activations::{ActivationPart, round};
 pub(crate) use activations::{ActivationRow, QuantisedRows};
 pub(super) use floats::*;
 pub(super) use formats::*;
@@ -55,6 +55,11 @@ pub(super) unsafe trait Lanes {
     /// What [`signed`](Self::signed) has added to each code: a sum of products is to begin with minus as many times the
     /// sum of its activations.
     const SIGNED_BIAS: i32;
+
+    /// Asks memory for what will be read some time after these bytes, where that is worth it: panels lie one after
+    /// another.
+    #[inline(always)]
+    fn prefetch(_bytes: &[u8]) {}
 
     /// Bytes as they stand in a panel: four for each row.
     fn load(bytes: &[u8; 64]) -> Self::Bytes;
@@ -90,6 +95,8 @@ pub(super) unsafe trait Lanes {
     fn splat(x: f32) -> Self::Floats;
     /// A small integer for each lane.
     fn bytes_as_floats(x: [u8; PANEL_ROWS]) -> Self::Floats;
+    /// A small signed integer for each lane.
+    fn signed_bytes_as_floats(x: [u8; PANEL_ROWS]) -> Self::Floats;
     /// A half-precision number for each lane.
     fn halves(x: &[u8; 2 * PANEL_ROWS]) -> Self::Floats;
     /// A single-precision number for each lane.

@@ -265,6 +265,21 @@ unsafe impl<const DOTPROD: bool, const CONSTANT: bool> Lanes for Neon<DOTPROD, C
     }
 
     #[inline(always)]
+    fn signed_bytes_as_floats(x: [u8; PANEL_ROWS]) -> Self::Floats {
+        // SAFETY: the array holds the 16 bytes that are read; the processor has NEON.
+        unsafe {
+            let bytes = vreinterpretq_s8_u8(vld1q_u8(x.as_ptr()));
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            [
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+                vcvtq_f32_s32(vmovl_high_s16(low)),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                vcvtq_f32_s32(vmovl_high_s16(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn halves(x: &[u8; 2 * PANEL_ROWS]) -> Self::Floats {
         // SAFETY: the array holds the 32 bytes that are read; the processor has NEON.
         let (low, high) = unsafe {

@@ -103,6 +103,11 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn signed_bytes_as_floats(x: [u8; PANEL_ROWS]) -> [f32; PANEL_ROWS] {
+        x.map(|x| f32::from(x as i8))
+    }
+
+    #[inline(always)]
     fn halves(x: &[u8; 2 * PANEL_ROWS]) -> [f32; PANEL_ROWS] {
         std::array::from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
     }

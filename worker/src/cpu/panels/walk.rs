@@ -1,19 +1,10 @@
-//! Products of a panel with rows of activations side by side, for processors with many short registers.
+//! One walk over a panel, which serves a few rows of activations.
 //!
 //! The integer sums of all rows stay in registers, and codes are taken apart just before they are used, once for all
-//! rows. Four rows of activations and their sums leave room for that in 32 registers.
-//!
-//! Instructions of the innermost loop for a part, 32 values of 16 rows, with dot products of bytes (as rustc 1.95
-//! compiles it; nothing is called). 32 of them are the dot products of each row of activations:
-//!
-//! | rows of activations | Q4_0 | Q8_0 | Q4_K | Q5_K | Q6_K | IQ4_XS |
-//! |---|---|---|---|---|---|---|
-//! | 1 | 116 | 86 | 205 | 312 | 304 | 213 |
-//! | 4 | 369 | 292 | 514 | 713 | 795 | 483 |
+//! rows.
 
 use std::arch::asm;
 
-use super::neon::Neon;
 use super::{ActivationRow, Factors, Lanes, PANEL_ROWS, PART, PanelFormat, RUN};
 
 /// Does something for each of these indices below a constant. A loop's code would be as fast only if it were unrolled,
@@ -28,47 +19,21 @@ macro_rules! unrolled {
     )*};
 }
 
-/// The products of all rows of a panel with `R` rows of activations, four at a time.
-#[inline(always)]
-pub(super) fn by_fours<F: PanelFormat, const DOTPROD: bool, const R: usize>(
-    panel: &[u8],
-    rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    let mut products = [[0.0; PANEL_ROWS]; R];
-    if const { R >= 4 } {
-        for (rows, products) in rows.as_chunks().0.iter().zip(products.as_chunks_mut().0) {
-            *products = walk::<F, Neon<DOTPROD, false>, 4, 1>(panel, rows);
-        }
-    }
-    if const { R % 4 >= 2 } {
-        let first = R / 4 * 4;
-        products[first..first + 2]
-            .copy_from_slice(&walk::<F, Neon<DOTPROD, false>, 2, 1>(panel, &[rows[first], rows[first + 1]]));
-    }
-    if const { R % 2 == 1 } {
-        // What passes alone is bound by what is done to the codes.
-        let last = &[rows[R - 1]];
-        [products[R - 1]] = if const { F::VALUES == PART } {
-            walk::<F, Neon<DOTPROD, true>, 1, 1>(panel, last)
-        } else {
-            walk::<F, Neon<DOTPROD, true>, 1, 8>(panel, last)
-        };
-    }
-    products
-}
-
 /// The products of all rows of a panel with a few rows of activations; the code of `PARTS` parts of a block is written
 /// out.
 #[inline(always)]
-fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>(
+pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>(
     panel: &[u8],
     rows: &[ActivationRow<'_>; R],
 ) -> [[f32; PANEL_ROWS]; R] {
     let mut sums = [L::splat(0.0); R];
     let mut number = 0;
+    let part_bytes = F::BYTES * PANEL_ROWS / (F::VALUES / PART);
     for block in panel.chunks_exact(F::BYTES * PANEL_ROWS) {
         for first in (0..F::VALUES / PART).step_by(PARTS) {
             unrolled!(below PARTS, |part| {
+                // As many bytes as the part has, wherever they lie.
+                L::prefetch(&block[(first + part) * part_bytes..][..part_bytes]);
                 add_part::<F, L, R>(&mut sums, afresh(block), first + part, rows, number + part);
             });
             number += PARTS;
@@ -103,7 +68,7 @@ fn add_part<F: PanelFormat, L: Lanes, const R: usize>(
     let bias = if F::SIGNED { L::SIGNED_BIAS } else { F::CENTER };
     let mut ints = [L::ints(0); R];
     unrolled!(below R, |r| {
-        let [first, second] = rows[r].halves[number];
+        let [first, second] = rows[r][number].halves;
         let [first, second] = [i32::from(first), i32::from(second)];
         ints[r] = L::ints(-bias * if F::HALVES { first } else { first + second });
     });
@@ -114,17 +79,17 @@ fn add_part<F: PanelFormat, L: Lanes, const R: usize>(
     let Factors { scales, offsets } = F::factors::<L>(block, part);
     if F::HALVES {
         unrolled!(below R, |r| {
-            let scale = L::mul(scales[0], L::splat(rows[r].scales[number]));
+            let scale = L::mul(scales[0], L::splat(rows[r][number].scale));
             sums[r] = L::mul_add(L::floats(ints[r]), scale, sums[r]);
-            ints[r] = L::ints(-bias * i32::from(rows[r].halves[number][1]));
+            ints[r] = L::ints(-bias * i32::from(rows[r][number].halves[1]));
         });
         add_half::<F, L, R, 1>(&mut ints, block, part, rows, number);
     }
     unrolled!(below R, |r| {
-        let scale = L::mul(scales[1], L::splat(rows[r].scales[number]));
+        let scale = L::mul(scales[1], L::splat(rows[r][number].scale));
         sums[r] = L::mul_add(L::floats(ints[r]), scale, sums[r]);
         if F::OFFSET {
-            let [first, second] = rows[r].sums[number];
+            let [first, second] = rows[r][number].sums;
             if F::HALVES {
                 sums[r] = L::mul_add(offsets[0], L::splat(first), sums[r]);
                 sums[r] = L::mul_add(offsets[1], L::splat(second), sums[r]);
@@ -148,7 +113,7 @@ fn add_half<F: PanelFormat, L: Lanes, const R: usize, const HALF: usize>(
         let codes = F::codes::<L>(block, part, HALF * RUN + group);
         let codes = if F::SIGNED { L::signed(codes) } else { codes };
         unrolled!(below R, |r| {
-            let values = &rows[r].values.as_chunks::<RUN>().0[2 * number + HALF];
+            let values = &rows[r][number].values[HALF];
             ints[r] = match F::SIGNED {
                 true => L::dot_signed(ints[r], codes, values, group),
                 false => L::dot(ints[r], codes, values, group),
