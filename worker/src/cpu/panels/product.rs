@@ -1,12 +1,12 @@
 //! Products of a panel with rows of activations.
 
-#[cfg(target_arch = "aarch64")]
-use super::neon::Neon;
 use super::portable::Portable;
 use super::walk::walk;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
-use super::{ActivationRow, PANEL_ROWS, PART, PanelFormat};
+use super::{ActivationRow, PANEL_ROWS, PanelFormat};
+#[cfg(target_arch = "aarch64")]
+use super::{PART, neon::Neon};
 use crate::simd::Simd;
 
 /// Most rows of activations that one walk over a panel serves.
@@ -56,12 +56,7 @@ fn avx512<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
 ) -> [[f32; PANEL_ROWS]; R] {
-    if const { R == 1 && F::VALUES > PART } {
-        // What passes alone is bound by what is done to the codes.
-        walk::<F, Avx512, R, 8>(panel, &rows)
-    } else {
-        walk::<F, Avx512, R, 1>(panel, &rows)
-    }
+    walk::<F, Avx512, R, 1>(panel, &rows)
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -3,6 +3,7 @@
 //! The integer sums of all rows stay in registers, and codes are taken apart just before they are used, once for all
 //! rows.
 
+#[cfg(target_arch = "aarch64")]
 use std::arch::asm;
 
 use super::{ActivationRow, Factors, Lanes, PANEL_ROWS, PART, PanelFormat, RUN};
@@ -44,16 +45,23 @@ pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>
     products
 }
 
-/// The same bytes. The compiler cannot know, so it does not keep what one part has loaded for the next ones, for which
-/// there are too few registers.
-#[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")]
+/// The same bytes. Where the code of several parts is written out for few registers, the compiler is not to know, so that
+/// it does not keep what one part has loaded for the next ones.
+#[cfg_attr(
+    target_arch = "aarch64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")
+)]
 #[inline(always)]
 fn afresh(block: &[u8]) -> &[u8] {
-    let mut bytes = block.as_ptr();
-    // SAFETY: nothing is done.
-    unsafe { asm!("/* {bytes} */", bytes = inout(reg) bytes, options(nomem, nostack, preserves_flags)) };
-    // SAFETY: these are the parts of a slice.
-    unsafe { std::slice::from_raw_parts(bytes, block.len()) }
+    #[cfg(target_arch = "aarch64")]
+    let block = {
+        let mut bytes = block.as_ptr();
+        // SAFETY: nothing is done.
+        unsafe { asm!("/* {bytes} */", bytes = inout(reg) bytes, options(nomem, nostack, preserves_flags)) };
+        // SAFETY: these are the parts of a slice.
+        unsafe { std::slice::from_raw_parts(bytes, block.len()) }
+    };
+    block
 }
 
 /// Adds the products of part `part` of a panel's block with part `number` of each row of activations.
