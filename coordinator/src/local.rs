@@ -85,6 +85,8 @@ pub struct LocalSettings {
     pub memory: Bytes,
     /// Compute threads of each.
     pub threads: usize,
+    /// Whether they leave weights in their files.
+    pub mmap: bool,
     /// The directory that gets one state directory per worker.
     pub state: PathBuf,
 }
@@ -344,6 +346,7 @@ impl Supervisor {
             .arg(&settings.models)
             .args(["--memory", &settings.memory.0.to_string()])
             .args(["--threads", &settings.threads.to_string()])
+            .args(settings.mmap.then_some("--mmap"))
             .arg("--exit-with-stdin")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

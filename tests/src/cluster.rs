@@ -31,6 +31,7 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Up {
     command: Command,
+    threads: usize,
     runtime: TempDir,
 }
 
@@ -39,13 +40,18 @@ impl Up {
     pub fn new(model: &Path) -> Up {
         let runtime = tempfile::tempdir().expect("the temporary folder is writable");
         let mut command = brigade(&runtime);
-        command.arg("up").arg(model).args(["--http", "127.0.0.1:0", "--threads", "1"]);
-        Up { command, runtime }
+        command.arg("up").arg(model).args(["--http", "127.0.0.1:0"]);
+        Up { command, threads: 1, runtime }
     }
 
     /// How many workers.
     pub fn workers(self, count: usize) -> Up {
         self.args(["--workers", &count.to_string()])
+    }
+
+    /// How many compute threads each worker has.
+    pub fn threads(self, threads: usize) -> Up {
+        Up { threads, ..self }
     }
 
     /// Each worker's budget.
@@ -61,6 +67,7 @@ impl Up {
 
     /// Starts it, without waiting for anything.
     pub fn spawn(mut self) -> (Process, TempDir) {
+        self.command.args(["--threads", &self.threads.to_string()]);
         (Process::start(&mut self.command), self.runtime)
     }
 

@@ -153,12 +153,42 @@ pub fn program_name(process: u32) -> String {
 
 /// The highest resident memory of a process so far, in bytes (`VmHWM`).
 pub fn peak_resident_bytes(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))
-        .unwrap_or_else(|error| panic!("failed to read the memory of process {process}: {error}"));
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a running process has VmHWM");
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
+    let peak = status_field(process, "VmHWM");
+    let kib: u64 = peak.trim_end_matches(" kB").parse().expect("VmHWM is a number of kB");
     kib * 1024
+}
+
+/// What the system says of a running process under this name in `/proc/PROCESS/status`.
+pub fn status_field(process: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))
+        .unwrap_or_else(|error| panic!("failed to read the status of process {process}: {error}"));
+    let field = status.lines().filter_map(|line| line.split_once(':')).find(|(field, _)| *field == name);
+    field.unwrap_or_else(|| panic!("process {process} has no {name}")).1.trim().to_owned()
+}
+
+/// The names of a process's threads.
+pub fn thread_names(process: u32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task"))
+        .unwrap_or_else(|error| panic!("failed to list the threads of process {process}: {error}"));
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).ok();
+    threads.flatten().filter_map(name).map(|name| name.trim_end().to_owned()).collect()
+}
+
+/// The processor time that a process has taken, in hundredths of a second.
+pub fn cpu_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .unwrap_or_else(|error| panic!("failed to read the times of process {process}: {error}"));
+    // After the name, which may hold spaces: the state, and as the 12th and 13th the user's and the system's time.
+    let (_, fields) = stat.rsplit_once(')').expect("the name stands in brackets");
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|t| t.parse::<u64>().expect("times are numbers"))
+        .sum();
+    // SAFETY: a question without memory.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Duration::from_secs_f64(ticks as f64 / per_second as f64)
 }
 
 /// What a short run of a program came to.

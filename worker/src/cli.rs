@@ -79,6 +79,11 @@ pub struct JoinArgs {
     #[arg(long, value_name = "N", env = "BRIGADE_THREADS")]
     pub threads: Option<NonZeroU16>,
 
+    /// Leave weights in their files, for the system to read when they are used: a model larger than the memory runs, as
+    /// slowly as the disk is read. Nobody may change the files meanwhile. For --device cpu
+    #[arg(long, env = "BRIGADE_MMAP")]
+    pub mmap: bool,
+
     /// Directory (or file) with models; may be given several times, or as a list separated by colons
     /// [default: ~/.local/share/brigade/models]
     #[arg(long, value_name = "DIR", env = "BRIGADE_MODELS", value_delimiter = ':')]

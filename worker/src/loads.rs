@@ -62,6 +62,7 @@ pub struct Loads {
     store: Arc<Mutex<ModelStore>>,
     device: DeviceKind,
     threads: usize,
+    mapped: bool,
     running: BTreeMap<LoadId, Running>,
     events: mpsc::Sender<LoadEvent>,
 }
@@ -75,16 +76,18 @@ struct Running {
 }
 
 impl Loads {
-    /// No loads yet, of models in `places`, for `device` with `threads` compute threads.
+    /// No loads yet, of models in `places`, for `device` with `threads` compute threads; `mapped` where weights are to
+    /// stay in their files.
     pub fn new(
         places: Vec<PathBuf>,
         device: DeviceKind,
         threads: usize,
+        mapped: bool,
     ) -> (Loads, mpsc::Receiver<LoadEvent>) {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
-        (Loads { store, device, threads, running: BTreeMap::new(), events }, receiver)
+        (Loads { store, device, threads, mapped, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Begins to look for the model of `order`.
@@ -104,11 +107,11 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let (device, threads) = (self.device, self.threads);
+        let (device, threads, mapped) = (self.device, self.threads, self.mapped);
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
-            let result = read(found, device, threads, budget, progress);
+            let result = read(found, device, (threads, mapped), budget, progress);
             LoadEvent::Ended { load, result }
         })
     }
@@ -201,14 +204,14 @@ fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) ->
 fn read(
     found: Found,
     device: DeviceKind,
-    threads: usize,
+    (threads, mapped): (usize, bool),
     budget: Bytes,
     progress: &LoadProgress,
 ) -> Result<(Box<Stage>, FrameLimits), String> {
     let Found { order, header, model, memory, limits } = found;
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
-    let request = StageRequest { header, shard, room: order.room, device, threads, budget };
+    let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget };
     let stage = Stage::load(request, progress)
         .map_err(|error| format!("failed to load {shard} of {model}: {error}"))?;
     tracing::info!("loaded {shard} of {model}: {weights} in {:.1} s", start.elapsed().as_secs_f64());

@@ -29,6 +29,8 @@ pub struct Settings {
     pub budget: Bytes,
     /// Compute threads, at least 1.
     pub threads: usize,
+    /// Whether weights stay in their files.
+    pub mmap: bool,
     /// Where models are.
     pub models: Vec<PathBuf>,
     /// Where its certificate is kept.
@@ -137,6 +139,7 @@ impl Settings {
             device: args.device.0,
             budget,
             threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
+            mmap: args.mmap,
             models,
             state,
             name,

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// nothing beside the time between two steps.
 const PATIENCE: Duration = Duration::from_micros(50);
 
-/// Looks between two looks at the clock.
-const LOOKS: u32 = 32;
+/// Looks for work, or for its end, before the system is asked whether another thread needs the processor more.
+const LOOKS: u32 = 64;
 
 /// A fixed number of threads, of which the caller is one.
 pub struct Team {
@@ -161,7 +161,7 @@ impl Team {
         while Turn(shared.turn.load(Ordering::Acquire)).joined() > 0 {
             looks += 1;
             // A member that the system does not let run needs the processor more.
-            if looks.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if looks.is_multiple_of(LOOKS) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         if let Some(panic) = lock(&shared.panic).take() {
             resume_unwind(panic);
@@ -298,6 +298,7 @@ impl Shared {
                 std::hint::spin_loop();
             }
             if since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+                std::thread::yield_now();
                 continue;
             }
             let mut bed = lock(&self.bed);

@@ -86,7 +86,8 @@ pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), Wo
     let counters = Arc::new(EngineCounters::default());
     let (engine, engine_events) = Engine::start(counters.clone()).map_err(WorkerError::Thread)?;
     let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
-    let (loads, load_events) = Loads::new(settings.models.clone(), settings.device, settings.threads);
+    let (loads, load_events) =
+        Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap);
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
     let session = Session {

@@ -129,6 +129,20 @@ fn threads_change_no_bit() {
 }
 
 #[test]
+fn weights_that_stay_in_their_file_give_the_same_bits() {
+    for model in models() {
+        let (_dir, header) = written(&model);
+        let tokens = Random::new(4).tokens(64, model.vocab);
+        let run = |mapped| {
+            let request =
+                StageRequest { mapped, threads: 2, ..request(&header, 0..model.layers, model.layers) };
+            Pipeline(vec![load(request)]).scores(1, &tokens, 40)
+        };
+        assert_eq!(run(true), run(false), "{model:?}");
+    }
+}
+
+#[test]
 fn an_f32_cache_is_close_to_an_f16_one() {
     let (_dir, header) = written(&TinyModel::f32());
     let tokens = Random::new(5).tokens(64, 200);

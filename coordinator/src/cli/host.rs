@@ -187,6 +187,7 @@ impl Embedded {
             count: workers.workers,
             memory: workers.memory()?,
             threads: workers.threads(),
+            mmap: workers.mmap,
             state: scratch.path().join("workers"),
         };
         let (workers, events) = LocalWorkers::start(&local)?;

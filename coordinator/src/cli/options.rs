@@ -117,6 +117,11 @@ pub(super) struct WorkerOptions {
     /// Compute threads of each worker [default: their share of this machine's cores]
     #[arg(long, env = "BRIGADE_THREADS", value_name = "N", hide_env = true, value_parser = parse_threads)]
     pub(super) threads: Option<usize>,
+
+    /// Leave weights in the model's file, for the system to read when they are used: a model larger than the memory runs,
+    /// as slowly as the disk is read; --memory then says what to plan with. Nobody may change the file meanwhile
+    #[arg(long, env = "BRIGADE_MMAP", hide_env = true)]
+    pub(super) mmap: bool,
 }
 
 impl WorkerOptions {

@@ -31,6 +31,7 @@ fn settings(directory: &Path, script: &str, count: usize) -> LocalSettings {
         count,
         memory: Bytes::mib(64),
         threads: 3,
+        mmap: false,
         state: directory.join("state"),
     }
 }

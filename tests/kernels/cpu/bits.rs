@@ -127,13 +127,34 @@ fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32])
     panels::interleave::<F>(rows, row_bytes, PANEL_ROWS, &mut panel);
     let count = input.len() / width;
     let rounded = rounded(simd, width, input);
-    let alone: Vec<_> =
-        (0..count).flat_map(|r| panels::products::<F, 1>(simd, &panel, [rounded.row(r)])).collect();
+    fn all<F: PanelFormat, const R: usize>(
+        simd: Simd,
+        panel: &[u8],
+        rounded: &QuantisedRows,
+        first: usize,
+    ) -> Vec<[f32; PANEL_ROWS]> {
+        let mut products = [[0.0; PANEL_ROWS]; R];
+        let row = |r: usize| rounded.row(first + r);
+        panels::products::<F, R>(simd, panel, std::array::from_fn(row), &mut products);
+        // The same in two pieces.
+        let blocks = panel.len() / (F::BYTES * PANEL_ROWS);
+        let (bytes, parts) = (blocks / 2 * F::BYTES * PANEL_ROWS, blocks / 2 * F::VALUES / panels::PART);
+        let mut pieces = [[0.0; PANEL_ROWS]; R];
+        let (front, back) = (|r: usize| &row(r)[..parts], |r: usize| &row(r)[parts..]);
+        panels::products::<F, R>(simd, &panel[..bytes], std::array::from_fn(front), &mut pieces);
+        panels::products::<F, R>(simd, &panel[bytes..], std::array::from_fn(back), &mut pieces);
+        assert_eq!(
+            hash(SEED, pieces.as_flattened()),
+            hash(SEED, products.as_flattened()),
+            "{simd:?}, pieces"
+        );
+        products.to_vec()
+    }
+    let alone: Vec<_> = (0..count).flat_map(|r| all::<F, 1>(simd, &panel, &rounded, r)).collect();
     let together = [
-        panels::products::<F, MOST_ROWS>(simd, &panel, std::array::from_fn(|r| rounded.row(r))).to_vec(),
-        panels::products::<F, 4>(simd, &panel, std::array::from_fn(|r| rounded.row(MOST_ROWS + r))).to_vec(),
-        panels::products::<F, 2>(simd, &panel, std::array::from_fn(|r| rounded.row(MOST_ROWS + 4 + r)))
-            .to_vec(),
+        all::<F, MOST_ROWS>(simd, &panel, &rounded, 0),
+        all::<F, 4>(simd, &panel, &rounded, MOST_ROWS),
+        all::<F, 2>(simd, &panel, &rounded, MOST_ROWS + 4),
     ]
     .concat();
     for (r, (together, alone)) in together.iter().zip(&alone).enumerate() {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use brigade_proto::control::CacheDtype;
 
 use super::cache::{CpuCache, PAGE};
-use super::columns::Columns;
+use super::columns::{Columns, in_blocks};
 use super::panels::{self, FloatFormat, PANEL_ROWS, WeighedRows};
 use crate::backend::{AttentionShape, Batch};
 use crate::exponential::exp;
@@ -189,30 +189,6 @@ impl Attention<'_> {
         }
     }
 }
-
-/// Does something for blocks of `R` numbers of a range, as large as they can be.
-macro_rules! in_blocks {
-    ($range:expr, |$first:ident, $R:ident| $do:expr) => {{
-        let mut range: Range<usize> = $range;
-        while !range.is_empty() {
-            let $first = range.start;
-            macro_rules! block {
-                ($count:literal) => {{
-                    const $R: usize = $count;
-                    $do;
-                    range.start += $R;
-                }};
-            }
-            match range.len() {
-                8.. => block!(8),
-                4.. => block!(4),
-                2.. => block!(2),
-                _ => block!(1),
-            }
-        }
-    }};
-}
-use in_blocks;
 
 kernel! {
     /// Turns the scores of a page's tokens `first..end` into weights relative to the largest score so far, those of others

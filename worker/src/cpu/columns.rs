@@ -1,4 +1,4 @@
-//! A result that several threads write at once, each its own part.
+//! A result that several threads write at once, each its own part, and rows that are computed side by side.
 
 use std::marker::PhantomData;
 
@@ -47,3 +47,28 @@ impl<'a> Columns<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns.len()) }
     }
 }
+
+/// Does something for blocks of `R` numbers of a range, as large as they can be.
+macro_rules! in_blocks {
+    ($range:expr, |$first:ident, $R:ident| $do:expr) => {{
+        let mut range: std::ops::Range<usize> = $range;
+        while !range.is_empty() {
+            let $first = range.start;
+            macro_rules! block {
+                ($count:literal) => {{
+                    const $R: usize = $count;
+                    $do;
+                    range.start += $R;
+                }};
+            }
+            match range.len() {
+                8.. => block!(8),
+                4.. => block!(4),
+                3 => block!(3),
+                2 => block!(2),
+                _ => block!(1),
+            }
+        }
+    }};
+}
+pub(crate) use in_blocks;

@@ -1,17 +1,19 @@
 //! A matrix in its file's blocks, row by row or in [panels], and its products with rows of activations.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use brigade_shard::tensor_type::TensorType;
 
 use super::blocks::RowFormat;
 use super::codebooks;
-use super::columns::Columns;
+use super::columns::{Columns, in_blocks};
 use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
 use super::super_blocks;
 use crate::simd::Simd;
 use crate::team::{PerMember, Team};
-use crate::weights::{LoadError, READ_BYTES, TensorSource, WeightBuffer};
+use crate::weights::{LoadError, MappedBytes, READ_BYTES, TensorSource, WeightBuffer};
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
 const TILE_ROWS: usize = 16;
@@ -206,7 +208,35 @@ pub struct CpuMatrix {
     pub(crate) row_bytes: usize,
     /// Rows of each of the matrices that are stacked; a panel holds rows of one of them.
     stacked: usize,
-    buffer: WeightBuffer,
+    weights: Weights,
+}
+
+/// Where a matrix's weights are.
+enum Weights {
+    /// In memory of their own, in panels if the format is kept so.
+    Resident(WeightBuffer),
+    /// In their file, row by row; a panel is put together when it is looked at.
+    Mapped(MappedBytes),
+}
+
+impl Weights {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Weights::Resident(buffer) => buffer.bytes(),
+            Weights::Mapped(mapped) => mapped.bytes(),
+        }
+    }
+}
+
+/// Values of a row that many rows of activations are multiplied with at a time: with those of 16 rows, and of 8 rows of
+/// activations, some 30 KiB, which stay in the first-level cache while the rows pass. A multiple of every format's block.
+const PIECE_VALUES: usize = 1024;
+
+thread_local! {
+    /// The sums of rows that pass over a panel.
+    static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
+    /// The panel of a mapped matrix that this thread looks at.
+    static PANEL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What passes over weights: rows of activations of a matrix's width.
@@ -273,6 +303,16 @@ impl Passing {
     }
 }
 
+/// Puts the rows of a panel into their places; of no use for formats that are kept in rows.
+fn interleave(format: Format, rows: &[u8], row_bytes: usize, count: usize, panel: &mut [u8]) {
+    with_panel_format!(
+        format, |F| panels::interleave::<F>(rows, row_bytes, count, panel),
+        else with_float_format!(
+            format, |F| panels::interleave_floats::<F>(rows, row_bytes, count, panel), else ()
+        )
+    );
+}
+
 impl CpuMatrix {
     /// Reads `count` matrices of `rows` rows that lie one after another, with the threads of `team`.
     ///
@@ -286,11 +326,16 @@ impl CpuMatrix {
     ) -> Result<CpuMatrix, LoadError> {
         let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
         let matrix =
-            |buffer| CpuMatrix { format, rows: count * rows, width, row_bytes, stacked: rows, buffer };
+            |weights| CpuMatrix { format, rows: count * rows, width, row_bytes, stacked: rows, weights };
+        if let Some(mapped) =
+            source.mapped().filter(|mapped| mapped.bytes().len() == count * rows * row_bytes)
+        {
+            return Ok(matrix(Weights::Mapped(mapped)));
+        }
         if !format.is_in_panels() {
             let mut buffer = WeightBuffer::zeroed(count * rows * row_bytes)?;
             source.read(buffer.bytes_mut(), team)?;
-            return Ok(matrix(buffer));
+            return Ok(matrix(Weights::Resident(buffer)));
         }
         let panels = rows.div_ceil(PANEL_ROWS);
         let panel_bytes = PANEL_ROWS * row_bytes;
@@ -314,37 +359,46 @@ impl CpuMatrix {
             for (panel, out) in (first..).zip(piece.chunks_exact_mut(panel_bytes)) {
                 let (row, count) = rows_of(panel);
                 let rows = &file[(row - start) * row_bytes..];
-                with_panel_format!(
-                    format, |F| panels::interleave::<F>(rows, row_bytes, count, out),
-                    else with_float_format!(
-                        format, |F| panels::interleave_floats::<F>(rows, row_bytes, count, out), else ()
-                    )
-                );
+                interleave(format, rows, row_bytes, count, out);
             }
             Ok::<(), LoadError>(())
         })?;
-        Ok(matrix(buffer))
+        Ok(matrix(Weights::Resident(buffer)))
     }
 
-    /// The panel that holds weight row `row`, and its lane there.
-    fn panel(&self, row: usize) -> (&[u8], usize) {
+    /// Hands the panel that holds weight row `row`, and its lane there, to `take`.
+    fn panel<R>(&self, row: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
         let (matrix, within) = (row / self.stacked, row % self.stacked);
-        let panel = matrix * self.stacked.div_ceil(PANEL_ROWS) + within / PANEL_ROWS;
+        let (first, lane) = (within / PANEL_ROWS * PANEL_ROWS, within % PANEL_ROWS);
         let bytes = PANEL_ROWS * self.row_bytes;
-        (&self.buffer.bytes()[panel * bytes..][..bytes], within % PANEL_ROWS)
+        match &self.weights {
+            Weights::Resident(buffer) => {
+                let panel = matrix * self.stacked.div_ceil(PANEL_ROWS) + within / PANEL_ROWS;
+                take(&buffer.bytes()[panel * bytes..][..bytes], lane)
+            }
+            Weights::Mapped(mapped) => PANEL.with_borrow_mut(|panel| {
+                panel.clear();
+                panel.resize(bytes, 0);
+                let count = PANEL_ROWS.min(self.stacked - first);
+                let rows = &mapped.bytes()[(matrix * self.stacked + first) * self.row_bytes..];
+                interleave(self.format, rows, self.row_bytes, count, panel);
+                take(panel, lane)
+            }),
+        }
     }
 
     /// Writes weight row `row` as f32.
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
         if !self.format.is_in_panels() {
-            let bytes = &self.buffer.bytes()[row * self.row_bytes..][..self.row_bytes];
+            let bytes = &self.weights.bytes()[row * self.row_bytes..][..self.row_bytes];
             return with_row_format!(self.format, |F| F::dequantise(bytes, out));
         }
-        let (panel, lane) = self.panel(row);
-        with_panel_format!(
-            self.format, |F| panels::dequantise_row::<F>(panel, lane, out),
-            else with_float_format!(self.format, |F| panels::widen_row::<F>(panel, lane, out), else ())
-        );
+        self.panel(row, |panel, lane| {
+            with_panel_format!(
+                self.format, |F| panels::dequantise_row::<F>(panel, lane, out),
+                else with_float_format!(self.format, |F| panels::widen_row::<F>(panel, lane, out), else ())
+            );
+        });
     }
 
     /// Hands weight rows to `take` as f32, one after another; `scratch` is memory for some of them.
@@ -362,11 +416,13 @@ impl CpuMatrix {
         while row < rows.end {
             let mut lanes = 0..1;
             if self.format.is_in_panels() {
-                let (panel, lane) = self.panel(row);
-                with_panel_format!(
-                    self.format, |F| panels::dequantise::<F>(panel, scratch),
-                    else with_float_format!(self.format, |F| panels::widen::<F>(panel, scratch), else ())
-                );
+                let lane = self.panel(row, |panel, lane| {
+                    with_panel_format!(
+                        self.format, |F| panels::dequantise::<F>(panel, scratch),
+                        else with_float_format!(self.format, |F| panels::widen::<F>(panel, scratch), else ())
+                    );
+                    lane
+                });
                 lanes = lane..PANEL_ROWS.min(lane + rows.end - row);
             } else {
                 self.dequantise_row(row, scratch);
@@ -406,34 +462,35 @@ impl CpuMatrix {
         out: &Columns<'_>,
     ) {
         let count = passing.count(input.rows);
-        let mut o = chunk.start;
-        while o < chunk.end {
-            let (panel, first_lane) = self.panel(o);
-            let lanes = first_lane..PANEL_ROWS.min(first_lane + chunk.end - o);
-            let mut r = 0;
-            macro_rules! walk {
-                ($rows:expr) => {{
-                    let which =
-                        std::array::from_fn::<usize, { $rows }, _>(|i| passing.input(input.routes, r + i));
-                    for (i, products) in products.products(panel, which).iter().enumerate() {
-                        let (row, column) = passing.output(input.routes, r + i, o);
+        // What passes over a panel once needs no memory that is near.
+        let piece = if count > MOST_ROWS { products.piece().min(self.width) } else { self.width };
+        SUMS.with_borrow_mut(|sums| {
+            let mut o = chunk.start;
+            while o < chunk.end {
+                o += self.panel(o, |panel, first_lane| {
+                    let lanes = first_lane..PANEL_ROWS.min(first_lane + chunk.end - o);
+                    sums.clear();
+                    sums.resize(count, [0.0; PANEL_ROWS]);
+                    for start in (0..self.width).step_by(piece) {
+                        let values = start..self.width.min(start + piece);
+                        let byte = |value: usize| panel.len() * value / self.width;
+                        let panel = &panel[byte(values.start)..byte(values.end)];
+                        in_blocks!(0..count, |r, R| {
+                            let rows = std::array::from_fn(|i| passing.input(input.routes, r + i));
+                            let (sums, _) = sums[r..r + R].as_chunks_mut::<R>();
+                            products.add::<R>(panel, values.clone(), rows, &mut sums[0]);
+                        });
+                    }
+                    for (i, products) in sums.iter().enumerate() {
+                        let (row, column) = passing.output(input.routes, i, o);
                         // SAFETY: the columns are this piece's own, and the reference ends here.
                         let part = unsafe { out.part(row, column..column + lanes.len()) };
                         part.copy_from_slice(&products[lanes.clone()]);
                     }
-                    r += $rows;
-                }};
+                    lanes.len()
+                });
             }
-            while r < count {
-                match count - r {
-                    MOST_ROWS.. => walk!(MOST_ROWS),
-                    4.. => walk!(4),
-                    2.. => walk!(2),
-                    _ => walk!(1),
-                }
-            }
-            o += lanes.len();
-        }
+        });
     }
 
     fn multiply_rows<F: RowFormat>(
@@ -448,7 +505,7 @@ impl CpuMatrix {
         for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
             let end = passing.count(input.rows).min(tile + TILE_ROWS);
             for o in chunk.clone() {
-                let weights = &self.buffer.bytes()[o * self.row_bytes..][..self.row_bytes];
+                let weights = &self.weights.bytes()[o * self.row_bytes..][..self.row_bytes];
                 let mut r = tile;
                 while r + 4 <= end {
                     let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];
@@ -470,8 +527,18 @@ impl CpuMatrix {
 
 /// Rows of activations in the form that a format's panels take.
 trait PanelProducts {
-    /// The products of all rows of a panel with these rows of activations.
-    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R];
+    /// How many values of each row may be multiplied at a time.
+    fn piece(&self) -> usize;
+
+    /// Adds the products of all rows of a panel with these rows of activations, from value `values.start` to
+    /// `values.end`, of which alone the panel's are given.
+    fn add<const R: usize>(
+        &self,
+        panel: &[u8],
+        values: Range<usize>,
+        rows: [usize; R],
+        sums: &mut [[f32; PANEL_ROWS]; R],
+    );
 }
 
 struct Quantised<'a, F> {
@@ -487,8 +554,20 @@ impl<'a, F> Quantised<'a, F> {
 }
 
 impl<F: PanelFormat> PanelProducts for Quantised<'_, F> {
-    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R] {
-        panels::products::<F, R>(self.simd, panel, rows.map(|row| self.input.row(row)))
+    fn piece(&self) -> usize {
+        PIECE_VALUES
+    }
+
+    fn add<const R: usize>(
+        &self,
+        panel: &[u8],
+        values: Range<usize>,
+        rows: [usize; R],
+        sums: &mut [[f32; PANEL_ROWS]; R],
+    ) {
+        let parts = values.start / panels::PART..values.end / panels::PART;
+        let rows = rows.map(|row| &self.input.row(row)[parts.clone()]);
+        panels::products::<F, R>(self.simd, panel, rows, sums);
     }
 }
 
@@ -506,8 +585,19 @@ impl<'a, F> Floats<'a, F> {
 }
 
 impl<F: FloatFormat> PanelProducts for Floats<'_, F> {
-    fn products<const R: usize>(&self, panel: &[u8], rows: [usize; R]) -> [[f32; PANEL_ROWS]; R] {
+    fn piece(&self) -> usize {
+        // Each product has two sums, which are added up at the end.
+        self.width
+    }
+
+    fn add<const R: usize>(
+        &self,
+        panel: &[u8],
+        _values: Range<usize>,
+        rows: [usize; R],
+        sums: &mut [[f32; PANEL_ROWS]; R],
+    ) {
         let row = |row: usize| &self.input[row * self.width..][..self.width];
-        panels::float_products::<F, R>(self.simd, panel, rows.map(row))
+        *sums = panels::float_products::<F, R>(self.simd, panel, rows.map(row));
     }
 }

@@ -33,6 +33,8 @@ pub struct StageRequest {
     pub device: DeviceKind,
     /// Compute threads on the processor; at least one.
     pub threads: usize,
+    /// Whether weights stay in their files, which the system reads when they are looked at; on the processor alone.
+    pub mapped: bool,
     /// What the stage may take.
     pub budget: Bytes,
 }
@@ -59,13 +61,16 @@ impl Stage {
     /// Where the budget is too small (before anything is read), a file cannot be read or has changed, a tensor's type has
     /// no kernels on the device, the device fails or was not built in, or `progress` was cancelled.
     pub fn load(request: StageRequest, progress: &LoadProgress) -> Result<Stage, LoadError> {
-        let StageRequest { header, shard, room, device, threads, budget } = request;
+        let StageRequest { header, shard, room, device, threads, mapped, budget } = request;
         let StageNeeds { spec, table, memory } = StageNeeds::new(&header, &shard, &room)?;
         if memory.total() > budget {
             let StageMemory { weights, cache, workspace } = memory;
             return Err(LoadError::TooLittleMemory { weights, cache, workspace, budget });
         }
-        let files = ModelFiles::open(&header, progress)?;
+        let mut files = ModelFiles::open(&header, progress)?;
+        if mapped {
+            files = files.mapped()?;
+        }
         let steps: Box<dyn Steps> = match device {
             DeviceKind::Cpu => {
                 let backend = CpuBackend::new(threads)?;

@@ -1,54 +1,62 @@
 //! Memory that weights are read into.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use brigade_shard::units::Bytes;
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 
 use crate::backend::BackendError;
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are read as they stand in the file, which is little-endian");
 
-/// Size of a page that one entry of the processor's address cache serves, where the system gives such pages. Weights are
-/// walked over once for each step: with pages of 4 KiB, looking up addresses takes as long as the walk.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// A tensor's bytes, aligned to a page of memory.
 pub struct WeightBuffer {
     map: MmapMut,
-    /// Bytes before the first that is used.
-    start: usize,
     len: usize,
 }
 
 impl WeightBuffer {
-    /// `len` zero bytes; pages that are never written take no memory.
+    /// `len` zero bytes; pages that are never written take no memory. Huge pages are not asked for: decoding is hardly
+    /// faster on them, and where memory is in pieces, or is not the machine's own, getting them takes several times as
+    /// long as reading the weights.
     ///
     /// Fails where the system gives no memory.
     pub(crate) fn zeroed(len: usize) -> Result<WeightBuffer, BackendError> {
-        // Small ones stay on small pages: rounded up to huge ones, many of them would take much more than they hold.
-        let huge = len >= HUGE_PAGE;
-        let room = len.max(1) + if huge { HUGE_PAGE } else { 0 };
-        let map = MmapMut::map_anon(room).map_err(|e| BackendError {
+        // An empty map is none.
+        let map = MmapMut::map_anon(len.max(1)).map_err(|e| BackendError {
             operation: "make room for weights",
-            reason: format!("{} were asked for: {e}", Bytes(room as u64)),
+            reason: format!("{} were asked for: {e}", Bytes(len as u64)),
         })?;
-        let start = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
-        #[cfg(target_os = "linux")]
-        if huge {
-            // The rest, less than a huge page, stays on small ones. A system without huge pages only is slower.
-            let whole = len / HUGE_PAGE * HUGE_PAGE;
-            let _ = map.advise_range(memmap2::Advice::HugePage, start, whole);
-        }
-        Ok(WeightBuffer { map, start, len })
+        Ok(WeightBuffer { map, len })
     }
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map[self.start..][..self.len]
+        &self.map[..self.len]
     }
 
     /// All bytes, to be filled.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..][..self.len]
+        &mut self.map[..self.len]
+    }
+}
+
+/// Bytes of a file that the system reads when they are looked at, and may forget again.
+pub struct MappedBytes {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl MappedBytes {
+    /// Part of a mapped file; `None` where it is not in the file.
+    pub(crate) fn new(map: Arc<Mmap>, range: Range<usize>) -> Option<MappedBytes> {
+        (range.start <= range.end && range.end <= map.len()).then_some(MappedBytes { map, range })
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
     }
 }

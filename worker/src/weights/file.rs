@@ -3,18 +3,23 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use brigade_shard::model_file::{Header, Layout, Meaning, Piece, Place, TensorInfo};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use half::{bf16, f16};
+use memmap2::Mmap;
 
-use super::{LoadError, LoadProgress, ReadProblem, TensorSource};
+use super::{LoadError, LoadProgress, MappedBytes, ReadProblem, TensorSource};
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
     header: &'a Header,
     files: Vec<File>,
+    /// The same files, where they are mapped.
+    maps: Option<Vec<Arc<Mmap>>>,
     progress: &'a LoadProgress,
 }
 
@@ -43,7 +48,30 @@ impl<'a> ModelFiles<'a> {
             let path = header.parts().first().cloned().unwrap_or_default();
             return Err(LoadError::Changed { path, was: header.file_bytes().0, is: bytes });
         }
-        Ok(ModelFiles { header, files, progress })
+        Ok(ModelFiles { header, files, maps: None, progress })
+    }
+
+    /// Maps the files: what can stay in them is not read, but looked at there. Nobody may shorten them meanwhile: the
+    /// process would be ended by the system (`SIGBUS`).
+    ///
+    /// # Errors
+    /// Where the system cannot map them.
+    pub fn mapped(mut self) -> Result<ModelFiles<'a>, LoadError> {
+        let map = |(file, path): (&File, &PathBuf)| {
+            // SAFETY: the file is opened for reading only; that nobody shortens or changes it is what the user who asks
+            // for this is told to see to.
+            let map = unsafe { Mmap::map(file) };
+            map.map(Arc::new).map_err(|e| LoadError::Read {
+                path: path.clone(),
+                tensor: "all of them".to_owned(),
+                offset: 0,
+                bytes: Bytes::ZERO,
+                problem: ReadProblem::Io(e),
+            })
+        };
+        let maps = self.files.iter().zip(self.header.parts()).map(map).collect::<Result<_, _>>()?;
+        self.maps = Some(maps);
+        Ok(self)
     }
 
     /// One tensor of them.
@@ -136,6 +164,20 @@ impl TensorSource for FileTensor<'_> {
         }
         self.files.progress.add(out.len());
         Ok(())
+    }
+
+    fn mapped(&self) -> Option<MappedBytes> {
+        let (maps, [piece]) = (self.files.maps.as_ref()?, &self.info.pieces[..]) else {
+            return None;
+        };
+        let (Layout::Whole, Place::File { part, offset }) = (&self.info.layout, &piece.place) else {
+            return None;
+        };
+        let start = usize::try_from(*offset).ok()?;
+        let end = start.checked_add(usize::try_from(piece.bytes.0).ok()?)?;
+        let bytes = MappedBytes::new(maps[*part].clone(), start..end)?;
+        self.files.progress.add(piece.bytes.0 as usize);
+        Some(bytes)
     }
 
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {

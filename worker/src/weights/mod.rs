@@ -1,7 +1,8 @@
 //! Reading a shard's tensors to where they stay.
 //!
 //! Files are read with positioned reads, several at a time, straight into the memory that keeps the weights, or in small
-//! pieces that are put in another order there: nothing is mapped and nothing is held twice.
+//! pieces that are put in another order there: nothing is held twice. Only where it is asked for, files are mapped, and the
+//! system reads what is looked at.
 
 mod buffer;
 mod error;
@@ -11,6 +12,7 @@ mod progress;
 
 use brigade_shard::tensor_type::TensorType;
 
+pub use buffer::MappedBytes;
 pub(crate) use buffer::WeightBuffer;
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
@@ -26,6 +28,11 @@ pub(crate) const READ_BYTES: usize = 512 * 1024;
 pub trait TensorSource: Sync {
     /// Fills `out` with the tensor's bytes from byte `at` on.
     fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError>;
+
+    /// The tensor's bytes where they lie in its file, if it is mapped and they lie there in one piece as they are.
+    fn mapped(&self) -> Option<MappedBytes> {
+        None
+    }
 
     /// The error of a backend that has no kernel for the tensor's type.
     fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError;

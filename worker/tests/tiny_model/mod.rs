@@ -266,6 +266,7 @@ pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) ->
         room: room(),
         device: DeviceKind::Cpu,
         threads: 1,
+        mapped: false,
         budget: Bytes::mib(64),
     }
 }

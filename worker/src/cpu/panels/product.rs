@@ -12,33 +12,34 @@ use crate::simd::Simd;
 /// Most rows of activations that one walk over a panel serves.
 pub(in crate::cpu) const MOST_ROWS: usize = 8;
 
-/// The products of all rows of a panel with `R` rows of activations.
+/// Adds the products of all rows of a panel with `R` rows of activations to what is in `products`. The panel may be a part
+/// of one, some blocks of each row, with the same parts of the activations.
 pub(in crate::cpu) fn products<F: PanelFormat, const R: usize>(
     simd: Simd,
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
     match simd {
-        Simd::Portable => rows.map(|row| portable::<F>(panel, row)),
+        // Row by row: what is slow anyway need not be compiled for many rows.
+        Simd::Portable => {
+            for (row, products) in rows.into_iter().zip(products) {
+                walk::<F, Portable, 1, 1>(panel, &[row], std::array::from_mut(products));
+            }
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
-        Simd::Avx2(_) => unsafe { avx2::<F, R>(panel, rows) },
+        Simd::Avx2(_) => unsafe { avx2::<F, R>(panel, rows, products) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
-        Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows) },
+        Simd::Avx512(_) => unsafe { avx512::<F, R>(panel, rows, products) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: a `Neon` exists only where detection found NEON.
-        Simd::Neon(_) => unsafe { neon::<F, R>(panel, rows) },
+        Simd::Neon(_) => unsafe { neon::<F, R>(panel, rows, products) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: a `Dotprod` exists only where detection found NEON and its dot products.
-        Simd::Dotprod(_) => unsafe { dotprod::<F, R>(panel, rows) },
+        Simd::Dotprod(_) => unsafe { dotprod::<F, R>(panel, rows, products) },
     }
-}
-
-/// Row by row: what is slow anyway need not be compiled for many rows.
-fn portable<F: PanelFormat>(panel: &[u8], row: ActivationRow<'_>) -> [f32; PANEL_ROWS] {
-    let [products] = walk::<F, Portable, 1, 1>(panel, &[row]);
-    products
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -46,8 +47,9 @@ fn portable<F: PanelFormat>(panel: &[u8], row: ActivationRow<'_>) -> [f32; PANEL
 fn avx2<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    walk::<F, Avx2, R, 1>(panel, &rows)
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
+    walk::<F, Avx2, R, 1>(panel, &rows, products)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -55,8 +57,9 @@ fn avx2<F: PanelFormat, const R: usize>(
 fn avx512<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    walk::<F, Avx512, R, 1>(panel, &rows)
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
+    walk::<F, Avx512, R, 1>(panel, &rows, products)
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -64,8 +67,9 @@ fn avx512<F: PanelFormat, const R: usize>(
 fn neon<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    by_fours::<F, false, R>(panel, rows)
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
+    by_fours::<F, false, R>(panel, rows, products)
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -73,8 +77,9 @@ fn neon<F: PanelFormat, const R: usize>(
 fn dotprod<F: PanelFormat, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    by_fours::<F, true, R>(panel, rows)
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
+    by_fours::<F, true, R>(panel, rows, products)
 }
 
 /// The products of all rows of a panel with `R` rows of activations, four at a time: their sums and what codes are
@@ -92,26 +97,26 @@ fn dotprod<F: PanelFormat, const R: usize>(
 fn by_fours<F: PanelFormat, const DOTPROD: bool, const R: usize>(
     panel: &[u8],
     rows: [ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
-    let mut products = [[0.0; PANEL_ROWS]; R];
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
     if const { R >= 4 } {
         for (rows, products) in rows.as_chunks().0.iter().zip(products.as_chunks_mut().0) {
-            *products = walk::<F, Neon<DOTPROD, false>, 4, 1>(panel, rows);
+            walk::<F, Neon<DOTPROD, false>, 4, 1>(panel, rows, products);
         }
     }
     if const { R % 4 >= 2 } {
         let first = R / 4 * 4;
-        products[first..first + 2]
-            .copy_from_slice(&walk::<F, Neon<DOTPROD, false>, 2, 1>(panel, &[rows[first], rows[first + 1]]));
+        for (rows, products) in rows[first..].as_chunks().0.iter().zip(products[first..].as_chunks_mut().0) {
+            walk::<F, Neon<DOTPROD, false>, 2, 1>(panel, rows, products);
+        }
     }
     if const { R % 2 == 1 } {
         // What passes alone is bound by what is done to the codes.
-        let last = &[rows[R - 1]];
-        [products[R - 1]] = if const { F::VALUES == PART } {
-            walk::<F, Neon<DOTPROD, true>, 1, 1>(panel, last)
+        let (last, products) = (&[rows[R - 1]], std::array::from_mut(&mut products[R - 1]));
+        if const { F::VALUES == PART } {
+            walk::<F, Neon<DOTPROD, true>, 1, 1>(panel, last, products);
         } else {
-            walk::<F, Neon<DOTPROD, true>, 1, 8>(panel, last)
-        };
+            walk::<F, Neon<DOTPROD, true>, 1, 8>(panel, last, products);
+        }
     }
-    products
 }

@@ -20,14 +20,16 @@ macro_rules! unrolled {
     )*};
 }
 
-/// The products of all rows of a panel with a few rows of activations; the code of `PARTS` parts of a block is written
-/// out.
+/// Adds the products of all rows of a panel with a few rows of activations; the code of `PARTS` parts of a block is
+/// written out.
 #[inline(always)]
 pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>(
     panel: &[u8],
     rows: &[ActivationRow<'_>; R],
-) -> [[f32; PANEL_ROWS]; R] {
+    products: &mut [[f32; PANEL_ROWS]; R],
+) {
     let mut sums = [L::splat(0.0); R];
+    unrolled!(below R, |r| sums[r] = L::from_array(products[r]));
     let mut number = 0;
     let part_bytes = F::BYTES * PANEL_ROWS / (F::VALUES / PART);
     for block in panel.chunks_exact(F::BYTES * PANEL_ROWS) {
@@ -40,9 +42,7 @@ pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>
             number += PARTS;
         }
     }
-    let mut products = [[0.0; PANEL_ROWS]; R];
     unrolled!(below R, |r| products[r] = L::to_array(sums[r]));
-    products
 }
 
 /// The same bytes. Where the code of several parts is written out for few registers, the compiler is not to know, so that
