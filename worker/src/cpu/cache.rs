@@ -13,7 +13,7 @@ pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
 
 /// Keys and values of one layer: for each page and head, those of the page's tokens.
 ///
-/// Keys lie in panels of [`PANEL_ROWS`] tokens as a matrix of floating-point numbers does, so that queries are multiplied
+/// Keys lie in panels of 16 tokens as a matrix of floating-point numbers does, so that queries are multiplied
 /// with them by the same kernels. Values lie token by token, and so do keys that hold their values.
 pub struct CpuCache {
     pub(crate) shape: CacheShape,

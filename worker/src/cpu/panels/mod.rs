@@ -5,10 +5,11 @@
 //! another order. A vector with a lane for each row then multiplies four neighbouring values of every row with the same
 //! four activations at once, and one walk over a panel serves several rows of activations.
 //!
-//! **What a product is**, on any processor. Floating-point weights: see [floats]. Quantised weights: activations are rounded to 8 bits in parts of 32 with a scale each. Part by
-//! part, in order, and for each run of weights with a scale of its own, `sum = fma(exact integer sum, weight scale *
-//! activation scale, sum)`, then `sum = fma(weight offset, activation sum, sum)` where the format has offsets. A
-//! result's bits depend on its row of weights and its row of activations alone.
+//! **What a product is**, on any processor. Floating-point weights: see [floats]. Quantised weights: activations are
+//! rounded to 8 bits in parts of 32 with a scale each. Part by part, in order, and for each run of weights with a scale
+//! of its own, `sum = fma(exact integer sum, weight scale * activation scale, sum)`, then `sum = fma(weight offset,
+//! activation sum, sum)` where the format has offsets. A result's bits depend on its row of weights and its row of
+//! activations alone; a panel may be walked over in pieces.
 
 mod activations;
 mod floats;
