@@ -60,11 +60,17 @@ pub struct Found {
 /// All loads of a worker.
 pub struct Loads {
     store: Arc<Mutex<ModelStore>>,
+    way: Way,
+    running: BTreeMap<LoadId, Running>,
+    events: mpsc::Sender<LoadEvent>,
+}
+
+/// How stages are loaded and computed.
+#[derive(Clone, Copy)]
+struct Way {
     device: DeviceKind,
     threads: usize,
     mapped: bool,
-    running: BTreeMap<LoadId, Running>,
-    events: mpsc::Sender<LoadEvent>,
 }
 
 struct Running {
@@ -87,7 +93,8 @@ impl Loads {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
-        (Loads { store, device, threads, mapped, running: BTreeMap::new(), events }, receiver)
+        let way = Way { device, threads, mapped };
+        (Loads { store, way, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Begins to look for the model of `order`.
@@ -107,11 +114,11 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let (device, threads, mapped) = (self.device, self.threads, self.mapped);
+        let way = self.way;
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
-            let result = read(found, device, (threads, mapped), budget, progress);
+            let result = read(found, way, budget, progress);
             LoadEvent::Ended { load, result }
         })
     }
@@ -203,8 +210,7 @@ fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) ->
 
 fn read(
     found: Found,
-    device: DeviceKind,
-    (threads, mapped): (usize, bool),
+    Way { device, threads, mapped }: Way,
     budget: Bytes,
     progress: &LoadProgress,
 ) -> Result<(Box<Stage>, FrameLimits), String> {

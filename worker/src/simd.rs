@@ -81,7 +81,7 @@ impl Simd {
     }
 }
 
-/// Defines a kernel that is compiled for every [`Simd`] level from one body.
+/// Defines a kernel that is compiled from one body for the target, and on x86-64 for AVX2.
 ///
 /// The first argument, of type [`Simd`], chooses; the body does not see it. The compiler may compute side by side what
 /// does not depend on each other; it keeps the order of a sum.

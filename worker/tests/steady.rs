@@ -1,4 +1,4 @@
-//! In the steady state, a step of the model asks for no memory.
+//! In the steady state, a step of a dense model asks for no memory.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

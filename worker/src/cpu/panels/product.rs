@@ -85,8 +85,8 @@ fn dotprod<F: PanelFormat, const R: usize>(
 /// The products of all rows of a panel with `R` rows of activations, four at a time: their sums and what codes are
 /// taken apart in fill 32 short registers.
 ///
-/// Instructions of the innermost loop for a part, 32 values of 16 rows, with dot products of bytes (as rustc 1.95
-/// compiles it; nothing is called). 32 of them are the dot products of each row of activations:
+/// About how many instructions the innermost loop has for a part, 32 values of 16 rows, with dot products of bytes
+/// (counted with rustc 1.95; nothing is called). 32 of them are the dot products of each row of activations:
 ///
 /// | rows of activations | Q4_0 | Q8_0 | Q4_K | Q5_K | Q6_K | IQ4_XS |
 /// |---|---|---|---|---|---|---|
