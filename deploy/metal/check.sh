@@ -47,7 +47,7 @@ exec "$target/zig/bin/python" -m ziglang ar "\$@"
 WRAPPER
 chmod +x "$target/cc" "$target/ar"
 
-env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$target" RUSTFLAGS= \
+env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$target" CARGO_PROFILE_DEV_DEBUG=false RUSTFLAGS= \
   CC_aarch64_apple_darwin="$target/cc" AR_aarch64_apple_darwin="$target/ar" \
   /usr/bin/cargo check --locked -Zbuild-std=std,panic_abort --target aarch64-apple-darwin \
   -p brigade-worker --features metal
