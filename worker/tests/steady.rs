@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "this program needs a part of it")]
+#[path = "worker/tiny_model.rs"]
 mod tiny_model;
 
 use std::alloc::{GlobalAlloc, Layout, System};

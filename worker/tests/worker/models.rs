@@ -1,7 +1,5 @@
 //! Finding models by their fingerprint, among files and directories that are and are not.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,6 @@
 //! The backend for CUDA and Metal, run on candle's own processor device, against ours.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
+use super::tiny_model::{Random, TinyModel, room};
 use brigade_proto::control::CacheDtype;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
@@ -14,7 +11,6 @@ use brigade_worker::cpu::CpuBackend;
 use brigade_worker::model::{self, Input, StageModel, StageNeeds};
 use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles};
 use candle_core::Device;
-use tiny_model::{Random, TinyModel, room};
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
     try_load(backend, header, layers).unwrap()

@@ -1,20 +1,16 @@
 //! `brigade-worker bench` on a tiny model: its three forms of report agree, and what is wrong is said.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
 use std::ffi::OsString;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::tiny_model::TinyModel;
 use brigade_shard::model_file::Place;
 use brigade_shard::units::Bytes;
 use brigade_worker::bench::{self, BenchError};
 use brigade_worker::cli::{Command, parse};
 use brigade_worker::settings::Machine;
 use serde_json::Value;
-use tiny_model::TinyModel;
 
 /// What `brigade-worker bench MODEL` with further arguments writes, or why it does not.
 fn run(model: &Path, arguments: &str) -> Result<String, BenchError> {

@@ -1,16 +1,10 @@
 //! Joining, coming back and leaving, with real processes: what users see of it, and the codes they exit with.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-#[expect(dead_code, reason = "every file of tests uses its own part of it")]
-mod rig;
-mod tiny_model;
-
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use super::rig::{Coordinator, Process};
 use brigade_proto::control::{ToCoordinator, ToWorker};
-use rig::{Coordinator, Process};
 
 /// Ends within a second or two, on a machine that does other things as well.
 const PROMPT_END: Duration = Duration::from_secs(2);

@@ -1,12 +1,9 @@
 //! What latent attention asks of the processor: a matrix for every head, parts of heads side by side, values that are parts
 //! of keys. And what other devices say to it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
 use std::ops::Range;
 
+use super::tiny_model::{Random, decode, encode};
 use brigade_proto::control::CacheDtype;
 use brigade_shard::spec::Visibility;
 use brigade_shard::tensor_type::TensorType;
@@ -15,7 +12,6 @@ use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::{CpuBackend, CpuMatrix, CpuRows, Simd};
 use brigade_worker::weights::{LoadError, TensorSource};
 use candle_core::Device;
-use tiny_model::{Random, decode, encode};
 
 const HEADS: usize = 3;
 const ROWS: usize = 37;

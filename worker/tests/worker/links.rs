@@ -1,7 +1,5 @@
 //! A worker's links over real sockets: what is queued on them, and attempts to open them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, mpsc as blocking};

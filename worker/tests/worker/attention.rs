@@ -1,17 +1,13 @@
 //! The processor's attention against exact arithmetic: what each position sees, sinks, and the same bits however it is
 //! asked.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
 use std::ops::Range;
 
+use super::tiny_model::Random;
 use brigade_proto::control::CacheDtype;
 use brigade_shard::spec::Visibility;
 use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, Span};
 use brigade_worker::cpu::{CpuBackend, CpuCache, Simd};
-use tiny_model::Random;
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;

@@ -1,16 +1,12 @@
 //! The processor's products against exact arithmetic, and their independence of everything but the row.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
+use super::tiny_model::{Random, decode, encode};
 use brigade_shard::spec::Activation;
 use brigade_shard::tensor_type::TensorType;
 use brigade_worker::backend::{Backend, MatrixShape, Routes};
 use brigade_worker::cpu::{CpuBackend, Simd};
 use brigade_worker::weights::{LoadError, TensorSource};
 use half::f16;
-use tiny_model::{Random, decode, encode};
 
 /// Types whose blocks candle can make and read.
 const KINDS: [TensorType; 13] = [
@@ -389,7 +385,7 @@ fn hash(values: &[f32]) -> u64 {
 
 #[test]
 fn codebook_blocks_stand_for_what_gguf_says() {
-    let text = include_str!("../../tests/reference/block-values.txt");
+    let text = include_str!("../../../tests/reference/block-values.txt");
     let mut blocks = 0;
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();

@@ -1,9 +1,6 @@
 //! Stages of tiny models: where and how a computation is cut changes nothing, and wrong frames break nothing.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod tiny_model;
-
+use super::tiny_model::{Pipeline, Random, TinyModel, load, request, room, scored, segment, step};
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
@@ -15,7 +12,6 @@ use brigade_shard::units::Bytes;
 use brigade_worker::stage::{
     CacheUsage, LoadError, LoadProgress, Stage, StageOutput, StageRequest, StepError, plan_check,
 };
-use tiny_model::{Pipeline, Random, TinyModel, load, request, room, scored, segment, step};
 
 fn written(model: &TinyModel) -> (tempfile::TempDir, brigade_shard::model_file::Header) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,11 +1,6 @@
 //! Real worker processes between the two ends of a coordinator: steps flow, and what goes wrong is told.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-#[expect(dead_code, reason = "every file of tests uses its own part of it")]
-mod rig;
-mod tiny_model;
-
+use super::rig::{Coordinator, DEPLOYMENT, Neighbour, Worker, fence, soon};
 use brigade_proto::control::{StageState, ToCoordinator, ToWorker};
 use brigade_proto::ids::{Epoch, Peer, SequenceId, StepId};
 use brigade_proto::link::LinkSender;
@@ -13,7 +8,6 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Frame, Segment, SequenceStart, StepFrame, StepKind, StepResult};
 use brigade_shard::units::Bytes;
 use brigade_worker::telemetry::FIXED_OVERHEAD;
-use rig::{Coordinator, DEPLOYMENT, Neighbour, Worker, fence, soon};
 
 const PROMPT: [u32; 6] = [3, 17, 4, 40, 21, 9];
 

@@ -1,7 +1,5 @@
 //! Small random models, written as GGUF files, and steps to run them with.
 
-#![expect(dead_code, reason = "every file of tests uses its own part of it")]
-
 use std::path::Path;
 
 use brigade_proto::control::{CacheDtype, DeviceKind, StageRoom};

@@ -1,7 +1,5 @@
 //! What a worker runs with where it was not told.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 

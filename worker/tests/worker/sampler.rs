@@ -1,7 +1,5 @@
 //! The sampler: each parameter's effect, the distribution of draws, and log-probabilities.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use brigade_proto::sampling::Sampling;
 use brigade_worker::sampler::{History, LogSoftmax, SampleError, Sampler, check, most_likely};
 

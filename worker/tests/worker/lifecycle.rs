@@ -1,7 +1,5 @@
 //! The stage machine, driven without files, sockets or a device.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
