@@ -62,7 +62,7 @@ pub(in crate::cpu) trait PanelFormat {
     /// Whether the halves of a part have scales of their own.
     const HALVES: bool = false;
     /// What is to be taken from a code.
-    const CENTER: i32 = 0;
+    const CENTER: i16 = 0;
     /// Whether codes are signed, of -128..=127, and not of 0..=127.
     const SIGNED: bool = false;
     /// Whether weights have offsets.
@@ -163,7 +163,7 @@ impl<F: PanelFormat> Values<F> {
             let code = self.codes[i / GROUP][row * GROUP + i % GROUP];
             let code = if F::SIGNED { i32::from(code as i8) } else { i32::from(code) };
             let half = i / (PART / 2);
-            let scaled = scales[half][row] * (code - F::CENTER) as f32;
+            let scaled = scales[half][row] * (code - i32::from(F::CENTER)) as f32;
             *out = if F::OFFSET { scaled + offsets[half][row] } else { scaled };
         }
     }
@@ -230,14 +230,14 @@ macro_rules! block_formats {
 
 block_formats! {
     /// `d: f16`, 16 bytes of nibbles; d (code - 8).
-    Q4_0: 18, fields &[field(0, 2, 2), field(2, 16, 4)], { const CENTER: i32 = 8; },
+    Q4_0: 18, fields &[field(0, 2, 2), field(2, 16, 4)], { const CENTER: i16 = 8; },
     |b, g, L| codes nibbles::<L>(b, const { place::<Q4_0>(2) }, 0, g), scale halves::<L>(b, 0);
     /// `d: f16, m: f16`, 16 bytes of nibbles; d code + m.
     Q4_1: 20, fields &[field(0, 2, 2), field(2, 2, 2), field(4, 16, 4)], { const OFFSET: bool = true; },
     |b, g, L| codes nibbles::<L>(b, const { place::<Q4_1>(4) }, 0, g),
     scale halves::<L>(b, 0), offset halves::<L>(b, const { place::<Q4_1>(2) });
     /// `d: f16`, 32 high bits, 16 bytes of nibbles; d (code - 16).
-    Q5_0: 22, fields &[field(0, 2, 2), field(2, 4, 4), field(6, 16, 4)], { const CENTER: i32 = 16; },
+    Q5_0: 22, fields &[field(0, 2, 2), field(2, 4, 4), field(6, 16, 4)], { const CENTER: i16 = 16; },
     |b, g, L| codes with_fifth_bit::<L>(
         nibbles::<L>(b, const { place::<Q5_0>(6) }, 0, g),
         load::<L>(b, const { place::<Q5_0>(2) }, 0),
@@ -327,7 +327,7 @@ super_formats! {
     };
     /// 32 bytes of high bits, 64 bytes of 2-bit codes, 16 x 6-bit scales, `d: f16`; d (scale - 32) (code - 4).
     Q3K: 110, fields &[field(108, 2, 2), field(96, 12, 1), field(32, 64, 4), field(0, 32, 4)],
-    { const HALVES: bool = true; const CENTER: i32 = 4; },
+    { const HALVES: bool = true; const CENTER: i16 = 4; },
     |b, part, g, L| codes {
         let high = L::bits(load::<L>(b, const { place::<Q3K>(0) }, g), part as u32, 1);
         L::or(two_bits::<L>(b, const { place::<Q3K>(32) }, part, g), L::left(high, 2))
@@ -360,7 +360,7 @@ super_formats! {
     factors six_bits::<L>(b, const { place::<Q5K>(2) }, const { place::<Q5K>(4) }, part);
     /// 128 bytes of low and 64 bytes of high bits, 16 signed bytes of scales, `d: f16`; d scale (code - 32).
     Q6K: 210, fields &[field(208, 2, 2), field(192, 16, 1), field(0, 128, 4), field(128, 64, 4)],
-    { const HALVES: bool = true; const CENTER: i32 = 32; },
+    { const HALVES: bool = true; const CENTER: i16 = 32; },
     |b, part, g, L| codes {
         let (half, quarter) = (part / 4, part % 4);
         let low = load::<L>(b, const { place::<Q6K>(0) }, half * 16 + quarter % 2 * GROUPS + g);

@@ -55,7 +55,7 @@ pub(super) unsafe trait Lanes {
 
     /// What [`signed`](Self::signed) has added to each code: a sum of products is to begin with minus as many times the
     /// sum of its activations.
-    const SIGNED_BIAS: i32;
+    const SIGNED_BIAS: i16;
 
     /// Asks memory for what will be read some time after these bytes, where that is worth it: panels lie one after
     /// another.
@@ -77,8 +77,8 @@ pub(super) unsafe trait Lanes {
     /// Signed codes in the form that [`dot_signed`](Self::dot_signed) takes.
     fn signed(x: Self::Bytes) -> Self::Bytes;
 
-    /// The same integer in every lane.
-    fn ints(x: i32) -> Self::Ints;
+    /// The same integer in every lane: the first of the pair times the first of `by`, plus the second times the second.
+    fn weigh(pair: [i16; 2], by: [i16; 2]) -> Self::Ints;
     /// Adds the products of every lane's codes, 0..=127, with group `group` of the activations, -127..=127.
     fn dot(sum: Self::Ints, codes: Self::Bytes, activations: &[[i8; GROUP]; RUN], group: usize)
     -> Self::Ints;

@@ -134,7 +134,7 @@ unsafe impl<const DOTPROD: bool, const CONSTANT: bool> Lanes for Neon<DOTPROD, C
     type Ints = [int32x4_t; 4];
     type Floats = [float32x4_t; 4];
 
-    const SIGNED_BIAS: i32 = 0;
+    const SIGNED_BIAS: i16 = 0;
 
     #[inline(always)]
     fn load(bytes: &[u8; 64]) -> Self::Bytes {
@@ -205,9 +205,10 @@ unsafe impl<const DOTPROD: bool, const CONSTANT: bool> Lanes for Neon<DOTPROD, C
     }
 
     #[inline(always)]
-    fn ints(x: i32) -> Self::Ints {
+    fn weigh([a, b]: [i16; 2], [x, y]: [i16; 2]) -> Self::Ints {
+        let sum = i32::from(a) * i32::from(x) + i32::from(b) * i32::from(y);
         // SAFETY: the processor has NEON.
-        [unsafe { vdupq_n_s32(x) }; 4]
+        [unsafe { vdupq_n_s32(sum) }; 4]
     }
 
     #[inline(always)]

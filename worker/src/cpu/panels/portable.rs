@@ -12,7 +12,7 @@ unsafe impl Lanes for Portable {
     type Ints = [i32; PANEL_ROWS];
     type Floats = [f32; PANEL_ROWS];
 
-    const SIGNED_BIAS: i32 = 0;
+    const SIGNED_BIAS: i16 = 0;
 
     #[inline(always)]
     fn load(bytes: &[u8; 64]) -> [u8; 64] {
@@ -54,8 +54,8 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn ints(x: i32) -> [i32; PANEL_ROWS] {
-        [x; PANEL_ROWS]
+    fn weigh([a, b]: [i16; 2], [x, y]: [i16; 2]) -> [i32; PANEL_ROWS] {
+        [i32::from(a) * i32::from(x) + i32::from(b) * i32::from(y); PANEL_ROWS]
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 #[cfg(target_arch = "aarch64")]
 use std::arch::asm;
 
-use super::{ActivationRow, Factors, Lanes, PANEL_ROWS, PART, PanelFormat, RUN};
+use super::{ActivationPart, ActivationRow, Factors, Lanes, PANEL_ROWS, PART, PanelFormat, RUN};
 
 /// Does something for each of these indices below a constant. A loop's code would be as fast only if it were unrolled,
 /// which is not certain.
@@ -28,6 +28,8 @@ pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>
     rows: &[ActivationRow<'_>; R],
     products: &mut [[f32; PANEL_ROWS]; R],
 ) {
+    let parts = panel.len() / (F::BYTES * PANEL_ROWS) * (F::VALUES / PART);
+    assert!(rows.iter().all(|row| row.len() >= parts), "rows of activations are as long as the panel's");
     let mut sums = [L::splat(0.0); R];
     unrolled!(below R, |r| sums[r] = L::from_array(products[r]));
     let mut number = 0;
@@ -37,7 +39,10 @@ pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>
             unrolled!(below PARTS, |part| {
                 // As many bytes as the part has, wherever they lie.
                 L::prefetch(&block[(first + part) * part_bytes..][..part_bytes]);
-                add_part::<F, L, R>(&mut sums, afresh(block), first + part, rows, number + part);
+                // Eight checks for each part would be a good part of the instructions.
+                // SAFETY: the rows are long enough, as asserted above.
+                let parts = rows.map(|row| unsafe { row.get_unchecked(number + part) });
+                add_part::<F, L, R>(&mut sums, afresh(block), first + part, &parts);
             });
             number += PARTS;
         }
@@ -64,40 +69,36 @@ fn afresh(block: &[u8]) -> &[u8] {
     block
 }
 
-/// Adds the products of part `part` of a panel's block with part `number` of each row of activations.
+/// Adds the products of part `part` of a panel's block with those parts of a few rows of activations.
 #[inline(always)]
 fn add_part<F: PanelFormat, L: Lanes, const R: usize>(
     sums: &mut [L::Floats; R],
     block: &[u8],
     part: usize,
-    rows: &[ActivationRow<'_>; R],
-    number: usize,
+    rows: &[&ActivationPart; R],
 ) {
     let bias = if F::SIGNED { L::SIGNED_BIAS } else { F::CENTER };
-    let mut ints = [L::ints(0); R];
-    unrolled!(below R, |r| {
-        let [first, second] = rows[r][number].halves;
-        let [first, second] = [i32::from(first), i32::from(second)];
-        ints[r] = L::ints(-bias * if F::HALVES { first } else { first + second });
-    });
-    add_half::<F, L, R, 0>(&mut ints, block, part, rows, number);
+    let mut ints = [L::weigh([0; 2], [0; 2]); R];
+    let first = if F::HALVES { [-bias, 0] } else { [-bias; 2] };
+    unrolled!(below R, |r| ints[r] = L::weigh(rows[r].halves, first));
+    add_half::<F, L, R, 0>(&mut ints, block, part, rows);
     if !F::HALVES {
-        add_half::<F, L, R, 1>(&mut ints, block, part, rows, number);
+        add_half::<F, L, R, 1>(&mut ints, block, part, rows);
     }
     let Factors { scales, offsets } = F::factors::<L>(block, part);
     if F::HALVES {
         unrolled!(below R, |r| {
-            let scale = L::mul(scales[0], L::splat(rows[r][number].scale));
+            let scale = L::mul(scales[0], L::splat(rows[r].scale));
             sums[r] = L::mul_add(L::floats(ints[r]), scale, sums[r]);
-            ints[r] = L::ints(-bias * i32::from(rows[r][number].halves[1]));
+            ints[r] = L::weigh(rows[r].halves, [0, -bias]);
         });
-        add_half::<F, L, R, 1>(&mut ints, block, part, rows, number);
+        add_half::<F, L, R, 1>(&mut ints, block, part, rows);
     }
     unrolled!(below R, |r| {
-        let scale = L::mul(scales[1], L::splat(rows[r][number].scale));
+        let scale = L::mul(scales[1], L::splat(rows[r].scale));
         sums[r] = L::mul_add(L::floats(ints[r]), scale, sums[r]);
         if F::OFFSET {
-            let [first, second] = rows[r][number].sums;
+            let [first, second] = rows[r].sums;
             if F::HALVES {
                 sums[r] = L::mul_add(offsets[0], L::splat(first), sums[r]);
                 sums[r] = L::mul_add(offsets[1], L::splat(second), sums[r]);
@@ -108,20 +109,19 @@ fn add_part<F: PanelFormat, L: Lanes, const R: usize>(
     });
 }
 
-/// Adds the products of half `HALF` of a part with that of part `number` of each row of activations.
+/// Adds the products of half `HALF` of a part with that of those parts of a few rows of activations.
 #[inline(always)]
 fn add_half<F: PanelFormat, L: Lanes, const R: usize, const HALF: usize>(
     ints: &mut [L::Ints; R],
     block: &[u8],
     part: usize,
-    rows: &[ActivationRow<'_>; R],
-    number: usize,
+    rows: &[&ActivationPart; R],
 ) {
     unrolled!(below RUN, |group| {
         let codes = F::codes::<L>(block, part, HALF * RUN + group);
         let codes = if F::SIGNED { L::signed(codes) } else { codes };
         unrolled!(below R, |r| {
-            let values = &rows[r][number].values[HALF];
+            let values = &rows[r].values[HALF];
             ints[r] = match F::SIGNED {
                 true => L::dot_signed(ints[r], codes, values, group),
                 false => L::dot(ints[r], codes, values, group),

@@ -26,6 +26,11 @@ fn word(activations: [i8; GROUP]) -> i32 {
     i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8])
 }
 
+#[inline(always)]
+fn pair([low, high]: [i16; 2]) -> i32 {
+    i32::from(high) << 16 | i32::from(low as u16)
+}
+
 /// Applies an operation to both halves.
 macro_rules! both {
     (|$($x:ident),*| $operation:expr) => {
@@ -44,7 +49,7 @@ unsafe impl Lanes for Avx2 {
     type Ints = (__m256i, __m256i);
     type Floats = (__m256, __m256);
 
-    const SIGNED_BIAS: i32 = 0;
+    const SIGNED_BIAS: i16 = 0;
 
     #[inline(always)]
     fn prefetch(block: &[u8]) {
@@ -102,9 +107,9 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn ints(x: i32) -> Self::Ints {
+    fn weigh(x: [i16; 2], by: [i16; 2]) -> Self::Ints {
         // SAFETY: the processor has AVX2.
-        let x = unsafe { _mm256_set1_epi32(x) };
+        let x = unsafe { _mm256_madd_epi16(_mm256_set1_epi32(pair(x)), _mm256_set1_epi32(pair(by))) };
         (x, x)
     }
 
@@ -244,7 +249,7 @@ unsafe impl Lanes for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
 
-    const SIGNED_BIAS: i32 = 128;
+    const SIGNED_BIAS: i16 = 128;
 
     #[inline(always)]
     fn prefetch(block: &[u8]) {
@@ -301,8 +306,8 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn ints(x: i32) -> __m512i {
-        here!(_mm512_set1_epi32(x))
+    fn weigh(x: [i16; 2], by: [i16; 2]) -> __m512i {
+        here!(_mm512_madd_epi16(_mm512_set1_epi32(pair(x)), _mm512_set1_epi32(pair(by))))
     }
 
     #[inline(always)]
