@@ -1,14 +1,14 @@
-//! A coordinator's HTTP as the commands use it: its status, its models, and a chat whose answer is streamed.
+//! A coordinator's HTTP as the commands use it: its status, its models, and answers that are streamed.
+
+mod events;
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use self::events::EventStream;
 use crate::status::ClusterStatus;
 
 /// How long connecting may take.
@@ -16,12 +16,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer that is not streamed may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a stream may be silent: the server sends a comment every few seconds while it has nothing else to say.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// The longest line of a stream, in bytes.
-const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// Why a coordinator gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -117,10 +111,42 @@ pub enum ChatEvent {
 
 /// A chat's answer on its way. Dropping it ends the generation.
 pub struct ChatStream {
-    body: BoxStream<'static, reqwest::Result<Bytes>>,
-    lines: LineBuffer,
+    events: EventStream,
     waiting: Vec<ChatEvent>,
-    ended: bool,
+}
+
+/// A completion of token ids, of exactly `max_tokens` tokens: an end token does not end it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRequest {
+    /// The model's id.
+    pub model: String,
+    /// The prompt's token ids; not empty.
+    pub prompt: Vec<u32>,
+    /// Tokens of the answer; at least 1.
+    pub max_tokens: u32,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Seed of the sampling.
+    pub seed: u64,
+}
+
+/// A piece of an answer in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenEvent {
+    /// So many tokens have come at once.
+    Tokens(usize),
+    /// Tokens counted by the server.
+    Usage {
+        /// Tokens of the prompt.
+        prompt: u64,
+        /// Those of them that were in the cache already.
+        cached: u64,
+    },
+}
+
+/// An answer in tokens on its way. Dropping it ends the generation.
+pub struct TokenStream {
+    events: EventStream,
 }
 
 impl Client {
@@ -201,12 +227,27 @@ impl Client {
         set("seed", request.seed.map(Value::from));
         let answer =
             self.send(self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body)).await?;
-        Ok(ChatStream {
-            body: answer.bytes_stream().boxed(),
-            lines: LineBuffer::default(),
-            waiting: Vec::new(),
-            ended: false,
-        })
+        Ok(ChatStream { events: EventStream::new(answer), waiting: Vec::new() })
+    }
+
+    /// Asks for the tokens that follow a prompt.
+    ///
+    /// # Errors
+    /// Where it is refused at once.
+    pub async fn complete(&self, request: &TokenRequest) -> Result<TokenStream, ClientError> {
+        let body = json!({
+            "model": request.model,
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "ignore_eos": true,
+            "return_token_ids": true,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        let answer = self.send(self.http.post(format!("{}/v1/completions", self.url)).json(&body)).await?;
+        Ok(TokenStream { events: EventStream::new(answer) })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -250,42 +291,17 @@ impl ChatStream {
     /// # Errors
     /// Where the answer breaks off or the server reports a failure.
     pub async fn next(&mut self) -> Result<Option<ChatEvent>, ClientError> {
-        loop {
-            if !self.waiting.is_empty() {
-                return Ok(Some(self.waiting.remove(0)));
-            }
-            if self.ended {
+        while self.waiting.is_empty() {
+            let Some(event) = self.events.next().await? else {
                 return Ok(None);
-            }
-            match self.lines.next()? {
-                Some(line) => self.line(&line)?,
-                None => {
-                    let more = tokio::time::timeout(SILENCE_TIMEOUT, self.body.next()).await;
-                    let broken = |reason: String| Err(ClientError::Broken(reason));
-                    match more {
-                        Ok(Some(Ok(bytes))) => self.lines.push(&bytes),
-                        Ok(Some(Err(error))) => return broken(chain(&error)),
-                        Ok(None) => return broken("the coordinator closed the stream".to_owned()),
-                        Err(_) => return broken(format!("nothing came for {} s", SILENCE_TIMEOUT.as_secs())),
-                    }
-                }
-            }
+            };
+            self.take(&event);
         }
+        Ok(Some(self.waiting.remove(0)))
     }
 
-    /// Takes one line of the event stream.
-    fn line(&mut self, line: &str) -> Result<(), ClientError> {
-        let Some(data) = line.strip_prefix("data:").map(str::trim) else {
-            return Ok(());
-        };
-        if data == "[DONE]" {
-            self.ended = true;
-            return Ok(());
-        }
-        let event: Value = serde_json::from_str(data).map_err(|e| ClientError::Broken(e.to_string()))?;
-        if let Some(message) = event["error"]["message"].as_str() {
-            return Err(ClientError::Broken(message.to_owned()));
-        }
+    /// Takes one event apart.
+    fn take(&mut self, event: &Value) {
         let choice = &event["choices"][0];
         if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
             self.waiting.push(ChatEvent::Text(text.to_owned()));
@@ -298,40 +314,26 @@ impl ChatStream {
             let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
             self.waiting.push(ChatEvent::Usage { prompt, completion });
         }
-        Ok(())
     }
 }
 
-/// Cuts a stream of bytes into lines.
-#[derive(Debug, Default)]
-struct LineBuffer {
-    bytes: BytesMut,
-    /// Bytes at the front in which no line ends.
-    searched: usize,
-}
-
-impl LineBuffer {
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// The next whole line, without its end.
-    fn next(&mut self) -> Result<Option<String>, ClientError> {
-        match self.bytes[self.searched..].iter().position(|b| *b == b'\n') {
-            Some(at) => {
-                let line = self.bytes.split_to(self.searched + at);
-                self.bytes.advance(1);
-                self.searched = 0;
-                Ok(Some(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()))
+impl TokenStream {
+    /// The next tokens of the answer, as many as came at once; `None` after the last.
+    ///
+    /// # Errors
+    /// Where the answer breaks off or the server reports a failure.
+    pub async fn next(&mut self) -> Result<Option<TokenEvent>, ClientError> {
+        while let Some(event) = self.events.next().await? {
+            if let Some(prompt) = event["usage"]["prompt_tokens"].as_u64() {
+                let cached = event["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+                return Ok(Some(TokenEvent::Usage { prompt, cached }));
             }
-            None if self.bytes.len() > MAX_LINE_BYTES => {
-                Err(ClientError::Broken(format!("a line of more than {MAX_LINE_BYTES} bytes came")))
-            }
-            None => {
-                self.searched = self.bytes.len();
-                Ok(None)
+            let tokens = event["choices"][0]["token_ids"].as_array().map_or(0, Vec::len);
+            if tokens > 0 {
+                return Ok(Some(TokenEvent::Tokens(tokens)));
             }
         }
+        Ok(None)
     }
 }
 
@@ -348,21 +350,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_cut_wherever_the_bytes_were() {
-        let mut lines = LineBuffer::default();
-        let mut seen = Vec::new();
-        for byte in "data: é\r\n\ndata: [DONE]\nrest".as_bytes() {
-            lines.push(&[*byte]);
-            while let Some(line) = lines.next().unwrap() {
-                seen.push(line);
-            }
-        }
-        assert_eq!(seen, ["data: é", "", "data: [DONE]"]);
-        lines.push(&vec![b'x'; MAX_LINE_BYTES + 1]);
-        assert!(lines.next().is_err());
-    }
 
     #[test]
     fn only_http_urls_are_taken() {

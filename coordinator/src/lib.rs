@@ -4,6 +4,7 @@
 //! around them. The coordinator runs no model: workers do, and it never imports their crate.
 
 pub mod api;
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod cluster;

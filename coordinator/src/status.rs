@@ -63,6 +63,8 @@ pub struct ModelStatus {
     pub layers: u32,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
+    /// Number of token ids: those of a prompt are below it.
+    pub vocabulary: u32,
 }
 
 /// One stage of the pipeline.
@@ -102,6 +104,28 @@ pub struct StageStatus {
     pub decode_us_p50: u32,
     /// Median time a prefill step was computed here lately, in microseconds.
     pub prefill_us_p50: u32,
+    /// Where its time has gone since the plan began to serve.
+    pub totals: StageTotals,
+}
+
+/// Where a stage's time has gone since its plan began to serve, over all steps that have come home. The values only
+/// grow, so that two readings tell what lies between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTotals {
+    /// Decode steps.
+    pub decode_steps: u64,
+    /// Time that they were computed, in microseconds.
+    pub decode_us: u64,
+    /// Prefill steps.
+    pub prefill_steps: u64,
+    /// Time that they were computed, in microseconds.
+    pub prefill_us: u64,
+    /// Time that steps of both kinds waited before they were computed, in microseconds; several may wait at once.
+    pub queued_us: u64,
+    /// Time that sending took, in microseconds. It goes on beside computing.
+    pub sent_us: u64,
+    /// Hidden states that were sent on, in bytes.
+    pub sent_bytes: u64,
 }
 
 /// One worker.
@@ -186,4 +210,8 @@ pub struct StepStatus {
     pub prefill_us_p50: u32,
     /// Median share of a decode step that no stage accounts for (links and coordinator), in microseconds.
     pub wire_us_p50: u32,
+    /// Time from sending to the result of all steps since the plan began to serve, in microseconds.
+    pub took_us: u64,
+    /// The share of it that no stage accounts for, in microseconds.
+    pub wire_us: u64,
 }

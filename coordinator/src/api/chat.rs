@@ -72,6 +72,7 @@ pub(crate) async fn chat<E: Engine>(
             min_tokens: shared.sampling.min_tokens,
             shown_ids,
             details: logprobs,
+            ids: shared.token_ids,
             echo: None,
         },
         request: GenerationRequest {

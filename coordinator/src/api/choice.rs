@@ -23,6 +23,8 @@ pub(crate) struct Reading {
     pub(crate) shown_ids: Vec<u32>,
     /// Whether each token is wanted beside the text.
     pub(crate) details: bool,
+    /// Whether token ids are told as they are drawn, also those whose text is not certain yet.
+    pub(crate) ids: bool,
     /// The prompt, where the answer begins with it.
     pub(crate) echo: Option<Echo>,
 }
@@ -151,7 +153,8 @@ impl Choice {
             if delta.finish.is_some() {
                 self.generation = None;
             }
-            if delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
+            let told = self.reading.ids && !self.drawn.is_empty();
+            if told || delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
                 return Ok(Some(Delta { drawn: std::mem::take(&mut self.drawn), ..delta }));
             }
         }

@@ -69,6 +69,7 @@ pub(crate) async fn complete<E: Engine>(
                 min_tokens: request.shared.sampling.min_tokens,
                 shown_ids: Vec::new(),
                 details: logprobs,
+                ids: request.shared.token_ids,
                 echo: request.echo.then(|| prompt.echo(scored)),
             },
         }

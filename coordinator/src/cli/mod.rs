@@ -3,6 +3,7 @@
 //! Each command is a file of its own. Settings come from flags, `BRIGADE_*` variables, `brigade.toml` and defaults, in
 //! this order. Exit codes: 0 done, 1 failed, 2 used wrongly, 130 ended at once by a second Ctrl-C.
 
+mod bench;
 mod connect;
 mod host;
 mod models;
@@ -74,6 +75,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Show the health of a running cluster
     Status(status::StatusArgs),
+    /// Measure a running cluster: prompts, decoding, and where the stages' time goes
+    Bench(bench::BenchArgs),
     /// Look at model files
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -211,6 +214,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => block_on(run::run(args)),
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
+        Command::Bench(args) => block_on(bench::bench(args)),
         Command::Models(command) => block_on(models::models(command)),
         Command::Token(command) => block_on(token::token(command)),
         Command::Completions { shell } => {

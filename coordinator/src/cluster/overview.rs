@@ -74,6 +74,7 @@ impl Sources<'_> {
             queued_us_p50: times.map_or(0, |times| times.queued.median()),
             decode_us_p50: times.map_or(0, |times| times.decode.median()),
             prefill_us_p50: times.map_or(0, |times| times.prefill.median()),
+            totals: times.map(|times| times.totals).unwrap_or_default(),
         }
     }
 }
@@ -132,6 +133,7 @@ pub(super) fn model_status(model: &ModelInfo) -> ModelStatus {
         fingerprint: model.fingerprint.to_string(),
         layers: model.layers as u32,
         weight_bytes: model.weights.0,
+        vocabulary: u32::try_from(model.vocab).unwrap_or(u32::MAX),
     }
 }
 

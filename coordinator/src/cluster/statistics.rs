@@ -6,7 +6,7 @@ use brigade_proto::step::{StageTiming, StepKind};
 
 use crate::metrics::Metrics;
 use crate::scheduler::Measured;
-use crate::status::StepStatus;
+use crate::status::{StageTotals, StepStatus};
 
 /// How many steps "lately" is: some seconds of decoding, and few enough to sort four times a second.
 const WINDOW: usize = 256;
@@ -44,6 +44,7 @@ pub(super) struct StageTimes {
     pub(super) queued: Window,
     pub(super) decode: Window,
     pub(super) prefill: Window,
+    pub(super) totals: StageTotals,
 }
 
 /// The last steps of one plan.
@@ -53,6 +54,8 @@ pub(super) struct Statistics {
     decode: Window,
     prefill: Window,
     wire: Window,
+    took_us: u64,
+    wire_us: u64,
     stages: Vec<StageTimes>,
 }
 
@@ -77,13 +80,15 @@ impl Statistics {
             return;
         }
         let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX);
+        let on_stages = step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us));
+        let wire_us = took_us.saturating_sub(on_stages.fold(0, u32::saturating_add));
+        self.took_us += u64::from(took_us);
+        self.wire_us += u64::from(wire_us);
         match step.kind {
             StepKind::Prefill => self.prefill.push(took_us),
             StepKind::Decode => {
-                let on_stages: u64 =
-                    step.timings.iter().map(|t| u64::from(t.queued_us) + u64::from(t.computed_us)).sum();
                 self.decode.push(took_us);
-                self.wire.push(took_us.saturating_sub(u32::try_from(on_stages).unwrap_or(u32::MAX)));
+                self.wire.push(wire_us);
             }
         }
     }
@@ -101,6 +106,8 @@ impl Statistics {
             decode_us_p99: self.decode.quantile(0.99),
             prefill_us_p50: self.prefill.median(),
             wire_us_p50: self.wire.median(),
+            took_us: self.took_us,
+            wire_us: self.wire_us,
         }
     }
 }
@@ -112,16 +119,70 @@ impl StageTimes {
             return;
         }
         self.queued.push(timing.queued_us);
-        match step.kind {
-            StepKind::Prefill => self.prefill.push(timing.computed_us),
-            StepKind::Decode => self.decode.push(timing.computed_us),
-        }
+        self.totals.queued_us += u64::from(timing.queued_us);
+        self.totals.sent_us += u64::from(timing.sent_us);
+        self.totals.sent_bytes += u64::from(timing.sent_bytes);
+        let (window, steps, computed_us) = match step.kind {
+            StepKind::Prefill => {
+                (&mut self.prefill, &mut self.totals.prefill_steps, &mut self.totals.prefill_us)
+            }
+            StepKind::Decode => (&mut self.decode, &mut self.totals.decode_steps, &mut self.totals.decode_us),
+        };
+        window.push(timing.computed_us);
+        *steps += 1;
+        *computed_us += u64::from(timing.computed_us);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use prometheus_client::registry::Registry;
+
     use super::*;
+
+    #[test]
+    fn totals_grow_by_each_step_until_the_plan_is_replaced() {
+        let metrics = Metrics::new(Registry::default());
+        let mut statistics = Statistics::default();
+        statistics.restart(2);
+        let timing = |stage, computed_us| StageTiming {
+            stage,
+            queued_us: 10,
+            computed_us,
+            sent_bytes: 8192,
+            sent_us: 3,
+        };
+        let step = |kind, rows| Measured {
+            kind,
+            rows,
+            took: Duration::from_micros(1_000),
+            timings: vec![timing(0, 400), timing(1, 500)],
+        };
+        statistics.add(&step(StepKind::Decode, 1), &metrics);
+        statistics.add(&step(StepKind::Decode, 4), &metrics);
+        statistics.add(&step(StepKind::Prefill, 128), &metrics);
+        // One that only releases is no work.
+        statistics.add(&step(StepKind::Decode, 0), &metrics);
+        let last = StageTotals {
+            decode_steps: 2,
+            decode_us: 1_000,
+            prefill_steps: 1,
+            prefill_us: 500,
+            queued_us: 30,
+            sent_us: 9,
+            sent_bytes: 3 * 8192,
+        };
+        assert_eq!(statistics.stage(1).unwrap().totals, last);
+        assert_eq!(statistics.stage(0).unwrap().totals.decode_us, 800);
+        let summary = statistics.summary();
+        assert_eq!((summary.count, summary.took_us, summary.wire_us), (4, 3_000, 240));
+        statistics.restart(2);
+        let summary = statistics.summary();
+        assert_eq!((summary.count, summary.took_us, summary.wire_us), (4, 0, 0));
+        assert_eq!(statistics.stage(1).unwrap().totals, StageTotals::default());
+    }
 
     #[test]
     fn quantiles_are_of_the_newest_values() {

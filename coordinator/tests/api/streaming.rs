@@ -65,6 +65,21 @@ async fn characters_are_never_split() {
 }
 
 #[tokio::test]
+async fn token_ids_do_not_wait_for_whole_characters() {
+    let text = "a漢b";
+    let server = Server::start(ScriptedEngine::saying(bytes(text))).await;
+    let body = json!({"prompt": "x", "stream": true, "return_token_ids": true});
+    let events = server.events(COMPLETIONS, &body).await;
+    let choices = events[..events.len() - 1].iter().map(|event| &event["choices"][0]);
+    let (mut whole, mut told) = (String::new(), Vec::new());
+    for choice in choices {
+        whole.push_str(choice["text"].as_str().unwrap());
+        told.push(choice["token_ids"].as_array().unwrap().len());
+    }
+    assert_eq!((whole.as_str(), told), (text, vec![1, 1, 1, 1, 1, 1, 0]));
+}
+
+#[tokio::test]
 async fn a_stream_of_several_prompts_keeps_each_in_order() {
     let server = Server::start(ScriptedEngine::new(|request| draw(&request.prompt))).await;
     let prompts = ["first prompt", "second", "x", "and a fourth to end it"];

@@ -10,7 +10,7 @@ fn help_is_there_for_every_command_with_an_example() {
     let home = tempfile::tempdir().unwrap();
     let help = run(home.path(), &["--help"]);
     assert_eq!(help.code, Some(0), "{help:?}");
-    for command in ["up", "serve", "run", "plan", "status", "token", "completions", "version"] {
+    for command in ["up", "serve", "run", "plan", "status", "bench", "token", "completions", "version"] {
         assert!(help.out.contains(&format!("\n  {command} ")), "{command} in {}", help.out);
         let own = run(home.path(), &[command, "--help"]);
         assert_eq!(own.code, Some(0), "{own:?}");

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where its setup fails")]
 
+mod bench;
 mod client;
 mod commands;
 #[cfg(unix)]
