@@ -1,6 +1,7 @@
 //! Random numbers for tests that drive state machines with random events: the same ones every time.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
+#[derive(Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {

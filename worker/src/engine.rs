@@ -18,11 +18,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::telemetry::EngineCounters;
 
-/// Decode frames that wait to be computed. A coordinator keeps about one decode step per stage in flight, of a few
-/// rows each; past this the link's flow control holds them back.
+/// Decode frames that wait to be computed, of a few rows each. A coordinator has at most so many under way; past this
+/// the link's flow control holds them back.
 pub const DECODE_LANE_FRAMES: usize = 32;
 
-/// Prefill frames that wait to be computed: a first stage is sent a chunk per stage of the pipeline, as token ids.
+/// Prefill frames that wait to be computed: a first stage is sent some more chunks than the pipeline has stages, as
+/// token ids.
 pub const PREFILL_LANE_FRAMES: usize = 64;
 
 /// Bytes of hidden states in the prefill lane, the frame that is being computed included; a larger frame has the lane

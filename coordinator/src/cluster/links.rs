@@ -12,9 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use super::core::CoreEvent;
 
-/// Steps of one kind that wait to be sent over a link. The scheduler has at most one under way per stage, and no model
-/// has so many layers: a full queue is a link that does not send.
-const SEND_QUEUE: usize = 1024;
+/// Steps of one kind that wait to be sent over a link. The scheduler has a few dozen under way at most: a full queue is
+/// a link that does not send.
+const SEND_QUEUE: usize = 128;
 
 /// One link; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

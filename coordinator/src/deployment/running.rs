@@ -1,7 +1,7 @@
 //! A plan on its way from durable epoch to service.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageRoom, StageState, ToWorker};
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
@@ -9,7 +9,7 @@ use brigade_shard::plan::{Plan, PlannedStage};
 
 use super::{ACTIVATE_LIMIT, CONNECT_LIMIT, DeploymentSettings, LOAD_SILENCE, SEQUENCES};
 use crate::membership::{Membership, SessionId};
-use crate::scheduler::Pipeline;
+use crate::scheduler::{Pipeline, StagePrediction};
 use crate::status::Phase;
 
 /// How far a stage has come under the current plan.
@@ -184,16 +184,15 @@ impl Running {
     }
 
     pub(super) fn pipeline(&self, settings: &DeploymentSettings) -> Pipeline {
-        let rows = f64::from(self.room.step_rows);
-        let slowest_ms: f64 = self.plan.stages.iter().map(|stage| stage.prefill_ms_per_token * rows).sum();
+        let predicted = |stage: &PlannedStage| StagePrediction {
+            decode_s: stage.decode_ms / 1e3,
+            prefill_s_per_row: stage.prefill_ms_per_token / 1e3,
+        };
         Pipeline {
             fence: self.fence,
             deployment: settings.id,
-            stages: self.stages.len() as u32,
+            stages: self.plan.stages.iter().map(predicted).collect(),
             room: self.room,
-            prefill_chunk: settings.prefill_chunk.max(1),
-            // A prediction that is not a number, or beyond any sense, is no reason to wait for ever.
-            slowest_step: Duration::from_secs_f64((slowest_ms / 1e3).clamp(0.0, 3600.0)),
         }
     }
 

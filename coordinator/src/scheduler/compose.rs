@@ -6,45 +6,64 @@ use std::time::Instant;
 use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Segment, StepFrame, StepKind};
 
+use super::chunks::{self, Chunking};
 use super::sequence::{Expected, Sequence};
-use super::{Flight, OVERTAKING_PER_STAGE, Pipeline, Scheduler};
+use super::{Flight, Scheduler};
 
 impl Scheduler {
     /// The next step to send, if there is something to send and room for it in the pipeline. Decode goes before
     /// prefill, so that running streams do not wait for prompts.
     pub(super) fn compose(&mut self, now: Instant) -> Option<StepFrame> {
-        let pipeline = self.pipeline.filter(|_| !self.broken)?;
+        if self.broken || self.pipeline.is_none() {
+            return None;
+        }
         self.admit_waiting();
-        if self.has_room(StepKind::Decode, &pipeline) {
-            let segments = self.decode_segments(&pipeline);
-            if !segments.is_empty() {
-                return Some(self.launch(StepKind::Decode, segments, &pipeline, now));
-            }
+        let decoding = self.sequences.values().filter(|sequence| sequence.decodes()).count();
+        let groups = self.groups.adapt(&self.times, decoding);
+        let segments = self.decode_segments(groups, decoding);
+        if !segments.is_empty() {
+            self.decodes_sent += 1;
+            return self.launch(StepKind::Decode, segments, 0, now);
         }
-        if self.has_room(StepKind::Prefill, &pipeline) {
-            let segments = self.prefill_segments(&pipeline);
-            if !segments.is_empty() {
-                return Some(self.launch(StepKind::Prefill, segments, &pipeline, now));
-            }
+        let (segments, due) = self.prefill_segments(decoding);
+        if !segments.is_empty() {
+            self.newest_due = due;
+            return self.launch(StepKind::Prefill, segments, due, now);
         }
-        // Nothing to compute: cache is freed at once all the same.
-        let release_alone = !self.releases.is_empty() && self.has_room(StepKind::Decode, &pipeline);
-        release_alone.then(|| self.launch(StepKind::Decode, Vec::new(), &pipeline, now))
+        // Nothing to compute: cache is freed at once all the same, unless a decode step is about to make room for another.
+        let decode_follows = self.flights.values().any(|flight| flight.kind == StepKind::Decode);
+        if !self.releases.is_empty() && !decode_follows {
+            self.launch(StepKind::Decode, Vec::new(), 0, now)
+        } else {
+            None
+        }
     }
 
-    fn has_room(&self, kind: StepKind, pipeline: &Pipeline) -> bool {
-        let under_way = self.flights.values().filter(|flight| flight.kind == kind).count();
-        let overtaking = kind == StepKind::Decode
-            && self.flights.values().any(|flight| {
-                flight.kind == StepKind::Prefill && flight.overtaken >= OVERTAKING_PER_STAGE * pipeline.stages
-            });
-        under_way < pipeline.stages as usize && !overtaking
+    /// Steps under way that compute something of a kind.
+    fn under_way(&self, kind: StepKind) -> usize {
+        self.flights.values().filter(|flight| flight.kind == kind && !flight.expected.is_empty()).count()
     }
 
-    /// A token of each sequence that is ready and has cache for it. Those without go first the next time, oldest first.
-    fn decode_segments(&mut self, pipeline: &Pipeline) -> Vec<(Segment, Expected)> {
+    /// Whether decode steps wait for the oldest prefill step: stages compute decode steps first, so that a pipeline full
+    /// of them would never get to the prompt.
+    fn decoding_yields(&self) -> bool {
+        let oldest = self.flights.values().find(|flight| flight.kind == StepKind::Prefill);
+        // Each group may be one step ahead: what is a moment early need not stop.
+        let ahead = self.groups.others() as u64 + 1;
+        oldest.is_some_and(|flight| self.decodes_sent >= flight.due + ahead)
+    }
+
+    /// A token of each sequence of the next group: of those that are ready, as many as keep the groups of one size, and
+    /// never all only because they happened to be ready together. Those without cache go first the next time, oldest first.
+    fn decode_segments(&mut self, groups: usize, decoding: usize) -> Vec<(Segment, Expected)> {
+        let free = groups.saturating_sub(self.under_way(StepKind::Decode));
+        let Some(step_rows) = self.step_rows().filter(|_| free > 0 && !self.decoding_yields()) else {
+            return Vec::new();
+        };
+        let ready = self.sequences.values().filter(|sequence| sequence.wants_decode()).count();
+        let size = self.groups.largest(decoding).min(ready.div_ceil(free)).min(step_rows);
         let (mut segments, mut short) = (Vec::new(), BTreeSet::new());
-        while segments.len() < pipeline.room.step_rows as usize {
+        while segments.len() < size {
             let Some(id) = self.ready.pop_front() else { break };
             if !self.sequences.get(&id).is_some_and(Sequence::wants_decode) {
                 continue;
@@ -59,40 +78,52 @@ impl Scheduler {
         segments
     }
 
-    /// A chunk of each sequence in turn while rows are left; who has more to send goes to the end of the line, so that
-    /// a short prompt does not wait for all of a long one.
-    fn prefill_segments(&mut self, pipeline: &Pipeline) -> Vec<(Segment, Expected)> {
-        let mut segments = Vec::new();
-        let mut rows_left = pipeline.room.step_rows as usize;
-        for _ in 0..self.prefilling.len() {
-            if rows_left == 0 {
-                break;
-            }
-            let Some(id) = self.prefilling.pop_front() else {
-                break;
-            };
-            let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.wants_prefill())
-            else {
-                continue;
-            };
-            let rows = rows_left.min(pipeline.prefill_chunk as usize);
-            let (segment, expected) = sequence.next_chunk(id, rows);
-            rows_left -= segment.tokens.len();
-            if sequence.wants_prefill() {
-                self.prefilling.push_back(id);
-            }
-            segments.push((segment, expected));
+    /// The next chunk, of one prompt or of several, and when it is due, in decode steps sent.
+    fn prefill_segments(&mut self, decoding: usize) -> (Vec<(Segment, Expected)>, u64) {
+        let Some(step_rows) = self.step_rows() else {
+            return (Vec::new(), 0);
+        };
+        let sequences = &self.sequences;
+        self.prefilling.retain(|id| sequences.get(id).is_some_and(Sequence::wants_prefill));
+        if self.prefilling.is_empty() {
+            return (Vec::new(), 0);
         }
-        segments
+        let prompts = || self.prefilling.iter().filter_map(|id| self.sequences.get(id));
+        let prompt_rows = prompts().map(Sequence::prefill_rows).sum();
+        let chunking = Chunking::choose(&self.times, &self.groups, decoding, prompt_rows, step_rows);
+        if self.under_way(StepKind::Prefill) >= chunking.under_way {
+            return (Vec::new(), 0);
+        }
+        let left: Vec<usize> = prompts().map(Sequence::prefill_left).collect();
+        let shares = chunks::deal(&left, chunking.rows);
+        let mut segments = Vec::new();
+        for (id, rows) in self.prefilling.iter().zip(shares).filter(|(_, rows)| *rows > 0) {
+            segments.extend(self.sequences.get_mut(id).map(|sequence| sequence.next_chunk(*id, rows)));
+        }
+        let stages = self.pipeline.as_ref().map_or(1, |pipeline| pipeline.stages.len());
+        let most = self.decodes_sent + (stages + chunking.under_way) as u64 * chunking.decodes;
+        let due = if self.under_way(StepKind::Prefill) == 0 {
+            // On its way alone a chunk lets so many decode steps pass on each stage.
+            self.decodes_sent + stages as u64 * chunking.decodes
+        } else {
+            // Those that follow each other overlap.
+            most.min(self.newest_due + chunking.decodes)
+        };
+        (segments, due)
+    }
+
+    fn step_rows(&self) -> Option<usize> {
+        self.pipeline.as_ref().map(|pipeline| pipeline.room.step_rows as usize)
     }
 
     fn launch(
         &mut self,
         kind: StepKind,
         segments: Vec<(Segment, Expected)>,
-        pipeline: &Pipeline,
+        due: u64,
         now: Instant,
-    ) -> StepFrame {
+    ) -> Option<StepFrame> {
+        let pipeline = self.pipeline.as_ref()?;
         let step = self.next_step;
         self.next_step = StepId(step.0 + 1);
         let (segments, expected): (Vec<_>, Vec<_>) = segments.into_iter().unzip();
@@ -100,9 +131,8 @@ impl Scheduler {
         if self.flights.is_empty() {
             self.progress = now;
         }
-        self.flights
-            .insert(step, Flight { kind, sent: now, expected, releases: releases.clone(), overtaken: 0 });
-        StepFrame {
+        self.flights.insert(step, Flight { kind, sent: now, expected, releases: releases.clone(), due });
+        Some(StepFrame {
             fence: pipeline.fence,
             deployment: pipeline.deployment,
             step,
@@ -111,6 +141,6 @@ impl Scheduler {
             release: releases,
             timings: Vec::new(),
             hidden: None,
-        }
+        })
     }
 }

@@ -1,16 +1,19 @@
 //! Continuous batching over a pipeline: which sequences have cache, and what goes into the next step.
 //!
 //! A pure state machine. Requests wait in a bounded queue until there is cache to begin with (see `growth`); then their
-//! prompts are sent in chunks, several of which may be on their way, and after that one token at a time. A decode step
-//! takes every sequence that is ready and has cache; up to one decode step and one prefill step per stage are under way, so that
-//! every stage has something to do. A sequence that has ended is released with the next step, once none of its
+//! prompts are sent in chunks, several of which may be on their way (see `chunks`), and after that one token at a time, in
+//! several groups of sequences (see `groups`), so that every stage has something to do. The sizes of both follow from how
+//! long stages take (see `times`). A sequence that has ended is released with the next step, once none of its
 //! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
 
+mod chunks;
 mod compose;
+mod groups;
 mod growth;
 mod pages;
 mod results;
 mod sequence;
+mod times;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,8 +24,11 @@ use brigade_proto::step::{StageTiming, StepFrame, StepKind};
 
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
+use self::groups::Groups;
 use self::pages::Pages;
 use self::sequence::{Expected, Sequence};
+pub use self::times::StagePrediction;
+use self::times::Times;
 
 /// How long nothing may come back while steps are under way, before the pipeline counts as hung; on top of
 /// [`SLOWEST_STEPS`]. Far beyond any step that a user would wait for.
@@ -32,29 +38,21 @@ pub const SLOWEST_STEPS: u32 = 10;
 /// After how many failed steps in a row, without a result between them, the pipeline counts as broken; besides two for
 /// each stage, since one bad chunk makes those behind it fail too.
 const FAILED_STEPS_LIMIT: u32 = 8;
-/// How many decode steps per stage may come home while a prefill step is under way, before it is waited for: stages
-/// compute decode steps first, so that a pipeline full of them would never get to the prompt.
-const OVERTAKING_PER_STAGE: u32 = 2;
-
 /// Tokens of an answer that a sequence has cache for when it begins, and when it goes on after a replay: enough of them
 /// to be worth computing the prompt for.
 const ASSURED_TOKENS: usize = 128;
 
 /// What the scheduler may fill: a plan that is active on every stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pipeline {
     /// What frames carry.
     pub fence: Fence,
     /// What is being served.
     pub deployment: DeploymentId,
-    /// Number of stages; at least 1.
-    pub stages: u32,
+    /// What the plan predicts of each stage; at least one.
+    pub stages: Vec<StagePrediction>,
     /// What every stage can hold.
     pub room: StageRoom,
-    /// Most rows of a prompt chunk; at least 1.
-    pub prefill_chunk: u32,
-    /// How long the plan predicts the largest step to take, through all stages.
-    pub slowest_step: Duration,
 }
 
 /// What is to be done.
@@ -125,8 +123,8 @@ struct Flight {
     sent: Instant,
     expected: Vec<Expected>,
     releases: Vec<SequenceId>,
-    /// Decode steps that came home since it was sent.
-    overtaken: u32,
+    /// For prefill: with which decode step, counted in those sent, it should be home.
+    due: u64,
 }
 
 /// The scheduler of one deployment.
@@ -150,6 +148,12 @@ pub struct Scheduler {
     releasing: BTreeMap<SequenceId, u32>,
     flights: BTreeMap<StepId, Flight>,
     next_step: StepId,
+    times: Times,
+    groups: Groups,
+    /// Decode steps sent.
+    decodes_sent: u64,
+    /// With which decode step, counted in those sent, the newest prefill step should be home.
+    newest_due: u64,
     /// When the pipeline last gave a sign of life while it had work.
     progress: Instant,
     slowest: Duration,
@@ -175,6 +179,10 @@ impl Scheduler {
             releasing: BTreeMap::new(),
             flights: BTreeMap::new(),
             next_step: StepId(1),
+            times: Times::new(&[], 1),
+            groups: Groups::new(),
+            decodes_sent: 0,
+            newest_due: 0,
             progress: now,
             slowest: Duration::ZERO,
             failures_in_a_row: 0,
@@ -203,9 +211,11 @@ impl Scheduler {
     pub fn start(&mut self, pipeline: Pipeline, now: Instant) {
         self.stop("the plan was replaced");
         self.pages = Pages::new(pipeline.room.cache_tokens);
+        self.times = Times::new(&pipeline.stages, pipeline.room.step_rows);
+        self.groups = Groups::new();
+        self.slowest = self.times.slowest_step(pipeline.room.step_rows);
         self.pipeline = Some(pipeline);
         self.progress = now;
-        self.slowest = pipeline.slowest_step;
         self.failures_in_a_row = 0;
         self.broken = false;
     }
@@ -354,6 +364,10 @@ impl Scheduler {
     }
 }
 
+#[cfg(test)]
+mod busy_tests;
+#[cfg(test)]
+mod simulated_pipeline;
 #[cfg(test)]
 mod simulated_stage;
 #[cfg(test)]

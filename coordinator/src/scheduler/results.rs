@@ -13,8 +13,10 @@ impl Scheduler {
     /// Takes in a step's result. Results of another fence, or of a step that is not under way, are dropped and counted;
     /// one that does not hold what was asked for breaks the pipeline.
     pub fn handle_result(&mut self, result: StepResult, now: Instant) {
-        let current =
-            self.pipeline.is_some_and(|p| p.fence == result.fence && p.deployment == result.deployment);
+        let current = self
+            .pipeline
+            .as_ref()
+            .is_some_and(|p| p.fence == result.fence && p.deployment == result.deployment);
         let flight = if current { self.flights.get(&result.step) } else { None };
         let Some(flight) = flight else {
             self.counts.results_fenced += 1;
@@ -39,10 +41,8 @@ impl Scheduler {
                 self.pages.free(pages);
             }
         }
-        if flight.kind == StepKind::Decode {
-            self.flights.values_mut().for_each(|other| other.overtaken += 1);
-        }
         let rows = flight.expected.iter().map(|expected| expected.rows).sum();
+        self.times.observe(flight.kind, rows, took, &result.timings);
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(flight.kind, expected, output);
         }
@@ -60,7 +60,7 @@ impl Scheduler {
         reason: &str,
         now: Instant,
     ) {
-        if self.pipeline.is_none_or(|pipeline| pipeline.deployment != deployment) {
+        if self.pipeline.as_ref().is_none_or(|pipeline| pipeline.deployment != deployment) {
             return;
         }
         let Some(flight) = self.flights.remove(&step) else {
@@ -84,7 +84,7 @@ impl Scheduler {
         // Stages before the failed one have released them already; releasing twice does no harm.
         self.releases.extend(&flight.releases);
         let only_released = flight.expected.is_empty();
-        let stages = self.pipeline.map_or(1, |pipeline| pipeline.stages);
+        let stages = self.pipeline.as_ref().map_or(1, |pipeline| pipeline.stages.len() as u32);
         if only_released || self.failures_in_a_row >= FAILED_STEPS_LIMIT + 2 * stages {
             self.give_up(reason, false);
         }

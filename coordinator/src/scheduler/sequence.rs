@@ -89,6 +89,16 @@ impl Sequence {
         !self.ended && self.sent < self.prefill
     }
 
+    /// Tokens that go in chunks.
+    pub(super) fn prefill_rows(&self) -> usize {
+        self.prefill
+    }
+
+    /// Those of them that are still to be sent.
+    pub(super) fn prefill_left(&self) -> usize {
+        self.prefill.saturating_sub(self.sent)
+    }
+
     /// Whether a drawn token is to be sent.
     pub(super) fn wants_decode(&self) -> bool {
         self.decodes() && self.sent < self.tokens.len() && !self.parking

@@ -7,6 +7,8 @@ use brigade_proto::ids::{Epoch, Incarnation};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::StepResult;
 
+use super::chunks::MOST_CHUNKS;
+use super::groups::MOST_GROUPS;
 use super::simulated_stage::{END, SimulatedStage, drawn};
 use super::*;
 use crate::generation::FinishReason;
@@ -18,7 +20,7 @@ fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
     Pipeline {
         fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
         deployment: DEPLOYMENT,
-        stages,
+        stages: vec![StagePrediction { decode_s: 0.010, prefill_s_per_row: 0.002 }; stages as usize],
         room: StageRoom {
             cache_tokens,
             context: 256,
@@ -26,8 +28,6 @@ fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
             sequences: 8,
             cache_dtype: CacheDtype::F16,
         },
-        prefill_chunk: 16,
-        slowest_step: Duration::ZERO,
     }
 }
 
@@ -55,7 +55,7 @@ impl Bench {
     fn new(pipeline: Pipeline, max_waiting: usize) -> Bench {
         let now = Instant::now();
         let mut scheduler = Scheduler::new(max_waiting, now);
-        scheduler.start(pipeline, now);
+        scheduler.start(pipeline.clone(), now);
         Bench {
             scheduler,
             stage: SimulatedStage::new(pipeline),
@@ -90,8 +90,8 @@ impl Bench {
                 }
             }
         }
-        let stages = self.scheduler.pipeline.map_or(usize::MAX, |pipeline| pipeline.stages as usize);
-        assert!(self.decode.len() <= stages && self.prefill.len() <= stages, "too many steps under way");
+        assert!(self.decode.len() <= MOST_GROUPS + 1, "{} decode steps under way", self.decode.len());
+        assert!(self.prefill.len() <= MOST_CHUNKS, "{} prefill steps under way", self.prefill.len());
     }
 
     fn queue(&mut self, kind: StepKind) -> &mut VecDeque<StepFrame> {
@@ -163,8 +163,8 @@ impl Bench {
 fn a_prompt_goes_in_chunks_and_the_answer_follows_token_by_token() {
     let mut bench = Bench::new(pipeline(2, 512), 4);
     bench.submit(7, request(40, 3)).unwrap();
-    // Two chunks may be under way at two stages, back to back.
-    assert_eq!(bench.prefill.iter().map(|s| s.segments[0].start).collect::<Vec<_>>(), [0, 16]);
+    // Chunks follow each other back to back, and one more waits than there are stages.
+    assert_eq!(bench.prefill.iter().map(|s| s.segments[0].start).collect::<Vec<_>>(), [0, 8, 16]);
     assert!(bench.prefill[0].segments[0].begin.is_some() && bench.prefill[1].segments[0].begin.is_none());
     bench.run_all();
     let expected: Vec<u32> = (40..43).map(|position| drawn(SequenceId(7), position)).collect();
@@ -210,13 +210,15 @@ fn sequences_that_are_ready_share_a_step() {
     bench.submit(1, request(4, 10)).unwrap();
     bench.submit(2, request(4, 10)).unwrap();
     bench.submit(3, request(4, 10)).unwrap();
-    assert_eq!(bench.prefill[0].segments.len(), 1);
+    bench.submit(4, request(4, 10)).unwrap();
+    let sizes = |queue: &VecDeque<StepFrame>| queue.iter().map(|s| s.segments.len()).collect::<Vec<_>>();
+    assert_eq!(sizes(&bench.prefill), [1, 1], "one computes, one waits");
     bench.run(StepKind::Prefill);
-    // The first decodes already; the others' prompts shared the next step.
-    assert_eq!((bench.decode[0].segments.len(), bench.prefill[0].segments.len()), (1, 2));
-    bench.run(StepKind::Prefill);
+    // The first decodes already; the prompts that had to wait share a step.
+    assert_eq!((sizes(&bench.decode), &sizes(&bench.prefill)[..2]), (vec![1], &[1, 2][..]));
+    while bench.run(StepKind::Prefill) {}
     bench.run(StepKind::Decode);
-    assert_eq!(bench.decode[0].segments.len(), 3);
+    assert_eq!(sizes(&bench.decode), [4]);
 }
 
 #[test]
@@ -234,14 +236,14 @@ fn a_long_prompt_does_not_keep_a_short_one_waiting() {
 fn decoding_does_not_keep_a_prompt_waiting_for_ever() {
     let mut bench = Bench::new(pipeline(2, 512), 4);
     bench.submit(1, request(4, 200)).unwrap();
-    bench.run(StepKind::Prefill);
+    while bench.run(StepKind::Prefill) {}
     bench.submit(2, request(4, 1)).unwrap();
     // The stage prefers decode steps for as long as there are any.
     let mut overtaken = 0;
     while bench.run(StepKind::Decode) {
         overtaken += 1;
     }
-    assert_eq!(overtaken, 2 * OVERTAKING_PER_STAGE);
+    assert!((1..=10).contains(&overtaken), "{overtaken} decode steps went before the prompt");
     bench.run_all();
     assert_eq!((bench.tokens(1).len(), bench.tokens(2).len()), (200, 1));
 }
@@ -327,13 +329,15 @@ fn what_can_never_fit_is_refused_at_once() {
 #[test]
 fn a_cancelled_sequence_is_released_at_once_though_nothing_else_runs() {
     let mut bench = Bench::new(pipeline(2, 512), 2);
-    bench.submit(1, request(40, 100)).unwrap();
-    assert_eq!(bench.prefill.len(), 2);
+    bench.submit(1, request(140, 100)).unwrap();
+    assert_eq!(bench.prefill.len(), 3);
     bench.cancel(1);
     // Its chunks are under way: a release now could overtake them.
     assert!(bench.decode.is_empty());
-    bench.run(StepKind::Prefill);
-    bench.run(StepKind::Prefill);
+    for _ in 0..3 {
+        bench.run(StepKind::Prefill);
+    }
+    assert!(bench.prefill.is_empty(), "what was not sent never is");
     assert_eq!(bench.decode.len(), 1);
     assert_eq!(
         (bench.decode[0].segments.len(), bench.decode[0].release.as_slice()),
@@ -353,6 +357,7 @@ fn a_failed_step_ends_its_sequences_and_its_releases_are_sent_again() {
     bench.run(StepKind::Prefill);
     bench.submit(2, request(4, 1)).unwrap();
     bench.run(StepKind::Prefill);
+    assert!(bench.decode[0].release.is_empty(), "it was on its way before");
     bench.run(StepKind::Decode);
     assert_eq!(bench.decode[0].release, [SequenceId(2)]);
     bench.fail(StepKind::Decode);
@@ -381,7 +386,8 @@ fn silence_breaks_the_pipeline_after_the_deadline_and_not_before() {
     let mut bench = Bench::new(pipeline(1, 512), 2);
     assert_eq!(bench.scheduler.next_timeout(), None, "an idle pipeline owes nothing");
     bench.submit(1, request(4, 4)).unwrap();
-    bench.now += STEP_DEADLINE - Duration::from_millis(1);
+    // The largest step is predicted to take 4 ms, and 2 ms for each of its 16 rows.
+    bench.now += STEP_DEADLINE + Duration::from_millis(36) * SLOWEST_STEPS - Duration::from_millis(1);
     bench.scheduler.handle_timeout(bench.now);
     bench.poll();
     assert_eq!(bench.broken, None);
@@ -508,7 +514,7 @@ fn invariants_hold_under_random_events() {
             check_ending(&bench, *id, asked, cancelled.contains(id), seed);
         }
     }
-    assert!(replayed > 100 && replayed_with_failures > 10, "{replayed} and {replayed_with_failures} replays");
+    assert!(replayed > 60 && replayed_with_failures > 10, "{replayed} and {replayed_with_failures} replays");
 }
 
 fn is_end(event: &GenerationEvent) -> bool {

@@ -1,0 +1,152 @@
+//! Into how many groups decoding sequences are divided, each of which is a step on its way.
+//!
+//! With `S` sequences in `G` groups, every sequence gets a token once per cycle, and a cycle takes
+//!
+//! `cycle(G) = max(G * fixed + S * per_row of the slowest stage, sum over stages of t(ceil(S / G)) + wire)`
+//!
+//! The first is what the slowest stage computes in a cycle: one step per group. Steps of few rows cost nearly as much as
+//! steps of many, so more groups than needed cost throughput. The second is a step's own way round: with too few groups
+//! stages wait for it. Over slow links more groups than stages pay, since a step on the wire keeps no stage busy.
+
+use brigade_proto::step::StepKind;
+
+use super::times::Times;
+
+/// Most decode steps under way: what a worker queues before its engine.
+pub(super) const MOST_GROUPS: usize = 32;
+/// What an idle moment of the slowest stage counts beside the cycle's length: where two numbers of groups give the same
+/// cycle, the one whose slowest stage has less slack absorbs what steps vary by.
+const IDLE_COUNTS: f64 = 0.25;
+/// Another number of groups must be better by this share, so that noise does not change it.
+const WORTHWHILE: f64 = 0.04;
+
+/// The number of groups, as it is now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Groups {
+    count: usize,
+}
+
+impl Groups {
+    /// A single group.
+    pub(super) fn new() -> Groups {
+        Groups { count: 1 }
+    }
+
+    /// The number of groups for `sequences` sequences, which changes only where that is worth it; at least 1, and at most
+    /// [`MOST_GROUPS`] or one per sequence.
+    pub(super) fn adapt(&mut self, times: &Times, sequences: usize) -> usize {
+        let most = sequences.clamp(1, MOST_GROUPS);
+        self.count = self.count.min(most);
+        let kept = self.cost(times, sequences);
+        let best = (1..=most)
+            .map(|count| Groups { count })
+            .min_by(|a, b| a.cost(times, sequences).total_cmp(&b.cost(times, sequences)));
+        if let Some(best) = best.filter(|best| best.cost(times, sequences) < kept * (1.0 - WORTHWHILE)) {
+            *self = best;
+        }
+        self.count
+    }
+
+    /// Groups besides one.
+    pub(super) fn others(&self) -> usize {
+        self.count - 1
+    }
+
+    /// Most sequences in a step.
+    pub(super) fn largest(&self, sequences: usize) -> usize {
+        sequences.div_ceil(self.count)
+    }
+
+    /// Seconds from one token of a sequence to its next, with `sequences` of them.
+    pub(super) fn cycle_s(&self, times: &Times, sequences: usize) -> f64 {
+        self.busy_s(times, sequences).max(self.round_s(times, sequences))
+    }
+
+    /// Seconds of a step's way through all stages and back, where nothing stands in its way.
+    pub(super) fn round_s(&self, times: &Times, sequences: usize) -> f64 {
+        times.sum_and_slowest(StepKind::Decode, self.largest(sequences) as f64).0 + times.wire_s()
+    }
+
+    /// Seconds that the slowest stage computes in a cycle.
+    fn busy_s(&self, times: &Times, sequences: usize) -> f64 {
+        let (groups, sequences) = (self.count as f64, sequences as f64);
+        let each = times.lines(StepKind::Decode).map(|line| groups * line.fixed_s + sequences * line.row_s);
+        each.fold(0.0, f64::max)
+    }
+
+    fn cost(&self, times: &Times, sequences: usize) -> f64 {
+        let cycle_s = self.cycle_s(times, sequences);
+        cycle_s + IDLE_COUNTS * (cycle_s - self.busy_s(times, sequences))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use brigade_proto::step::StageTiming;
+
+    use super::*;
+    use crate::scheduler::times::StagePrediction;
+
+    /// Stages of which each takes `fixed_ms` and `row_ms` for each row, with `wire_ms` on all links together.
+    fn times(stages: &[(f64, f64)], wire_ms: u64) -> Times {
+        let predicted = |&(fixed_ms, row_ms): &(f64, f64)| StagePrediction {
+            decode_s: (fixed_ms + row_ms) / 1e3,
+            prefill_s_per_row: row_ms / 1e3,
+        };
+        let predicted: Vec<StagePrediction> = stages.iter().map(predicted).collect();
+        let mut times = Times::new(&predicted, 128);
+        let timing = |(stage, &(fixed_ms, row_ms)): (usize, &(f64, f64))| StageTiming {
+            stage: stage as u32,
+            computed_us: ((fixed_ms + row_ms) * 1e3) as u32,
+            ..StageTiming::default()
+        };
+        let timings: Vec<StageTiming> = stages.iter().enumerate().map(timing).collect();
+        let computed_us: u32 = timings.iter().map(|timing| timing.computed_us).sum();
+        let took = Duration::from_micros(u64::from(computed_us)) + Duration::from_millis(wire_ms);
+        times.observe(StepKind::Decode, 1, took, &timings);
+        times
+    }
+
+    fn groups(stages: &[(f64, f64)], wire_ms: u64, sequences: usize) -> usize {
+        Groups::new().adapt(&times(stages, wire_ms), sequences)
+    }
+
+    #[test]
+    fn there_are_as_many_groups_as_keep_the_slowest_stage_busy_and_no_more() {
+        assert_eq!(groups(&[(10.0, 1.0)], 0, 8), 1, "one stage needs one");
+        assert_eq!(groups(&[(10.0, 1.0); 2], 0, 8), 2);
+        assert_eq!(groups(&[(10.0, 1.0); 4], 0, 16), 4);
+        assert_eq!(
+            groups(&[(30.0, 1.0), (5.0, 0.1)], 0, 16),
+            1,
+            "a second one would cost the slow stage 30 ms"
+        );
+        assert_eq!(groups(&[(10.0, 1.0); 3], 20, 16), 4, "one more on the wire");
+        assert_eq!(groups(&[(10.0, 0.1); 2], 200, 64), 21, "many more over far links");
+        assert_eq!(groups(&[(10.0, 0.1); 2], 2000, 500), MOST_GROUPS);
+    }
+
+    #[test]
+    fn there_are_never_more_groups_than_sequences() {
+        for sequences in [0, 1, 2, 3] {
+            let found = groups(&[(1.0, 1.0); 6], 1, sequences);
+            assert_eq!(found, sequences.max(1), "{sequences} sequences");
+        }
+    }
+
+    #[test]
+    fn a_number_is_kept_until_another_is_clearly_better() {
+        let mut groups = Groups { count: 2 };
+        let nearly = times(&[(10.0, 1.0), (10.0, 1.0)], 0);
+        assert_eq!(groups.adapt(&nearly, 8), 2);
+        // Three would be better by less than a hundredth.
+        let edge = times(&[(10.0, 1.0), (10.0, 1.0)], 9);
+        let cost = |count| Groups { count }.cost(&edge, 8);
+        assert!(cost(3) < cost(2) && cost(2) < cost(3) * (1.0 + WORTHWHILE), "{} {}", cost(2), cost(3));
+        assert_eq!(groups.adapt(&edge, 8), 2);
+        assert_eq!(Groups { count: 3 }.adapt(&edge, 8), 3);
+        assert_eq!(groups.adapt(&times(&[(10.0, 1.0), (10.0, 1.0)], 30), 8), 4);
+    }
+}

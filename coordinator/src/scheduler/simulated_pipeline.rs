@@ -1,0 +1,283 @@
+//! A pipeline in simulated time, for tests: stages that compute one step at a time, decode before prefill, and links with
+//! latency, driven by the real scheduler.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use brigade_proto::control::{CacheDtype, StageRoom};
+use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId};
+use brigade_proto::sampling::Sampling;
+use brigade_proto::step::{StageTiming, StepFrame, StepKind, StepResult};
+
+use super::simulated_stage::SimulatedStage;
+use super::{Command, Pipeline, Scheduler, StagePrediction};
+use crate::generation::{GenerationEvent, GenerationRequest};
+use crate::test_random::Random;
+
+/// How long a stage takes: milliseconds for any step, and for each row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Speed {
+    pub(super) decode_ms: (f64, f64),
+    pub(super) prefill_ms: (f64, f64),
+}
+
+impl Speed {
+    fn us(&self, kind: StepKind, rows: usize) -> u64 {
+        let (fixed_ms, row_ms) = match kind {
+            StepKind::Decode => self.decode_ms,
+            StepKind::Prefill => self.prefill_ms,
+        };
+        ((fixed_ms + row_ms * rows as f64) * 1e3) as u64
+    }
+}
+
+/// A step on its way, with what stages have said of it.
+#[derive(Debug)]
+struct Travelling {
+    step: StepFrame,
+    timings: Vec<StageTiming>,
+    arrived_us: u64,
+}
+
+impl Travelling {
+    fn rows(&self) -> usize {
+        self.step.segments.iter().map(|segment| segment.tokens.len()).sum()
+    }
+}
+
+#[derive(Debug)]
+enum Event {
+    Arrives(usize, Travelling),
+    Computed(usize, Travelling, StepResult, u64),
+    Home(StepResult),
+}
+
+#[derive(Debug)]
+struct Stage {
+    speed: Speed,
+    strict: SimulatedStage,
+    decode: VecDeque<Travelling>,
+    prefill: VecDeque<Travelling>,
+    computing: bool,
+    busy_us: u64,
+}
+
+/// The pipeline with its scheduler, at a moment of simulated time.
+#[derive(Debug)]
+pub(super) struct SimulatedPipeline {
+    pub(super) scheduler: Scheduler,
+    begin: Instant,
+    now_us: u64,
+    stages: Vec<Stage>,
+    /// Latency from the coordinator to the first stage, between stages, and home.
+    links_us: Vec<u64>,
+    /// By how many percent at most a computation is shorter or longer than its speed says.
+    jitter: u64,
+    random: Random,
+    /// What happens when; the second number keeps the order of what happens at the same time.
+    events: BTreeMap<(u64, u64), Event>,
+    happened: u64,
+    /// When each sequence got its tokens.
+    pub(super) tokens_us: BTreeMap<SequenceId, Vec<u64>>,
+    /// When each sequence ended.
+    pub(super) ended_us: BTreeMap<SequenceId, u64>,
+    /// The groups at every step that came home.
+    pub(super) groups: Vec<usize>,
+    next: u64,
+}
+
+impl SimulatedPipeline {
+    /// Stages of `speeds`, with a link of `links_ms` before each and one home. The plan predicts every stage's time
+    /// wrongly by the factor `prediction`.
+    pub(super) fn new(speeds: &[Speed], links_ms: &[f64], prediction: f64) -> SimulatedPipeline {
+        assert_eq!(links_ms.len(), speeds.len() + 1, "a link before each stage, and one home");
+        let predicted = |speed: &Speed| StagePrediction {
+            decode_s: speed.us(StepKind::Decode, 1) as f64 * 1e-6 * prediction,
+            prefill_s_per_row: speed.prefill_ms.1 * 1e-3 * prediction,
+        };
+        let room = StageRoom {
+            cache_tokens: 1 << 17,
+            context: 8192,
+            step_rows: 128,
+            sequences: 64,
+            cache_dtype: CacheDtype::F16,
+        };
+        let pipeline = Pipeline {
+            fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
+            deployment: DeploymentId(1),
+            stages: speeds.iter().map(predicted).collect(),
+            room,
+        };
+        let stage = |speed: &Speed| Stage {
+            speed: *speed,
+            strict: SimulatedStage::new(pipeline.clone()),
+            decode: VecDeque::new(),
+            prefill: VecDeque::new(),
+            computing: false,
+            busy_us: 0,
+        };
+        let begin = Instant::now();
+        let mut scheduler = Scheduler::new(64, begin);
+        scheduler.start(pipeline.clone(), begin);
+        SimulatedPipeline {
+            scheduler,
+            begin,
+            now_us: 0,
+            stages: speeds.iter().map(stage).collect(),
+            links_us: links_ms.iter().map(|ms| (ms * 1e3) as u64).collect(),
+            jitter: 0,
+            random: Random::new(1),
+            events: BTreeMap::new(),
+            happened: 0,
+            tokens_us: BTreeMap::new(),
+            ended_us: BTreeMap::new(),
+            groups: Vec::new(),
+            next: 1,
+        }
+    }
+
+    /// Lets computations vary by so many percent.
+    pub(super) fn with_jitter(self, percent: u64) -> SimulatedPipeline {
+        SimulatedPipeline { jitter: percent, ..self }
+    }
+
+    /// Submits a request that runs to its limit.
+    pub(super) fn submit(&mut self, prompt: u32, max_tokens: u32) -> SequenceId {
+        let id = SequenceId(self.next);
+        self.next += 1;
+        let request = GenerationRequest {
+            prompt: (0..prompt).collect(),
+            sampling: Sampling::default(),
+            max_tokens,
+            score_prompt: false,
+        };
+        self.scheduler.submit(id, request).expect("the request fits");
+        self.poll();
+        id
+    }
+
+    pub(super) fn cancel(&mut self, id: SequenceId) {
+        self.scheduler.cancel(id);
+        self.poll();
+    }
+
+    pub(super) fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
+    /// Microseconds that each stage has computed.
+    pub(super) fn busy_us(&self) -> Vec<u64> {
+        self.stages.iter().map(|stage| stage.busy_us).collect()
+    }
+
+    /// Whether no stage holds a sequence and nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        let nothing_held = self.stages.iter().all(|stage| stage.strict.held.is_empty());
+        nothing_held && self.events.is_empty() && self.scheduler.steps_in_flight() == 0
+    }
+
+    /// Lets `us` microseconds pass.
+    pub(super) fn pass(&mut self, us: u64) {
+        let end = self.now_us + us;
+        while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {
+            self.now_us = entry.key().0;
+            let event = entry.remove();
+            self.happen(event);
+        }
+        self.now_us = end;
+    }
+
+    /// Lets time pass until a sequence has ended, and says when that was; panics where everything stands still first.
+    pub(super) fn pass_until_ended(&mut self, id: SequenceId) -> u64 {
+        while !self.ended_us.contains_key(&id) {
+            assert!(!self.events.is_empty(), "nothing happens any more, and sequence {id} has not ended");
+            let next = self.events.keys().next().map_or(self.now_us, |key| key.0);
+            self.pass(next - self.now_us);
+        }
+        self.ended_us[&id]
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrives(place, mut travelling) => {
+                travelling.arrived_us = self.now_us;
+                let stage = &mut self.stages[place];
+                match travelling.step.kind {
+                    StepKind::Decode => stage.decode.push_back(travelling),
+                    StepKind::Prefill => stage.prefill.push_back(travelling),
+                }
+                self.compute_next(place);
+            }
+            Event::Computed(place, travelling, mut result, computed_us) => {
+                let stage = &mut self.stages[place];
+                (stage.computing, stage.busy_us) = (false, stage.busy_us + computed_us);
+                if place + 1 < self.stages.len() {
+                    self.after(self.links_us[place + 1], Event::Arrives(place + 1, travelling));
+                } else {
+                    result.timings = travelling.timings;
+                    self.after(self.links_us[place + 1], Event::Home(result));
+                }
+                self.compute_next(place);
+            }
+            Event::Home(result) => {
+                self.scheduler.handle_result(result, self.now());
+                self.poll();
+                self.groups.push(self.scheduler.groups.others() + 1);
+            }
+        }
+    }
+
+    fn compute_next(&mut self, place: usize) {
+        let stage = &mut self.stages[place];
+        if stage.computing {
+            return;
+        }
+        let Some(mut travelling) = stage.decode.pop_front().or_else(|| stage.prefill.pop_front()) else {
+            return;
+        };
+        stage.computing = true;
+        let result = stage.strict.run(&travelling.step).expect("every step can be computed");
+        let us = stage.speed.us(travelling.step.kind, travelling.rows());
+        let percent = 100 - self.jitter + self.random.below(2 * self.jitter + 1);
+        let computed_us = us * percent / 100;
+        travelling.timings.push(StageTiming {
+            stage: place as u32,
+            queued_us: (self.now_us - travelling.arrived_us) as u32,
+            computed_us: computed_us as u32,
+            ..StageTiming::default()
+        });
+        self.after(computed_us, Event::Computed(place, travelling, result, computed_us));
+    }
+
+    fn after(&mut self, us: u64, event: Event) {
+        self.happened += 1;
+        self.events.insert((self.now_us + us, self.happened), event);
+    }
+
+    fn now(&self) -> Instant {
+        self.begin + Duration::from_micros(self.now_us)
+    }
+
+    fn poll(&mut self) {
+        while let Some(command) = self.scheduler.poll_command(self.now()) {
+            match command {
+                Command::Send(step) => {
+                    let travelling = Travelling { step, timings: Vec::new(), arrived_us: 0 };
+                    self.after(self.links_us[0], Event::Arrives(0, travelling));
+                }
+                Command::Emit { sequence, event } => match event {
+                    GenerationEvent::Token(_) => {
+                        self.tokens_us.entry(sequence).or_default().push(self.now_us);
+                    }
+                    GenerationEvent::Done(_) => {
+                        self.ended_us.insert(sequence, self.now_us);
+                    }
+                    GenerationEvent::PromptScores(_) => {}
+                    GenerationEvent::Failed(error) => panic!("sequence {sequence} failed: {error}"),
+                },
+                Command::Measured(_) => {}
+                Command::Broken { reason, .. } => panic!("the pipeline broke: {reason}"),
+            }
+        }
+    }
+}

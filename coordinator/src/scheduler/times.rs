@@ -1,0 +1,363 @@
+//! How long stages take for steps of different sizes, and how long steps are on links: predicted by the plan, corrected
+//! by every step that comes home.
+//!
+//! A stage's time for `rows` rows is taken to be a fixed part, for reading its weights and passing the step on, and a
+//! part per row: `t(rows) = fixed + per_row * rows`, apart for prefill and decode. The line goes through recent steps by
+//! least squares of relative errors. Steps of a single size cannot tell the two parts apart, so the line is held, with
+//! the weight of one step, to the predicted one scaled to what was measured.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use brigade_proto::step::{StageTiming, StepKind};
+
+/// By how much a step counts less with every one after it: the newest 32 or so decide, which is a second of decoding.
+const FADE: f64 = 1.0 - 1.0 / 32.0;
+/// A step counts as at most this many times as long, or as short, as expected. One that waited for a disk or for another
+/// process moves little that way, and a lasting change is followed within some steps all the same.
+const OUTLIER: f64 = 4.0;
+/// What each of the two points counts by which the line is held to the prediction; a step counts 1.
+const PREDICTION_WEIGHT: f64 = 0.5;
+/// Rows of the larger decode step at which the line is held to the prediction; the other one has a single row.
+const DECODE_ROWS: f64 = 16.0;
+/// Steps whose time on links is remembered: enough for a steady median.
+const WIRE_WINDOW: usize = 33;
+/// The least time that anything is taken to cost, in seconds: keeps every quotient finite.
+const LEAST_S: f64 = 1e-7;
+/// The longest that a step is taken to last, in seconds.
+const MOST_S: f64 = 3600.0;
+
+/// What a plan predicts of one stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StagePrediction {
+    /// Time to decode one token of one sequence, in seconds.
+    pub decode_s: f64,
+    /// Time per prompt token in full chunks, in seconds.
+    pub prefill_s_per_row: f64,
+}
+
+/// A stage's time over the rows of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Line {
+    /// Seconds of any step.
+    pub(super) fixed_s: f64,
+    /// Seconds of each row.
+    pub(super) row_s: f64,
+}
+
+impl Line {
+    /// Seconds for a step of `rows` rows.
+    pub(super) fn at(&self, rows: f64) -> f64 {
+        self.fixed_s + self.row_s * rows
+    }
+
+    fn scaled(&self, factor: f64) -> Line {
+        Line { fixed_s: self.fixed_s * factor, row_s: self.row_s * factor }
+    }
+}
+
+/// One stage's steps of one kind.
+#[derive(Clone, Debug)]
+struct Fit {
+    predicted: Line,
+    /// Rows at which the line is held to the prediction, besides one.
+    far_rows: f64,
+    line: Line,
+    sums: Sums,
+    /// Logarithm of how many times as long as predicted steps take, and the weight of what it is the mean of.
+    scale_ln: (f64, f64),
+}
+
+/// Sums over points `(rows, seconds)` for a line through them by least squares, each point with its weight.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    weight: f64,
+    rows: f64,
+    rows_rows: f64,
+    seconds: f64,
+    rows_seconds: f64,
+}
+
+impl Sums {
+    fn add(&mut self, weight: f64, rows: f64, seconds: f64) {
+        self.weight += weight;
+        self.rows += weight * rows;
+        self.rows_rows += weight * rows * rows;
+        self.seconds += weight * seconds;
+        self.rows_seconds += weight * rows * seconds;
+    }
+
+    fn fade(&mut self) {
+        for sum in
+            [&mut self.weight, &mut self.rows, &mut self.rows_rows, &mut self.seconds, &mut self.rows_seconds]
+        {
+            *sum *= FADE;
+        }
+    }
+
+    /// The best line without a negative part.
+    fn line(&self) -> Line {
+        let spread = self.weight * self.rows_rows - self.rows * self.rows;
+        let row_s = (self.weight * self.rows_seconds - self.rows * self.seconds) / spread;
+        let fixed_s = (self.seconds - row_s * self.rows) / self.weight;
+        if row_s < 0.0 {
+            Line { fixed_s: self.seconds / self.weight, row_s: 0.0 }
+        } else if fixed_s < 0.0 {
+            Line { fixed_s: 0.0, row_s: self.rows_seconds / self.rows_rows }
+        } else {
+            Line { fixed_s, row_s }
+        }
+    }
+}
+
+impl Fit {
+    fn new(predicted: Line, far_rows: f64) -> Fit {
+        // Two different places, or the line would not be determined.
+        Fit {
+            predicted,
+            far_rows: far_rows.max(2.0),
+            line: predicted,
+            sums: Sums::default(),
+            scale_ln: (0.0, 1.0),
+        }
+    }
+
+    fn observe(&mut self, rows: f64, seconds: f64) {
+        let expected = self.line.at(rows);
+        let seconds = seconds.clamp(expected / OUTLIER, expected * OUTLIER);
+        let predicted = self.predicted.at(rows);
+        self.sums.fade();
+        self.sums.add(relative(predicted), rows, seconds);
+        let (mean, weight) = self.scale_ln;
+        let weight = weight * FADE + 1.0;
+        self.scale_ln = (mean + ((seconds / predicted).ln() - mean) / weight, weight);
+        let held = self.predicted.scaled(self.scale_ln.0.exp());
+        let mut sums = self.sums;
+        for rows in [1.0, self.far_rows] {
+            sums.add(PREDICTION_WEIGHT * relative(self.predicted.at(rows)), rows, held.at(rows));
+        }
+        self.line = sums.line();
+    }
+}
+
+/// The weight that makes an error count by its share of `seconds`.
+fn relative(seconds: f64) -> f64 {
+    1.0 / (seconds * seconds)
+}
+
+#[derive(Clone, Debug)]
+struct Stage {
+    decode: Fit,
+    prefill: Fit,
+}
+
+impl Stage {
+    fn new(predicted: &StagePrediction, step_rows: u32) -> Stage {
+        let row_s = seconds(predicted.prefill_s_per_row);
+        let one_s = seconds(predicted.decode_s);
+        // A step of one row costs its arithmetic, and on top of that what reading the weights takes, of which the
+        // arithmetic of a chunk hides about half.
+        let fixed_s = (one_s - row_s).max(LEAST_S);
+        let decode = Line { fixed_s, row_s: row_s.min(one_s) };
+        let prefill = Line { fixed_s: fixed_s / 2.0, row_s };
+        Stage {
+            decode: Fit::new(decode, DECODE_ROWS.min(f64::from(step_rows))),
+            prefill: Fit::new(prefill, f64::from(step_rows)),
+        }
+    }
+
+    fn fit(&self, kind: StepKind) -> &Fit {
+        match kind {
+            StepKind::Decode => &self.decode,
+            StepKind::Prefill => &self.prefill,
+        }
+    }
+}
+
+/// A time that can be reckoned with, whatever a prediction says.
+fn seconds(value: f64) -> f64 {
+    if value.is_nan() { LEAST_S } else { value.clamp(LEAST_S, MOST_S) }
+}
+
+/// The times of a pipeline.
+#[derive(Clone, Debug)]
+pub(super) struct Times {
+    stages: Vec<Stage>,
+    /// What the newest decode steps took besides waiting and computing on stages, in seconds.
+    wire: VecDeque<f64>,
+    wire_s: f64,
+}
+
+impl Times {
+    /// What a plan predicts; `step_rows` are the most rows of a step.
+    pub(super) fn new(predicted: &[StagePrediction], step_rows: u32) -> Times {
+        let stages = predicted.iter().map(|stage| Stage::new(stage, step_rows)).collect();
+        Times { stages, wire: VecDeque::new(), wire_s: 0.0 }
+    }
+
+    /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
+    pub(super) fn observe(&mut self, kind: StepKind, rows: u32, took: Duration, timings: &[StageTiming]) {
+        let ordered = timings.iter().enumerate().all(|(place, timing)| timing.stage as usize == place);
+        if rows == 0 || timings.len() != self.stages.len() || !ordered {
+            return;
+        }
+        for (stage, timing) in self.stages.iter_mut().zip(timings) {
+            let fit = match kind {
+                StepKind::Decode => &mut stage.decode,
+                StepKind::Prefill => &mut stage.prefill,
+            };
+            fit.observe(f64::from(rows), seconds(f64::from(timing.computed_us) * 1e-6));
+        }
+        if kind == StepKind::Decode {
+            let on_stages: u64 = timings
+                .iter()
+                .map(|timing| u64::from(timing.queued_us) + u64::from(timing.computed_us))
+                .sum();
+            self.observe_wire(took.saturating_sub(Duration::from_micros(on_stages)));
+        }
+    }
+
+    fn observe_wire(&mut self, wire: Duration) {
+        if self.wire.len() == WIRE_WINDOW {
+            self.wire.pop_front();
+        }
+        self.wire.push_back(wire.as_secs_f64());
+        let mut sorted: Vec<f64> = self.wire.iter().copied().collect();
+        let middle = sorted.len() / 2;
+        self.wire_s = *sorted.select_nth_unstable_by(middle, f64::total_cmp).1;
+    }
+
+    /// The longest that a step of `rows` rows should take through all stages.
+    pub(super) fn slowest_step(&self, rows: u32) -> Duration {
+        let (round_s, _) = self.sum_and_slowest(StepKind::Prefill, f64::from(rows));
+        // A prediction beyond any sense is no reason to wait for ever.
+        Duration::from_secs_f64(round_s.min(MOST_S))
+    }
+
+    /// Each stage's line.
+    pub(super) fn lines(&self, kind: StepKind) -> impl Iterator<Item = &Line> {
+        self.stages.iter().map(move |stage| &stage.fit(kind).line)
+    }
+
+    /// Seconds of a step of `rows` rows on all stages together, and on the slowest one.
+    pub(super) fn sum_and_slowest(&self, kind: StepKind, rows: f64) -> (f64, f64) {
+        let each = self.lines(kind).map(|line| line.at(rows));
+        each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
+    }
+
+    /// Seconds that a decode step spends on all its links, from the coordinator and back to it; 0 before one was measured.
+    pub(super) fn wire_s(&self) -> f64 {
+        self.wire_s
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_random::Random;
+
+    /// One stage, predicted to take 10 ms for a token and 2 ms for each row of a prompt.
+    fn times() -> Times {
+        Times::new(&[StagePrediction { decode_s: 0.010, prefill_s_per_row: 0.002 }], 128)
+    }
+
+    fn timing(stage: u32, computed_s: f64) -> StageTiming {
+        StageTiming { stage, computed_us: (computed_s * 1e6) as u32, ..StageTiming::default() }
+    }
+
+    fn observe(times: &mut Times, kind: StepKind, rows: u32, computed_s: f64) {
+        times.observe(kind, rows, Duration::from_secs_f64(computed_s), &[timing(0, computed_s)]);
+    }
+
+    #[track_caller]
+    fn assert_near(found: f64, wanted: f64, share: f64) {
+        assert!((found - wanted).abs() <= share * wanted, "{found} instead of {wanted}");
+    }
+
+    fn decode_s(times: &Times, rows: f64) -> f64 {
+        times.sum_and_slowest(StepKind::Decode, rows).1
+    }
+
+    #[test]
+    fn before_the_first_step_the_prediction_holds() {
+        let times = times();
+        assert_near(decode_s(&times, 1.0), 0.010, 1e-9);
+        assert_near(decode_s(&times, 5.0), 0.018, 1e-9);
+        assert_near(times.sum_and_slowest(StepKind::Prefill, 128.0).1, 0.260, 1e-9);
+        assert_eq!(times.wire_s(), 0.0);
+    }
+
+    #[test]
+    fn steps_of_one_size_scale_the_prediction_and_keep_its_shape() {
+        for factor in [0.02, 0.5, 3.0, 50.0] {
+            let mut times = times();
+            for _ in 0..100 {
+                observe(&mut times, StepKind::Decode, 4, 0.016 * factor);
+            }
+            assert_near(decode_s(&times, 4.0), 0.016 * factor, 0.1);
+            assert_near(decode_s(&times, 1.0), 0.010 * factor, 0.1);
+            assert_near(decode_s(&times, 16.0), 0.040 * factor, 0.1);
+        }
+    }
+
+    #[test]
+    fn steps_of_different_sizes_show_both_parts_whatever_was_predicted() {
+        let mut random = Random::new(1);
+        let mut times = times();
+        for _ in 0..300 {
+            let rows = 1 + random.below(16) as u32;
+            let noise = 0.95 + 0.001 * random.below(100) as f64;
+            observe(&mut times, StepKind::Decode, rows, (0.030 + 0.0005 * f64::from(rows)) * noise);
+        }
+        let line = *times.lines(StepKind::Decode).next().unwrap();
+        assert_near(line.fixed_s, 0.030, 0.1);
+        assert_near(line.at(16.0), 0.038, 0.1);
+    }
+
+    #[test]
+    fn a_lasting_change_is_followed_and_a_single_hiccup_is_not() {
+        let mut times = times();
+        for _ in 0..100 {
+            observe(&mut times, StepKind::Decode, 4, 0.016);
+        }
+        observe(&mut times, StepKind::Decode, 4, 5.0);
+        assert_near(decode_s(&times, 4.0), 0.016, 0.15);
+        for _ in 0..100 {
+            observe(&mut times, StepKind::Decode, 4, 0.160);
+        }
+        assert_near(decode_s(&times, 4.0), 0.160, 0.1);
+    }
+
+    #[test]
+    fn what_no_stage_accounts_for_is_on_the_wire() {
+        let prediction = StagePrediction { decode_s: 0.010, prefill_s_per_row: 0.002 };
+        let mut times = Times::new(&[prediction; 2], 128);
+        for took_ms in [40, 41, 42, 500, 42] {
+            let second = StageTiming { queued_us: 10_000, ..timing(1, 0.005) };
+            let timings = [timing(0, 0.005), second];
+            times.observe(StepKind::Decode, 2, Duration::from_millis(took_ms), &timings);
+        }
+        assert_near(times.wire_s(), 0.022, 1e-6);
+    }
+
+    #[test]
+    fn timings_of_other_stages_teach_nothing_and_no_number_is_too_odd() {
+        let mut times = times();
+        let before = decode_s(&times, 3.0);
+        let odd: [&[StageTiming]; 3] = [&[], &[timing(1, 9.0)], &[timing(0, 9.0), timing(1, 9.0)]];
+        for timings in odd {
+            times.observe(StepKind::Decode, 3, Duration::from_secs(9), timings);
+        }
+        assert_near(decode_s(&times, 3.0), before, 1e-9);
+        for prediction in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
+            let stage = StagePrediction { decode_s: prediction, prefill_s_per_row: prediction };
+            let mut times = Times::new(&[stage], 1);
+            for computed_us in [0, u32::MAX, 1] {
+                let timings = [StageTiming { computed_us, ..StageTiming::default() }];
+                times.observe(StepKind::Decode, 1, Duration::ZERO, &timings);
+                let line = times.lines(StepKind::Decode).next().unwrap();
+                assert!(line.at(1.0).is_finite() && line.at(1.0) > 0.0, "{prediction}: {line:?}");
+            }
+        }
+    }
+}
