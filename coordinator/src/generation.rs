@@ -1,5 +1,7 @@
 //! One generation as the HTTP API sees it: what is asked of the cluster, and the events that come back.
 
+use std::time::Duration;
+
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::TokenScore;
 use tokio::sync::mpsc;
@@ -77,6 +79,8 @@ pub enum GenerationError {
     Overloaded {
         /// How many.
         waiting: usize,
+        /// After how long one of them is likely to be admitted.
+        likely_wait: Duration,
     },
     /// A stage was lost or failed while the generation ran.
     #[error("generation interrupted: {reason}")]

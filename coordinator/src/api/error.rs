@@ -9,8 +9,8 @@ use crate::generation::GenerationError;
 /// Seconds after which a client may try again while the cluster is not serving: about what a small shard takes to load.
 const NOT_READY_RETRY_S: u32 = 5;
 
-/// Seconds after which a client may try again when the queue is full or a generation was interrupted.
-const BUSY_RETRY_S: u32 = 1;
+/// Seconds after which a client may try again whose generation was interrupted.
+const INTERRUPTED_RETRY_S: u32 = 1;
 
 /// A request that got no answer, or an answer that broke off.
 ///
@@ -144,13 +144,15 @@ impl From<GenerationError> for ApiError {
             GenerationError::ContextExceeded { .. } => {
                 ApiError::bad_request("context_length_exceeded", message)
             }
-            GenerationError::Overloaded { .. } => {
+            GenerationError::Overloaded { likely_wait, .. } => {
+                // In whole seconds, and not at once.
+                let seconds = likely_wait.as_secs_f64().ceil().max(1.0) as u32;
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", message)
-                    .with_retry(BUSY_RETRY_S)
+                    .with_retry(seconds)
             }
             GenerationError::Interrupted { .. } => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "interrupted", message)
-                    .with_retry(BUSY_RETRY_S)
+                    .with_retry(INTERRUPTED_RETRY_S)
             }
         }
     }

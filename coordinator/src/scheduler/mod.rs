@@ -11,6 +11,7 @@ mod compose;
 mod groups;
 mod growth;
 mod pages;
+mod patience;
 mod results;
 mod sequence;
 mod times;
@@ -26,6 +27,7 @@ use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
 use self::groups::Groups;
 use self::pages::Pages;
+use self::patience::Endings;
 use self::sequence::{Expected, Sequence};
 pub use self::times::StagePrediction;
 use self::times::Times;
@@ -150,6 +152,7 @@ pub struct Scheduler {
     next_step: StepId,
     times: Times,
     groups: Groups,
+    endings: Endings,
     /// Decode steps sent.
     decodes_sent: u64,
     /// With which decode step, counted in those sent, the newest prefill step should be home.
@@ -181,6 +184,7 @@ impl Scheduler {
             next_step: StepId(1),
             times: Times::new(&[], 1),
             groups: Groups::new(),
+            endings: Endings::default(),
             decodes_sent: 0,
             newest_due: 0,
             progress: now,
@@ -213,6 +217,7 @@ impl Scheduler {
         self.pages = Pages::new(pipeline.room.cache_tokens);
         self.times = Times::new(&pipeline.stages, pipeline.room.step_rows);
         self.groups = Groups::new();
+        self.endings = Endings::default();
         self.slowest = self.times.slowest_step(pipeline.room.step_rows);
         self.pipeline = Some(pipeline);
         self.progress = now;
@@ -286,7 +291,7 @@ impl Scheduler {
         if waiting == 0 && self.admit(sequence, &mut state) {
             self.install(sequence, state);
         } else if waiting >= self.max_waiting {
-            return Err(GenerationError::Overloaded { waiting });
+            return Err(GenerationError::Overloaded { waiting, likely_wait: self.likely_wait() });
         } else {
             self.waiting.insert(sequence, state);
         }
@@ -364,11 +369,5 @@ impl Scheduler {
     }
 }
 
-#[cfg(test)]
-mod busy_tests;
-#[cfg(test)]
-mod simulated_pipeline;
-#[cfg(test)]
-mod simulated_stage;
 #[cfg(test)]
 mod tests;

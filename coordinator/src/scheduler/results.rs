@@ -130,6 +130,7 @@ impl Scheduler {
             Progress::Continues => {}
             Progress::Finished => {
                 self.counts.finished += 1;
+                self.endings.observe(!self.waiting.is_empty(), self.progress);
                 self.end(id);
             }
         }

@@ -84,6 +84,11 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
+    /// Most tokens that are still to be drawn.
+    pub(super) fn tokens_left(&self) -> usize {
+        self.max_tokens.saturating_sub(self.drawn())
+    }
+
     /// Whether tokens are still to be sent in chunks.
     pub(super) fn wants_prefill(&self) -> bool {
         !self.ended && self.sent < self.prefill

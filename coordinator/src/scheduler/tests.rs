@@ -1,5 +1,9 @@
 //! Tests of the scheduler: single properties by hand, and all invariants under random events.
 
+mod busy;
+mod simulated_pipeline;
+mod simulated_stage;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use brigade_proto::control::CacheDtype;
@@ -7,9 +11,9 @@ use brigade_proto::ids::{Epoch, Incarnation};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::StepResult;
 
+use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
 use super::groups::MOST_GROUPS;
-use super::simulated_stage::{END, SimulatedStage, drawn};
 use super::*;
 use crate::generation::FinishReason;
 use crate::test_random::Random;
@@ -255,7 +259,12 @@ fn what_does_not_fit_waits_in_order_and_past_the_bound_is_refused() {
     bench.submit(2, request(100, 60)).unwrap();
     bench.submit(3, request(4, 4)).unwrap();
     assert_eq!(bench.scheduler.counts().waiting, 2, "the small request must not overtake the large one");
-    assert_eq!(bench.submit(4, request(4, 4)), Err(GenerationError::Overloaded { waiting: 2 }));
+    // The first one ends at the latest after a prompt of 100 rows at 36 ms for 16, and 28 tokens at 10 ms.
+    let refused = bench.submit(4, request(4, 4)).unwrap_err();
+    let GenerationError::Overloaded { waiting: 2, likely_wait } = refused else {
+        panic!("{refused:?}");
+    };
+    assert!((0.3..0.6).contains(&likely_wait.as_secs_f64()), "{likely_wait:?}");
     bench.cancel(2);
     assert_eq!(bench.scheduler.counts().waiting, 0);
     bench.run_all();
@@ -449,6 +458,23 @@ fn stopping_ends_everything_and_says_why() {
     bench.scheduler.handle_result(late, bench.now);
     bench.poll();
     assert_eq!(bench.scheduler.counts().results_fenced, 1);
+}
+
+#[test]
+fn only_intervals_while_others_wait_count() {
+    let mut now = Instant::now();
+    let mut endings = Endings::default();
+    endings.observe(true, now);
+    assert_eq!(endings.mean_s, None, "one end is no interval");
+    now += Duration::from_secs(4);
+    endings.observe(false, now);
+    assert_eq!(endings.mean_s, Some(4.0));
+    now += Duration::from_secs(3600);
+    endings.observe(true, now);
+    assert_eq!(endings.mean_s, Some(4.0), "an hour in which nobody waited");
+    now += Duration::from_secs(12);
+    endings.observe(true, now);
+    assert_eq!(endings.mean_s, Some(5.0));
 }
 
 /// Submissions, cancellations, results and failures in any order: positions are sent once and in order (the stage

@@ -49,6 +49,8 @@ pub struct ScriptedEngine {
     pub running: Arc<AtomicUsize>,
     /// Most generations that may be under way.
     pub most_running: usize,
+    /// What those are told who come when there are so many.
+    pub likely_wait: Duration,
 }
 
 impl ScriptedEngine {
@@ -71,6 +73,7 @@ impl ScriptedEngine {
             cancelled: Arc::default(),
             running: Arc::default(),
             most_running: 64,
+            likely_wait: Duration::ZERO,
         }
     }
 
@@ -99,7 +102,7 @@ impl Engine for ScriptedEngine {
         self.requests.lock().unwrap().push(request.clone());
         let running = self.running.load(Ordering::SeqCst);
         if running >= self.most_running {
-            return Err(GenerationError::Overloaded { waiting: running });
+            return Err(GenerationError::Overloaded { waiting: running, likely_wait: self.likely_wait });
         }
         self.running.fetch_add(1, Ordering::SeqCst);
         let room = request.prompt.len() + request.max_tokens as usize + 2;

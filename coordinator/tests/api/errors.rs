@@ -1,5 +1,7 @@
 //! What is refused, and how.
 
+use std::time::Duration;
+
 use brigade_coordinator::generation::GenerationError;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -143,15 +145,17 @@ async fn unknown_routes_and_methods_answer_in_openai_s_shape() {
 
 #[tokio::test]
 async fn a_full_queue_is_429_and_says_when_to_come_back() {
-    let mut engine = ScriptedEngine::saying(bytes("ok"));
-    engine.most_running = 0;
-    let server = Server::start(engine).await;
-    for stream in [false, true] {
-        let response = server.send(COMPLETIONS, json!({"prompt": "a", "stream": stream})).await;
-        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(response.headers()["retry-after"], "1");
-        let answer: Value = response.json().await.unwrap();
-        assert_eq!(error(&answer).2, "overloaded");
+    for (wait_ms, seconds) in [(0, "1"), (900, "1"), (11_300, "12")] {
+        let mut engine = ScriptedEngine::saying(bytes("ok"));
+        (engine.most_running, engine.likely_wait) = (0, Duration::from_millis(wait_ms));
+        let server = Server::start(engine).await;
+        for stream in [false, true] {
+            let response = server.send(COMPLETIONS, json!({"prompt": "a", "stream": stream})).await;
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()["retry-after"], seconds);
+            let answer: Value = response.json().await.unwrap();
+            assert_eq!(error(&answer).2, "overloaded");
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{StageTiming, StepFrame, StepKind, StepResult};
 
 use super::simulated_stage::SimulatedStage;
-use super::{Command, Pipeline, Scheduler, StagePrediction};
 use crate::generation::{GenerationEvent, GenerationRequest};
+use crate::scheduler::{Command, Pipeline, Scheduler, StagePrediction};
 use crate::test_random::Random;
 
 /// How long a stage takes: milliseconds for any step, and for each row.

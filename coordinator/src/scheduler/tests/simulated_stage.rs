@@ -6,7 +6,7 @@ use brigade_proto::ids::SequenceId;
 use brigade_proto::step::{Segment, SegmentOutput, StepFrame, StepResult, TokenScore};
 use brigade_shard::cost::PAGE_TOKENS;
 
-use super::Pipeline;
+use crate::scheduler::Pipeline;
 
 /// What is drawn and never ends a sequence, but [`END`] does.
 const VOCAB: u64 = 50;
