@@ -138,6 +138,13 @@ pub trait Backend: Send + Sized {
     /// Makes room for the scratch memory of steps of `rows` rows and inputs of up to `width` values.
     fn reserve(&mut self, rows: usize, width: usize);
 
+    /// Takes in that all matrices are loaded: what makes them faster to read may go on beside the steps from now on.
+    /// They may not be freed before the backend.
+    fn loaded(&mut self) {}
+
+    /// Waits until what [`loaded`](Self::loaded) has begun is done.
+    fn settle(&mut self) {}
+
     /// Reads a matrix to where it stays. Fails where there is no kernel for its type, or the source cannot be read.
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<Self::Matrix, LoadError>;
 

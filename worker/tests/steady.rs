@@ -77,6 +77,7 @@ fn a_step_asks_for_no_memory() {
         let backend = CpuBackend::new(threads).unwrap();
         let mut model =
             model::load(backend, &files, &needs.spec, &needs.table, &shard, &room(), &progress).unwrap();
+        model.settle();
         // The first steps of either kind take what they need from then on; both cross pages.
         for rows in [1, 16] {
             asked(&mut model, rows, 2);

@@ -150,6 +150,7 @@ fn measure(args: &BenchArgs, tests: &[Test], loading: Loading) -> Result<Vec<Rec
     let header = Header::open(&args.model)?;
     let (mut subject, facts) = subject::load(&header, loading)?;
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
+    subject.settle();
     let (parts, file_bytes): (Vec<PathBuf>, Bytes) = (header.parts().to_vec(), header.file_bytes());
     drop(header);
 

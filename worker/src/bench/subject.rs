@@ -82,6 +82,8 @@ pub(super) struct Subject {
 trait Run {
     /// Computes `tokens` from position `start` on, and the last one's logits where they are wanted.
     fn run(&mut self, tokens: &[u32], start: u32, logits: Logits) -> Result<(), BackendError>;
+    /// Waits until the weights lie where they stay.
+    fn settle(&mut self);
 }
 
 /// What becomes of the last token's logits.
@@ -101,6 +103,10 @@ struct Runner<B: Backend> {
 }
 
 impl<B: Backend> Run for Runner<B> {
+    fn settle(&mut self) {
+        self.model.settle();
+    }
+
     fn run(&mut self, tokens: &[u32], start: u32, wanted: Logits) -> Result<(), BackendError> {
         let span = Span { rows: 0..tokens.len(), start: start as usize, pages: self.pages.clone() };
         self.model.run(Input::Tokens(tokens), &Batch { spans: vec![span] })?;
@@ -193,6 +199,11 @@ fn most_common_type(table: &TensorTable) -> String {
 }
 
 impl Subject {
+    /// Waits until the weights lie where they stay.
+    pub(super) fn settle(&mut self) {
+        self.runner.settle();
+    }
+
     /// Processes `count` tokens from `start` on as a prompt: in steps, with the logits of the last token.
     pub(super) fn prompt(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
         let end = start + count;

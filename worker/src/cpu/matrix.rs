@@ -366,6 +366,13 @@ impl CpuMatrix {
         Ok(matrix(Weights::Resident(buffer)))
     }
 
+    /// The addresses of the weights, if they lie in memory of their own.
+    pub(crate) fn resident(&self) -> Option<std::ops::Range<usize>> {
+        let Weights::Resident(buffer) = &self.weights else { return None };
+        let bytes = buffer.bytes().as_ptr_range();
+        Some(bytes.start as usize..bytes.end as usize)
+    }
+
     /// Hands the panel that holds weight row `row`, and its lane there, to `take`.
     fn panel<R>(&self, row: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
         let (matrix, within) = (row / self.stacked, row % self.stacked);

@@ -16,8 +16,8 @@ mod panels;
 mod super_blocks;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
 
@@ -32,7 +32,7 @@ use crate::backend::{
 };
 pub use crate::simd::Simd;
 use crate::team::{PerMember, Team};
-use crate::weights::{LoadError, TensorSource};
+use crate::weights::{HugePages, LoadError, TensorSource};
 
 /// Below this many values an elementwise operation stays on one thread: handing it out would cost more.
 const PARALLEL_VALUES: usize = 16 * 1024;
@@ -71,6 +71,9 @@ pub struct CpuBackend {
     /// What the scratch memory was reserved for: rows, and values of a row.
     reserved: (usize, usize),
     work: CpuWork,
+    /// Where matrices lie that have been read.
+    read: Mutex<Vec<Range<usize>>>,
+    huge_pages: Option<HugePages>,
 }
 
 /// Memory of operations.
@@ -147,7 +150,15 @@ impl CpuBackend {
             attention: PerMember::new(team.threads()),
             widened: PerMember::new(team.threads()),
         };
-        Ok(CpuBackend { team, simd, memory, reserved: (0, 0), work: CpuWork::default() })
+        Ok(CpuBackend {
+            team,
+            simd,
+            memory,
+            reserved: (0, 0),
+            work: CpuWork::default(),
+            read: Mutex::default(),
+            huge_pages: None,
+        })
     }
 
     /// What this backend has done so far.
@@ -275,6 +286,20 @@ impl Backend for CpuBackend {
         self.reserved = (rows, width);
     }
 
+    fn loaded(&mut self) {
+        let read = self.read.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match HugePages::begin(std::mem::take(read)) {
+            Ok(moving) => self.huge_pages = Some(moving),
+            Err(error) => tracing::warn!(%error, "weights stay on small pages: no thread to move them"),
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Some(moving) = &mut self.huge_pages {
+            moving.wait();
+        }
+    }
+
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CpuMatrix, LoadError> {
         self.experts(shape, 1, source)
     }
@@ -288,7 +313,10 @@ impl Backend for CpuBackend {
         let MatrixShape { kind, rows, width } = shape;
         let unsupported = || source.unsupported(kind, "cpu");
         let format = Format::of(kind).ok_or_else(unsupported)?;
-        CpuMatrix::read(format, [count, rows, width], &*source, &self.team, unsupported)
+        let matrix = CpuMatrix::read(format, [count, rows, width], &*source, &self.team, unsupported)?;
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.extend(matrix.resident());
+        Ok(matrix)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {

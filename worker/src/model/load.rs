@@ -51,6 +51,7 @@ pub fn load<B: Backend>(
     let head = if shard.head { Some(loader.head(spec, embedding.clone(), &widths)?) } else { None };
     let frequencies: Vec<_> = loader.ropes.into_iter().map(|(_, frequencies)| frequencies).collect();
     let workspace = workspace(&backend, spec, &widths, rows, &frequencies)?;
+    backend.loaded();
     Ok(StageModel {
         backend,
         spec: spec.clone(),

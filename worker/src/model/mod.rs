@@ -34,6 +34,7 @@ pub enum Input<'a> {
 
 /// A shard's weights, cache and workspace on a device.
 pub struct StageModel<B: Backend> {
+    /// Freed before the matrices, as it wants.
     backend: B,
     spec: ModelSpec,
     embedding: Option<Arc<B::Matrix>>,
@@ -70,6 +71,11 @@ impl<B: Backend> StageModel<B> {
     /// Whether this stage makes logits.
     pub fn has_head(&self) -> bool {
         self.head.is_some()
+    }
+
+    /// Waits until the weights lie where they stay: until then, steps may take somewhat longer.
+    pub fn settle(&mut self) {
+        self.backend.settle();
     }
 
     /// Runs a step through the stage's blocks; its hidden states, `[rows, hidden]`, stay on the device.

@@ -18,9 +18,8 @@ pub struct WeightBuffer {
 }
 
 impl WeightBuffer {
-    /// `len` zero bytes; pages that are never written take no memory. Huge pages are not asked for: decoding is hardly
-    /// faster on them, and where memory is in pieces, or is not the machine's own, getting them takes several times as
-    /// long as reading the weights.
+    /// `len` zero bytes; pages that are never written take no memory. Huge pages are not asked for
+    /// yet: see [`HugePages`](super::HugePages).
     ///
     /// Fails where the system gives no memory.
     pub(crate) fn zeroed(len: usize) -> Result<WeightBuffer, BackendError> {

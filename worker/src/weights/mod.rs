@@ -7,6 +7,7 @@
 mod buffer;
 mod error;
 mod file;
+mod huge_pages;
 mod picked;
 mod progress;
 
@@ -16,6 +17,7 @@ pub use buffer::MappedBytes;
 pub(crate) use buffer::WeightBuffer;
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
+pub(crate) use huge_pages::HugePages;
 pub use progress::LoadProgress;
 
 use crate::team::Team;

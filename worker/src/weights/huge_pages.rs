@@ -1,0 +1,92 @@
+//! Moving weights to huge pages, once they are loaded.
+//!
+//! Decoding goes through all weights for every token. On pages of 4 KiB the processor looks up an address for each of
+//! them, which on virtual machines goes through two tables: a fifth of the time. Huge pages must be found, though, which
+//! takes several times as long as reading the weights where memory is in pieces. So weights are read to small pages, and
+//! moved afterwards, 2 MiB at a time, by a thread of the lowest priority, while the stage serves already.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// Bytes of a huge page, and of the memory that is moved at once: short enough that ending does not wait.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Huge pages in a row that could not be had, before the rest stays where it is.
+const FAILURES_LIMIT: u32 = 16;
+
+/// The move. Dropping it ends it, after the page under way.
+pub(crate) struct HugePages {
+    ended: Arc<AtomicBool>,
+    mover: Option<JoinHandle<()>>,
+}
+
+impl HugePages {
+    /// Begins to move `memory`, ranges of addresses. What they hold stays the same at all times.
+    ///
+    /// Fails where the operating system gives no thread; does nothing where it has no huge pages to be moved to.
+    pub(crate) fn begin(memory: Vec<Range<usize>>) -> io::Result<HugePages> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let seen = ended.clone();
+        let mover = std::thread::Builder::new()
+            .name("huge-pages".to_owned())
+            .spawn(move || move_all(&memory, &seen))?;
+        Ok(HugePages { ended, mover: Some(mover) })
+    }
+
+    /// Waits until everything is moved that can be.
+    pub(crate) fn wait(&mut self) {
+        if let Some(mover) = self.mover.take() {
+            // A defect in it has moved less, and nothing else.
+            let _ = mover.join();
+        }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.wait();
+    }
+}
+
+fn move_all(memory: &[Range<usize>], ended: &AtomicBool) {
+    give_way();
+    let mut failures = 0;
+    for range in memory {
+        let whole = range.start.next_multiple_of(HUGE_PAGE)..range.end / HUGE_PAGE * HUGE_PAGE;
+        for address in whole.step_by(HUGE_PAGE) {
+            if ended.load(Ordering::Relaxed) || failures == FAILURES_LIMIT {
+                return;
+            }
+            failures = if collapse(address) { 0 } else { failures + 1 };
+        }
+    }
+}
+
+/// Lets every other thread go first.
+#[cfg(target_os = "linux")]
+fn give_way() {
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: the call takes numbers alone; 0 is the calling thread. Where it fails, the thread merely does not give way.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+}
+
+/// Moves the memory of a huge page to one; `false` where there is none.
+#[cfg(target_os = "linux")]
+fn collapse(address: usize) -> bool {
+    /// Since Linux 6.1; see madvise(2).
+    const MADV_COLLAPSE: libc::c_int = 25;
+    // SAFETY: the call changes no byte, whatever lies at the address.
+    unsafe { libc::madvise(address as *mut libc::c_void, HUGE_PAGE, MADV_COLLAPSE) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_way() {}
+
+#[cfg(not(target_os = "linux"))]
+fn collapse(_address: usize) -> bool {
+    false
+}
