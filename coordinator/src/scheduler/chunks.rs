@@ -18,7 +18,7 @@ use super::times::Times;
 /// Most chunks under way: half of the frames that a worker queues before its engine.
 pub(super) const MOST_CHUNKS: usize = 32;
 /// How many of its usual cycles a sequence may wait for a token because of prompts; four are promised, and times vary.
-const LONGEST_GAP: f64 = 3.75;
+const LONGEST_GAP: f64 = 3.7;
 /// How many times as long as alone a prompt may take because of decoding; twice is promised, and times vary.
 const LONGEST_PROMPT: f64 = 1.6;
 /// Chunks under way beyond what keeps the slowest stage busy, as a share of that: chunks differ in how long they take.
@@ -92,7 +92,7 @@ impl Beside<'_> {
     /// that hold up decoding least while a prompt takes at most `allowed_s` per row; where there are none, the ones with
     /// which prompts are fastest.
     fn best(&self, most: usize, allowed_s: f64) -> (usize, u64) {
-        let longest_s = LONGEST_GAP * self.groups.cycle_s(self.times, self.decoding);
+        let longest_s = LONGEST_GAP * self.groups.usual_cycle_s(self.times, self.decoding);
         let most_decodes = 2 * (self.groups.others() as u64 + 1);
         let all = sizes(most).flat_map(|rows| (1..=most_decodes).map(move |decodes| (rows, decodes)));
         let kept = all.filter(|&(rows, decodes)| rows == 1 || self.gap_s(rows, decodes) <= longest_s);
@@ -205,7 +205,7 @@ mod tests {
         let times = times(&[(20.0, 4.0); 2]);
         let mut groups = Groups::new();
         let sequences = 8;
-        groups.adapt(&times, sequences);
+        groups.adapt(&times, sequences, 0);
         let chunking = Chunking::choose(&times, &groups, sequences, 4096, 512);
         let free = Chunking::choose(&times, &groups, 0, 4096, 512);
         assert!(chunking.rows < free.rows, "{chunking:?} {free:?}");

@@ -19,7 +19,7 @@ impl Scheduler {
         }
         self.admit_waiting();
         let decoding = self.sequences.values().filter(|sequence| sequence.decodes()).count();
-        let groups = self.groups.adapt(&self.times, decoding);
+        let groups = self.groups.adapt(&self.times, decoding, self.decodes_sent);
         let segments = self.decode_segments(groups, decoding);
         if !segments.is_empty() {
             self.decodes_sent += 1;
@@ -40,7 +40,7 @@ impl Scheduler {
     }
 
     /// Steps under way that compute something of a kind.
-    fn under_way(&self, kind: StepKind) -> usize {
+    pub(super) fn under_way(&self, kind: StepKind) -> usize {
         self.flights.values().filter(|flight| flight.kind == kind && !flight.expected.is_empty()).count()
     }
 

@@ -17,33 +17,46 @@ pub(super) const MOST_GROUPS: usize = 32;
 /// What an idle moment of the slowest stage counts beside the cycle's length: where two numbers of groups give the same
 /// cycle, the one whose slowest stage has less slack absorbs what steps vary by.
 const IDLE_COUNTS: f64 = 0.25;
-/// Another number of groups must be better by this share, so that noise does not change it.
+/// Another number of groups must be better by this share: changing it tears groups apart, whose sequences then wait for
+/// each other.
 const WORTHWHILE: f64 = 0.04;
+/// For as many decode steps as this another number must stay better while no sequence comes or goes: twice as many as
+/// times are the mean of, so that their noise changes nothing.
+const PATIENCE: u64 = 64;
 
 /// The number of groups, as it is now.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Groups {
     count: usize,
+    /// For how many sequences it was chosen.
+    sequences: usize,
+    /// Since which decode step another number has been better.
+    doubted: Option<u64>,
 }
 
 impl Groups {
     /// A single group.
     pub(super) fn new() -> Groups {
-        Groups { count: 1 }
+        Groups::of(1)
     }
 
-    /// The number of groups for `sequences` sequences, which changes only where that is worth it; at least 1, and at most
-    /// [`MOST_GROUPS`] or one per sequence.
-    pub(super) fn adapt(&mut self, times: &Times, sequences: usize) -> usize {
+    fn of(count: usize) -> Groups {
+        Groups { count, sequences: 0, doubted: None }
+    }
+
+    /// The number of groups for `sequences` sequences when `steps` decode steps have been sent, which changes only where
+    /// that is worth it; at least 1, and at most [`MOST_GROUPS`] or one per sequence.
+    pub(super) fn adapt(&mut self, times: &Times, sequences: usize, steps: u64) -> usize {
         let most = sequences.clamp(1, MOST_GROUPS);
         self.count = self.count.min(most);
-        let kept = self.cost(times, sequences);
-        let best = (1..=most)
-            .map(|count| Groups { count })
-            .min_by(|a, b| a.cost(times, sequences).total_cmp(&b.cost(times, sequences)));
-        if let Some(best) = best.filter(|best| best.cost(times, sequences) < kept * (1.0 - WORTHWHILE)) {
-            *self = best;
+        let cost = |count: usize| Groups::of(count).cost(times, sequences);
+        let best = (1..=most).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1);
+        if cost(best) >= cost(self.count) * (1.0 - WORTHWHILE) {
+            self.doubted = None;
+        } else if self.sequences != sequences || steps >= *self.doubted.get_or_insert(steps) + PATIENCE {
+            *self = Groups::of(best);
         }
+        self.sequences = sequences;
         self.count
     }
 
@@ -60,6 +73,11 @@ impl Groups {
     /// Seconds from one token of a sequence to its next, with `sequences` of them.
     pub(super) fn cycle_s(&self, times: &Times, sequences: usize) -> f64 {
         self.busy_s(times, sequences).max(self.round_s(times, sequences))
+    }
+
+    /// The same while no prompt is computed beside it.
+    pub(super) fn usual_cycle_s(&self, times: &Times, sequences: usize) -> f64 {
+        self.cycle_s(times, sequences) / times.beside_prompts()
     }
 
     /// Seconds of a step's way through all stages and back, where nothing stands in its way.
@@ -105,12 +123,12 @@ mod tests {
         let timings: Vec<StageTiming> = stages.iter().enumerate().map(timing).collect();
         let computed_us: u32 = timings.iter().map(|timing| timing.computed_us).sum();
         let took = Duration::from_micros(u64::from(computed_us)) + Duration::from_millis(wire_ms);
-        times.observe(StepKind::Decode, 1, took, &timings);
+        times.observe(StepKind::Decode, 1, took, &timings, true);
         times
     }
 
     fn groups(stages: &[(f64, f64)], wire_ms: u64, sequences: usize) -> usize {
-        Groups::new().adapt(&times(stages, wire_ms), sequences)
+        Groups::new().adapt(&times(stages, wire_ms), sequences, 0)
     }
 
     #[test]
@@ -138,15 +156,26 @@ mod tests {
 
     #[test]
     fn a_number_is_kept_until_another_is_clearly_better() {
-        let mut groups = Groups { count: 2 };
-        let nearly = times(&[(10.0, 1.0), (10.0, 1.0)], 0);
-        assert_eq!(groups.adapt(&nearly, 8), 2);
-        // Three would be better by less than a hundredth.
-        let edge = times(&[(10.0, 1.0), (10.0, 1.0)], 9);
-        let cost = |count| Groups { count }.cost(&edge, 8);
+        let near = times(&[(10.0, 1.0); 2], 0);
+        let edge = times(&[(10.0, 1.0); 2], 9);
+        let cost = |count| Groups::of(count).cost(&edge, 8);
         assert!(cost(3) < cost(2) && cost(2) < cost(3) * (1.0 + WORTHWHILE), "{} {}", cost(2), cost(3));
-        assert_eq!(groups.adapt(&edge, 8), 2);
-        assert_eq!(Groups { count: 3 }.adapt(&edge, 8), 3);
-        assert_eq!(groups.adapt(&times(&[(10.0, 1.0), (10.0, 1.0)], 30), 8), 4);
+        let mut groups = Groups::of(2);
+        assert_eq!(groups.adapt(&near, 8, 0), 2);
+        assert_eq!(groups.adapt(&edge, 8, 1000), 2);
+        assert_eq!(Groups::of(3).adapt(&edge, 8, 0), 3);
+    }
+
+    #[test]
+    fn with_the_same_sequences_another_number_must_stay_better() {
+        let (near, far) = (times(&[(10.0, 1.0); 2], 0), times(&[(10.0, 1.0); 2], 30));
+        let mut groups = Groups::of(2);
+        assert_eq!(groups.adapt(&near, 8, 0), 2);
+        assert_eq!(groups.adapt(&far, 8, 10), 2);
+        assert_eq!(groups.adapt(&near, 8, 40), 2, "it was noise");
+        assert_eq!(groups.adapt(&far, 8, 60), 2);
+        assert_eq!(groups.adapt(&far, 8, 60 + PATIENCE - 1), 2);
+        assert_eq!(groups.adapt(&far, 8, 60 + PATIENCE), 4);
+        assert_eq!(groups.adapt(&near, 9, 60 + PATIENCE), 2, "another sequence, another choice");
     }
 }

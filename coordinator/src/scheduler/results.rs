@@ -42,7 +42,8 @@ impl Scheduler {
             }
         }
         let rows = flight.expected.iter().map(|expected| expected.rows).sum();
-        self.times.observe(flight.kind, rows, took, &result.timings);
+        let quiet = self.under_way(StepKind::Prefill) == 0;
+        self.times.observe(flight.kind, rows, took, &result.timings, quiet);
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(flight.kind, expected, output);
         }

@@ -20,6 +20,11 @@ const OUTLIER: f64 = 4.0;
 const PREDICTION_WEIGHT: f64 = 0.5;
 /// Rows of the larger decode step at which the line is held to the prediction; the other one has a single row.
 const DECODE_ROWS: f64 = 16.0;
+/// Rows of the decode step by which times with and without prompts are compared.
+const QUIET_ROWS: f64 = 4.0;
+/// By how much of the difference each decode step beside prompts moves what is taken for usual without them: where there
+/// are always prompts, what was measured without them minutes ago says little.
+const FORGETTING: f64 = 1.0 / 4096.0;
 /// Steps whose time on links is remembered: enough for a steady median.
 const WIRE_WINDOW: usize = 33;
 /// The least time that anything is taken to cost, in seconds: keeps every quotient finite.
@@ -186,17 +191,27 @@ pub(super) struct Times {
     /// What the newest decode steps took besides waiting and computing on stages, in seconds.
     wire: VecDeque<f64>,
     wire_s: f64,
+    /// Seconds that a decode step of [`QUIET_ROWS`] took on all stages together when last no prompt was under way.
+    quiet_s: Option<f64>,
 }
 
 impl Times {
     /// What a plan predicts; `step_rows` are the most rows of a step.
     pub(super) fn new(predicted: &[StagePrediction], step_rows: u32) -> Times {
         let stages = predicted.iter().map(|stage| Stage::new(stage, step_rows)).collect();
-        Times { stages, wire: VecDeque::new(), wire_s: 0.0 }
+        Times { stages, wire: VecDeque::new(), wire_s: 0.0, quiet_s: None }
     }
 
-    /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
-    pub(super) fn observe(&mut self, kind: StepKind, rows: u32, took: Duration, timings: &[StageTiming]) {
+    /// Takes in a step that has come home, while no prompt was under way (`quiet`) or while one was. What does not name
+    /// this pipeline's stages in order is not learnt from.
+    pub(super) fn observe(
+        &mut self,
+        kind: StepKind,
+        rows: u32,
+        took: Duration,
+        timings: &[StageTiming],
+        quiet: bool,
+    ) {
         let ordered = timings.iter().enumerate().all(|(place, timing)| timing.stage as usize == place);
         if rows == 0 || timings.len() != self.stages.len() || !ordered {
             return;
@@ -214,6 +229,11 @@ impl Times {
                 .map(|timing| u64::from(timing.queued_us) + u64::from(timing.computed_us))
                 .sum();
             self.observe_wire(took.saturating_sub(Duration::from_micros(on_stages)));
+            let now_s = self.sum_and_slowest(StepKind::Decode, QUIET_ROWS).0;
+            self.quiet_s = match self.quiet_s.filter(|_| !quiet) {
+                None => Some(now_s),
+                Some(quiet_s) => Some(quiet_s + (now_s - quiet_s) * FORGETTING),
+            };
         }
     }
 
@@ -245,6 +265,13 @@ impl Times {
         each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
     }
 
+    /// How many times as long as usually decode steps take at the moment, because prompts are computed beside them: stages
+    /// on one machine share its memory. At least 1.
+    pub(super) fn beside_prompts(&self) -> f64 {
+        let now_s = self.sum_and_slowest(StepKind::Decode, QUIET_ROWS).0;
+        self.quiet_s.map_or(1.0, |quiet_s| (now_s / quiet_s).clamp(1.0, OUTLIER))
+    }
+
     /// Seconds that a decode step spends on all its links, from the coordinator and back to it; 0 before one was measured.
     pub(super) fn wire_s(&self) -> f64 {
         self.wire_s
@@ -266,7 +293,7 @@ mod tests {
     }
 
     fn observe(times: &mut Times, kind: StepKind, rows: u32, computed_s: f64) {
-        times.observe(kind, rows, Duration::from_secs_f64(computed_s), &[timing(0, computed_s)]);
+        times.observe(kind, rows, Duration::from_secs_f64(computed_s), &[timing(0, computed_s)], true);
     }
 
     #[track_caller]
@@ -335,9 +362,24 @@ mod tests {
         for took_ms in [40, 41, 42, 500, 42] {
             let second = StageTiming { queued_us: 10_000, ..timing(1, 0.005) };
             let timings = [timing(0, 0.005), second];
-            times.observe(StepKind::Decode, 2, Duration::from_millis(took_ms), &timings);
+            times.observe(StepKind::Decode, 2, Duration::from_millis(took_ms), &timings, true);
         }
         assert_near(times.wire_s(), 0.022, 1e-6);
+    }
+
+    #[test]
+    fn what_prompts_cost_decode_steps_is_not_taken_for_usual() {
+        let mut times = times();
+        let mut observe = |computed_s: f64, quiet: bool| {
+            for _ in 0..200 {
+                let took = Duration::from_secs_f64(computed_s);
+                times.observe(StepKind::Decode, 4, took, &[timing(0, computed_s)], quiet);
+            }
+            times.beside_prompts()
+        };
+        assert_near(observe(0.016, true), 1.0, 1e-9);
+        assert_near(observe(0.024, false), 1.5, 0.1);
+        assert_near(observe(0.024, true), 1.0, 1e-9);
     }
 
     #[test]
@@ -346,7 +388,7 @@ mod tests {
         let before = decode_s(&times, 3.0);
         let odd: [&[StageTiming]; 3] = [&[], &[timing(1, 9.0)], &[timing(0, 9.0), timing(1, 9.0)]];
         for timings in odd {
-            times.observe(StepKind::Decode, 3, Duration::from_secs(9), timings);
+            times.observe(StepKind::Decode, 3, Duration::from_secs(9), timings, true);
         }
         assert_near(decode_s(&times, 3.0), before, 1e-9);
         for prediction in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
@@ -354,7 +396,7 @@ mod tests {
             let mut times = Times::new(&[stage], 1);
             for computed_us in [0, u32::MAX, 1] {
                 let timings = [StageTiming { computed_us, ..StageTiming::default() }];
-                times.observe(StepKind::Decode, 1, Duration::ZERO, &timings);
+                times.observe(StepKind::Decode, 1, Duration::ZERO, &timings, true);
                 let line = times.lines(StepKind::Decode).next().unwrap();
                 assert!(line.at(1.0).is_finite() && line.at(1.0) > 0.0, "{prediction}: {line:?}");
             }
