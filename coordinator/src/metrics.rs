@@ -58,6 +58,8 @@ pub struct Metrics {
     pub results_fenced: Counter,
     /// Resident memory of each worker's process, in bytes.
     pub worker_resident: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
+    /// How many times as long as needed each worker's steps take: 1, but for measurements.
+    pub worker_stretch: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
 }
 
 /// How a request ended.
@@ -202,6 +204,7 @@ impl Metrics {
             replays: Counter::default(),
             results_fenced: Counter::default(),
             worker_resident: Family::default(),
+            worker_stretch: Family::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("brigade"));
         metrics.registry = Arc::new(registry);
@@ -239,6 +242,8 @@ impl Metrics {
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();
         to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);
+        let stretch = self.worker_stretch.clone();
+        to.register("worker_stretch", "How many times as long as needed a worker's steps take", stretch);
     }
 
     /// All values in the OpenMetrics text format.

@@ -23,6 +23,8 @@ pub struct ClusterStatus {
     pub cache_tokens: u32,
     /// Cache tokens reserved for running sequences.
     pub cache_tokens_reserved: u32,
+    /// How hidden states cross links: `f32`, `f16` or `bf16`.
+    pub wire: String,
     /// The pipeline, from first to last.
     pub stages: Vec<StageStatus>,
     /// Every worker attached or lost lately.
@@ -153,6 +155,8 @@ pub struct WorkerStatus {
     pub peak_resident_bytes: u64,
     /// Compute threads.
     pub threads: u32,
+    /// How many times as long as needed its steps take: 1, but for measurements.
+    pub stretch: f64,
     /// Calibrated bytes per second of its matrix-vector product.
     pub bandwidth_bytes_per_s: f64,
     /// Calibrated floating-point operations per second of its matrix-matrix product.

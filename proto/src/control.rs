@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub flops_per_s: f64,
     /// Where its data plane can be reached.
     pub data_addresses: Vec<SocketAddr>,
+    /// How many times as long as its device needs it takes for every step: 1, but for measurements.
+    pub stretch: f64,
 }
 
 /// The kind of device a worker computes on.

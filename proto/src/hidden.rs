@@ -31,16 +31,23 @@ impl Hidden {
         if values.len() as u64 != expected {
             return Err(HiddenShapeError { rows, width, expected, found: values.len() as u64 });
         }
-        let mut data = Vec::with_capacity(values.len() * dtype.size());
+        // Written through arrays of a value's bytes, which compiles to wide moves.
+        let mut data = vec![0; values.len() * dtype.size()];
         match dtype {
-            WireDtype::F32 => values.iter().for_each(|v| data.extend_from_slice(&v.to_le_bytes())),
+            WireDtype::F32 => {
+                let (stored, _) = data.as_chunks_mut::<4>();
+                stored.iter_mut().zip(values).for_each(|(stored, value)| *stored = value.to_le_bytes());
+            }
             WireDtype::F16 => {
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(values);
-                halves.iter().for_each(|v| data.extend_from_slice(&v.to_le_bytes()));
+                let (stored, _) = data.as_chunks_mut::<2>();
+                stored.iter_mut().zip(halves).for_each(|(stored, half)| *stored = half.to_le_bytes());
             }
             WireDtype::Bf16 => {
-                values.iter().for_each(|v| data.extend_from_slice(&bf16::from_f32(*v).to_le_bytes()));
+                let (stored, _) = data.as_chunks_mut::<2>();
+                let halves = values.iter().map(|value| bf16::from_f32(*value));
+                stored.iter_mut().zip(halves).for_each(|(stored, half)| *stored = half.to_le_bytes());
             }
         }
         Ok(Hidden { rows, width, dtype, data: Bytes::from(data) })

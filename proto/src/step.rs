@@ -105,6 +105,25 @@ impl WireDtype {
             WireDtype::F16 | WireDtype::Bf16 => 2,
         }
     }
+
+    /// The largest value, either side of zero, that is still finite once it is stored.
+    pub const fn largest(self) -> f32 {
+        match self {
+            WireDtype::F32 => f32::MAX,
+            WireDtype::F16 => 65_504.0,
+            // All bits of bfloat16's fraction, in the largest exponent.
+            WireDtype::Bf16 => f32::from_bits(0x7f7f_0000),
+        }
+    }
+
+    /// Its name, such as `bf16`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WireDtype::F32 => "f32",
+            WireDtype::F16 => "f16",
+            WireDtype::Bf16 => "bf16",
+        }
+    }
 }
 
 /// Where a stage's share of a step's time went.

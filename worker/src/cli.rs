@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
+use crate::stretch::Stretch;
 
 /// What the program was asked to do.
 #[derive(Parser)]
@@ -112,6 +113,11 @@ pub struct JoinArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as brigade_worker=debug
     #[arg(long, value_name = "FILTER", env = "BRIGADE_LOG")]
     pub log: Option<String>,
+
+    /// Sleep after each step, so that it takes so many times as long: for measurements of pipelines. The coordinator's
+    /// status tells that it is so
+    #[arg(long, value_name = "FACTOR", default_value_t = Stretch::NONE, env = "BRIGADE_STRETCH", hide = true)]
+    pub stretch: Stretch,
 
     /// End when standard input does: for a supervisor that holds the other end of the pipe
     #[arg(long, hide = true)]

@@ -29,6 +29,7 @@ pub mod shutdown;
 pub mod simd;
 pub mod stage;
 pub mod state_dir;
+pub mod stretch;
 pub mod team;
 pub mod telemetry;
 pub mod weights;

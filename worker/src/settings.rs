@@ -9,6 +9,7 @@ use brigade_proto::identity::JoinToken;
 use brigade_shard::units::Bytes;
 
 use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
+use crate::stretch::Stretch;
 
 /// Share of the machine's memory that a worker takes where it was not told: the rest is the owner's.
 const DEFAULT_MEMORY_PERCENT: u64 = 80;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub threads: usize,
     /// Whether weights stay in their files.
     pub mmap: bool,
+    /// How much longer than needed steps take.
+    pub stretch: Stretch,
     /// Where models are.
     pub models: Vec<PathBuf>,
     /// Where its certificate is kept.
@@ -140,6 +143,7 @@ impl Settings {
             budget,
             threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
             mmap: args.mmap,
+            stretch: args.stretch,
             models,
             state,
             name,

@@ -24,6 +24,7 @@ use crate::loads::Loads;
 use crate::session::{Session, SessionError, identity};
 use crate::settings::Settings;
 use crate::state_dir::{StateDir, StateDirError};
+use crate::stretch::Stretch;
 use crate::telemetry::EngineCounters;
 
 /// Why a worker could not run, or run on.
@@ -99,7 +100,10 @@ pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), Wo
     };
     let session_ending = CancellationToken::new();
     let (session, session_events) = session.start(session_ending.clone());
-    let hub = Hub::new(settings.budget, engine, data, loads, counters, health);
+    if settings.stretch != Stretch::NONE {
+        tracing::warn!("every step takes {} times as long as it needs, as --stretch says", settings.stretch);
+    }
+    let hub = Hub::new((settings.budget, settings.stretch), engine, data, loads, counters, health);
     let events =
         Events { session: session_events, engine: engine_events, loads: load_events, data: data_events };
     let result = hub.run(events, session, session_ending, &ending).await;
@@ -168,9 +172,11 @@ fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
         device_name: device_name(settings.device),
         budget: settings.budget,
         threads: u32::try_from(settings.threads).unwrap_or(u32::MAX),
-        bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s,
-        flops_per_s: calibration.flops_per_s,
+        // Plans count on what it will take.
+        bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s / settings.stretch.factor(),
+        flops_per_s: calibration.flops_per_s / settings.stretch.factor(),
         data_addresses: Vec::new(),
+        stretch: settings.stretch.factor(),
     }
 }
 

@@ -43,6 +43,31 @@ pub(super) struct ServingOptions {
     /// How keys and values are kept
     #[arg(long, env = "BRIGADE_KV_DTYPE", value_name = "TYPE", hide_env = true, default_value = "f16")]
     pub(super) kv_dtype: KvDtype,
+
+    /// How hidden states cross links between workers: f32 gives the bits of a single box, the others halve what is sent
+    #[arg(long, env = "BRIGADE_WIRE", value_name = "TYPE", hide_env = true, default_value = "f32")]
+    pub(super) wire: Wire,
+}
+
+/// How hidden states cross links, as a flag's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Wire {
+    /// 4 bytes
+    F32,
+    /// 2 bytes, finer near zero, at most 65504
+    F16,
+    /// 2 bytes, as wide as f32 and coarser than f16
+    Bf16,
+}
+
+impl From<Wire> for WireDtype {
+    fn from(wire: Wire) -> WireDtype {
+        match wire {
+            Wire::F32 => WireDtype::F32,
+            Wire::F16 => WireDtype::F16,
+            Wire::Bf16 => WireDtype::Bf16,
+        }
+    }
 }
 
 /// How keys and values are kept, as a flag's value.
@@ -257,7 +282,7 @@ pub(super) fn cluster_settings(
         parallel: serving.parallel,
         prefill_chunk: serving.prefill_chunk,
         cache_dtype: serving.kv_dtype.into(),
-        wire: WireDtype::F32,
+        wire: serving.wire.into(),
         max_waiting: MAX_WAITING,
     })
 }

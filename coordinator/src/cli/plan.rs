@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use brigade_proto::step::WireDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
 use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput};
@@ -163,6 +164,7 @@ fn plan_input(
         min_stages,
         step_rows: serving.prefill_chunk,
         cache_value_bytes: serving.kv_dtype.bytes(),
+        wire_value_bytes: WireDtype::from(serving.wire).size() as u32,
         hop,
     }
 }

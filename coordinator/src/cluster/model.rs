@@ -116,6 +116,7 @@ impl Model {
             CacheDtype::F16 => 2,
             CacheDtype::F32 => 4,
         };
+        let wire_value_bytes = settings.wire.size() as u32;
         Box::new(move |devices, min_stages| {
             let input = PlanInput {
                 devices: devices.to_vec(),
@@ -124,6 +125,7 @@ impl Model {
                 min_stages,
                 step_rows,
                 cache_value_bytes,
+                wire_value_bytes,
                 hop: HopCost::default(),
             };
             plan(&cost, &input).map_err(|error| error.to_string())

@@ -40,6 +40,7 @@ impl Sources<'_> {
             context: plan.map_or(0, |plan| plan.context),
             cache_tokens: plan.map_or(0, |plan| plan.cache_tokens),
             cache_tokens_reserved: self.counts.cache_tokens_reserved,
+            wire: deployment.wire().as_str().into(),
             stages: deployment.stages().iter().enumerate().map(|(i, stage)| self.stage(i, stage)).collect(),
             workers: self.membership.members().map(|member| worker(member, now)).collect(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
@@ -97,6 +98,7 @@ fn worker(member: &Member, now: Instant) -> WorkerStatus {
         resident_bytes: telemetry.resident.0,
         peak_resident_bytes: telemetry.peak_resident.0,
         threads: capabilities.threads,
+        stretch: capabilities.stretch,
         bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
         flops_per_s: capabilities.flops_per_s,
         last_seen_s: now.saturating_duration_since(last_seen).as_secs_f64(),
@@ -149,8 +151,10 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     metrics.workers.set(attached.clone().count() as i64);
     // A worker that is gone must not keep its last value.
     metrics.worker_resident.clear();
+    metrics.worker_stretch.clear();
     for worker in attached {
         let label = WorkerLabel { worker: worker.id.clone() };
         metrics.worker_resident.get_or_create(&label).set(worker.resident_bytes as f64);
+        metrics.worker_stretch.get_or_create(&label).set(worker.stretch);
     }
 }

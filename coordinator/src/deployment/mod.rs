@@ -227,6 +227,11 @@ impl Deployment {
         }
     }
 
+    /// How hidden states cross links.
+    pub fn wire(&self) -> WireDtype {
+        self.settings.wire
+    }
+
     /// The newest plan's number; 0 before the first one of this state directory.
     pub fn epoch(&self) -> Epoch {
         self.epoch

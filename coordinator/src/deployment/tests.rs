@@ -101,6 +101,7 @@ impl Bench {
             bandwidth_bytes_per_s: 1e9,
             flops_per_s: 1e9,
             data_addresses: vec![([10, 0, 0, 1], 7000).into()],
+            stretch: 1.0,
         });
         let remote = ([192, 168, 0, 1], 40000).into();
         let session = SessionId(self.sessions);

@@ -23,6 +23,7 @@ pub fn render_status(status: &ClusterStatus) -> String {
         "context   {} tokens; cache {} of {} tokens reserved",
         status.context, status.cache_tokens_reserved, status.cache_tokens
     );
+    let _ = writeln!(text, "links     hidden states cross as {}", status.wire);
     let requests = &status.requests;
     let _ = writeln!(
         text,
@@ -52,6 +53,13 @@ pub fn render_status(status: &ClusterStatus) -> String {
     }
     if !status.workers.is_empty() {
         let _ = write!(text, "\n{}", workers(&status.workers));
+    }
+    for worker in status.workers.iter().filter(|worker| worker.stretch > 1.0) {
+        let (name, factor) = (&worker.name, worker.stretch);
+        let _ = writeln!(
+            text,
+            "\n{name} sleeps after each step, which takes {factor} times as long: --stretch is set"
+        );
     }
     text
 }
@@ -182,6 +190,7 @@ mod tests {
             context: 256,
             cache_tokens: 512,
             cache_tokens_reserved: 64,
+            wire: "f32".to_owned(),
             requests: RequestStatus { running: 1, generated_tokens: 42, ..RequestStatus::default() },
             steps: StepStatus { count: 9, decode_us_p50: 1500, decode_us_p99: 2500, ..StepStatus::default() },
             stages: vec![StageStatus {
@@ -202,6 +211,7 @@ mod tests {
                 state: "attached".to_owned(),
                 device: "cpu".to_owned(),
                 threads: 2,
+                stretch: 4.0,
                 budget_bytes: 64 << 20,
                 resident_bytes: 20 << 20,
                 peak_resident_bytes: 30 << 20,
@@ -219,6 +229,7 @@ mod tests {
 model     tiny
 phase     serving
 context   256 tokens; cache 64 of 512 tokens reserved
+links     hidden states cross as f32
 requests  1 running, 0 waiting; 0 finished, 0 cancelled, 0 failed; 0 prompt and 42 generated tokens
 steps     9; decode 1.5 ms (p99 2.5 ms), of it on the wire -; prefill -
 
@@ -227,6 +238,8 @@ STAGE   WORKER   HOLDS                            STATE    WEIGHTS     CACHE   Q
 
 WORKER   HOST   STATE      SEEN   DEVICE   THREADS     BUDGET   RESIDENT       PEAK   BANDWIDTH       COMPUTE   ADDRESS
 w1       box    attached     2m   cpu            2   64.0 MiB   20.0 MiB   30.0 MiB   20.5 GB/s   150 GFLOP/s   127.0.0.1:5000
+
+w1 sleeps after each step, which takes 4 times as long: --stretch is set
 "
         );
     }

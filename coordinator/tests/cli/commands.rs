@@ -47,6 +47,7 @@ fn wrong_use_is_exit_code_2_and_failure_is_1() {
         &["plan", "m.gguf", "--cluster", "c.toml", "--workers", "2"],
         &["up", "m.gguf", "--http", "nowhere"],
         &["up", "m.gguf", "--kv-dtype", "f64"],
+        &["up", "m.gguf", "--wire", "f64"],
         &["serve", "m.gguf", "--http", "0.0.0.0:0"],
         &["up", "m.gguf", "--http", "0.0.0.0:0"],
         &["token", "create", "--ttl", "soon"],

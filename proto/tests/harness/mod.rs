@@ -91,6 +91,7 @@ pub fn capabilities(name: &str) -> Capabilities {
             "10.0.0.7:7481".parse().expect("an address"),
             "[fe80::1]:7481".parse().expect("one"),
         ],
+        stretch: 1.0,
     }
 }
 

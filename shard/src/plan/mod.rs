@@ -72,6 +72,8 @@ pub struct PlanInput {
     pub step_rows: u32,
     /// Bytes of a cached value: 2 for f16, 4 for f32.
     pub cache_value_bytes: u32,
+    /// Bytes of a hidden state's value on a link: 4 for f32, 2 for f16 and bf16.
+    pub wire_value_bytes: u32,
     /// What every link costs.
     pub hop: HopCost,
 }

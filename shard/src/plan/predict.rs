@@ -12,8 +12,6 @@ pub const PROMPT_TOKENS: u32 = 512;
 /// What a step costs a stage beside its arithmetic, in seconds: taking it from the link, waking the engine, passing it
 /// on. About what a round trip through a QUIC connection on one machine takes.
 pub const STAGE_OVERHEAD_S: f64 = 100e-6;
-/// Bytes of a hidden value on a link.
-const WIRE_VALUE_BYTES: f64 = 4.0;
 
 /// What to expect of a plan, from calibrated speeds and at short contexts, where attention costs little beside the
 /// weights.
@@ -69,7 +67,7 @@ impl<'a> Predictor<'a> {
     /// Time to bring `rows` hidden states to the next stage, in seconds.
     fn hop_s(&self, rows: f64) -> f64 {
         let hop = &self.input.hop;
-        hop.rtt_us * 0.5e-6 + rows * self.hidden * WIRE_VALUE_BYTES / hop.bytes_per_s
+        hop.rtt_us * 0.5e-6 + rows * self.hidden * f64::from(self.input.wire_value_bytes) / hop.bytes_per_s
     }
 
     pub(super) fn predict(&self, search: &Search<'_>, partition: &Partition) -> Prediction {

@@ -27,6 +27,7 @@ fn input(devices: Vec<PlanDevice>) -> PlanInput {
         min_stages: 1,
         step_rows: 8,
         cache_value_bytes: 2,
+        wire_value_bytes: 4,
         hop: HopCost { rtt_us: 10.0, bytes_per_s: 1e9 },
     }
 }
@@ -305,6 +306,18 @@ fn more_stages_are_used_where_arithmetic_limits_many_streams() {
     let found = plan(&cost, &many).unwrap();
     assert_eq!(found.stages.len(), 3, "{found:?}");
     assert!(found.bottleneck.contains("GFLOP"), "{}", found.bottleneck);
+}
+
+#[test]
+fn smaller_values_on_the_wire_make_hops_shorter() {
+    let (_, spec, _, cost) = tiny_llama::read(&tiny_llama::file(6));
+    let hop = HopCost { rtt_us: 0.0, bytes_per_s: 1e5 };
+    let with = |wire_value_bytes| {
+        let input = PlanInput { min_stages: 2, wire_value_bytes, hop, ..input(equal_devices(2, 1 << 30)) };
+        1.0 / plan(&cost, &input).unwrap().predicted.decode_tokens_per_s
+    };
+    let row_s = 2.0 * spec.hidden as f64 / hop.bytes_per_s;
+    assert!((with(4) - with(2) - row_s).abs() < 1e-9, "{} {} {row_s}", with(4), with(2));
 }
 
 #[test]

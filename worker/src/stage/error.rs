@@ -42,6 +42,12 @@ pub enum StepError {
         "the hidden state of sequence {sequence} at position {position} is not finite: the weights or the frame are damaged"
     )]
     NotFinite { sequence: SequenceId, position: u32 },
+    /// A hidden state that the link's type cannot hold.
+    #[error(
+        "the hidden state of sequence {sequence} at position {position} holds {value:e}, and {wire} on the link holds at \
+         most {limit:e}: serve this model with --wire bf16 or --wire f32"
+    )]
+    TooLarge { sequence: SequenceId, position: u32, value: f32, wire: &'static str, limit: f32 },
     /// A sequence was to be sampled that has no parameters.
     #[error("sequence {sequence} has no sampling parameters: its first segment came without them")]
     NoSampling { sequence: SequenceId },

@@ -199,8 +199,15 @@ impl<B: Backend> Runner<B> {
         }
         let (width, wire) = (self.model.spec().hidden, self.wire);
         let hidden = self.model.hidden(|values| {
-            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                return Err(not_finite(frame, at / width));
+            let limit = wire.largest();
+            if let Some(at) = values.iter().position(|value| value.is_nan() || value.abs() > limit) {
+                let (sequence, position) = place(frame, at / width);
+                return Err(match values[at] {
+                    value if value.is_finite() => {
+                        StepError::TooLarge { sequence, position, value, wire: wire.as_str(), limit }
+                    }
+                    _ => StepError::NotFinite { sequence, position },
+                });
             }
             Ok(Hidden::from_f32(values, rows as u32, width as u32, wire)?)
         })??;
@@ -225,13 +232,13 @@ impl<B: Backend> Runner<B> {
     }
 }
 
-fn not_finite(frame: &StepFrame, row: usize) -> StepError {
+/// The sequence that a row of a step belongs to, and the row's position in it.
+fn place(frame: &StepFrame, row: usize) -> (SequenceId, u32) {
     let rows = segment_rows(&frame.segments).zip(&frame.segments);
     for (rows, segment) in rows {
         if rows.contains(&row) {
-            let position = segment.start + (row - rows.start) as u32;
-            return StepError::NotFinite { sequence: segment.sequence, position };
+            return (segment.sequence, segment.start + (row - rows.start) as u32);
         }
     }
-    StepError::NotFinite { sequence: SequenceId::default(), position: 0 }
+    (SequenceId::default(), 0)
 }

@@ -20,11 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::WorkerError;
 use crate::data::{DataEvent, DataOutcome, DataPlane};
-use crate::engine::{Engine, EngineEvent, EngineOrder};
+use crate::engine::{Compute, Engine, EngineEvent, EngineOrder};
 use crate::lifecycle::{LoadId, PROGRESS_INTERVAL, StageCommand, StageEvent, StageMachine};
 use crate::loads::{Found, LoadEvent, Loads};
 use crate::session::{AttachStream, SessionEvent};
 use crate::stage::Stage;
+use crate::stretch::{Stretch, Stretched};
 use crate::telemetry::{EngineCounters, MemoryMeter};
 
 /// How often a worker reports until a coordinator has said how often it should.
@@ -63,6 +64,7 @@ pub(super) struct Events {
 /// The loop's state.
 pub(super) struct Hub {
     machine: StageMachine,
+    stretch: Stretch,
     engine: Engine,
     data: DataPlane,
     loads: Loads,
@@ -83,9 +85,9 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// A hub between the parts of a worker that may use `budget`.
+    /// A hub between the parts of a worker that may use so much memory, and stretches its steps.
     pub(super) fn new(
-        budget: Bytes,
+        (budget, stretch): (Bytes, Stretch),
         engine: Engine,
         data: DataPlane,
         loads: Loads,
@@ -94,6 +96,7 @@ impl Hub {
     ) -> Hub {
         Hub {
             machine: StageMachine::new(budget),
+            stretch,
             engine,
             data,
             loads,
@@ -217,9 +220,13 @@ impl Hub {
                 self.made.remove(&load);
             }
             StageCommand::Install { load, deployment, stage } => {
-                let (compute, limits) = self.made.remove(&load)?;
+                let (made, limits) = self.made.remove(&load)?;
                 self.limits.insert(deployment, limits);
                 self.limit_frames();
+                let compute: Box<dyn Compute> = match self.stretch {
+                    Stretch::NONE => made,
+                    stretch => Box::new(Stretched::new(*made, stretch)),
+                };
                 self.order(EngineOrder::Install { deployment, stage, compute });
             }
             StageCommand::Open { attempt, order } => {

@@ -331,6 +331,14 @@ fn a_later_stage_checks_its_hidden_states() {
     refused(&mut stage, with(&values, 2, 64), "logit of token 0");
     let mut middle = load(request(&header, 2..3, 4));
     refused(&mut middle, with(&values, 2, 64), "sequence 1 at position 1 is not finite");
+    // The residual stream carries it to the next link, which holds it, or says that it does not.
+    values[100] = 70_000.0;
+    middle.set_wire(WireDtype::F16);
+    refused(&mut middle, with(&values, 2, 64), "serve this model with --wire bf16");
+    for wire in [WireDtype::Bf16, WireDtype::F32] {
+        middle.set_wire(wire);
+        assert!(matches!(middle.run(with(&values, 2, 64)), Ok(StageOutput::Pass(_))), "{wire:?}");
+    }
     values[100] = 0.5;
     assert!(matches!(stage.run(with(&values, 2, 64)), Ok(StageOutput::Finish(_))));
     assert!(matches!(stage.run(with(&values, 2, 64)).map(|_| ()), Ok(())));

@@ -90,6 +90,7 @@ impl From<Capabilities> for pb::Capabilities {
             bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
             flops_per_s: capabilities.flops_per_s,
             data_addresses: capabilities.data_addresses.iter().map(ToString::to_string).collect(),
+            stretch: capabilities.stretch,
         }
     }
 }
@@ -118,6 +119,7 @@ impl TryFrom<pb::Capabilities> for Capabilities {
             )?,
             flops_per_s: rate("capabilities.flops_per_s", capabilities.flops_per_s)?,
             data_addresses: addresses("capabilities.data_addresses", capabilities.data_addresses)?,
+            stretch: rate("capabilities.stretch", capabilities.stretch)?,
         })
     }
 }
