@@ -19,7 +19,14 @@ pub struct GenerationRequest {
     pub max_tokens: u32,
     /// Whether the log-probabilities of the prompt's own tokens are wanted (`echo` with `logprobs`).
     pub score_prompt: bool,
+    /// With whom computed tokens may be shared.
+    pub scope: ReuseScope,
 }
+
+/// Requests of one scope share what is computed of prompts that begin alike; those of others do not, since the time
+/// that an answer takes would tell what others have asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ReuseScope(pub u64);
 
 /// A generation under way. Dropping it cancels: its cache is freed within a step.
 #[derive(Debug)]
@@ -34,6 +41,9 @@ pub struct Generation {
 /// Something that happened to a generation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GenerationEvent {
+    /// So many of the prompt's tokens, from the first on, were in the cache already. Comes before all others, where
+    /// there are any.
+    Reused(u32),
     /// Scores of prompt tokens, in order; the first token has none, so `prompt - 1` come in all, chunk by chunk.
     PromptScores(Vec<TokenScore>),
     /// A token was drawn. An end token is reported too, before `Done`.

@@ -24,7 +24,7 @@ pub struct Metrics {
     registry: Arc<Registry>,
     /// Requests that have ended, by how.
     pub requests: Family<OutcomeLabel, Counter>,
-    /// Tokens computed (`prompt`) and drawn (`generated`).
+    /// Tokens of prompts computed (`prompt`) and found in the cache (`reused`), and tokens drawn (`generated`).
     pub tokens: Family<TokenLabel, Counter>,
     /// From a request's arrival to its first token, in seconds.
     pub time_to_first_token: Histogram,
@@ -44,6 +44,12 @@ pub struct Metrics {
     pub cache_tokens: Gauge,
     /// Cache tokens reserved for running requests.
     pub cache_tokens_reserved: Gauge,
+    /// Cache tokens kept for prompts that begin with them.
+    pub cache_tokens_kept: Gauge,
+    /// Requests whose prompt began with tokens in the cache.
+    pub prefix_hits: Counter,
+    /// Cache pages kept for prompts to come, and given up for others.
+    pub pages_evicted: Counter,
     /// Workers attached.
     pub workers: Gauge,
     /// 1 where requests are served, otherwise 0.
@@ -99,6 +105,8 @@ pub struct OutcomeLabel {
 pub enum TokenUse {
     /// Part of a prompt.
     Prompt,
+    /// Part of a prompt, found in the cache.
+    Reused,
     /// Part of an answer.
     Generated,
 }
@@ -107,6 +115,7 @@ impl EncodeLabelValue for TokenUse {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
         let name = match self {
             TokenUse::Prompt => "prompt",
+            TokenUse::Reused => "reused",
             TokenUse::Generated => "generated",
         };
         name.encode(encoder)
@@ -197,6 +206,9 @@ impl Metrics {
             waiting: Gauge::default(),
             cache_tokens: Gauge::default(),
             cache_tokens_reserved: Gauge::default(),
+            cache_tokens_kept: Gauge::default(),
+            prefix_hits: Counter::default(),
+            pages_evicted: Counter::default(),
             workers: Gauge::default(),
             serving: Gauge::default(),
             epoch: Gauge::default(),
@@ -213,7 +225,11 @@ impl Metrics {
 
     fn register(&self, to: &mut Registry) {
         to.register("requests", "Requests that have ended", self.requests.clone());
-        to.register("tokens", "Prompt tokens computed and tokens drawn", self.tokens.clone());
+        to.register(
+            "tokens",
+            "Prompt tokens computed, those found in the cache, and tokens drawn",
+            self.tokens.clone(),
+        );
         let seconds = || Unit::Seconds;
         for (name, help, histogram) in [
             ("time_to_first_token", "From a request's arrival to its first token", &self.time_to_first_token),
@@ -231,6 +247,7 @@ impl Metrics {
             ("requests_waiting", "Requests that wait for cache", &self.waiting),
             ("cache_tokens", "Cache tokens of the pipeline", &self.cache_tokens),
             ("cache_tokens_reserved", "Cache tokens reserved for requests", &self.cache_tokens_reserved),
+            ("cache_tokens_kept", "Cache tokens kept for prompts to come", &self.cache_tokens_kept),
             ("workers", "Workers attached", &self.workers),
             ("serving", "1 where requests are served", &self.serving),
             ("epoch", "The plan's number", &self.epoch),
@@ -238,6 +255,8 @@ impl Metrics {
             to.register(name, help, gauge.clone());
         }
         to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
+        to.register("prefix_hits", "Requests that began with cached tokens", self.prefix_hits.clone());
+        to.register("pages_evicted", "Kept cache pages given up for others", self.pages_evicted.clone());
         to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();

@@ -25,6 +25,8 @@ pub struct ClusterStatus {
     pub cache_tokens_reserved: u32,
     /// How hidden states cross links: `f32`, `f16` or `bf16`.
     pub wire: String,
+    /// Cache tokens kept for prompts that begin with them, as long as nobody needs their place.
+    pub cache_tokens_kept: u32,
     /// The pipeline, from first to last.
     pub stages: Vec<StageStatus>,
     /// Every worker attached or lost lately.
@@ -197,6 +199,12 @@ pub struct RequestStatus {
     pub failed: u64,
     /// Prompt tokens computed, since the start.
     pub prompt_tokens: u64,
+    /// Prompt tokens found in the cache, since the start.
+    pub prompt_tokens_reused: u64,
+    /// Requests whose prompt began with tokens in the cache, since the start.
+    pub prefix_hits: u64,
+    /// Cache pages kept for prompts to come and given up for others, since the start.
+    pub pages_evicted: u64,
     /// Tokens generated, since the start.
     pub generated_tokens: u64,
 }

@@ -54,8 +54,12 @@ pub struct Segment {
     pub start: u32,
     /// The token ids: the first stage embeds them, the last keeps them as history. Never empty.
     pub tokens: Vec<u32>,
-    /// How to sample, with a sequence's first segment and with the first of every replay.
+    /// How to sample, with a sequence's first segment and with the first of every replay. Where such a segment starts
+    /// after position 0, the positions before it are in the first of its pages already: other sequences computed them.
     pub begin: Option<SequenceStart>,
+    /// Numbers of the cache pages that the sequence is given, the same on every stage, behind those that it was given
+    /// before: a first segment brings all that it has, others more as it grows.
+    pub pages: Vec<u32>,
     /// Whether the last stage draws the token after the segment's last one.
     pub sample: bool,
     /// Whether the last stage returns the log-probability of each token that follows a token of this segment.

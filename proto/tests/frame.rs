@@ -32,6 +32,7 @@ fn segment(tokens: &[u32]) -> Segment {
             },
             prompt_tokens: 2,
         }),
+        pages: vec![0, u32::MAX],
         sample: true,
         score: true,
         next_token: Some(0),

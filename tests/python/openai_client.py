@@ -64,6 +64,8 @@ class Server:
 def check_usage(usage):
     holds(usage is not None, "usage is missing", usage)
     equal(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens, "usage.total_tokens")
+    cached = usage.prompt_tokens_details.cached_tokens
+    holds(0 <= cached < usage.prompt_tokens, "cached_tokens", usage)
 
 
 def check_completion(answer, choices=1):

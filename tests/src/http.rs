@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 pub struct Client {
     url: String,
     http: reqwest::Client,
+    key: Option<String>,
 }
 
 /// An answer: its status and its JSON.
@@ -45,7 +46,12 @@ impl Client {
             .timeout(Duration::from_secs(300))
             .build()
             .expect("a client without TLS can always be made");
-        Client { url: url.trim_end_matches('/').to_owned(), http }
+        Client { url: url.trim_end_matches('/').to_owned(), http, key: None }
+    }
+
+    /// The same with an API key.
+    pub fn with_key(&self, key: &str) -> Client {
+        Client { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// The server's address.
@@ -55,7 +61,8 @@ impl Client {
 
     /// `GET path`.
     pub async fn get(&self, path: &str) -> Answer {
-        let response = self.http.get(format!("{}{path}", self.url)).send().await;
+        let request = self.http.get(format!("{}{path}", self.url));
+        let response = self.authorized(request).send().await;
         read(response.unwrap_or_else(|error| panic!("failed to get {path}: {error:?}"))).await
     }
 
@@ -74,7 +81,15 @@ impl Client {
     pub async fn begin(&self, path: &str, body: Vec<u8>) -> reqwest::Response {
         let request =
             self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
-        request.body(body).send().await.unwrap_or_else(|error| panic!("failed to post to {path}: {error:?}"))
+        let request = self.authorized(request.body(body));
+        request.send().await.unwrap_or_else(|error| panic!("failed to post to {path}: {error:?}"))
+    }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     /// Log-probabilities of `tokens`, each given those before it; the first has none.

@@ -1,7 +1,9 @@
 //! Which cache pages hold which sequence's tokens.
 //!
 //! Pure bookkeeping: pages are numbers, and every layer's cache of a stage uses the same ones. A page holds
-//! [`PAGE_TOKENS`] consecutive tokens of one sequence.
+//! [`PAGE_TOKENS`] consecutive tokens. The coordinator gives pages to sequences, the same on every stage, and may have
+//! several sequences begin with the same whole pages; what is kept here is what makes sure that it never errs: a page is
+//! written by one sequence alone, and shared only once all its tokens have been computed.
 
 use std::collections::HashMap;
 
@@ -22,7 +24,7 @@ pub struct CacheLimits {
 /// How much of a cache is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheUsage {
-    /// Tokens held, over all sequences.
+    /// Tokens held by sequences; those that several share count once.
     pub tokens: u32,
     /// Sequences that hold any, or have begun to.
     pub sequences: u32,
@@ -46,11 +48,28 @@ pub enum CacheError {
     /// Too many sequences.
     #[error("{wanted} sequences were wanted at a time, and the stage has room for {limit}")]
     TooManySequences { wanted: usize, limit: u32 },
-    /// Too few free pages.
+    /// Pages for too few tokens.
     #[error(
-        "the step needs {wanted} more cache pages of {PAGE_TOKENS} tokens, and {free} of {pages} are free"
+        "sequence {sequence} would have {tokens} tokens in {pages} cache pages of {PAGE_TOKENS} tokens: it was given too few"
     )]
-    OutOfPages { wanted: usize, free: usize, pages: u32 },
+    TooFewPages { sequence: SequenceId, tokens: u64, pages: usize },
+    /// Pages for more tokens than the context has.
+    #[error("sequence {sequence} was given {pages} cache pages, and a context of {context} tokens has fewer")]
+    TooManyPages { sequence: SequenceId, pages: usize, context: u32 },
+    /// A page that is not there.
+    #[error("sequence {sequence} was given cache page {page}, and there are {pages}")]
+    UnknownPage { sequence: SequenceId, page: u32, pages: u32 },
+    /// A sequence that begins with part of a page.
+    #[error(
+        "sequence {sequence} was to begin at {start}: it can share whole cache pages of {PAGE_TOKENS} tokens only"
+    )]
+    PartOfPage { sequence: SequenceId, start: u32 },
+    /// A page to begin with that is not computed to its end.
+    #[error("sequence {sequence} was to begin with cache page {page}, which holds {tokens} tokens so far")]
+    NotComputed { sequence: SequenceId, page: u32, tokens: u32 },
+    /// A page that two sequences would write, or one would write while another reads.
+    #[error("cache page {page} was to be written for sequence {sequence}, and another one has it")]
+    PageInUse { sequence: SequenceId, page: u32 },
     /// Two segments of one sequence in one step.
     #[error("sequence {sequence} has two segments in one step: it may have one")]
     Repeated { sequence: SequenceId },
@@ -58,15 +77,29 @@ pub enum CacheError {
 
 /// Tokens that a step appends to a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Append {
+pub struct Append<'a> {
     /// The sequence.
     pub sequence: SequenceId,
-    /// Position of the first token; what the sequence holds from there on is forgotten.
+    /// Position of the first token; what the sequence holds from there on is forgotten. Where the sequence begins, the
+    /// positions before it are in its first pages already.
     pub start: u32,
     /// How many.
     pub tokens: u32,
-    /// Whether the sequence may begin here.
+    /// Whether the sequence begins here; what it was before is forgotten.
     pub begin: bool,
+    /// Pages that the sequence is given, behind those that it has. A sequence that begins has none.
+    pub pages: &'a [u32],
+}
+
+impl Append<'_> {
+    fn end(&self) -> u64 {
+        u64::from(self.start) + u64::from(self.tokens)
+    }
+
+    /// How many of its pages were computed for others.
+    fn shared(&self) -> usize {
+        if self.begin { pages_of(self.start) } else { 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -79,9 +112,18 @@ struct Table {
 #[derive(Debug)]
 pub struct PageTables {
     limits: CacheLimits,
-    /// Free pages; the last is taken next, so that a page just freed, still warm, is used again.
-    free: Vec<u32>,
+    pages: Vec<Page>,
     tables: HashMap<SequenceId, Table>,
+    /// Tokens in pages that sequences have.
+    tokens: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Page {
+    /// How many sequences have it.
+    holders: u32,
+    /// How many of its tokens are computed, from the first on; they stay when nobody has the page any more.
+    tokens: u32,
 }
 
 fn pages_of(tokens: u32) -> usize {
@@ -89,17 +131,15 @@ fn pages_of(tokens: u32) -> usize {
 }
 
 impl PageTables {
-    /// No sequence, all pages free.
+    /// No sequence, and nothing in any page.
     pub fn new(limits: CacheLimits) -> PageTables {
-        PageTables { limits, free: (0..limits.pages).rev().collect(), tables: HashMap::new() }
+        let pages = vec![Page::default(); limits.pages as usize];
+        PageTables { limits, pages, tables: HashMap::new(), tokens: 0 }
     }
 
     /// How much is in use.
     pub fn usage(&self) -> CacheUsage {
-        CacheUsage {
-            tokens: self.tables.values().map(|table| table.tokens).sum(),
-            sequences: self.tables.len() as u32,
-        }
+        CacheUsage { tokens: self.tokens, sequences: self.tables.len() as u32 }
     }
 
     /// How many tokens a sequence holds; `None` where it is not known.
@@ -107,19 +147,27 @@ impl PageTables {
         self.tables.get(&sequence).map(|table| table.tokens)
     }
 
-    /// A sequence's pages, in order; empty where it is not known.
+    /// A sequence's pages, in order; empty where it is not known. May be more than its tokens need.
     pub fn pages(&self, sequence: SequenceId) -> &[u32] {
         self.tables.get(&sequence).map_or(&[], |table| &table.pages)
     }
 
-    /// Forgets a sequence; one that is not known is no error.
+    /// Forgets a sequence; one that is not known is no error. Its pages keep what they hold, for others to begin with,
+    /// until they are given to a sequence to be written.
     pub fn release(&mut self, sequence: SequenceId) {
-        if let Some(table) = self.tables.remove(&sequence) {
-            self.free.extend(table.pages.iter().rev());
+        let Some(table) = self.tables.remove(&sequence) else {
+            return;
+        };
+        for page in table.pages {
+            let page = &mut self.pages[page as usize];
+            page.holders -= 1;
+            if page.holders == 0 {
+                self.tokens -= page.tokens;
+            }
         }
     }
 
-    /// Forgets all sequences.
+    /// Forgets all sequences, and what is in the pages.
     pub fn clear(&mut self) {
         *self = PageTables::new(self.limits);
     }
@@ -127,70 +175,148 @@ impl PageTables {
     /// Makes room for all appends of a step, truncating each sequence to its start first; or for none of them.
     ///
     /// # Errors
-    /// Where a sequence is unknown and may not begin, has a gap before the start, gets longer than the context or stands
-    /// twice in the step, or sequences or pages run out.
-    pub fn append(&mut self, step: &[Append]) -> Result<(), CacheError> {
+    /// Where a sequence is unknown and does not begin, has a gap before the start, gets longer than the context or stands
+    /// twice in the step; where there are too many sequences; or where its pages are too few, or another sequence's.
+    pub fn append(&mut self, step: &[Append<'_>]) -> Result<(), CacheError> {
         self.check(step)?;
         for append in step {
-            let kept = pages_of(append.start);
-            if let Some(table) = self.tables.get_mut(&append.sequence) {
-                self.free.extend(table.pages.drain(kept.min(table.pages.len())..).rev());
+            if append.begin {
+                self.release(append.sequence);
             }
-        }
-        for append in step {
-            let table = self.tables.entry(append.sequence).or_default();
-            table.tokens = append.start + append.tokens;
-            while table.pages.len() < pages_of(table.tokens) {
-                // `check` has counted the free pages.
-                let Some(page) = self.free.pop() else { break };
-                table.pages.push(page);
-            }
+            self.give(append);
+            // `check` has seen that the end is within the context.
+            self.fill(append.sequence, append.start, append.start + append.tokens);
         }
         Ok(())
     }
 
     /// Shortens a sequence to its first `tokens`; does nothing where it is shorter or not known.
     pub fn truncate(&mut self, sequence: SequenceId, tokens: u32) {
-        if let Some(table) = self.tables.get_mut(&sequence)
-            && tokens < table.tokens
-        {
-            table.tokens = tokens;
-            self.free.extend(table.pages.drain(pages_of(tokens)..).rev());
+        if self.tables.get(&sequence).is_some_and(|table| tokens < table.tokens) {
+            self.fill(sequence, tokens, tokens);
         }
     }
 
-    fn check(&self, step: &[Append]) -> Result<(), CacheError> {
-        let (mut begun, mut wanted, mut freed) = (0, 0, 0);
-        for (i, &Append { sequence, start, tokens, begin }) in step.iter().enumerate() {
-            if step[..i].iter().any(|other| other.sequence == sequence) {
-                return Err(CacheError::Repeated { sequence });
+    fn give(&mut self, append: &Append<'_>) {
+        let table = self.tables.entry(append.sequence).or_default();
+        table.pages.extend_from_slice(append.pages);
+        for (index, page) in append.pages.iter().enumerate() {
+            let page = &mut self.pages[*page as usize];
+            page.holders += 1;
+            if index >= append.shared() {
+                page.tokens = 0;
+            } else if page.holders == 1 {
+                self.tokens += page.tokens;
             }
-            let held = match self.tables.get(&sequence) {
-                Some(table) => table.tokens,
-                None if begin => 0,
-                None => return Err(CacheError::UnknownSequence { sequence }),
-            };
-            begun += usize::from(!self.tables.contains_key(&sequence));
-            if start > held {
-                return Err(CacheError::Gap { sequence, start, held });
-            }
-            let total = u64::from(start) + u64::from(tokens);
-            if total > u64::from(self.limits.context) {
-                return Err(CacheError::TooLong { sequence, tokens: total, context: self.limits.context });
-            }
-            freed += pages_of(held) - pages_of(start);
-            wanted += pages_of(start + tokens) - pages_of(start);
         }
+    }
+
+    /// Notes that a sequence has `tokens` tokens, and that only those before `start` are what they were.
+    fn fill(&mut self, sequence: SequenceId, start: u32, tokens: u32) {
+        let Some(table) = self.tables.get_mut(&sequence) else {
+            return;
+        };
+        let touched = pages_of(table.tokens.max(tokens));
+        table.tokens = tokens;
+        for index in (start / PAGE_TOKENS) as usize..touched {
+            let page = &mut self.pages[table.pages[index] as usize];
+            // One that others have too is only left behind, not written.
+            if page.holders == 1 {
+                let before = index as u32 * PAGE_TOKENS;
+                let held = tokens.saturating_sub(before).min(PAGE_TOKENS);
+                self.tokens = self.tokens - page.tokens + held;
+                page.tokens = held;
+            }
+        }
+    }
+
+    fn check(&self, step: &[Append<'_>]) -> Result<(), CacheError> {
+        let begun = step.iter().filter(|a| a.begin && !self.tables.contains_key(&a.sequence)).count();
         let sequences = self.tables.len() + begun;
         if sequences > self.limits.sequences as usize {
             return Err(CacheError::TooManySequences { wanted: sequences, limit: self.limits.sequences });
         }
-        if wanted > self.free.len() + freed {
-            return Err(CacheError::OutOfPages {
-                wanted: wanted - freed,
-                free: self.free.len(),
-                pages: self.limits.pages,
-            });
+        // Pages that the step gives to one sequence alone, or writes.
+        let mut taken = Vec::new();
+        for (i, append) in step.iter().enumerate() {
+            let sequence = append.sequence;
+            if step[..i].iter().any(|other| other.sequence == sequence) {
+                return Err(CacheError::Repeated { sequence });
+            }
+            self.check_tokens(append)?;
+            self.check_pages(append, &mut taken)?;
+        }
+        taken.sort_unstable();
+        if let Some(twice) = taken.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let (page, sequence) = twice[1];
+            return Err(CacheError::PageInUse { sequence, page });
+        }
+        for append in step {
+            let shared = append.pages.iter().take(append.shared());
+            for &page in shared {
+                if taken.binary_search_by_key(&page, |(page, _)| *page).is_ok() {
+                    return Err(CacheError::PageInUse { sequence: append.sequence, page });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, append: &Append<'_>) -> Result<(), CacheError> {
+        let &Append { sequence, start, begin, .. } = append;
+        match self.tables.get(&sequence) {
+            _ if begin && !start.is_multiple_of(PAGE_TOKENS) => {
+                return Err(CacheError::PartOfPage { sequence, start });
+            }
+            Some(table) if !begin && start > table.tokens => {
+                return Err(CacheError::Gap { sequence, start, held: table.tokens });
+            }
+            None if !begin => return Err(CacheError::UnknownSequence { sequence }),
+            Some(_) | None => {}
+        }
+        if append.end() > u64::from(self.limits.context) {
+            let context = self.limits.context;
+            return Err(CacheError::TooLong { sequence, tokens: append.end(), context });
+        }
+        Ok(())
+    }
+
+    /// Whether an append's pages are there, enough, and its own; pages to be written are added to `taken`.
+    fn check_pages(&self, append: &Append<'_>, taken: &mut Vec<(u32, SequenceId)>) -> Result<(), CacheError> {
+        let &Append { sequence, start, begin, pages: given, .. } = append;
+        let before = self.pages(sequence);
+        let kept: &[u32] = if begin { &[] } else { before };
+        let count = kept.len() + given.len();
+        if (count as u64) * u64::from(PAGE_TOKENS) < append.end() {
+            return Err(CacheError::TooFewPages { sequence, tokens: append.end(), pages: count });
+        }
+        if count > pages_of(self.limits.context) {
+            let context = self.limits.context;
+            return Err(CacheError::TooManyPages { sequence, pages: count, context });
+        }
+        for (index, &page) in given.iter().enumerate() {
+            let Some(state) = self.pages.get(page as usize) else {
+                return Err(CacheError::UnknownPage { sequence, page, pages: self.limits.pages });
+            };
+            if index < append.shared() {
+                if state.tokens < PAGE_TOKENS {
+                    return Err(CacheError::NotComputed { sequence, page, tokens: state.tokens });
+                }
+                continue;
+            }
+            // A sequence that begins anew may get back what it had alone.
+            let own = begin && state.holders == 1 && before.contains(&page);
+            if state.holders > 0 && !own {
+                return Err(CacheError::PageInUse { sequence, page });
+            }
+            taken.push((page, sequence));
+        }
+        let written = kept.iter().take(pages_of(append.start + append.tokens));
+        for &page in written.skip((start / PAGE_TOKENS) as usize) {
+            if self.pages[page as usize].holders > 1 {
+                return Err(CacheError::PageInUse { sequence, page });
+            }
+            taken.push((page, sequence));
         }
         Ok(())
     }

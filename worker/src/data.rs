@@ -16,6 +16,7 @@ use brigade_proto::frame::FrameLimits;
 use brigade_proto::ids::{DeploymentId, Peer};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
 use brigade_proto::step::{Frame, StepKind};
+use brigade_shard::cost::PAGE_TOKENS;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -98,11 +99,12 @@ pub enum DataOutcome {
 /// The largest frames that a stage sends or receives, given its room and the model's hidden width.
 ///
 /// Payload: `step_rows * hidden * 4` bytes. Header: 64 KiB for the frame itself, timings and one sequence's logit
-/// bias; 4 KiB per sequence for its segment, sampling parameters and release; 512 bytes per row for its token id or
-/// its score with 20 alternatives.
+/// bias; 4 KiB per sequence for its segment, sampling parameters and release, and 5 bytes for each page that it may be
+/// given; 512 bytes per row for its token id or its score with 20 alternatives.
 pub fn frame_limits(room: &StageRoom, hidden: usize) -> FrameLimits {
     let (rows, sequences) = (room.step_rows as usize, room.sequences as usize);
-    let header = rows.saturating_mul(512).saturating_add(sequences.saturating_mul(4096));
+    let pages = room.context.div_ceil(PAGE_TOKENS) as usize;
+    let header = rows.saturating_mul(512).saturating_add(sequences.saturating_mul(4096 + 5 * pages));
     FrameLimits {
         max_header_bytes: header.saturating_add(64 << 10),
         max_payload_bytes: rows.saturating_mul(hidden).saturating_mul(4),

@@ -12,6 +12,7 @@ use super::ApiSettings;
 use super::engine::Engine;
 use super::error::ApiError;
 use super::state::Api;
+use crate::generation::ReuseScope;
 
 /// Decides whether a request may be answered.
 #[derive(Debug)]
@@ -31,16 +32,17 @@ impl Guard {
         }
     }
 
-    /// Checks a request for `path`.
-    fn check(&self, path: &str, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// Checks a request for `path`; says with whom it may share computed prompts.
+    fn check(&self, path: &str, uri: &Uri, headers: &HeaderMap) -> Result<ReuseScope, ApiError> {
         if self.keys.is_empty() {
-            return self.check_origin(uri, headers);
+            return self.check_origin(uri, headers).map(|()| ReuseScope::default());
         }
         let guarded = ["/v1/", "/api/"].iter().any(|prefix| path.starts_with(prefix)) || path == "/metrics";
-        if guarded { self.check_key(headers) } else { Ok(()) }
+        if guarded { self.check_key(headers) } else { Ok(ReuseScope::default()) }
     }
 
-    fn check_key(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// Each key has a scope of its own.
+    fn check_key(&self, headers: &HeaderMap) -> Result<ReuseScope, ApiError> {
         let Some(given) = headers.get(header::AUTHORIZATION) else {
             let message = "this server wants an API key: send the header `Authorization: Bearer KEY`";
             return Err(ApiError::unauthorized(message));
@@ -52,8 +54,13 @@ impl Guard {
         }
         let given: [u8; 32] = Sha256::digest(key).into();
         // All keys are compared to their ends, so that the time taken tells nothing about them.
-        let known = self.keys.iter().fold(false, |known, key| known | equal(key, &given));
-        if known { Ok(()) } else { Err(ApiError::unauthorized("the API key is not one of this server's")) }
+        let place = (1..)
+            .zip(&self.keys)
+            .fold(0, |found: u64, (place, key)| found.max(place * u64::from(equal(key, &given))));
+        match place {
+            0 => Err(ApiError::unauthorized("the API key is not one of this server's")),
+            place => Ok(ReuseScope(place)),
+        }
     }
 
     /// Without keys, a page that a user's browser has open could reach a server on the same machine: directly, which
@@ -97,11 +104,17 @@ impl Guard {
 /// Lets a request pass, or answers it.
 pub(crate) async fn guard<E: Engine>(
     State(api): State<Api<E>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    api.guard().check(request.uri().path(), request.uri(), request.headers())?;
+    let scope = api.guard().check(request.uri().path(), request.uri(), request.headers())?;
+    request.extensions_mut().insert(scope);
     Ok(next.run(request).await)
+}
+
+/// With whom a request that was let pass may share computed prompts.
+pub(crate) fn scope(request: &Request) -> ReuseScope {
+    request.extensions().get().copied().unwrap_or_default()
 }
 
 fn split_scheme(value: &[u8]) -> (&[u8], &[u8]) {
@@ -136,6 +149,18 @@ mod tests {
         assert!(!check(settings(), "/v1/models", &[]) && !check(settings(), "/api/status", &[]));
         assert!(!check(settings(), "/metrics", &[]));
         assert!(check(settings(), "/health", &[]) && check(settings(), "/livez", &[]));
+    }
+
+    #[test]
+    fn each_key_is_a_scope_of_its_own() {
+        let settings = ApiSettings { api_keys: vec!["one".into(), "two".into()], ..ApiSettings::default() };
+        let guard = Guard::new(&settings);
+        let scope = |value| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
+            guard.check("/v1/completions", &Uri::from_static("/"), &headers).unwrap()
+        };
+        assert_eq!(scope("Bearer one"), scope("bearer one"));
+        assert_ne!(scope("Bearer one"), scope("Bearer two"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::answers::{self, Deltas, Job};
+use super::auth;
 use super::body;
 use super::chat_request::ChatRequest;
 use super::choice::{Delta, Finish, Reading};
@@ -35,6 +36,7 @@ pub(crate) async fn chat<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let scope = auth::scope(&request);
     let body = body::read(request).await?;
     let mut request = ChatRequest::parse(&body, api.vocabulary())?;
     drop(body);
@@ -80,6 +82,7 @@ pub(crate) async fn chat<E: Engine>(
             sampling: shared.sampling,
             max_tokens,
             score_prompt: false,
+            scope,
         },
     };
     let deltas = answers::start(api.engine(), vec![job], api.shutdown()).await?;
@@ -227,9 +230,10 @@ impl Writing {
             all.text.push_str(&delta.text);
             all.pieces.extend(delta.pieces);
             all.drawn.extend(delta.drawn);
+            all.reused += delta.reused;
             all.finish = delta.finish;
         }
-        self.usage.add(all.drawn.len());
+        self.usage.add(&all);
         let (logprobs, token_ids) = self.details(&mut all);
         let found = self.find_calls(all.text, true);
         let only_calls = !found.calls.is_empty() && found.text.trim().is_empty();
@@ -296,7 +300,7 @@ impl Chunks for Streaming {
     }
 
     fn delta(&mut self, index: usize, mut delta: Delta) -> String {
-        self.writing.usage.add(delta.drawn.len());
+        self.writing.usage.add(&delta);
         let (logprobs, token_ids) = self.writing.details(&mut delta);
         let before = self.writing.calls;
         let found = self.writing.find_calls(delta.text, delta.finish.is_some());

@@ -53,6 +53,8 @@ pub(crate) struct Delta {
     pub(crate) pieces: Vec<Piece>,
     /// Tokens drawn since the last delta; also those whose text is held back or cut off.
     pub(crate) drawn: Vec<u32>,
+    /// Tokens of the prompt that were in the cache, said once.
+    pub(crate) reused: usize,
     /// Set in the last delta.
     pub(crate) finish: Option<Finish>,
 }
@@ -88,6 +90,7 @@ pub(crate) struct Choice {
     prompt_scores: Vec<TokenScore>,
     count: u32,
     drawn: Vec<u32>,
+    reused: usize,
     /// Tokens whose text is not certain yet, where they are wanted.
     waiting: VecDeque<Piece>,
     /// How many of `waiting` end with a whole character.
@@ -110,6 +113,7 @@ impl Choice {
             prompt_scores: Vec::new(),
             count: 0,
             drawn: Vec::new(),
+            reused: 0,
             waiting: VecDeque::new(),
             whole: 0,
             arrived: 0,
@@ -134,6 +138,10 @@ impl Choice {
                 GenerationEvent::Failed(GenerationError::Interrupted { reason })
             });
             let delta = match event {
+                GenerationEvent::Reused(tokens) => {
+                    self.reused = tokens as usize;
+                    continue;
+                }
                 GenerationEvent::PromptScores(scores) => {
                     self.prompt_scores.extend(scores);
                     continue;
@@ -155,7 +163,8 @@ impl Choice {
             }
             let told = self.reading.ids && !self.drawn.is_empty();
             if told || delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
-                return Ok(Some(Delta { drawn: std::mem::take(&mut self.drawn), ..delta }));
+                let (drawn, reused) = (std::mem::take(&mut self.drawn), std::mem::take(&mut self.reused));
+                return Ok(Some(Delta { drawn, reused, ..delta }));
             }
         }
     }
@@ -244,7 +253,7 @@ impl Choice {
             piece.text.truncate(end.saturating_sub(start));
             (start < end).then_some(piece)
         });
-        Delta { text, pieces: kept.collect(), drawn: Vec::new(), finish: Some(Finish::Stop) }
+        Delta { text, pieces: kept.collect(), finish: Some(Finish::Stop), ..Delta::default() }
     }
 
     /// The generation has ended by itself.

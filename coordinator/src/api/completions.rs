@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::answers::{self, Deltas, Job};
+use super::auth;
 use super::body;
 use super::choice::{Delta, Reading};
 use super::completion_request::CompletionRequest;
@@ -28,6 +29,7 @@ pub(crate) async fn complete<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let scope = auth::scope(&request);
     let body = body::read(request).await?;
     let mut request = CompletionRequest::parse(&body, api.vocabulary())?;
     drop(body);
@@ -62,6 +64,7 @@ pub(crate) async fn complete<E: Engine>(
                 sampling: request.shared.sampling.clone(),
                 max_tokens: request.max_tokens,
                 score_prompt: scored,
+                scope,
             },
             reading: Reading {
                 stops: request.shared.stops.clone(),
@@ -130,7 +133,7 @@ struct Position {
 impl Writing {
     /// Adds a delta to `choice`, whose index is set.
     fn add(&mut self, choice: &mut CompletionChoice, delta: Delta) {
-        self.usage.add(delta.drawn.len());
+        self.usage.add(&delta);
         let position = &mut self.choices[choice.index];
         choice.text.push_str(&delta.text);
         if self.logprobs {

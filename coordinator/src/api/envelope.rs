@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::choice::Delta;
 use super::engine::Engine;
 use super::error::ApiError;
 
@@ -48,18 +49,27 @@ pub(crate) struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+/// Where a prompt's tokens came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptDetails {
+    /// Tokens that were in the cache already.
+    cached_tokens: usize,
 }
 
 impl Usage {
     /// Of a request whose answer has no tokens yet.
     pub(crate) fn of_prompt(prompt_tokens: usize) -> Usage {
-        Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
+        Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
     }
 
-    /// Counts tokens of the answer.
-    pub(crate) fn add(&mut self, completion_tokens: usize) {
-        self.completion_tokens += completion_tokens;
-        self.total_tokens += completion_tokens;
+    /// Counts a delta's tokens of the answer, and those of the prompt that were in the cache.
+    pub(crate) fn add(&mut self, delta: &Delta) {
+        self.completion_tokens += delta.drawn.len();
+        self.total_tokens += delta.drawn.len();
+        self.prompt_tokens_details.cached_tokens += delta.reused;
     }
 }
 

@@ -97,20 +97,23 @@ impl Clients {
         }
         for (kind, now, before) in [
             (TokenUse::Prompt, counts.prompt_tokens, before.prompt_tokens),
+            (TokenUse::Reused, counts.prompt_tokens_reused, before.prompt_tokens_reused),
             (TokenUse::Generated, counts.generated_tokens, before.generated_tokens),
         ] {
             self.metrics.count_tokens(kind, now.saturating_sub(before));
         }
+        self.metrics.prefix_hits.inc_by(counts.prefix_hits.saturating_sub(before.prefix_hits));
+        self.metrics.pages_evicted.inc_by(counts.pages_evicted.saturating_sub(before.pages_evicted));
         self.metrics.replays.inc_by(counts.replayed.saturating_sub(before.replayed));
         self.metrics.results_fenced.inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
     }
 }
 
-/// Most events that a request can cause: scores per chunk of its prompt (a chunk has a token at least), a token each,
-/// and the end.
+/// Most events that a request can cause: what is reused, scores per chunk of its prompt (a chunk has a token at least),
+/// a token each, and the end.
 fn most_events(request: &GenerationRequest) -> usize {
     let scores = if request.score_prompt { request.prompt.len() } else { 0 };
     let tokens = usize::try_from(request.max_tokens).unwrap_or(usize::MAX);
     // A request this large is refused for its context; the bound keeps the channel constructible until then.
-    scores.saturating_add(tokens).saturating_add(1).min(1 << 24)
+    scores.saturating_add(tokens).saturating_add(2).min(1 << 24)
 }

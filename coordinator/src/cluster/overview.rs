@@ -41,6 +41,7 @@ impl Sources<'_> {
             cache_tokens: plan.map_or(0, |plan| plan.cache_tokens),
             cache_tokens_reserved: self.counts.cache_tokens_reserved,
             wire: deployment.wire().as_str().into(),
+            cache_tokens_kept: self.counts.cache_tokens_kept,
             stages: deployment.stages().iter().enumerate().map(|(i, stage)| self.stage(i, stage)).collect(),
             workers: self.membership.members().map(|member| worker(member, now)).collect(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
@@ -124,6 +125,9 @@ fn requests(counts: &Counts) -> RequestStatus {
         cancelled: counts.cancelled,
         failed: counts.failed,
         prompt_tokens: counts.prompt_tokens,
+        prompt_tokens_reused: counts.prompt_tokens_reused,
+        prefix_hits: counts.prefix_hits,
+        pages_evicted: counts.pages_evicted,
         generated_tokens: counts.generated_tokens,
     }
 }
@@ -145,6 +149,7 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     metrics.waiting.set(i64::from(status.requests.waiting));
     metrics.cache_tokens.set(i64::from(status.cache_tokens));
     metrics.cache_tokens_reserved.set(i64::from(status.cache_tokens_reserved));
+    metrics.cache_tokens_kept.set(i64::from(status.cache_tokens_kept));
     metrics.serving.set(i64::from(status.phase == Phase::Serving));
     metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
     let attached = status.workers.iter().filter(|worker| worker.state == "attached");

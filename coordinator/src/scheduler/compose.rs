@@ -85,10 +85,12 @@ impl Scheduler {
         };
         let sequences = &self.sequences;
         self.prefilling.retain(|id| sequences.get(id).is_some_and(Sequence::wants_prefill));
-        if self.prefilling.is_empty() {
+        let mut sending: Vec<SequenceId> = self.prefilling.iter().copied().collect();
+        sending.retain(|id| self.settle_prefix(*id));
+        if sending.is_empty() {
             return (Vec::new(), 0);
         }
-        let prompts = || self.prefilling.iter().filter_map(|id| self.sequences.get(id));
+        let prompts = || sending.iter().filter_map(|id| self.sequences.get(id));
         let prompt_rows = prompts().map(Sequence::prefill_rows).sum();
         let chunking = Chunking::choose(&self.times, &self.groups, decoding, prompt_rows, step_rows);
         if self.under_way(StepKind::Prefill) >= chunking.under_way {
@@ -97,7 +99,7 @@ impl Scheduler {
         let left: Vec<usize> = prompts().map(Sequence::prefill_left).collect();
         let shares = chunks::deal(&left, chunking.rows);
         let mut segments = Vec::new();
-        for (id, rows) in self.prefilling.iter().zip(shares).filter(|(_, rows)| *rows > 0) {
+        for (id, rows) in sending.iter().zip(shares).filter(|(_, rows)| *rows > 0) {
             segments.extend(self.sequences.get_mut(id).map(|sequence| sequence.next_chunk(*id, rows)));
         }
         let stages = self.pipeline.as_ref().map_or(1, |pipeline| pipeline.stages.len());

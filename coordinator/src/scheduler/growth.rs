@@ -3,7 +3,7 @@
 //! A sequence begins with pages for its prompt and the first `ASSURED_TOKENS` of its answer, and gets further ones as
 //! it grows, so that long limits that answers seldom reach do not keep others out. Where no page is free the youngest
 //! sequence gives its own back, and is replayed when there is room again: its tokens are all here, and computing them
-//! once more gives the same. The oldest never gives way, and any single request fits the cache, so that all get done.
+//! once more gives the same. What is still in the cache by then is not computed again (see `prefix`). The oldest never gives way, and any single request fits the cache, so that all get done.
 
 use brigade_proto::ids::SequenceId;
 
@@ -23,12 +23,14 @@ impl Scheduler {
         if full || self.releasing.contains_key(&id) || self.some_must_grow() {
             return false;
         }
-        let pages = sequence.first_pages();
-        let fits = self.pages.reserve(pages);
-        if fits {
-            sequence.pages = pages;
-        }
-        fits
+        let count = sequence.first_pages();
+        let (keys, _) = sequence.reusable();
+        let Some((pages, shared)) = self.pages.begin(keys, count) else {
+            return false;
+        };
+        sequence.pages = pages;
+        sequence.shared = shared;
+        true
     }
 
     pub(super) fn install(&mut self, id: SequenceId, sequence: Sequence) {
@@ -52,13 +54,12 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return false;
         };
-        let needed = sequence.next_pages();
-        if needed > sequence.pages {
-            if !self.pages.reserve(needed - sequence.pages) {
+        while sequence.next_pages() > sequence.pages.len() {
+            let Some(page) = self.pages.take() else {
                 self.make_way();
                 return false;
-            }
-            sequence.pages = needed;
+            };
+            sequence.pages.push(page);
         }
         true
     }
@@ -67,7 +68,7 @@ impl Scheduler {
         self.ready
             .iter()
             .filter_map(|id| self.sequences.get(id))
-            .any(|sequence| sequence.wants_decode() && sequence.next_pages() > sequence.pages)
+            .any(|sequence| sequence.wants_decode() && sequence.next_pages() > sequence.pages.len())
     }
 
     /// Has the youngest sequence give its cache back, unless some is on its way back already. Those that still compute
@@ -96,9 +97,8 @@ impl Scheduler {
             return;
         };
         self.counts.replayed += 1;
-        self.releasing.insert(id, sequence.pages);
+        self.releasing.insert(id, sequence.restart());
         self.releases.push_back(id);
-        sequence.restart();
         self.waiting.insert(id, sequence);
     }
 }

@@ -12,11 +12,12 @@ mod groups;
 mod growth;
 mod pages;
 mod patience;
+mod prefix;
 mod results;
 mod sequence;
 mod times;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::StageRoom;
@@ -28,6 +29,7 @@ use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 use self::groups::Groups;
 use self::pages::Pages;
 use self::patience::Endings;
+use self::prefix::PageKey;
 use self::sequence::{Expected, Sequence};
 pub use self::times::StagePrediction;
 use self::times::Times;
@@ -108,6 +110,12 @@ pub struct Counts {
     pub failed: u64,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
+    /// Prompt tokens that were not computed, because others had them in the cache.
+    pub prompt_tokens_reused: u64,
+    /// Generations that had such tokens.
+    pub prefix_hits: u64,
+    /// Cache pages kept for prompts to come, and given up for others.
+    pub pages_evicted: u64,
     /// Tokens drawn.
     pub generated_tokens: u64,
     /// Times that a generation gave its cache back to an older one, to be computed again later.
@@ -116,6 +124,8 @@ pub struct Counts {
     pub results_fenced: u64,
     /// Cache tokens reserved.
     pub cache_tokens_reserved: u32,
+    /// Cache tokens kept for prompts that begin with them, as long as nobody needs their place.
+    pub cache_tokens_kept: u32,
 }
 
 /// A step on its way.
@@ -147,7 +157,9 @@ pub struct Scheduler {
     /// Ended sequences whose release is still to be sent.
     releases: VecDeque<SequenceId>,
     /// Pages of ended sequences whose release has not come home.
-    releasing: BTreeMap<SequenceId, u32>,
+    releasing: BTreeMap<SequenceId, Vec<u32>>,
+    /// Pages of prompts that are being computed, and for which sequence.
+    computing: HashMap<PageKey, SequenceId>,
     flights: BTreeMap<StepId, Flight>,
     next_step: StepId,
     times: Times,
@@ -180,6 +192,7 @@ impl Scheduler {
             ready: VecDeque::new(),
             releases: VecDeque::new(),
             releasing: BTreeMap::new(),
+            computing: HashMap::new(),
             flights: BTreeMap::new(),
             next_step: StepId(1),
             times: Times::new(&[], 1),
@@ -202,6 +215,8 @@ impl Scheduler {
             running: self.sequences.values().filter(|sequence| !sequence.ended).count() as u32,
             waiting: self.waiting.len() as u32,
             cache_tokens_reserved: self.pages.reserved_tokens(),
+            cache_tokens_kept: self.pages.kept_tokens(),
+            pages_evicted: self.counts.pages_evicted + self.pages.evicted(),
             ..self.counts
         }
     }
@@ -214,7 +229,7 @@ impl Scheduler {
     /// Begins to fill a pipeline, whose stages hold no sequence. One that was filled before is stopped.
     pub fn start(&mut self, pipeline: Pipeline, now: Instant) {
         self.stop("the plan was replaced");
-        self.pages = Pages::new(pipeline.room.cache_tokens);
+        self.empty_pages(pipeline.room.cache_tokens);
         self.times = Times::new(&pipeline.stages, pipeline.room.step_rows);
         self.groups = Groups::new();
         self.endings = Endings::default();
@@ -250,8 +265,15 @@ impl Scheduler {
         self.ready.clear();
         self.releases.clear();
         self.releasing.clear();
+        self.computing.clear();
         self.flights.clear();
-        self.pages = Pages::new(0);
+        self.empty_pages(0);
+    }
+
+    /// Begins with an empty cache of `cache_tokens` tokens.
+    fn empty_pages(&mut self, cache_tokens: u32) {
+        self.counts.pages_evicted += self.pages.evicted();
+        self.pages = Pages::new(cache_tokens);
     }
 
     /// Says why there is no pipeline, for requests that come until there is one.
@@ -340,16 +362,19 @@ impl Scheduler {
             return;
         };
         state.ended = true;
-        if state.in_flight > 0 {
+        let under_way = state.in_flight > 0;
+        self.stop_computing(sequence);
+        if under_way {
             return;
         }
-        let (pages, begun) = (state.pages, state.begun());
-        self.sequences.remove(&sequence);
-        if begun {
-            self.releasing.insert(sequence, pages);
+        let Some(state) = self.sequences.remove(&sequence) else {
+            return;
+        };
+        if state.begun() {
+            self.releasing.insert(sequence, state.pages);
             self.releases.push_back(sequence);
         } else {
-            self.pages.free(pages);
+            self.pages.free(&state.pages);
         }
     }
 

@@ -38,7 +38,7 @@ impl Scheduler {
         self.failures_in_a_row = 0;
         for released in &flight.releases {
             if let Some(pages) = self.releasing.remove(released) {
-                self.pages.free(pages);
+                self.pages.free(&pages);
             }
         }
         let rows = flight.expected.iter().map(|expected| expected.rows).sum();
@@ -116,6 +116,7 @@ impl Scheduler {
         };
         sequence.in_flight -= 1;
         if sequence.ended {
+            self.note_computed(expected);
             // A late result: nobody waits for it, but the sequence may be released now.
             self.end(id);
             return;
@@ -125,9 +126,12 @@ impl Scheduler {
         if expected.sample {
             self.counts.generated_tokens += 1;
         }
-        match sequence.take(output, expected, &mut emit) {
-            Progress::Continues if sequence.parking => self.park(id),
-            Progress::Continues if sequence.wants_decode() => self.ready.push_back(id),
+        let progress = sequence.take(output, expected, &mut emit);
+        let (parking, ready) = (sequence.parking, sequence.wants_decode());
+        self.note_computed(expected);
+        match progress {
+            Progress::Continues if parking => self.park(id),
+            Progress::Continues if ready => self.ready.push_back(id),
             Progress::Continues => {}
             Progress::Finished => {
                 self.counts.finished += 1;

@@ -3,11 +3,13 @@
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Segment, SegmentOutput, SequenceStart};
+use brigade_shard::cost::PAGE_TOKENS;
 
 use crate::generation::{FinishReason, GenerationEvent, GenerationRequest};
 
 use super::ASSURED_TOKENS;
 use super::pages::Pages;
+use super::prefix::{PageKey, PageKeys};
 
 /// One generation: its tokens, and how many of them the stages have been sent.
 #[derive(Debug)]
@@ -23,8 +25,20 @@ pub(super) struct Sequence {
     prefill: usize,
     /// Tokens sent; the next segment starts here.
     sent: usize,
-    /// Pages reserved.
-    pub(super) pages: u32,
+    /// Its pages of the cache, in order.
+    pub(super) pages: Vec<u32>,
+    /// How many of them, from the first on, hold what others have computed.
+    pub(super) shared: usize,
+    /// How many of them the stages have been told.
+    told: usize,
+    /// Whether it is settled which pages of others it begins with.
+    settled: bool,
+    /// What its whole pages are found by.
+    keys: PageKeys,
+    /// Tokens whose keys and values are in the cache on every stage, as far as results say.
+    computed: usize,
+    /// Whole pages of these, shared or said to be computed.
+    whole: usize,
     /// Segments on their way.
     pub(super) in_flight: u32,
     /// Whether its client has been told the end, or has left: it only waits for its segments to come home.
@@ -37,6 +51,8 @@ pub(super) struct Sequence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) sequence: SequenceId,
+    /// Position of its first token.
+    pub(super) start: usize,
     pub(super) rows: u32,
     pub(super) scores: usize,
     pub(super) sample: bool,
@@ -57,7 +73,7 @@ pub(super) enum Progress {
 
 impl Sequence {
     pub(super) fn new(request: GenerationRequest) -> Sequence {
-        let GenerationRequest { prompt: tokens, sampling, max_tokens, score_prompt } = request;
+        let GenerationRequest { prompt: tokens, sampling, max_tokens, score_prompt, scope } = request;
         let prompt = tokens.len();
         Sequence {
             sampling,
@@ -67,7 +83,13 @@ impl Sequence {
             prompt,
             prefill: prompt,
             sent: 0,
-            pages: 0,
+            pages: Vec::new(),
+            shared: 0,
+            told: 0,
+            settled: false,
+            keys: PageKeys::new(scope),
+            computed: 0,
+            whole: 0,
             in_flight: 0,
             ended: false,
             parking: false,
@@ -76,7 +98,7 @@ impl Sequence {
 
     /// Whether stages may hold something of it.
     pub(super) fn begun(&self) -> bool {
-        self.sent > 0
+        self.told > 0
     }
 
     /// Tokens drawn so far.
@@ -94,9 +116,9 @@ impl Sequence {
         !self.ended && self.sent < self.prefill
     }
 
-    /// Tokens that go in chunks.
+    /// Tokens that go in chunks: those that are not in the cache already.
     pub(super) fn prefill_rows(&self) -> usize {
-        self.prefill
+        self.prefill - self.shared * PAGE_TOKENS as usize
     }
 
     /// Those of them that are still to be sent.
@@ -115,34 +137,97 @@ impl Sequence {
     }
 
     /// Pages that it begins with: for its chunks and the first tokens of what is left of the answer.
-    pub(super) fn first_pages(&self) -> u32 {
+    pub(super) fn first_pages(&self) -> usize {
         let left = self.max_tokens - self.drawn();
         Pages::needed(self.tokens.len() + left.min(ASSURED_TOKENS))
     }
 
     /// Pages for the token to be sent next and all before it.
-    pub(super) fn next_pages(&self) -> u32 {
+    pub(super) fn next_pages(&self) -> usize {
         Pages::needed(self.tokens.len())
     }
 
-    /// Begins anew with all that was said so far, after its cache was given back.
-    pub(super) fn restart(&mut self) {
+    /// Begins anew with all that was said so far. Hands on the pages that it had.
+    pub(super) fn restart(&mut self) -> Vec<u32> {
         self.prefill = self.tokens.len();
         self.sent = 0;
-        self.pages = 0;
+        self.shared = 0;
+        self.told = 0;
+        self.settled = false;
+        self.computed = 0;
+        self.whole = 0;
         self.parking = false;
+        std::mem::take(&mut self.pages)
     }
 
-    /// The next chunk, of at most `rows` tokens (at least one).
+    /// Whether its tokens were computed before, at least its prompt.
+    fn replays(&self) -> bool {
+        self.prefill > self.prompt
+    }
+
+    /// Whether it is settled what it begins with.
+    pub(super) fn settled(&self) -> bool {
+        self.settled
+    }
+
+    /// What it might begin with: the keys of whole pages, and its own pages, which could be exchanged for others. At
+    /// least one token is left to compute, and all of them where they are to be scored.
+    pub(super) fn reusable(&mut self) -> (&[PageKey], &mut [u32]) {
+        let scored = self.score_prompt && !self.replays();
+        let tokens = if scored { 0 } else { self.prefill.saturating_sub(1) };
+        (self.keys.of(&self.tokens[..tokens]), &mut self.pages)
+    }
+
+    /// The keys of all whole pages that are computed in chunks.
+    pub(super) fn prefill_keys(&mut self) -> &[PageKey] {
+        self.keys.of(&self.tokens[..self.prefill])
+    }
+
+    /// Begins after its first `pages` pages, which others have computed. Says whether it is a replay.
+    pub(super) fn begin_with(&mut self, pages: usize) -> bool {
+        self.settled = true;
+        self.shared = pages;
+        self.whole = pages;
+        self.sent = pages * PAGE_TOKENS as usize;
+        self.computed = self.sent;
+        self.replays()
+    }
+
+    /// Takes in that a segment is computed; the pages that are whole since, with what they are found by. The last token
+    /// said is never among them: it is not sent yet.
+    pub(super) fn note_computed(&mut self, expected: &Expected) -> Vec<(u32, PageKey)> {
+        let end = (expected.start + expected.rows as usize).min(self.tokens.len() - 1);
+        // Behind a chunk that has failed, nothing counts.
+        if expected.start <= self.computed {
+            self.computed = self.computed.max(end);
+        }
+        let before = self.whole;
+        self.whole = before.max(self.computed / PAGE_TOKENS as usize);
+        if self.whole == before {
+            return Vec::new();
+        }
+        let keys = self.keys.of(&self.tokens[..self.computed]);
+        let found = before..self.whole;
+        self.pages[found.clone()].iter().copied().zip(keys[found].iter().copied()).collect()
+    }
+
+    /// The pages that the stages have not been told of.
+    fn new_pages(&mut self) -> Vec<u32> {
+        let pages = self.pages[self.told..].to_vec();
+        self.told = self.pages.len();
+        pages
+    }
+
+    /// The next chunk after it is settled what the sequence begins with, of at most `rows` tokens (at least one).
     pub(super) fn next_chunk(&mut self, id: SequenceId, rows: usize) -> (Segment, Expected) {
         let start = self.sent;
         let end = self.prefill.min(start + rows.max(1));
         let last = end == self.prefill;
         let sample = last && self.max_tokens > 0;
-        let replay = self.prefill > self.prompt;
+        let replay = self.replays();
         let score = self.score_prompt && !replay;
         let next_token = if score { self.tokens.get(end).copied() } else { None };
-        let begin = (start == 0)
+        let begin = (!self.begun())
             .then(|| SequenceStart { sampling: self.sampling.clone(), prompt_tokens: self.prompt as u32 });
         let tokens = self.tokens[start..end].to_vec();
         let rows = tokens.len() as u32;
@@ -150,27 +235,37 @@ impl Sequence {
         let scores = if score { end - start - usize::from(last) } else { 0 };
         self.sent = end;
         self.in_flight += 1;
-        let segment = Segment { sequence: id, start: start as u32, tokens, begin, sample, score, next_token };
-        (segment, Expected { sequence: id, rows, scores, sample, prompt_ends: last, replay })
+        let pages = self.new_pages();
+        let segment =
+            Segment { sequence: id, start: start as u32, tokens, begin, pages, sample, score, next_token };
+        (segment, Expected { sequence: id, start, rows, scores, sample, prompt_ends: last, replay })
     }
 
     /// The drawn token as a segment; `None` where there is none to send.
     pub(super) fn next_decode(&mut self, id: SequenceId) -> Option<(Segment, Expected)> {
         let token = *self.tokens.get(self.sent).filter(|_| self.wants_decode())?;
-        let start = self.sent as u32;
+        let start = self.sent;
         self.sent += 1;
         self.in_flight += 1;
         let segment = Segment {
             sequence: id,
-            start,
+            start: start as u32,
             tokens: vec![token],
             begin: None,
+            pages: self.new_pages(),
             sample: true,
             score: false,
             next_token: None,
         };
-        let expected =
-            Expected { sequence: id, rows: 1, scores: 0, sample: true, prompt_ends: false, replay: false };
+        let expected = Expected {
+            sequence: id,
+            start,
+            rows: 1,
+            scores: 0,
+            sample: true,
+            prompt_ends: false,
+            replay: false,
+        };
         Some((segment, expected))
     }
 

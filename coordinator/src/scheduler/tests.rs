@@ -1,6 +1,7 @@
 //! Tests of the scheduler: single properties by hand, and all invariants under random events.
 
 mod busy;
+mod prefix;
 mod simulated_pipeline;
 mod simulated_stage;
 
@@ -15,7 +16,7 @@ use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
 use super::groups::MOST_GROUPS;
 use super::*;
-use crate::generation::FinishReason;
+use crate::generation::{FinishReason, ReuseScope};
 use crate::test_random::Random;
 
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
@@ -41,6 +42,7 @@ fn request(prompt: u32, max_tokens: u32) -> GenerationRequest {
         sampling: Sampling::default(),
         max_tokens,
         score_prompt: false,
+        scope: ReuseScope::default(),
     }
 }
 
@@ -72,6 +74,7 @@ impl Bench {
     }
 
     fn submit(&mut self, id: u64, request: GenerationRequest) -> Result<(), GenerationError> {
+        self.stage.expect(SequenceId(id), &request.prompt);
         let result = self.scheduler.submit(SequenceId(id), request);
         self.poll();
         result

@@ -32,6 +32,25 @@ async fn keys_open_what_they_guard() {
 }
 
 #[tokio::test]
+async fn requests_with_different_keys_share_nothing() {
+    let settings = ApiSettings { api_keys: vec!["alpha".into(), "beta".into()], ..ApiSettings::default() };
+    let engine = ScriptedEngine::saying(bytes("ok"));
+    let server = Server::with(engine.clone(), settings).await;
+    for key in ["alpha", "beta", "alpha"] {
+        for (path, body) in [
+            ("/v1/completions", json!({"prompt": "a"})),
+            ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "a"}]})),
+        ] {
+            let request = server.request(Method::POST, path).bearer_auth(key).body(body.to_string());
+            assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
+        }
+    }
+    let scopes: Vec<_> = engine.requests.lock().unwrap().iter().map(|request| request.scope).collect();
+    assert!(scopes[0] == scopes[1] && scopes[2] == scopes[3] && scopes[0] != scopes[2], "{scopes:?}");
+    assert_eq!(scopes[..2], scopes[4..]);
+}
+
+#[tokio::test]
 async fn without_keys_web_pages_of_other_hosts_are_refused() {
     let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
     for (name, value, status) in [

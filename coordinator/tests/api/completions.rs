@@ -18,7 +18,10 @@ async fn a_completion_has_openai_s_shape() {
     assert_eq!(answer["model"], MODEL);
     let choice = json!({"index": 0, "text": "Hello world", "logprobs": null, "finish_reason": "stop"});
     assert_eq!(answer["choices"], json!([choice]));
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}));
+    assert_eq!(
+        answer["usage"],
+        json!({"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}})
+    );
 }
 
 #[tokio::test]
@@ -89,7 +92,10 @@ async fn echo_scores_the_prompt() {
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], prompt);
     assert_eq!(choice["finish_reason"], "length");
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}));
+    assert_eq!(
+        answer["usage"],
+        json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0}})
+    );
     assert_eq!(choice["logprobs"]["tokens"], json!(["a", "<|im_start|>", "n", "", "é"]));
     assert_eq!(choice["logprobs"]["token_logprobs"], json!([null, -0.25, -0.25, -0.25, -0.25]));
     assert_eq!(choice["logprobs"]["top_logprobs"][0], json!(null));

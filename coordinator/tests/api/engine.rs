@@ -22,6 +22,8 @@ pub const CONTEXT: u32 = 256;
 /// What a generation does.
 #[derive(Clone, Debug)]
 pub enum Act {
+    /// Finds so many of the prompt's tokens in the cache.
+    Reuse(u32),
     /// Draws a token.
     Draw(u32),
     /// Takes this long.
@@ -159,6 +161,7 @@ async fn play(engine: &ScriptedEngine, request: &GenerationRequest, events: &mps
                 }
                 tokio::task::yield_now().await;
             }
+            Act::Reuse(tokens) => send(GenerationEvent::Reused(tokens)).await,
             Act::Wait(time) => tokio::time::sleep(time).await,
             Act::Fail(error) => return send(GenerationEvent::Failed(error)).await,
             Act::Hang => std::future::pending().await,

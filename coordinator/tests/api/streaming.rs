@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::Server;
-use crate::engine::{ScriptedEngine, draw};
+use crate::engine::{Act, ScriptedEngine, draw};
 use crate::model::{IM_END, bytes, word};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -50,6 +50,28 @@ async fn usage_comes_last_with_no_choices() {
         for event in events {
             assert_eq!(event.get("usage"), Some(&Value::Null), "{path}");
         }
+    }
+}
+
+#[tokio::test]
+async fn tokens_found_in_the_cache_are_part_of_the_usage() {
+    let server = Server::start(ScriptedEngine::new(|request| {
+        [&[Act::Reuse(request.prompt.len() as u32 - 1)][..], &draw(&bytes("abc"))].concat()
+    }))
+    .await;
+    for (path, name, prompt, cached) in
+        [(COMPLETIONS, "prompt", json!(["xyz", "xy", "x"]), 3), (CHAT, "messages", user(), -1)]
+    {
+        let mut body = json!({"stop": "bc"});
+        body[name] = prompt;
+        let (_, whole) = server.post(path, &body).await;
+        let prompt = whole["usage"]["prompt_tokens"].as_i64().unwrap();
+        let expected = if cached < 0 { prompt + cached } else { cached };
+        assert_eq!(whole["usage"]["prompt_tokens_details"], json!({"cached_tokens": expected}), "{path}");
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+        let events = server.events(path, &body).await;
+        assert_eq!(events[events.len() - 2]["usage"], whole["usage"], "{path}");
     }
 }
 

@@ -25,6 +25,7 @@ pub fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
         start: 0,
         tokens: vec![5; rows as usize],
         begin: None,
+        pages: Vec::new(),
         sample: true,
         score: false,
         next_token: None,

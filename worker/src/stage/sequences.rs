@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use brigade_proto::ids::SequenceId;
 use brigade_proto::step::{Segment, SequenceStart};
+use brigade_shard::cost::PAGE_TOKENS;
 
 use crate::sampler::History;
+
+const PAGE: usize = PAGE_TOKENS as usize;
 
 /// What the last stage needs to sample: a sequence's parameters and tokens.
 #[derive(Debug)]
@@ -15,24 +18,34 @@ struct Sequence {
 }
 
 /// The sequences of a last stage.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sequences {
     known: HashMap<SequenceId, Sequence>,
+    /// Whose keys and values stand in the cache's pages, `[pages, PAGE_TOKENS]`: the history of a sequence that begins
+    /// with pages that others computed.
+    cached: Vec<u32>,
 }
 
 impl Sequences {
-    /// Takes up a segment: its parameters where it has any, and its tokens from its start on.
-    pub(super) fn append(&mut self, segment: &Segment) {
-        if let Some(start) = &segment.begin {
-            let sequence = self
-                .known
-                .entry(segment.sequence)
-                .or_insert_with(|| Sequence { start: start.clone(), tokens: Vec::new() });
-            sequence.start = start.clone();
+    /// No sequence. The cache holds `cache_tokens` tokens in whole pages.
+    pub(super) fn new(cache_tokens: u32) -> Sequences {
+        Sequences { known: HashMap::new(), cached: vec![0; cache_tokens as usize] }
+    }
+
+    /// Takes up a segment, whose sequence has `pages`: its parameters where it has any, and its tokens from its start on.
+    pub(super) fn append(&mut self, segment: &Segment, pages: &[u32]) {
+        let start = segment.start as usize;
+        let place = |at: usize| pages[at / PAGE] as usize * PAGE + at % PAGE;
+        if let Some(begin) = &segment.begin {
+            let tokens = (0..start).map(|at| self.cached[place(at)]).collect();
+            self.known.insert(segment.sequence, Sequence { start: begin.clone(), tokens });
         }
         if let Some(sequence) = self.known.get_mut(&segment.sequence) {
-            sequence.tokens.truncate(segment.start as usize);
+            sequence.tokens.truncate(start);
             sequence.tokens.extend_from_slice(&segment.tokens);
+        }
+        for (at, token) in (start..).zip(&segment.tokens) {
+            self.cached[place(at)] = *token;
         }
     }
 

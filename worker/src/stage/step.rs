@@ -2,7 +2,7 @@
 
 use brigade_proto::control::StageRoom;
 use brigade_proto::ids::SequenceId;
-use brigade_proto::step::{Hidden, SegmentOutput, StepFrame, StepResult, WireDtype};
+use brigade_proto::step::{Hidden, Segment, SegmentOutput, StepFrame, StepResult, WireDtype};
 use brigade_shard::cost::PAGE_TOKENS;
 
 use super::StageOutput;
@@ -40,10 +40,11 @@ pub(super) fn boxed<B: Backend + 'static>(model: StageModel<B>, room: &StageRoom
         sequences: room.sequences,
         context: room.context,
     };
+    let sequences = Sequences::new(if model.has_head() { room.cache_tokens } else { 0 });
     Box::new(Runner {
         model,
         pages: PageTables::new(limits),
-        sequences: Sequences::default(),
+        sequences,
         sampler: Sampler::default(),
         wire: WireDtype::F32,
         step_rows: room.step_rows,
@@ -57,31 +58,23 @@ impl<B: Backend> Steps for Runner<B> {
             self.release(sequence);
         }
         self.check(&frame)?;
-        let appends: Vec<Append> = frame
-            .segments
-            .iter()
-            .map(|segment| Append {
-                sequence: segment.sequence,
-                start: segment.start,
-                tokens: segment.tokens.len() as u32,
-                begin: segment.begin.is_some(),
-            })
-            .collect();
+        let appends: Vec<Append<'_>> = frame.segments.iter().map(append).collect();
         let known: Vec<bool> = appends.iter().map(|a| self.pages.tokens(a.sequence).is_some()).collect();
         self.pages.append(&appends)?;
         if self.model.has_head() {
-            frame.segments.iter().for_each(|segment| self.sequences.append(segment));
+            for segment in &frame.segments {
+                self.sequences.append(segment, self.pages.pages(segment.sequence));
+            }
         }
         let hidden = frame.hidden.take();
         let result = self.compute(&frame, hidden);
         if result.is_err() {
             // What was written for these rows is of no use; a replay starts where they did.
-            for (append, known) in appends.iter().zip(known) {
-                if known {
-                    self.pages.truncate(append.sequence, append.start);
-                    self.sequences.truncate(append.sequence, append.start);
-                } else {
-                    self.release(append.sequence);
+            for (segment, known) in frame.segments.iter().zip(known) {
+                self.pages.truncate(segment.sequence, segment.start);
+                self.sequences.truncate(segment.sequence, segment.start);
+                if !known {
+                    self.release(segment.sequence);
                 }
             }
         }
@@ -109,6 +102,17 @@ impl<B: Backend> Steps for Runner<B> {
     fn clear(&mut self) {
         self.pages.clear();
         self.sequences.clear();
+    }
+}
+
+/// What a segment wants of the cache.
+fn append(segment: &Segment) -> Append<'_> {
+    Append {
+        sequence: segment.sequence,
+        start: segment.start,
+        tokens: segment.tokens.len() as u32,
+        begin: segment.begin.is_some(),
+        pages: &segment.pages,
     }
 }
 
@@ -162,10 +166,11 @@ impl<B: Backend> Runner<B> {
     }
 
     fn compute(&mut self, frame: &StepFrame, hidden: Option<Hidden>) -> Result<Computed, StepError> {
-        let spans = segment_rows(&frame.segments).zip(&frame.segments).map(|(rows, segment)| Span {
-            rows,
-            start: segment.start as usize,
-            pages: self.pages.pages(segment.sequence).to_vec(),
+        let spans = segment_rows(&frame.segments).zip(&frame.segments).map(|(rows, segment)| {
+            let start = segment.start as usize;
+            // Those given ahead hold nothing yet.
+            let pages = (start + rows.len()).div_ceil(PAGE_TOKENS as usize);
+            Span { rows, start, pages: self.pages.pages(segment.sequence)[..pages].to_vec() }
         });
         let batch = Batch { spans: spans.collect() };
         if batch.rows() > 0 {

@@ -58,6 +58,7 @@ fn frame(step: u64, kind: StepKind, token: u32) -> StepFrame {
         start: 0,
         tokens: vec![token],
         begin: None,
+        pages: Vec::new(),
         sample: false,
         score: false,
         next_token: None,

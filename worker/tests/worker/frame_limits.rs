@@ -42,6 +42,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
         start: 4000,
         tokens: vec![TOKEN; (room.step_rows / room.sequences) as usize],
         begin: Some(SequenceStart { sampling: sampling.clone(), prompt_tokens: 4096 }),
+        pages: vec![u32::MAX; 4096 / 32],
         sample: true,
         score: true,
         next_token: Some(TOKEN),

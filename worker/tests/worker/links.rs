@@ -65,6 +65,7 @@ fn frame(step: u64, kind: StepKind) -> Frame {
         start: 0,
         tokens: vec![7],
         begin: None,
+        pages: Vec::new(),
         sample: false,
         score: false,
         next_token: None,

@@ -18,6 +18,7 @@ fn step(epoch: u64, number: u64, kind: StepKind, start: u32, tokens: &[u32]) -> 
         sequence: SequenceId(1),
         start,
         tokens: tokens.to_vec(),
+        pages: if begin.is_some() { vec![0] } else { Vec::new() },
         begin,
         sample: true,
         score: start == 0,

@@ -1,6 +1,6 @@
 //! Stages of tiny models: where and how a computation is cut changes nothing, and wrong frames break nothing.
 
-use super::tiny_model::{Pipeline, Random, TinyModel, load, request, room, scored, segment, step};
+use super::tiny_model::{Pipeline, Random, TinyModel, load, pages_of, request, room, scored, segment, step};
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
@@ -303,13 +303,10 @@ fn wrong_frames_are_refused_and_break_nothing() {
     refused(stage, step(vec![Segment { begin, ..segment(2, 0, &[1]) }]), "top_p");
     let long = segment(2, 0, &[1; 64]);
     pipeline.outputs(vec![long.clone()]);
-    pipeline.outputs(vec![Segment { start: 64, begin: None, ..long.clone() }]);
+    let long = Segment { begin: None, pages: Vec::new(), ..long };
+    pipeline.outputs(vec![Segment { start: 64, ..long.clone() }]);
     let stage = &mut pipeline.0[0];
-    refused(
-        stage,
-        step(vec![Segment { start: 128, begin: None, ..long }]),
-        "192 tokens, and the context is 128",
-    );
+    refused(stage, step(vec![Segment { start: 128, ..long }]), "192 tokens, and the context is 128");
     // Sequence 1 goes on as if nothing had been.
     let rest = pipeline.outputs(vec![scored(1, 30, &tokens[30..], None)]).remove(0);
     assert_eq!(rest.scores, whole[30..]);
@@ -348,18 +345,72 @@ fn a_later_stage_checks_its_hidden_states() {
 }
 
 #[test]
-fn cache_pages_run_out_with_numbers() {
+fn pages_are_those_of_one_sequence_until_they_are_computed() {
     let (_dir, header) = written(&TinyModel::q4_1());
     let mut request = request(&header, 0..4, 4);
     request.room.cache_tokens = 96;
     let mut stage = load(request);
-    stage.run(step(vec![segment(1, 0, &[1; 40])])).unwrap();
-    refused(
-        &mut stage,
-        step(vec![segment(2, 0, &[1; 33])]),
-        "needs 2 more cache pages of 32 tokens, and 1 of 3 are free",
-    );
-    stage.run(step(vec![segment(2, 0, &[1; 32])])).unwrap();
+    let with = |sequence, start, tokens: &[u32], pages: &[u32]| {
+        let begin = segment(sequence, 0, tokens).begin;
+        step(vec![Segment { begin, pages: pages.to_vec(), ..segment(sequence, start, tokens) }])
+    };
+    stage.run(with(1, 0, &[1; 40], &[2, 0])).unwrap();
+    refused(&mut stage, with(2, 0, &[1; 33], &[1]), "33 tokens in 1 cache pages");
+    refused(&mut stage, with(2, 0, &[1; 33], &[1, 3]), "cache page 3, and there are 3");
+    refused(&mut stage, with(2, 0, &[1; 33], &[1, 0]), "cache page 0 was to be written for sequence 2");
+    refused(&mut stage, with(2, 32, &[1], &[0, 1]), "cache page 0, which holds 8 tokens so far");
+    refused(&mut stage, with(2, 31, &[1], &[2, 1]), "was to begin at 31");
+    stage.run(with(2, 32, &[1], &[2, 1])).unwrap();
+    assert_eq!(stage.usage(), CacheUsage { tokens: 41, sequences: 2 });
+    // Neither may write what both have.
+    refused(&mut stage, step(vec![segment(1, 31, &[1])]), "cache page 2 was to be written for sequence 1");
+    stage.run(StepFrame { release: vec![SequenceId(1)], ..step(Vec::new()) }).unwrap();
+    stage.run(step(vec![segment(2, 31, &[1])])).unwrap();
+}
+
+#[test]
+fn what_begins_with_pages_of_others_gives_the_bits_that_it_gives_alone() {
+    for model in models() {
+        let (_dir, header) = written(&model);
+        let mut random = Random::new(13);
+        let first = random.tokens(90, model.vocab);
+        let sampling = Sampling {
+            temperature: 1.1,
+            seed: 3,
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.5,
+            logprobs: Some(5),
+            ..Sampling::default()
+        };
+        let begin = |tokens: &[u32]| {
+            Some(SequenceStart { sampling: sampling.clone(), prompt_tokens: tokens.len() as u32 })
+        };
+        for shared in [32, 64] {
+            let mut tokens = first[..shared].to_vec();
+            tokens.extend(random.tokens(20, model.vocab));
+            // Scores of what is not shared, and a draw whose penalties look at all that was said.
+            let last = |start: usize, begin, pages| Segment {
+                begin,
+                pages,
+                sample: true,
+                ..scored(2, start, &tokens[start..], None)
+            };
+            let mut alone = Pipeline::cut(&header, model.layers, &[1]);
+            alone.outputs(vec![Segment { begin: begin(&tokens), ..segment(2, 0, &tokens[..shared]) }]);
+            let expected = alone.outputs(vec![last(shared, None, Vec::new())]);
+
+            let mut pipeline = Pipeline::cut(&header, model.layers, &[1]);
+            pipeline.outputs(vec![segment(1, 0, &first[..50])]);
+            pipeline.outputs(vec![segment(1, 50, &first[50..])]);
+            let pages = [&pages_of(1)[..shared / 32], &pages_of(2)[..2]].concat();
+            let sharing = pipeline.outputs(vec![last(shared, begin(&tokens), pages.clone())]);
+            assert_eq!(sharing, expected, "{model:?} sharing {shared} tokens");
+            // Pages outlive the sequences that had them.
+            let release = vec![SequenceId(1), SequenceId(2)];
+            let again = StepFrame { release, ..step(vec![last(shared, begin(&tokens), pages)]) };
+            assert_eq!(pipeline.run(again).outputs, expected, "{model:?} again after {shared} tokens");
+        }
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{
     Segment, SegmentOutput, SequenceStart, StepFrame, StepKind, StepResult, TokenScore,
 };
+use brigade_shard::cost::PAGE_TOKENS;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::tensor_type::TensorType;
@@ -287,7 +288,8 @@ pub fn step(segments: Vec<Segment>) -> StepFrame {
     }
 }
 
-/// A segment that begins its sequence where it starts at 0.
+/// A segment that begins its sequence where it starts at 0, with the pages of a whole context. Sequences 0 to 3 have
+/// different ones, and those after them the same again.
 pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
     let sampling = Sampling { logprobs: Some(3), seed: 5, ..Sampling::default() };
     let begin = SequenceStart { sampling, prompt_tokens: tokens.len() as u32 };
@@ -296,10 +298,18 @@ pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
         start: start as u32,
         tokens: tokens.to_vec(),
         begin: (start == 0).then_some(begin),
+        pages: if start == 0 { pages_of(sequence) } else { Vec::new() },
         sample: false,
         score: false,
         next_token: None,
     }
+}
+
+/// The pages of [`segment`].
+pub fn pages_of(sequence: u64) -> Vec<u32> {
+    let each = room().context / PAGE_TOKENS;
+    let first = sequence as u32 % room().sequences * each;
+    (first..first + each).collect()
 }
 
 /// A segment whose tokens are scored, `next` being the token after them.

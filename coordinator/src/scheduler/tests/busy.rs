@@ -227,6 +227,9 @@ fn random_arrivals_and_cancellations_never_stall_and_leave_nothing_behind() {
         let links_ms: Vec<f64> = (0..=stages).map(|_| random.below(80) as f64 / 10.0).collect();
         let prediction = [0.05, 1.0, 20.0][random.below(3) as usize];
         let mut pipeline = SimulatedPipeline::new(&speeds, &links_ms, prediction).with_jitter(30);
+        if seed % 2 == 0 {
+            pipeline = pipeline.with_sharing();
+        }
         let (mut kept, mut all) = (Vec::new(), Vec::new());
         for _ in 0..80 {
             pipeline.pass(random.below(SECOND / 4));

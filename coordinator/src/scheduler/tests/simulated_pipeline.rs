@@ -10,7 +10,7 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{StageTiming, StepFrame, StepKind, StepResult};
 
 use super::simulated_stage::SimulatedStage;
-use crate::generation::{GenerationEvent, GenerationRequest};
+use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope};
 use crate::scheduler::{Command, Pipeline, Scheduler, StagePrediction};
 use crate::test_random::Random;
 
@@ -73,6 +73,7 @@ pub(super) struct SimulatedPipeline {
     links_us: Vec<u64>,
     /// By how many percent at most a computation is shorter or longer than its speed says.
     jitter: u64,
+    sharing: bool,
     random: Random,
     /// What happens when; the second number keeps the order of what happens at the same time.
     events: BTreeMap<(u64, u64), Event>,
@@ -126,6 +127,7 @@ impl SimulatedPipeline {
             stages: speeds.iter().map(stage).collect(),
             links_us: links_ms.iter().map(|ms| (ms * 1e3) as u64).collect(),
             jitter: 0,
+            sharing: false,
             random: Random::new(1),
             events: BTreeMap::new(),
             happened: 0,
@@ -141,6 +143,11 @@ impl SimulatedPipeline {
         SimulatedPipeline { jitter: percent, ..self }
     }
 
+    /// Lets prompts share what they have in common: all begin alike.
+    pub(super) fn with_sharing(self) -> SimulatedPipeline {
+        SimulatedPipeline { sharing: true, ..self }
+    }
+
     /// Submits a request that runs to its limit.
     pub(super) fn submit(&mut self, prompt: u32, max_tokens: u32) -> SequenceId {
         let id = SequenceId(self.next);
@@ -150,7 +157,9 @@ impl SimulatedPipeline {
             sampling: Sampling::default(),
             max_tokens,
             score_prompt: false,
+            scope: ReuseScope(if self.sharing { 0 } else { id.0 }),
         };
+        self.stages.iter_mut().for_each(|stage| stage.strict.expect(id, &request.prompt));
         self.scheduler.submit(id, request).expect("the request fits");
         self.poll();
         id
@@ -272,7 +281,7 @@ impl SimulatedPipeline {
                     GenerationEvent::Done(_) => {
                         self.ended_us.insert(sequence, self.now_us);
                     }
-                    GenerationEvent::PromptScores(_) => {}
+                    GenerationEvent::Reused(_) | GenerationEvent::PromptScores(_) => {}
                     GenerationEvent::Failed(error) => panic!("sequence {sequence} failed: {error}"),
                 },
                 Command::Measured(_) => {}

@@ -8,6 +8,8 @@ use brigade_shard::cost::PAGE_TOKENS;
 
 use crate::scheduler::Pipeline;
 
+const PAGE: usize = PAGE_TOKENS as usize;
+
 /// What is drawn and never ends a sequence, but [`END`] does.
 const VOCAB: u64 = 50;
 /// The token that ends sequences which do not ignore it.
@@ -19,11 +21,15 @@ pub(super) struct SimulatedStage {
     pipeline: Pipeline,
     /// The tokens of every sequence that holds cache.
     pub(super) held: BTreeMap<SequenceId, Vec<u32>>,
+    /// The pages of these sequences.
+    tables: BTreeMap<SequenceId, Vec<u32>>,
+    /// The tokens in every page.
+    pages: Vec<Vec<u32>>,
     /// How often each sequence began.
     pub(super) begun: BTreeMap<SequenceId, u32>,
     /// How often each sequence was released.
     pub(super) released: BTreeMap<SequenceId, u32>,
-    /// All that was ever said of each sequence.
+    /// All that was ever said of each sequence, its prompt included.
     said: BTreeMap<SequenceId, Vec<u32>>,
 }
 
@@ -40,12 +46,19 @@ fn score(token: u32) -> TokenScore {
 impl SimulatedStage {
     pub(super) fn new(pipeline: Pipeline) -> SimulatedStage {
         SimulatedStage {
+            pages: vec![Vec::new(); (pipeline.room.cache_tokens / PAGE_TOKENS) as usize],
             pipeline,
             held: BTreeMap::new(),
+            tables: BTreeMap::new(),
             begun: BTreeMap::new(),
             released: BTreeMap::new(),
             said: BTreeMap::new(),
         }
+    }
+
+    /// Notes a sequence's prompt: whatever the sequence begins with must be that.
+    pub(super) fn expect(&mut self, sequence: SequenceId, prompt: &[u32]) {
+        self.said.insert(sequence, prompt.to_vec());
     }
 
     /// Computes a step, and panics where a real stage would lose data.
@@ -58,18 +71,23 @@ impl SimulatedStage {
         assert!(rows <= self.pipeline.room.step_rows as usize, "{rows} rows in one step");
         for segment in &step.segments {
             let length = self.held.get(&segment.sequence).map_or(0, |held| held.len());
-            if segment.start as usize > length {
+            if segment.begin.is_none() && segment.start as usize > length {
                 return Err(format!("sequence {} has no position {}", segment.sequence, segment.start));
             }
         }
         for released in &step.release {
+            self.tables.remove(released);
             if self.held.remove(released).is_some() {
                 *self.released.entry(*released).or_default() += 1;
             }
         }
         let outputs = step.segments.iter().map(|segment| self.segment(segment)).collect();
-        let pages: u32 = self.held.values().map(|held| (held.len() as u32).div_ceil(PAGE_TOKENS)).sum();
-        assert!(pages * PAGE_TOKENS <= self.pipeline.room.cache_tokens, "{pages} pages held");
+        for (id, held) in &self.held {
+            for (page, tokens) in self.tables[id].iter().zip(held.chunks(PAGE)) {
+                let page = &self.pages[*page as usize];
+                assert!(page.starts_with(tokens), "sequence {id} has lost {tokens:?} to {page:?}");
+            }
+        }
         assert!(self.held.len() <= self.pipeline.room.sequences as usize, "too many sequences");
         Ok(StepResult {
             fence: step.fence,
@@ -81,16 +99,53 @@ impl SimulatedStage {
         })
     }
 
+    /// What stands in the pages that a sequence begins with.
+    fn shared(&self, segment: &Segment) -> Vec<u32> {
+        let (whole, rest) = (segment.start as usize / PAGE, segment.start as usize % PAGE);
+        assert_eq!(rest, 0, "sequence {} begins within a page", segment.sequence);
+        let pages = segment.pages[..whole].iter().map(|page| &self.pages[*page as usize]);
+        pages
+            .flat_map(|tokens| {
+                assert_eq!(tokens.len(), PAGE, "sequence {} begins with a part of a page", segment.sequence);
+                tokens.clone()
+            })
+            .collect()
+    }
+
+    /// Gives a sequence its new pages.
+    fn give(&mut self, segment: &Segment) {
+        let shared = if segment.begin.is_some() { segment.start as usize / PAGE } else { 0 };
+        for page in &segment.pages[shared..] {
+            let had = self.tables.iter().find(|(_, pages)| pages.contains(page));
+            assert!(had.is_none(), "page {page} was given to {} while {had:?} had it", segment.sequence);
+            self.pages[*page as usize].clear();
+        }
+        self.tables.entry(segment.sequence).or_default().extend(&segment.pages);
+    }
+
     fn segment(&mut self, segment: &Segment) -> SegmentOutput {
         let id = segment.sequence;
         assert!(!segment.tokens.is_empty());
         if segment.begin.is_some() {
-            assert!(self.held.insert(id, Vec::new()).is_none(), "sequence {id} began twice");
+            let shared = self.shared(segment);
+            assert!(self.held.insert(id, shared).is_none(), "sequence {id} began twice");
             *self.begun.entry(id).or_default() += 1;
         }
+        self.give(segment);
         let held = self.held.get_mut(&id).expect("a sequence's first segment must begin it");
         assert_eq!(segment.start as usize, held.len(), "sequence {id} repeats or skips positions");
-        held.extend(&segment.tokens);
+        let table = &self.tables[&id];
+        for token in &segment.tokens {
+            let page = table[held.len() / PAGE];
+            let others = self.tables.iter().filter(|(other, _)| **other != id);
+            assert!(
+                !others.flat_map(|(_, pages)| pages).any(|other| *other == page),
+                "page {page} is shared"
+            );
+            self.pages[page as usize].truncate(held.len() % PAGE);
+            self.pages[page as usize].push(*token);
+            held.push(*token);
+        }
         let said = self.said.entry(id).or_default();
         if said.len() < held.len() {
             said.extend(&held[said.len()..]);
