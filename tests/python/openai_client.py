@@ -126,6 +126,19 @@ def completion_is_repeatable_at_temperature_zero(server):
 
 
 @check
+def several_choices(server):
+    options = {"temperature": 1.0, "seed": 3, "max_tokens": 8}
+    answer = server.complete(n=3, **options)
+    check_completion(answer, choices=3)
+    texts = [choice.text for choice in answer.choices]
+    equal(texts[0], server.complete(**options).choices[0].text, "the first choice")
+    holds(len(set(texts)) > 1, "all choices are the same", texts)
+    chat = server.chat(n=3, **options)
+    equal([choice.index for choice in chat.choices], [0, 1, 2], "choice indices")
+    check_usage(chat.usage)
+
+
+@check
 def completion_of_token_ids(server):
     ids = [5, 6, 7, 8, 9, 10]
     answer = server.complete(ids)
@@ -370,11 +383,10 @@ def bad_values_are_refused(server):
 
 @check
 def unsupported_parameters_are_refused(server):
-    for options in ({"tools": [TOOL], "tool_choice": "required"}, {"response_format": {"type": "json_object"}}, {"n": 2}):
+    for options in ({"tools": [TOOL], "tool_choice": "required"}, {"response_format": {"type": "json_object"}}):
         name = list(options)[-1]
         error = refused(lambda: server.chat(**options), openai.BadRequestError, name)
         equal(error.body["param"], name, "error.param")
-    refused(lambda: server.complete(n=2), openai.BadRequestError, "n")
     refused(lambda: server.complete(best_of=2), openai.BadRequestError, "best_of")
     refused(lambda: server.complete(suffix="end"), openai.BadRequestError, "suffix")
     refused(lambda: server.chat(extra_body={"no_such_parameter": 1}), openai.BadRequestError, "no_such_parameter")

@@ -12,7 +12,7 @@ use crate::generation::GenerationRequest;
 
 /// Most generations of one request at a time, so that a long list of prompts leaves room for other clients in the
 /// scheduler's queue.
-const CONCURRENT_CHOICES: usize = 16;
+pub(crate) const CONCURRENT_CHOICES: usize = 16;
 
 /// What to generate for one choice, and how to read it.
 #[derive(Clone, Debug)]

@@ -47,11 +47,12 @@ pub(crate) async fn chat<E: Engine>(
 
     let shared = request.shared;
     let tokenizer = Arc::clone(&api.engine().model().tokenizer);
-    let finder = (!request.tools.is_empty()).then(|| CallFinder::new(request.tools));
-    let shown_ids = match &finder {
+    let tools = Some(request.tools).filter(|tools| !tools.is_empty());
+    let shown_ids: Vec<u32> = match &tools {
         Some(_) => MARKERS.iter().filter_map(|marker| tokenizer.id_of(marker)).collect(),
         None => Vec::new(),
     };
+    let choice = || ChoiceCalls { finder: tools.clone().map(CallFinder::new), count: 0 };
     let logprobs = shared.sampling.logprobs.is_some();
     let object = match shared.delivery {
         Delivery::Whole => "chat.completion",
@@ -61,31 +62,30 @@ pub(crate) async fn chat<E: Engine>(
         envelope: Envelope::new(api.engine(), "chatcmpl", object)?,
         usage: Usage::of_prompt(prompt.tokens.len()),
         tokenizer,
-        finder,
-        calls: 0,
+        calls: (0..shared.choices).map(|_| choice()).collect(),
         logprobs,
         token_ids: shared.token_ids,
         prompt_ids: shared.token_ids.then(|| prompt.tokens.clone()),
     };
-    let job = Job {
+    let jobs = (0..shared.choices).map(|choice| Job {
         reading: Reading {
-            stops: shared.stops,
+            stops: shared.stops.clone(),
             end_ids: shared.sampling.end_ids.clone(),
             min_tokens: shared.sampling.min_tokens,
-            shown_ids,
+            shown_ids: shown_ids.clone(),
             details: logprobs,
             ids: shared.token_ids,
             echo: None,
         },
         request: GenerationRequest {
-            prompt: prompt.tokens,
-            sampling: shared.sampling,
+            prompt: prompt.tokens.clone(),
+            sampling: shared.sampling_of(choice),
             max_tokens,
             score_prompt: false,
             scope,
         },
-    };
-    let deltas = answers::start(api.engine(), vec![job], api.shutdown()).await?;
+    });
+    let deltas = answers::start(api.engine(), jobs.collect(), api.shutdown()).await?;
     match shared.delivery {
         Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
         Delivery::Stream { usage } => Ok(sse::respond(deltas, Streaming { writing, usage })),
@@ -97,7 +97,7 @@ pub(crate) async fn chat<E: Engine>(
 struct ChatCompletion {
     #[serde(flatten)]
     envelope: Envelope,
-    choices: [ChatChoice; 1],
+    choices: Vec<ChatChoice>,
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
@@ -179,14 +179,45 @@ struct Writing {
     envelope: Envelope,
     usage: Usage,
     tokenizer: Arc<Tokenizer>,
-    /// Looks for calls, where the request has tools.
-    finder: Option<CallFinder>,
-    /// Calls so far.
-    calls: usize,
+    /// The calls of each choice.
+    calls: Vec<ChoiceCalls>,
     logprobs: bool,
     token_ids: bool,
     /// The prompt's token ids, until they have been told.
     prompt_ids: Option<Vec<u32>>,
+}
+
+/// Calls of tools in a choice's text.
+struct ChoiceCalls {
+    /// Looks for them, where the request has tools.
+    finder: Option<CallFinder>,
+    /// How many were found so far.
+    count: usize,
+}
+
+impl ChoiceCalls {
+    /// What has become certain with more text; nothing is held back where the answer `ends`.
+    fn find(&mut self, text: String, ends: bool) -> Found {
+        let Some(finder) = &mut self.finder else {
+            return Found { text, calls: Vec::new() };
+        };
+        let mut found = finder.push(&text);
+        if ends {
+            let rest = finder.finish();
+            found.text.push_str(&rest.text);
+            found.calls.extend(rest.calls);
+        }
+        self.count += found.calls.len();
+        found
+    }
+
+    /// Why the answer ended. One that was cut off is so even after a call.
+    fn finish_reason(&self, finish: Finish) -> &'static str {
+        match finish {
+            Finish::Stop if self.count > 0 => "tool_calls",
+            finish => finish.as_str(),
+        }
+    }
 }
 
 impl Writing {
@@ -200,42 +231,31 @@ impl Writing {
         (logprobs, self.token_ids.then(|| std::mem::take(&mut delta.drawn)))
     }
 
-    /// What has become certain with more text; nothing is held back where the answer `ends`.
-    fn find_calls(&mut self, text: String, ends: bool) -> Found {
-        let Some(finder) = &mut self.finder else {
-            return Found { text, calls: Vec::new() };
-        };
-        let mut found = finder.push(&text);
-        if ends {
-            let rest = finder.finish();
-            found.text.push_str(&rest.text);
-            found.calls.extend(rest.calls);
-        }
-        self.calls += found.calls.len();
-        found
-    }
-
-    /// Why the answer ended. One that was cut off is so even after a call.
-    fn finish_reason(&self, finish: Finish) -> &'static str {
-        match finish {
-            Finish::Stop if self.calls > 0 => "tool_calls",
-            finish => finish.as_str(),
-        }
-    }
-
     async fn whole(mut self, mut deltas: Deltas) -> Result<ChatCompletion, ApiError> {
-        let mut all = Delta::default();
+        let mut choices = vec![Delta::default(); self.calls.len()];
         while let Some(item) = deltas.next().await {
-            let (_, delta) = item?;
+            let (index, delta) = item?;
+            self.usage.add(&delta, index == 0);
+            let all = &mut choices[index];
             all.text.push_str(&delta.text);
             all.pieces.extend(delta.pieces);
             all.drawn.extend(delta.drawn);
-            all.reused += delta.reused;
             all.finish = delta.finish;
         }
-        self.usage.add(&all);
+        let choices = choices.into_iter().enumerate().map(|(index, all)| self.choice(index, all));
+        Ok(ChatCompletion {
+            choices: choices.collect::<Result<_, _>>()?,
+            envelope: self.envelope,
+            usage: self.usage,
+            prompt_token_ids: self.prompt_ids,
+        })
+    }
+
+    /// A choice that has ended.
+    fn choice(&mut self, index: usize, mut all: Delta) -> Result<ChatChoice, ApiError> {
         let (logprobs, token_ids) = self.details(&mut all);
-        let found = self.find_calls(all.text, true);
+        let calls = &mut self.calls[index];
+        let found = calls.find(all.text, true);
         let only_calls = !found.calls.is_empty() && found.text.trim().is_empty();
         let message = ChatMessage {
             role: ROLE,
@@ -243,19 +263,8 @@ impl Writing {
             refusal: None,
             tool_calls: found.calls.into_iter().map(|call| told(call, None)).collect::<Result<_, _>>()?,
         };
-        let choice = ChatChoice {
-            index: 0,
-            message,
-            logprobs,
-            finish_reason: all.finish.map(|finish| self.finish_reason(finish)),
-            token_ids,
-        };
-        Ok(ChatCompletion {
-            envelope: self.envelope,
-            choices: [choice],
-            usage: self.usage,
-            prompt_token_ids: self.prompt_ids,
-        })
+        let finish_reason = all.finish.map(|finish| calls.finish_reason(finish));
+        Ok(ChatChoice { index, message, logprobs, finish_reason, token_ids })
     }
 }
 
@@ -295,15 +304,20 @@ impl Streaming {
 
 impl Chunks for Streaming {
     fn opening(&mut self) -> Vec<String> {
-        let delta = ChunkDelta { role: Some(ROLE), content: Some(String::new()), tool_calls: Vec::new() };
-        vec![self.chunk(vec![ChunkChoice { delta, ..ChunkChoice::default() }], None)]
+        let choices = self.writing.calls.len();
+        let opening = |index| {
+            let delta = ChunkDelta { role: Some(ROLE), content: Some(String::new()), tool_calls: Vec::new() };
+            self.chunk(vec![ChunkChoice { index, delta, ..ChunkChoice::default() }], None)
+        };
+        (0..choices).map(opening).collect()
     }
 
     fn delta(&mut self, index: usize, mut delta: Delta) -> String {
-        self.writing.usage.add(&delta);
+        self.writing.usage.add(&delta, index == 0);
         let (logprobs, token_ids) = self.writing.details(&mut delta);
-        let before = self.writing.calls;
-        let found = self.writing.find_calls(delta.text, delta.finish.is_some());
+        let choice = &mut self.writing.calls[index];
+        let before = choice.count;
+        let found = choice.find(delta.text, delta.finish.is_some());
         let calls = found.calls.into_iter().zip(before..).map(|(call, at)| told(call, Some(at)));
         let tool_calls = match calls.collect::<Result<_, _>>() {
             Ok(calls) => calls,
@@ -314,7 +328,7 @@ impl Chunks for Streaming {
             index,
             delta: ChunkDelta { role: None, content, tool_calls },
             logprobs,
-            finish_reason: delta.finish.map(|finish| self.writing.finish_reason(finish)),
+            finish_reason: delta.finish.map(|finish| choice.finish_reason(finish)),
             token_ids,
         };
         self.chunk(vec![choice], None)

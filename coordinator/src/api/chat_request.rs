@@ -130,7 +130,6 @@ mod tests {
             ("functions", "[{}]", "null"),
             ("tool_choice", "\"auto\"", "\"none\""),
             ("response_format", r#"{"type": "json_object"}"#, r#"{"type": "text"}"#),
-            ("n", "2", "1"),
             ("modalities", r#"["text", "audio"]"#, r#"["text"]"#),
             ("audio", "{}", "null"),
             ("reasoning_effort", "\"low\"", "null"),

@@ -19,7 +19,7 @@ use super::envelope::{Envelope, Usage};
 use super::error::ApiError;
 use super::logprobs::CompletionLogprobs;
 use super::params::Delivery;
-use super::prompts;
+use super::prompts::{self, Encoded};
 use super::sse::{self, Chunks};
 use super::state::Api;
 use crate::generation::GenerationRequest;
@@ -45,23 +45,23 @@ pub(crate) async fn complete<E: Engine>(
         usage: Usage::of_prompt(encoded.iter().map(|prompt| prompt.tokens.len()).sum()),
         tokenizer: Arc::clone(&api.engine().model().tokenizer),
         logprobs,
-        choices: encoded
-            .iter()
-            .map(|prompt| Position {
+        choices: each_choice(&encoded, request.shared.choices)
+            .map(|(prompt, _)| Position {
                 offset: 0,
                 prompt_ids: request.shared.token_ids.then(|| prompt.tokens.clone()),
             })
             .collect(),
+        choices_per_prompt: request.shared.choices,
         token_ids: request.shared.token_ids,
         stream_usage: None,
     };
-    let jobs = encoded.into_iter().map(|prompt| {
+    let jobs = each_choice(&encoded, request.shared.choices).map(|(prompt, choice)| {
         let scored = request.echo && logprobs;
         let tokens = prompt.tokens.clone();
         Job {
             request: GenerationRequest {
                 prompt: tokens,
-                sampling: request.shared.sampling.clone(),
+                sampling: request.shared.sampling_of(choice),
                 max_tokens: request.max_tokens,
                 score_prompt: scored,
                 scope,
@@ -73,7 +73,7 @@ pub(crate) async fn complete<E: Engine>(
                 shown_ids: Vec::new(),
                 details: logprobs,
                 ids: request.shared.token_ids,
-                echo: request.echo.then(|| prompt.echo(scored)),
+                echo: request.echo.then(|| prompt.clone().echo(scored)),
             },
         }
     });
@@ -85,6 +85,11 @@ pub(crate) async fn complete<E: Engine>(
             Ok(sse::respond(deltas, writing))
         }
     }
+}
+
+/// Each prompt as often as it gets choices, with the choice's number among these.
+fn each_choice(prompts: &[Encoded], choices: usize) -> impl Iterator<Item = (&Encoded, usize)> {
+    prompts.iter().flat_map(move |prompt| (0..choices).map(move |choice| (prompt, choice)))
 }
 
 /// A completion, or a chunk of one.
@@ -117,7 +122,9 @@ struct Writing {
     tokenizer: Arc<Tokenizer>,
     logprobs: bool,
     token_ids: bool,
+    /// Prompt by prompt.
     choices: Vec<Position>,
+    choices_per_prompt: usize,
     /// What chunks of a stream say of the usage.
     stream_usage: Option<Option<Usage>>,
 }
@@ -133,7 +140,7 @@ struct Position {
 impl Writing {
     /// Adds a delta to `choice`, whose index is set.
     fn add(&mut self, choice: &mut CompletionChoice, delta: Delta) {
-        self.usage.add(&delta);
+        self.usage.add(&delta, choice.index.is_multiple_of(self.choices_per_prompt));
         let position = &mut self.choices[choice.index];
         choice.text.push_str(&delta.text);
         if self.logprobs {

@@ -65,11 +65,14 @@ impl Usage {
         Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
     }
 
-    /// Counts a delta's tokens of the answer, and those of the prompt that were in the cache.
-    pub(crate) fn add(&mut self, delta: &Delta) {
+    /// Counts a delta's tokens of the answer and, for the first choice of a prompt, those of the prompt that were in the
+    /// cache: a prompt counts once, however many choices it has.
+    pub(crate) fn add(&mut self, delta: &Delta, first: bool) {
         self.completion_tokens += delta.drawn.len();
         self.total_tokens += delta.drawn.len();
-        self.prompt_tokens_details.cached_tokens += delta.reused;
+        if first {
+            self.prompt_tokens_details.cached_tokens += delta.reused;
+        }
     }
 }
 

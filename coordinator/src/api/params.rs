@@ -3,11 +3,15 @@
 use brigade_proto::sampling::Sampling;
 use serde_json::Value;
 
+use super::answers::CONCURRENT_CHOICES;
 use super::error::ApiError;
 use super::fields::{Fields, invalid, number_of, wrong_type};
 
 /// Most log-probabilities per position that a request may ask for; OpenAI's limit.
 pub(crate) const MAX_LOGPROBS: i64 = 20;
+
+/// Most choices of one prompt: as many as a request has under way at a time.
+const MAX_CHOICES: i64 = CONCURRENT_CHOICES as i64;
 
 /// Most stop strings; OpenAI allows 4, evaluation harnesses send a few more.
 const MAX_STOPS: usize = 16;
@@ -38,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) delivery: Delivery,
     /// Whether token ids are wanted beside the text.
     pub(crate) token_ids: bool,
+    /// How many choices each prompt gets; at least 1.
+    pub(crate) choices: usize,
 }
 
 /// How an answer is sent.
@@ -57,7 +63,6 @@ impl Shared {
     ///
     /// - for OpenAI's own bookkeeping: `user`, `safety_identifier`, `prompt_cache_key`, `metadata`, `store` when false,
     ///   `service_tier` when `auto` or `default`;
-    /// - with their neutral value: `n` 1.
     ///
     /// `max_tokens` bounds `min_tokens`, where the request gives it.
     pub(crate) fn read(
@@ -69,7 +74,14 @@ impl Shared {
         let sampling = read_sampling(fields, vocabulary, max_tokens)?;
         let stops = read_stops(fields)?;
         let delivery = read_delivery(fields)?;
-        Ok(Shared { sampling, stops, delivery, token_ids: fields.flag("return_token_ids")? })
+        let choices = fields.whole("n", 1..=MAX_CHOICES)?.map_or(1, |choices| choices as usize);
+        Ok(Shared { sampling, stops, delivery, token_ids: fields.flag("return_token_ids")?, choices })
+    }
+
+    /// How to choose the tokens of a prompt's choice `index`: each with a seed of its own, the first with the one asked
+    /// for.
+    pub(crate) fn sampling_of(&self, index: usize) -> Sampling {
+        Sampling { seed: self.sampling.seed.wrapping_add(index as u64), ..self.sampling.clone() }
     }
 }
 
@@ -79,8 +91,7 @@ fn read_neutral(fields: &mut Fields) -> Result<(), ApiError> {
     }
     fields.only("metadata", Value::is_object)?;
     fields.only("store", |value| *value == Value::Bool(false))?;
-    fields.only("service_tier", |value| matches!(value.as_str(), Some("auto" | "default")))?;
-    fields.only("n", |value| value.as_f64() == Some(1.0))
+    fields.only("service_tier", |value| matches!(value.as_str(), Some("auto" | "default")))
 }
 
 fn read_sampling(
@@ -218,7 +229,7 @@ mod tests {
             r#"{"temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1,
                 "presence_penalty": -1, "frequency_penalty": 2, "seed": -1, "logit_bias": {"7": -100, "99": 2.5},
                 "ignore_eos": true, "min_tokens": 3, "stop": "end", "stream": true,
-                "stream_options": {"include_usage": true}, "return_token_ids": true, "user": "someone"}"#,
+                "stream_options": {"include_usage": true}, "return_token_ids": true, "n": 3, "user": "someone"}"#,
         )
         .unwrap();
         let expected = Sampling {
@@ -241,7 +252,8 @@ mod tests {
                 sampling: expected,
                 stops: vec!["end".to_owned()],
                 delivery: Delivery::Stream { usage: true },
-                token_ids: true
+                token_ids: true,
+                choices: 3,
             }
         );
     }
@@ -267,7 +279,8 @@ mod tests {
             (r#"{"stream": "yes"}"#, "stream"),
             (r#"{"stream_options": {"include_usage": true}}"#, "stream_options"),
             (r#"{"stream": true, "stream_options": {"x": 1}}"#, "stream_options.x"),
-            (r#"{"n": 2}"#, "n"),
+            (r#"{"n": 0}"#, "n"),
+            (r#"{"n": 17}"#, "n"),
             (r#"{"store": true}"#, "store"),
             (r#"{"service_tier": "flex"}"#, "service_tier"),
             (r#"{"user": 3}"#, "user"),

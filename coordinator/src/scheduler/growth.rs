@@ -3,7 +3,8 @@
 //! A sequence begins with pages for its prompt and the first `ASSURED_TOKENS` of its answer, and gets further ones as
 //! it grows, so that long limits that answers seldom reach do not keep others out. Where no page is free the youngest
 //! sequence gives its own back, and is replayed when there is room again: its tokens are all here, and computing them
-//! once more gives the same. What is still in the cache by then is not computed again (see `prefix`). The oldest never gives way, and any single request fits the cache, so that all get done.
+//! once more gives the same. What is still in the cache by then is not computed again (see `prefix`). The oldest never
+//! gives way, and any single request fits the cache, so that all get done.
 
 use brigade_proto::ids::SequenceId;
 

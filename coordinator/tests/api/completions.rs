@@ -1,10 +1,11 @@
 //! Completions in one piece: shapes, prompts, log-probabilities, what reaches the engine.
 
+use brigade_coordinator::generation::GenerationRequest;
 use brigade_proto::sampling::Sampling;
 use serde_json::json;
 
 use crate::client::Server;
-use crate::engine::{ScriptedEngine, draw};
+use crate::engine::{Act, ScriptedEngine, draw};
 use crate::model::{IM_END, MODEL, bytes, word};
 
 #[tokio::test]
@@ -53,6 +54,32 @@ async fn every_prompt_of_a_list_makes_a_choice_at_its_index() {
     }
     let answer = server.complete(json!({"prompt": bytes("one list"), "max_tokens": 100})).await;
     assert_eq!(answer["choices"][0]["text"], "one list");
+}
+
+#[tokio::test]
+async fn each_prompt_gets_as_many_choices_as_are_asked_for() {
+    // Says the prompt, and behind it the seed that the choice was given; all but the first find the prompt in the cache.
+    let script = |request: &GenerationRequest| -> Vec<Act> {
+        let seed = request.sampling.seed;
+        let mut acts = if seed == 7 { Vec::new() } else { vec![Act::Reuse(1)] };
+        acts.extend(draw(&request.prompt));
+        acts.extend(draw(&bytes(&seed.to_string())));
+        acts
+    };
+    let server = Server::start(ScriptedEngine::new(script)).await;
+    let answer = server
+        .complete(
+            json!({"prompt": ["ab", "cd"], "n": 3, "seed": 7, "max_tokens": 9, "return_token_ids": true}),
+        )
+        .await;
+    for (index, text) in ["ab7", "ab8", "ab9", "cd7", "cd8", "cd9"].into_iter().enumerate() {
+        let choice = &answer["choices"][index];
+        assert_eq!((&choice["index"], &choice["text"]), (&json!(index), &json!(text)));
+        assert_eq!(choice["prompt_token_ids"], json!(bytes(&text[..2])));
+    }
+    assert_eq!(answer["usage"]["prompt_tokens"], 4, "prompts count once");
+    assert_eq!(answer["usage"]["completion_tokens"], 6 * 4);
+    assert_eq!(answer["usage"]["prompt_tokens_details"], json!({"cached_tokens": 0}));
 }
 
 #[tokio::test]

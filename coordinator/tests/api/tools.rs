@@ -125,6 +125,30 @@ async fn text_before_a_call_is_text_and_an_answer_that_is_cut_off_says_so() {
 }
 
 #[tokio::test]
+async fn choices_call_tools_each_for_itself() {
+    let call_of = "<tool_call>{\"name\": \"forecast\"}</tool_call>";
+    let engine = ScriptedEngine::of(model_with(Some(TEMPLATE)), move |request| {
+        let text = if request.sampling.seed == 5 { "no call" } else { call_of };
+        bytes(text).into_iter().map(crate::engine::Act::Draw).collect()
+    });
+    let server = Server::start(engine).await;
+    let answer = server.chat(body(json!({"n": 2, "seed": 5}))).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "no call");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["choices"][1]["index"], 1);
+    assert_eq!(calls_of(&answer["choices"][1]["message"]["tool_calls"]), [call("{}")]);
+    assert_eq!(answer["choices"][1]["finish_reason"], "tool_calls");
+    let events = server.events(CHAT, body(json!({"n": 2, "seed": 5, "stream": true}))).await;
+    for (index, finish) in [(0, "stop"), (1, "tool_calls")] {
+        let choices =
+            events.iter().map(|event| &event["choices"][0]).filter(|choice| choice["index"] == index);
+        let choices: Vec<&Value> = choices.collect();
+        assert_eq!(choices[0]["delta"]["role"], "assistant", "{choices:?}");
+        assert_eq!(choices.last().unwrap()["finish_reason"], finish, "{choices:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_template_without_tools_refuses_them() {
     let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
     let (status, answer) = server.post(CHAT, body(json!({}))).await;
