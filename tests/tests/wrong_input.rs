@@ -123,12 +123,12 @@ async fn the_api_refuses_what_it_cannot_do_and_goes_on() {
         body
     };
 
-    // What is not built yet is named, never ignored.
+    // What is not built yet, or too much, is named, never ignored.
     let tool = json!([{ "type": "function", "function": { "name": "f", "parameters": {} } }]);
     for (name, value) in [
         ("tools", tool),
         ("response_format", json!({ "type": "json_object" })),
-        ("n", json!(2)),
+        ("n", json!(17)),
         ("frobnicate", json!(1)),
     ] {
         let error = client.post("/v1/chat/completions", &chat(json!({ name: value }))).await.error(400);
@@ -136,7 +136,7 @@ async fn the_api_refuses_what_it_cannot_do_and_goes_on() {
         assert!(error["message"].as_str().unwrap().contains(name), "{error:#}");
     }
     for (name, value) in [
-        ("n", json!(2)),
+        ("n", json!(17)),
         ("best_of", json!(3)),
         ("suffix", json!("x")),
         ("temperature", json!(-1)),
