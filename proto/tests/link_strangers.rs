@@ -9,6 +9,7 @@ mod raw;
 
 use std::sync::Arc;
 
+use brigade_proto::control::PROTOCOL_VERSION;
 use brigade_proto::frame::encode;
 use brigade_proto::identity::CoordinatorIdentity;
 use brigade_proto::ids::Peer;
@@ -57,7 +58,10 @@ async fn another_protocol_version_is_named() {
     let addr = newer.local_addr().unwrap();
     let error = soon("dialling", dialled.dial(&peer("w2"), &[addr])).await.unwrap_err();
     assert_eq!(error, LinkError::Version { peer: peer("w2") });
-    assert!(error.to_string().contains("does not speak protocol version 1"), "{error}");
+    assert!(
+        error.to_string().contains(&format!("does not speak protocol version {PROTOCOL_VERSION}")),
+        "{error}"
+    );
     assert!(soon("the other end", accepting).await.unwrap().is_err());
     // The other way round: who offers another version is not let in.
     let error = raw_connection(&ca, "w3", &dialled, "brigade/99", &peer("w1")).await.unwrap_err();
@@ -84,7 +88,10 @@ async fn raw_connection(
 async fn error_of(streams: &[Vec<u8>]) -> (LinkError, quinn::ConnectionError) {
     let (ca, _dir) = coordinator_identity();
     let accepted = bind(&worker_identity(&ca, "w2"));
-    let connection = raw_connection(&ca, "w1", &accepted, "brigade/1", &peer("w2")).await.unwrap();
+    let connection =
+        raw_connection(&ca, "w1", &accepted, &format!("brigade/{PROTOCOL_VERSION}"), &peer("w2"))
+            .await
+            .unwrap();
     let (mut choose, mut confirm) = connection.open_bi().await.unwrap();
     choose.write_all(&[1]).await.unwrap();
     choose.finish().unwrap();
