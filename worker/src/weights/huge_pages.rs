@@ -90,3 +90,36 @@ fn give_way() {}
 fn collapse(_address: usize) -> bool {
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::WeightBuffer;
+
+    /// More than two huge pages, wherever the system puts them, and not a whole number of them.
+    fn filled() -> (WeightBuffer, Range<usize>) {
+        let mut buffer = WeightBuffer::zeroed(3 * HUGE_PAGE + 12_345).expect("a few MiB");
+        buffer.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8);
+        let bytes = buffer.bytes().as_ptr_range();
+        let range = bytes.start as usize..bytes.end as usize;
+        (buffer, range)
+    }
+
+    fn unchanged(buffer: &WeightBuffer) -> bool {
+        buffer.bytes().iter().enumerate().all(|(i, byte)| *byte == (i % 251) as u8)
+    }
+
+    #[test]
+    fn moving_changes_no_byte_and_can_be_ended_at_any_time() {
+        let (first, first_range) = filled();
+        let (second, second_range) = filled();
+        let mut moving = HugePages::begin(vec![first_range, second_range]).expect("a thread");
+        // Read while they are moved.
+        assert!(unchanged(&first) && unchanged(&second));
+        moving.wait();
+        assert!(unchanged(&first) && unchanged(&second));
+        let (third, range) = filled();
+        drop(HugePages::begin(vec![range]).expect("a thread"));
+        assert!(unchanged(&third));
+    }
+}
