@@ -57,10 +57,10 @@ pub(super) unsafe trait Lanes {
     /// sum of its activations.
     const SIGNED_BIAS: i16;
 
-    /// Asks memory for what will be read some time after these bytes, where that is worth it: panels lie one after
-    /// another.
+    /// Asks memory for what a walk with `rows` rows of activations will read some time after these bytes, where that is
+    /// worth it: panels lie one after another.
     #[inline(always)]
-    fn prefetch(_bytes: &[u8]) {}
+    fn prefetch(_bytes: &[u8], _rows: usize) {}
 
     /// Bytes as they stand in a panel: four for each row.
     fn load(bytes: &[u8; 64]) -> Self::Bytes;

@@ -38,7 +38,7 @@ pub(super) fn walk<F: PanelFormat, L: Lanes, const R: usize, const PARTS: usize>
         for first in (0..F::VALUES / PART).step_by(PARTS) {
             unrolled!(below PARTS, |part| {
                 // As many bytes as the part has, wherever they lie.
-                L::prefetch(&block[(first + part) * part_bytes..][..part_bytes]);
+                L::prefetch(&block[(first + part) * part_bytes..][..part_bytes], R);
                 // Eight checks for each part would be a good part of the instructions.
                 // SAFETY: the rows are long enough, as asserted above.
                 let parts = rows.map(|row| unsafe { row.get_unchecked(number + part) });
