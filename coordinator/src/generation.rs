@@ -47,11 +47,32 @@ pub enum GenerationEvent {
     /// Scores of prompt tokens, in order; the first token has none, so `prompt - 1` come in all, chunk by chunk.
     PromptScores(Vec<TokenScore>),
     /// A token was drawn. An end token is reported too, before `Done`.
-    Token(TokenScore),
+    Token(Drawn),
     /// The generation has ended by itself.
     Done(FinishReason),
     /// The generation cannot go on.
     Failed(GenerationError),
+}
+
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token, with its log-probability where that was asked for.
+    pub score: TokenScore,
+    /// Whether it was guessed.
+    pub origin: Origin,
+}
+
+/// Whether a token was computed ahead of its being drawn. It is the same in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A draft stood in its place, and what follows it came with it.
+    Draft,
+    /// It was not guessed.
+    Drawn {
+        /// Drafts that were computed in vain, in its place and behind it.
+        rejected: u32,
+    },
 }
 
 /// Why a generation ended.

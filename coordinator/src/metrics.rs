@@ -50,6 +50,10 @@ pub struct Metrics {
     pub prefix_hits: Counter,
     /// Cache pages kept for prompts to come, and given up for others.
     pub pages_evicted: Counter,
+    /// Tokens guessed and computed ahead.
+    pub draft_tokens: Counter,
+    /// Those of them that became part of an answer.
+    pub draft_tokens_accepted: Counter,
     /// Workers attached.
     pub workers: Gauge,
     /// 1 where requests are served, otherwise 0.
@@ -209,6 +213,8 @@ impl Metrics {
             cache_tokens_kept: Gauge::default(),
             prefix_hits: Counter::default(),
             pages_evicted: Counter::default(),
+            draft_tokens: Counter::default(),
+            draft_tokens_accepted: Counter::default(),
             workers: Gauge::default(),
             serving: Gauge::default(),
             epoch: Gauge::default(),
@@ -257,6 +263,9 @@ impl Metrics {
         to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
         to.register("prefix_hits", "Requests that began with cached tokens", self.prefix_hits.clone());
         to.register("pages_evicted", "Kept cache pages given up for others", self.pages_evicted.clone());
+        to.register("draft_tokens", "Tokens guessed and computed ahead", self.draft_tokens.clone());
+        let accepted = self.draft_tokens_accepted.clone();
+        to.register("draft_tokens_accepted", "Guessed tokens that became part of an answer", accepted);
         to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();

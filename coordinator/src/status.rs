@@ -207,6 +207,10 @@ pub struct RequestStatus {
     pub pages_evicted: u64,
     /// Tokens generated, since the start.
     pub generated_tokens: u64,
+    /// Tokens guessed and computed ahead, since the start.
+    pub draft_tokens: u64,
+    /// Those of them that became part of an answer, since the start.
+    pub draft_tokens_accepted: u64,
 }
 
 /// The last steps of the pipeline, from sending to the result.

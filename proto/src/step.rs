@@ -41,7 +41,7 @@ pub struct StepFrame {
 pub enum StepKind {
     /// Prompt chunks.
     Prefill,
-    /// Tokens that were generated just now, one per sequence.
+    /// Tokens that were generated just now, one per sequence, and drafts behind them.
     Decode,
 }
 
@@ -60,8 +60,12 @@ pub struct Segment {
     /// Numbers of the cache pages that the sequence is given, the same on every stage, behind those that it was given
     /// before: a first segment brings all that it has, others more as it grows.
     pub pages: Vec<u32>,
-    /// Whether the last stage draws the token after the segment's last one.
+    /// Whether the last stage draws the token after the last one that is no draft and, while what it has drawn is the
+    /// draft in its place, the tokens after the drafts.
     pub sample: bool,
+    /// How many of the tokens, the last ones, are drafts: guesses of what will be drawn. Where all are, the segment runs
+    /// ahead of the one before it, and nothing is drawn unless that drew its first token last.
+    pub drafts: u32,
     /// Whether the last stage returns the log-probability of each token that follows a token of this segment.
     pub score: bool,
     /// For `score`: the token after the segment's last one, where it is known.
@@ -169,8 +173,9 @@ pub struct SegmentOutput {
     pub sequence: SequenceId,
     /// For `score`: one entry per known following token, in order.
     pub scores: Vec<TokenScore>,
-    /// For `sample`: the token drawn.
-    pub sampled: Option<TokenScore>,
+    /// For `sample`: the tokens drawn, in order. All but the last are the segment's drafts; a segment that is not drafts
+    /// alone has one at least.
+    pub sampled: Vec<TokenScore>,
 }
 
 /// A token with its log-probability under the full softmax (natural logarithm).

@@ -34,6 +34,7 @@ fn segment(tokens: &[u32]) -> Segment {
         }),
         pages: vec![0, u32::MAX],
         sample: true,
+        drafts: tokens.len() as u32,
         score: true,
         next_token: Some(0),
     }
@@ -51,7 +52,14 @@ fn step(kind: StepKind, hidden: Option<Hidden>) -> StepFrame {
         kind,
         segments: vec![
             segment(&[1, 2, 3]),
-            Segment { begin: None, next_token: None, sample: false, score: false, ..segment(&[u32::MAX]) },
+            Segment {
+                begin: None,
+                next_token: None,
+                sample: false,
+                drafts: 0,
+                score: false,
+                ..segment(&[u32::MAX])
+            },
         ],
         release: vec![SequenceId(1), SequenceId(2)],
         timings: vec![timing(), StageTiming::default()],
@@ -69,9 +77,9 @@ fn result() -> StepResult {
             SegmentOutput {
                 sequence: SequenceId(8),
                 scores: vec![TokenScore { token: 4, logprob: -0.25, top: vec![(4, -0.25), (5, -3.0)] }],
-                sampled: Some(TokenScore { token: 0, logprob: 0.0, top: Vec::new() }),
+                sampled: vec![TokenScore { token: 0, logprob: 0.0, top: Vec::new() }; 3],
             },
-            SegmentOutput { sequence: SequenceId(9), scores: Vec::new(), sampled: None },
+            SegmentOutput { sequence: SequenceId(9), scores: Vec::new(), sampled: Vec::new() },
         ],
         timings: vec![timing()],
     }
@@ -254,6 +262,7 @@ fn fields_that_cannot_be_are_named() {
     for (error, field) in [
         (decoded(&|step| step.segments[1].tokens.clear()), "segments.tokens"),
         (decoded(&|step| step.segments[0].start = u32::MAX - 1), "segments.start"),
+        (decoded(&|step| step.segments[0].drafts = 4), "segments.drafts"),
         (sampling(|s| s.temperature = f32::NAN), "sampling.temperature"),
         (sampling(|s| s.temperature = -1.0), "sampling.temperature"),
         (sampling(|s| s.top_p = 1.5), "sampling.top_p"),

@@ -8,7 +8,7 @@ use brigade_shard::tokenizer::{SpecialText, TextStart, TextStream, Tokenizer};
 
 use super::echo::Echo;
 use super::stop::{Matched, StopMatcher};
-use crate::generation::{FinishReason, Generation, GenerationError, GenerationEvent};
+use crate::generation::{Drawn, FinishReason, Generation, GenerationError, GenerationEvent, Origin};
 
 /// How a generation is read.
 #[derive(Clone, Debug)]
@@ -55,6 +55,10 @@ pub(crate) struct Delta {
     pub(crate) drawn: Vec<u32>,
     /// Tokens of the prompt that were in the cache, said once.
     pub(crate) reused: usize,
+    /// Drafts among the tokens drawn since the last delta.
+    pub(crate) accepted: usize,
+    /// Drafts that were computed in vain since the last delta.
+    pub(crate) rejected: usize,
     /// Set in the last delta.
     pub(crate) finish: Option<Finish>,
 }
@@ -91,6 +95,8 @@ pub(crate) struct Choice {
     count: u32,
     drawn: Vec<u32>,
     reused: usize,
+    accepted: usize,
+    rejected: usize,
     /// Tokens whose text is not certain yet, where they are wanted.
     waiting: VecDeque<Piece>,
     /// How many of `waiting` end with a whole character.
@@ -114,6 +120,8 @@ impl Choice {
             count: 0,
             drawn: Vec::new(),
             reused: 0,
+            accepted: 0,
+            rejected: 0,
             waiting: VecDeque::new(),
             whole: 0,
             arrived: 0,
@@ -146,7 +154,10 @@ impl Choice {
                     self.prompt_scores.extend(scores);
                     continue;
                 }
-                GenerationEvent::Token(score) => self.take(score),
+                GenerationEvent::Token(Drawn { score, origin }) => {
+                    self.count_draft(origin);
+                    self.take(score)
+                }
                 GenerationEvent::Done(reason) if self.reading.echo.is_none() => self.end(reason),
                 GenerationEvent::Done(_) => {
                     self.generation = None;
@@ -163,8 +174,13 @@ impl Choice {
             }
             let told = self.reading.ids && !self.drawn.is_empty();
             if told || delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
-                let (drawn, reused) = (std::mem::take(&mut self.drawn), std::mem::take(&mut self.reused));
-                return Ok(Some(Delta { drawn, reused, ..delta }));
+                return Ok(Some(Delta {
+                    drawn: std::mem::take(&mut self.drawn),
+                    reused: std::mem::take(&mut self.reused),
+                    accepted: std::mem::take(&mut self.accepted),
+                    rejected: std::mem::take(&mut self.rejected),
+                    ..delta
+                }));
             }
         }
     }
@@ -185,6 +201,13 @@ impl Choice {
             Piece { token, text, logprob, top, end: 0 }
         });
         Some(Delta { pieces: pieces.collect(), text, ..Delta::default() })
+    }
+
+    fn count_draft(&mut self, origin: Origin) {
+        match origin {
+            Origin::Draft => self.accepted += 1,
+            Origin::Drawn { rejected } => self.rejected += rejected as usize,
+        }
     }
 
     /// A token was drawn.

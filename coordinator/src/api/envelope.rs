@@ -50,6 +50,7 @@ pub(crate) struct Usage {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
 }
 
 /// Where a prompt's tokens came from.
@@ -57,6 +58,15 @@ pub(crate) struct Usage {
 struct PromptDetails {
     /// Tokens that were in the cache already.
     cached_tokens: usize,
+}
+
+/// How an answer's tokens came about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct CompletionDetails {
+    /// Tokens of the answer that were guessed, so that they came together with the one before them.
+    accepted_prediction_tokens: usize,
+    /// Guessed tokens that were computed in vain; none of them counts as a token of the answer.
+    rejected_prediction_tokens: usize,
 }
 
 impl Usage {
@@ -70,6 +80,8 @@ impl Usage {
     pub(crate) fn add(&mut self, delta: &Delta, first: bool) {
         self.completion_tokens += delta.drawn.len();
         self.total_tokens += delta.drawn.len();
+        self.completion_tokens_details.accepted_prediction_tokens += delta.accepted;
+        self.completion_tokens_details.rejected_prediction_tokens += delta.rejected;
         if first {
             self.prompt_tokens_details.cached_tokens += delta.reused;
         }

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use super::UsageError;
 use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
+use crate::scheduler::Speculation;
 use crate::template::own_program;
 
 /// Port of the control plane (TCP) and the data plane (UDP) unless told otherwise.
@@ -47,6 +48,11 @@ pub(super) struct ServingOptions {
     /// How hidden states cross links between workers: f32 gives the bits of a single box, the others halve what is sent
     #[arg(long, env = "BRIGADE_WIRE", value_name = "TYPE", hide_env = true, default_value = "f32")]
     pub(super) wire: Wire,
+
+    /// Guess no tokens ahead. Guesses change no token of an answer: they are computed beside the token before them where
+    /// that is likely to make answers faster, and taken where they are what is drawn
+    #[arg(long, env = "BRIGADE_NO_SPECULATION", hide_env = true)]
+    pub(super) no_speculation: bool,
 }
 
 /// How hidden states cross links, as a flag's value.
@@ -283,6 +289,7 @@ pub(super) fn cluster_settings(
         prefill_chunk: serving.prefill_chunk,
         cache_dtype: serving.kv_dtype.into(),
         wire: serving.wire.into(),
+        speculation: if serving.no_speculation { Speculation::Off } else { Speculation::Lookup },
         max_waiting: MAX_WAITING,
     })
 }

@@ -129,6 +129,8 @@ fn requests(counts: &Counts) -> RequestStatus {
         prefix_hits: counts.prefix_hits,
         pages_evicted: counts.pages_evicted,
         generated_tokens: counts.generated_tokens,
+        draft_tokens: counts.draft_tokens,
+        draft_tokens_accepted: counts.draft_tokens_accepted,
     }
 }
 

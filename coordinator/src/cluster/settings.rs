@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use brigade_proto::control::CacheDtype;
 use brigade_proto::step::WireDtype;
 
+use crate::scheduler::Speculation;
+
 /// Rows of a prompt chunk unless told otherwise: long enough that weights are read once for many rows, short enough
 /// that running streams wait little for one.
 pub const DEFAULT_PREFILL_CHUNK: u32 = 128;
@@ -37,6 +39,8 @@ pub struct ClusterSettings {
     pub cache_dtype: CacheDtype,
     /// How hidden states cross links.
     pub wire: WireDtype,
+    /// Where drafts of answers come from.
+    pub speculation: Speculation,
     /// Most requests that wait for cache before further ones are refused.
     pub max_waiting: usize,
 }

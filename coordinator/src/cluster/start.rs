@@ -177,6 +177,7 @@ impl Cluster {
             state_dir,
             deployment,
             max_waiting: settings.max_waiting,
+            speculation: settings.speculation,
             metrics: metrics.clone(),
             health,
             tasks: tasks.clone(),

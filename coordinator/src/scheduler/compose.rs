@@ -53,7 +53,7 @@ impl Scheduler {
         oldest.is_some_and(|flight| self.decodes_sent >= flight.due + ahead)
     }
 
-    /// A token of each sequence of the next group: of those that are ready, as many as keep the groups of one size, and
+    /// A token of each sequence of the next group, with its drafts: of those that are ready, as many as keep the groups of one size, and
     /// never all only because they happened to be ready together. Those without cache go first the next time, oldest first.
     fn decode_segments(&mut self, groups: usize, decoding: usize) -> Vec<(Segment, Expected)> {
         let free = groups.saturating_sub(self.under_way(StepKind::Decode));
@@ -62,20 +62,22 @@ impl Scheduler {
         };
         let ready = self.sequences.values().filter(|sequence| sequence.wants_decode()).count();
         let size = self.groups.largest(decoding).min(ready.div_ceil(free)).min(step_rows);
-        let (mut segments, mut short) = (Vec::new(), BTreeSet::new());
-        while segments.len() < size {
+        let (mut chosen, mut short) = (Vec::new(), BTreeSet::new());
+        while chosen.len() < size {
             let Some(id) = self.ready.pop_front() else { break };
             if !self.sequences.get(&id).is_some_and(Sequence::wants_decode) {
                 continue;
             }
             if self.grow(id) {
-                segments.extend(self.sequences.get_mut(&id).and_then(|sequence| sequence.next_decode(id)));
+                chosen.push(id);
             } else {
                 short.insert(id);
             }
         }
         short.into_iter().rev().for_each(|id| self.ready.push_front(id));
-        segments
+        let drafts = self.draft(&chosen, step_rows - chosen.len());
+        let each = chosen.into_iter().zip(drafts);
+        each.filter_map(|(id, drafts)| self.sequences.get_mut(&id)?.next_decode(id, drafts)).collect()
     }
 
     /// The next chunk, of one prompt or of several, and when it is due, in decode steps sent.

@@ -85,6 +85,12 @@ impl Groups {
         times.sum_and_slowest(StepKind::Decode, self.largest(sequences) as f64).0 + times.wire_s()
     }
 
+    /// Seconds from one token of a sequence to its next, where every group's step has `rows` rows.
+    pub(super) fn cycle_of_rows_s(&self, times: &Times, rows: f64) -> f64 {
+        let (sum_s, slowest_s) = times.sum_and_slowest(StepKind::Decode, rows);
+        (self.count as f64 * slowest_s).max(sum_s + times.wire_s())
+    }
+
     /// Seconds that the slowest stage computes in a cycle.
     fn busy_s(&self, times: &Times, sequences: usize) -> f64 {
         let (groups, sequences) = (self.count as f64, sequences as f64);

@@ -3,18 +3,21 @@
 //! A pure state machine. Requests wait in a bounded queue until there is cache to begin with (see `growth`); then their
 //! prompts are sent in chunks, several of which may be on their way (see `chunks`), and after that one token at a time, in
 //! several groups of sequences (see `groups`), so that every stage has something to do. The sizes of both follow from how
-//! long stages take (see `times`). A sequence that has ended is released with the next step, once none of its
+//! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`). A sequence that has ended is released with the next step, once none of its
 //! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
 
+mod acceptance;
 mod chunks;
 mod compose;
 mod groups;
 mod growth;
+mod lookup;
 mod pages;
 mod patience;
 mod prefix;
 mod results;
 mod sequence;
+mod speculation;
 mod times;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -26,11 +29,13 @@ use brigade_proto::step::{StageTiming, StepFrame, StepKind};
 
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
+use self::acceptance::Acceptance;
 use self::groups::Groups;
 use self::pages::Pages;
 use self::patience::Endings;
 use self::prefix::PageKey;
 use self::sequence::{Expected, Sequence};
+pub use self::speculation::Speculation;
 pub use self::times::StagePrediction;
 use self::times::Times;
 
@@ -118,6 +123,10 @@ pub struct Counts {
     pub pages_evicted: u64,
     /// Tokens drawn.
     pub generated_tokens: u64,
+    /// Drafts sent with tokens, to be computed in the same step.
+    pub draft_tokens: u64,
+    /// Those of them that were what was drawn.
+    pub draft_tokens_accepted: u64,
     /// Times that a generation gave its cache back to an older one, to be computed again later.
     pub replayed: u64,
     /// Results dropped because their fence or step was not of this pipeline.
@@ -165,6 +174,11 @@ pub struct Scheduler {
     times: Times,
     groups: Groups,
     endings: Endings,
+    speculation: Speculation,
+    /// How often guesses of all sequences were right.
+    acceptance: Acceptance,
+    /// Decode steps since one had drafts.
+    undrafted: u64,
     /// Decode steps sent.
     decodes_sent: u64,
     /// With which decode step, counted in those sent, the newest prefill step should be home.
@@ -179,8 +193,9 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler without a pipeline. At most `max_waiting` requests wait for cache.
-    pub fn new(max_waiting: usize, now: Instant) -> Scheduler {
+    /// A scheduler without a pipeline. At most `max_waiting` requests wait for cache; `speculation` says where drafts come
+    /// from.
+    pub fn new(max_waiting: usize, speculation: Speculation, now: Instant) -> Scheduler {
         Scheduler {
             max_waiting,
             closed: "no plan yet".into(),
@@ -198,6 +213,9 @@ impl Scheduler {
             times: Times::new(&[], 1),
             groups: Groups::new(),
             endings: Endings::default(),
+            speculation,
+            acceptance: Acceptance::default(),
+            undrafted: 0,
             decodes_sent: 0,
             newest_due: 0,
             progress: now,

@@ -97,6 +97,11 @@ impl Pages {
         Some(page)
     }
 
+    /// How many pages could be taken.
+    pub(super) fn free_count(&self) -> usize {
+        self.blank.len() + self.idle.len()
+    }
+
     /// Gives a sequence's pages back, in its order.
     pub(super) fn free(&mut self, pages: &[u32]) {
         // The last first: what is begun with is needed the longest.
@@ -115,8 +120,7 @@ impl Pages {
 
     /// Tokens of the pages that sequences have.
     pub(super) fn reserved_tokens(&self) -> u32 {
-        let free = self.blank.len() + self.idle.len();
-        (self.pages.len() - free) as u32 * PAGE_TOKENS
+        (self.pages.len() - self.free_count()) as u32 * PAGE_TOKENS
     }
 
     /// Tokens of the pages that are kept for sequences to come.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use brigade_proto::ids::{DeploymentId, StepId};
-use brigade_proto::step::{SegmentOutput, StepKind, StepResult};
+use brigade_proto::step::{SegmentOutput, StepKind, StepResult, TokenScore};
 
 use super::sequence::{Expected, Progress};
 use super::{Command, FAILED_STEPS_LIMIT, Flight, Measured, Scheduler};
@@ -123,9 +123,10 @@ impl Scheduler {
         }
         let commands = &mut self.commands;
         let mut emit = |event| commands.push_back(Command::Emit { sequence: id, event });
-        if expected.sample {
-            self.counts.generated_tokens += 1;
-        }
+        sequence.compare(&output, &mut self.acceptance);
+        self.counts.generated_tokens += output.sampled.len() as u64;
+        self.counts.draft_tokens += expected.drafts.len() as u64;
+        self.counts.draft_tokens_accepted += output.sampled.len().saturating_sub(1) as u64;
         let progress = sequence.take(output, expected, &mut emit);
         let (parking, ready) = (sequence.parking, sequence.wants_decode());
         self.note_computed(expected);
@@ -159,10 +160,22 @@ fn check(flight: &Flight, result: &StepResult) -> Result<(), String> {
             let found = output.scores.len();
             return Err(format!("{found} scores for sequence {sequence} instead of {}", expected.scores));
         }
-        if output.sampled.is_some() != expected.sample {
-            let what = if expected.sample { "no token" } else { "a token that was not asked for" };
-            return Err(format!("{what} for sequence {sequence}"));
-        }
+        check_drawn(expected, &output.sampled).map_err(|fault| format!("{fault} for sequence {sequence}"))?;
     }
     Ok(())
+}
+
+/// Whether what was drawn is what was asked for: drafts as far as they were right, and a token after them.
+fn check_drawn(expected: &Expected, drawn: &[TokenScore]) -> Result<(), String> {
+    let Some((last, accepted)) = drawn.split_last() else {
+        return if expected.sample { Err("no token".into()) } else { Ok(()) };
+    };
+    if !expected.sample {
+        return Err("a token that was not asked for".into());
+    }
+    let drafts = &expected.drafts;
+    let right = accepted.len() <= drafts.len()
+        && accepted.iter().zip(drafts).all(|(score, draft)| score.token == *draft)
+        && drafts.get(accepted.len()) != Some(&last.token);
+    if right { Ok(()) } else { Err("tokens that are not its drafts".into()) }
 }

@@ -5,9 +5,11 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Segment, SegmentOutput, SequenceStart};
 use brigade_shard::cost::PAGE_TOKENS;
 
-use crate::generation::{FinishReason, GenerationEvent, GenerationRequest};
+use crate::generation::{Drawn, FinishReason, GenerationEvent, GenerationRequest, Origin};
 
 use super::ASSURED_TOKENS;
+use super::acceptance::Acceptance;
+use super::lookup::{Guess, Lookup};
 use super::pages::Pages;
 use super::prefix::{PageKey, PageKeys};
 
@@ -45,10 +47,15 @@ pub(super) struct Sequence {
     pub(super) ended: bool,
     /// Whether it is to give its cache back as soon as its segments are home, and to be replayed later.
     pub(super) parking: bool,
+    lookup: Lookup,
+    /// What was taken to follow the newest token, however much of it was sent.
+    guess: Guess,
+    /// How often its guesses were right.
+    pub(super) acceptance: Acceptance,
 }
 
 /// What a segment's result must hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) sequence: SequenceId,
     /// Position of its first token.
@@ -56,6 +63,8 @@ pub(super) struct Expected {
     pub(super) rows: u32,
     pub(super) scores: usize,
     pub(super) sample: bool,
+    /// The segment's drafts.
+    pub(super) drafts: Vec<u32>,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
     /// Whether its tokens were computed before.
@@ -93,6 +102,9 @@ impl Sequence {
             in_flight: 0,
             ended: false,
             parking: false,
+            lookup: Lookup::default(),
+            guess: Guess::default(),
+            acceptance: Acceptance::default(),
         }
     }
 
@@ -145,6 +157,37 @@ impl Sequence {
     /// Pages for the token to be sent next and all before it.
     pub(super) fn next_pages(&self) -> usize {
         Pages::needed(self.tokens.len())
+    }
+
+    /// Tokens after the one to be sent next that there are pages for.
+    pub(super) fn room(&self) -> usize {
+        (self.pages.len() * PAGE_TOKENS as usize).saturating_sub(self.tokens.len())
+    }
+
+    /// Guesses up to `most` tokens that follow. None of them ends the answer: nothing would follow it.
+    pub(super) fn guess(&mut self, most: usize) {
+        self.guess = self.lookup.guess(&self.tokens, most);
+        let end_ids = &self.sampling.end_ids;
+        let ends = self.guess.tokens.iter().position(|token| end_ids.contains(token));
+        self.guess.tokens.truncate(ends.unwrap_or(most));
+    }
+
+    /// What was guessed last.
+    pub(super) fn guessed(&self) -> &Guess {
+        &self.guess
+    }
+
+    /// Learns from what was drawn, for itself and for `others`, how often guesses are right.
+    pub(super) fn compare(&mut self, output: &SegmentOutput, others: &mut Acceptance) {
+        let Guess { matched, tokens } = std::mem::take(&mut self.guess);
+        for (matched, (guessed, drawn)) in (matched..).zip(tokens.iter().zip(&output.sampled)) {
+            let right = *guessed == drawn.token;
+            self.acceptance.observe(matched, right);
+            others.observe(matched, right);
+            if !right {
+                return;
+            }
+        }
     }
 
     /// Begins anew with all that was said so far. Hands on the pages that it had.
@@ -236,33 +279,48 @@ impl Sequence {
         self.sent = end;
         self.in_flight += 1;
         let pages = self.new_pages();
-        let segment =
-            Segment { sequence: id, start: start as u32, tokens, begin, pages, sample, score, next_token };
-        (segment, Expected { sequence: id, start, rows, scores, sample, prompt_ends: last, replay })
+        let segment = Segment {
+            sequence: id,
+            start: start as u32,
+            tokens,
+            begin,
+            pages,
+            sample,
+            drafts: 0,
+            score,
+            next_token,
+        };
+        let drafts = Vec::new();
+        (segment, Expected { sequence: id, start, rows, scores, sample, drafts, prompt_ends: last, replay })
     }
 
-    /// The drawn token as a segment; `None` where there is none to send.
-    pub(super) fn next_decode(&mut self, id: SequenceId) -> Option<(Segment, Expected)> {
+    /// The drawn token as a segment, with drafts of what follows it, for which there are pages; `None` where there is none
+    /// to send.
+    pub(super) fn next_decode(&mut self, id: SequenceId, drafts: Vec<u32>) -> Option<(Segment, Expected)> {
         let token = *self.tokens.get(self.sent).filter(|_| self.wants_decode())?;
         let start = self.sent;
         self.sent += 1;
         self.in_flight += 1;
+        let tokens: Vec<u32> = [token].into_iter().chain(drafts.iter().copied()).collect();
+        let rows = tokens.len() as u32;
         let segment = Segment {
             sequence: id,
             start: start as u32,
-            tokens: vec![token],
+            tokens,
             begin: None,
             pages: self.new_pages(),
             sample: true,
+            drafts: drafts.len() as u32,
             score: false,
             next_token: None,
         };
         let expected = Expected {
             sequence: id,
             start,
-            rows: 1,
+            rows,
             scores: 0,
             sample: true,
+            drafts,
             prompt_ends: false,
             replay: false,
         };
@@ -279,25 +337,32 @@ impl Sequence {
         if expected.scores > 0 {
             emit(GenerationEvent::PromptScores(output.scores));
         }
-        let Some(sampled) = output.sampled.filter(|_| expected.sample) else {
-            // A request for scores alone ends with its prompt.
-            if !(expected.prompt_ends && self.max_tokens == 0) {
-                return Progress::Continues;
-            }
-            emit(GenerationEvent::Done(FinishReason::Length));
+        for (place, score) in output.sampled.into_iter().enumerate() {
+            let token = score.token;
+            let drafts = expected.drafts.get(place..).unwrap_or_default();
+            let origin = match drafts.first() {
+                Some(draft) if *draft == token => Origin::Draft,
+                _ => Origin::Drawn { rejected: drafts.len() as u32 },
+            };
+            self.tokens.push(token);
+            // What is behind it is not computed, or not as it was drawn.
+            self.sent = self.tokens.len() - 1;
+            emit(GenerationEvent::Token(Drawn { score, origin }));
+            let reason = if self.sampling.end_ids.contains(&token) {
+                FinishReason::EndToken
+            } else if self.drawn() >= self.max_tokens {
+                FinishReason::Length
+            } else {
+                continue;
+            };
+            emit(GenerationEvent::Done(reason));
             return Progress::Finished;
-        };
-        let token = sampled.token;
-        self.tokens.push(token);
-        emit(GenerationEvent::Token(sampled));
-        let reason = if self.sampling.end_ids.contains(&token) {
-            FinishReason::EndToken
-        } else if self.drawn() >= self.max_tokens {
-            FinishReason::Length
-        } else {
+        }
+        // A request for scores alone ends with its prompt.
+        if !(expected.prompt_ends && self.max_tokens == 0) {
             return Progress::Continues;
-        };
-        emit(GenerationEvent::Done(reason));
+        }
+        emit(GenerationEvent::Done(FinishReason::Length));
         Progress::Finished
     }
 }

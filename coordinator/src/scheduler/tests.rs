@@ -4,6 +4,7 @@ mod busy;
 mod prefix;
 mod simulated_pipeline;
 mod simulated_stage;
+mod speculation;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +17,7 @@ use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
 use super::groups::MOST_GROUPS;
 use super::*;
-use crate::generation::{FinishReason, ReuseScope};
+use crate::generation::{FinishReason, Origin, ReuseScope};
 use crate::test_random::Random;
 
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
@@ -59,8 +60,12 @@ struct Bench {
 
 impl Bench {
     fn new(pipeline: Pipeline, max_waiting: usize) -> Bench {
+        Bench::with(pipeline, max_waiting, Speculation::Off)
+    }
+
+    fn with(pipeline: Pipeline, max_waiting: usize, speculation: Speculation) -> Bench {
         let now = Instant::now();
-        let mut scheduler = Scheduler::new(max_waiting, now);
+        let mut scheduler = Scheduler::new(max_waiting, speculation, now);
         scheduler.start(pipeline.clone(), now);
         Bench {
             scheduler,
@@ -141,7 +146,7 @@ impl Bench {
 
     fn tokens(&self, id: u64) -> Vec<u32> {
         let token = |event: &GenerationEvent| match event {
-            GenerationEvent::Token(score) => Some(score.token),
+            GenerationEvent::Token(drawn) => Some(drawn.score.token),
             _ => None,
         };
         self.events(id).iter().filter_map(token).collect()
@@ -420,7 +425,7 @@ fn wrong_results_break_the_pipeline_and_foreign_ones_are_dropped() {
         (|r| r.step = StepId(99), false),
         (|r| r.kind = StepKind::Decode, true),
         (|r| r.outputs.clear(), true),
-        (|r| r.outputs[0].sampled = None, true),
+        (|r| r.outputs[0].sampled.clear(), true),
     ];
     for (change, breaks) in changes {
         let mut bench = Bench::new(pipeline(1, 512), 2);

@@ -21,7 +21,10 @@ async fn a_completion_has_openai_s_shape() {
     assert_eq!(answer["choices"], json!([choice]));
     assert_eq!(
         answer["usage"],
-        json!({"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0}})
+        json!({
+            "prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+        })
     );
 }
 
@@ -121,7 +124,10 @@ async fn echo_scores_the_prompt() {
     assert_eq!(choice["finish_reason"], "length");
     assert_eq!(
         answer["usage"],
-        json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0}})
+        json!({
+            "prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+        })
     );
     assert_eq!(choice["logprobs"]["tokens"], json!(["a", "<|im_start|>", "n", "", "é"]));
     assert_eq!(choice["logprobs"]["token_logprobs"], json!([null, -0.25, -0.25, -0.25, -0.25]));

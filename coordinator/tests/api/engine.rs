@@ -7,7 +7,7 @@ use std::time::Duration;
 use brigade_coordinator::api::Engine;
 use brigade_coordinator::cluster::ModelInfo;
 use brigade_coordinator::generation::{
-    FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest,
+    Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
 };
 use brigade_coordinator::status::{ClusterStatus, Phase};
 use brigade_proto::step::TokenScore;
@@ -26,6 +26,8 @@ pub enum Act {
     Reuse(u32),
     /// Draws a token.
     Draw(u32),
+    /// Draws a token that was guessed, or for which guesses were wrong.
+    Guess(u32, Origin),
     /// Takes this long.
     Wait(Duration),
     /// Breaks off.
@@ -153,9 +155,11 @@ async fn play(engine: &ScriptedEngine, request: &GenerationRequest, events: &mps
             break;
         }
         match act {
-            Act::Draw(token) => {
+            Act::Draw(token) | Act::Guess(token, _) => {
                 left -= 1;
-                send(GenerationEvent::Token(score(token, request))).await;
+                let origin =
+                    if let Act::Guess(_, origin) = act { origin } else { Origin::Drawn { rejected: 0 } };
+                send(GenerationEvent::Token(Drawn { score: score(token, request), origin })).await;
                 if request.sampling.end_ids.contains(&token) {
                     return send(GenerationEvent::Done(FinishReason::EndToken)).await;
                 }

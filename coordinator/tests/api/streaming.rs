@@ -1,5 +1,6 @@
 //! Streams: order, usage, whole characters.
 
+use brigade_coordinator::generation::Origin;
 use serde_json::{Value, json};
 
 use crate::client::Server;
@@ -50,6 +51,22 @@ async fn usage_comes_last_with_no_choices() {
         for event in events {
             assert_eq!(event.get("usage"), Some(&Value::Null), "{path}");
         }
+    }
+}
+
+#[tokio::test]
+async fn drafts_are_part_of_the_usage_as_far_as_they_are_part_of_the_answer() {
+    let server = Server::start(ScriptedEngine::new(|_| {
+        let origins = [Origin::Drawn { rejected: 4 }, Origin::Draft, Origin::Draft, Origin::Draft];
+        bytes("abcd").into_iter().zip(origins).map(|(token, origin)| Act::Guess(token, origin)).collect()
+    }))
+    .await;
+    // The answer ends with its third token, and what comes after that is not read.
+    for (body, accepted) in [(json!({"prompt": "x"}), 3), (json!({"prompt": "x", "stop": "c"}), 2)] {
+        let answer = server.complete(body).await;
+        let details = &answer["usage"]["completion_tokens_details"];
+        let expected = json!({"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": 4});
+        assert_eq!(*details, expected, "{answer}");
     }
 }
 

@@ -129,6 +129,7 @@ impl From<&Segment> for pb::Segment {
             begin: segment.begin.as_ref().map(Into::into),
             pages: segment.pages.clone(),
             sample: segment.sample,
+            drafts: segment.drafts,
             score: segment.score,
             next_token: segment.next_token,
         }
@@ -146,6 +147,10 @@ impl TryFrom<pb::Segment> for Segment {
             let problem = format!("is {}: its tokens would pass the last position", segment.start);
             return Err(InvalidMessage::new("segments.start", problem));
         }
+        if segment.drafts as usize > segment.tokens.len() {
+            let problem = format!("is {} of {} tokens", segment.drafts, segment.tokens.len());
+            return Err(InvalidMessage::new("segments.drafts", problem));
+        }
         Ok(Segment {
             sequence: SequenceId(segment.sequence),
             start: segment.start,
@@ -153,6 +158,7 @@ impl TryFrom<pb::Segment> for Segment {
             begin: segment.begin.map(TryInto::try_into).transpose()?,
             pages: segment.pages,
             sample: segment.sample,
+            drafts: segment.drafts,
             score: segment.score,
             next_token: segment.next_token,
         })
@@ -313,7 +319,7 @@ impl From<&SegmentOutput> for pb::SegmentOutput {
         pb::SegmentOutput {
             sequence: output.sequence.0,
             scores: output.scores.iter().map(Into::into).collect(),
-            sampled: output.sampled.as_ref().map(Into::into),
+            sampled: output.sampled.iter().map(Into::into).collect(),
         }
     }
 }
@@ -323,7 +329,7 @@ impl From<pb::SegmentOutput> for SegmentOutput {
         SegmentOutput {
             sequence: SequenceId(output.sequence),
             scores: output.scores.into_iter().map(Into::into).collect(),
-            sampled: output.sampled.map(Into::into),
+            sampled: output.sampled.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -27,6 +27,7 @@ pub fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
         begin: None,
         pages: Vec::new(),
         sample: true,
+        drafts: 0,
         score: false,
         next_token: None,
     };
@@ -52,7 +53,7 @@ pub fn result(number: u64) -> Frame {
         outputs: vec![SegmentOutput {
             sequence: SequenceId(1),
             scores: Vec::new(),
-            sampled: Some(TokenScore { token: 9, logprob: -0.5, top: Vec::new() }),
+            sampled: vec![TokenScore { token: 9, logprob: -0.5, top: Vec::new() }],
         }],
         timings: Vec::new(),
     })

@@ -41,7 +41,12 @@ pub struct History<'a> {
     pub prompt_tokens: usize,
 }
 
-impl History<'_> {
+impl<'a> History<'a> {
+    /// The first `tokens` tokens of it.
+    pub fn up_to(self, tokens: usize) -> History<'a> {
+        History { tokens: self.tokens.get(..tokens).unwrap_or(self.tokens), ..self }
+    }
+
     /// The tokens after the prompt.
     pub fn answer(&self) -> &[u32] {
         self.tokens.get(self.prompt_tokens..).unwrap_or(&[])

@@ -15,6 +15,8 @@ const PAGE: usize = PAGE_TOKENS as usize;
 struct Sequence {
     start: SequenceStart,
     tokens: Vec<u32>,
+    /// The token drawn last, with its position.
+    drawn: Option<(u32, u32)>,
 }
 
 /// The sequences of a last stage.
@@ -38,7 +40,7 @@ impl Sequences {
         let place = |at: usize| pages[at / PAGE] as usize * PAGE + at % PAGE;
         if let Some(begin) = &segment.begin {
             let tokens = (0..start).map(|at| self.cached[place(at)]).collect();
-            self.known.insert(segment.sequence, Sequence { start: begin.clone(), tokens });
+            self.known.insert(segment.sequence, Sequence { start: begin.clone(), tokens, drawn: None });
         }
         if let Some(sequence) = self.known.get_mut(&segment.sequence) {
             sequence.tokens.truncate(start);
@@ -56,10 +58,24 @@ impl Sequences {
         Some((&sequence.start, History { tokens: &sequence.tokens, prompt_tokens }))
     }
 
+    /// Whether a segment begins with the token that was drawn last.
+    pub(super) fn begins_with_drawn(&self, segment: &Segment) -> bool {
+        let drawn = self.known.get(&segment.sequence).and_then(|sequence| sequence.drawn);
+        drawn.is_some() && drawn == segment.tokens.first().map(|token| (segment.start, *token))
+    }
+
+    /// Notes which token was drawn last, and that it stands at `position`.
+    pub(super) fn note_drawn(&mut self, sequence: SequenceId, position: u32, token: u32) {
+        if let Some(sequence) = self.known.get_mut(&sequence) {
+            sequence.drawn = Some((position, token));
+        }
+    }
+
     /// Forgets the tokens from `start` on.
     pub(super) fn truncate(&mut self, sequence: SequenceId, start: u32) {
         if let Some(sequence) = self.known.get_mut(&sequence) {
             sequence.tokens.truncate(start as usize);
+            sequence.drawn = None;
         }
     }
 

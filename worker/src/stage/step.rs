@@ -7,7 +7,7 @@ use brigade_shard::cost::PAGE_TOKENS;
 
 use super::StageOutput;
 use super::error::StepError;
-use super::score::{Outcome, segment_rows, wanted_rows};
+use super::score::{Outcome, first_drawn, segment_rows, wanted_rows};
 use super::sequences::Sequences;
 use crate::backend::{Backend, Batch, Span};
 use crate::cache::{Append, CacheLimits, CacheUsage, PageTables};
@@ -223,16 +223,27 @@ impl<B: Backend> Runner<B> {
         let mut outputs: Vec<SegmentOutput> = frame
             .segments
             .iter()
-            .map(|segment| SegmentOutput { sequence: segment.sequence, scores: Vec::new(), sampled: None })
+            .map(|segment| SegmentOutput {
+                sequence: segment.sequence,
+                scores: Vec::new(),
+                sampled: Vec::new(),
+            })
             .collect();
-        let wanted = wanted_rows(&frame.segments);
+        let sequences = &self.sequences;
+        let wanted = wanted_rows(&frame.segments, |segment| sequences.begins_with_drawn(segment));
         let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
-        let outcome = Outcome { segments: &frame.segments, sequences: &self.sequences };
+        let outcome = Outcome { segments: &frame.segments, sequences };
         let sampler = &mut self.sampler;
         self.model.logits(&rows, |index, logits| {
             let wanted = &wanted[index];
             outcome.of_row(sampler, wanted, logits, &mut outputs[wanted.segment])
         })?;
+        for (segment, output) in frame.segments.iter().zip(&outputs) {
+            if let Some(last) = output.sampled.last() {
+                let position = segment.start as usize + first_drawn(segment) + output.sampled.len();
+                self.sequences.note_drawn(segment.sequence, position as u32, last.token);
+            }
+        }
         Ok(Computed::Outputs(outputs))
     }
 }

@@ -60,6 +60,7 @@ fn frame(step: u64, kind: StepKind, token: u32) -> StepFrame {
         begin: None,
         pages: Vec::new(),
         sample: false,
+        drafts: 0,
         score: false,
         next_token: None,
     };

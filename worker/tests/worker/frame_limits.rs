@@ -44,6 +44,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
         begin: Some(SequenceStart { sampling: sampling.clone(), prompt_tokens: 4096 }),
         pages: vec![u32::MAX; 4096 / 32],
         sample: true,
+        drafts: 0,
         score: true,
         next_token: Some(TOKEN),
     };
@@ -71,7 +72,7 @@ fn largest_result(room: &StageRoom) -> StepResult {
     let output = |sequence| SegmentOutput {
         sequence: SequenceId(u64::MAX - u64::from(sequence)),
         scores: vec![score.clone(); (room.step_rows / room.sequences) as usize],
-        sampled: Some(score.clone()),
+        sampled: vec![score.clone()],
     };
     StepResult {
         fence: FENCE,

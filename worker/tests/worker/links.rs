@@ -67,6 +67,7 @@ fn frame(step: u64, kind: StepKind) -> Frame {
         begin: None,
         pages: Vec::new(),
         sample: false,
+        drafts: 0,
         score: false,
         next_token: None,
     };

@@ -21,6 +21,7 @@ fn step(epoch: u64, number: u64, kind: StepKind, start: u32, tokens: &[u32]) -> 
         pages: if begin.is_some() { vec![0] } else { Vec::new() },
         begin,
         sample: true,
+        drafts: 0,
         score: start == 0,
         next_token: None,
     };
@@ -47,7 +48,7 @@ async fn generate(epoch: u64, first: &LinkSender, last: &mut Neighbour, stages: 
         let places: Vec<u32> = result.timings.iter().map(|timing| timing.stage).collect();
         assert!(places.is_sorted(), "{places:?}");
         result.timings.clear();
-        let token = result.outputs[0].sampled.clone().expect("a token was asked for").token;
+        let token = result.outputs[0].sampled.first().expect("a token was asked for").token;
         results.push(result);
         next = step(epoch, number, StepKind::Decode, PROMPT.len() as u32 + number as u32 - 2, &[token]);
     }

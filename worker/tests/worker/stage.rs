@@ -4,7 +4,7 @@ use super::tiny_model::{Pipeline, Random, TinyModel, load, pages_of, request, ro
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
-use brigade_proto::step::{Hidden, Segment, SequenceStart, StepFrame, WireDtype};
+use brigade_proto::step::{Hidden, Segment, SequenceStart, StepFrame, TokenScore, WireDtype};
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Place;
 use brigade_shard::tensor_type::TensorType;
@@ -184,7 +184,7 @@ fn sampling_is_the_same_however_it_is_cut_and_replayed() {
     let drawn = |pipeline: &mut Pipeline, start: usize, tokens: &[u32], begun: bool| {
         let begin = begin(20).filter(|_| begun);
         let segment = Segment { begin, sample: true, ..segment(1, start, tokens) };
-        pipeline.outputs(vec![segment]).remove(0).sampled.unwrap().token
+        pipeline.outputs(vec![segment]).remove(0).sampled[0].token
     };
     let answer = |cuts: &[usize]| {
         let mut pipeline = Pipeline::cut(&header, 4, cuts);
@@ -207,6 +207,95 @@ fn sampling_is_the_same_however_it_is_cut_and_replayed() {
     }
 }
 
+/// Everything that the sampler looks at.
+fn sampled_like(prompt_tokens: u32) -> SequenceStart {
+    let sampling = Sampling {
+        temperature: 1.1,
+        top_p: 0.95,
+        seed: 9,
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.3,
+        logprobs: Some(2),
+        ..Sampling::default()
+    };
+    SequenceStart { sampling, prompt_tokens }
+}
+
+/// `count` tokens after `prompt`, drawn one by one.
+fn answer_of(pipeline: &mut Pipeline, prompt: &[u32], count: usize) -> Vec<TokenScore> {
+    let begin = Some(sampled_like(prompt.len() as u32));
+    let first = Segment { begin, sample: true, ..segment(1, 0, prompt) };
+    let mut answer = pipeline.outputs(vec![first]).remove(0).sampled;
+    while answer.len() < count {
+        let last = answer.last().unwrap().token;
+        let next = Segment { sample: true, ..segment(1, prompt.len() + answer.len() - 1, &[last]) };
+        answer.extend(pipeline.outputs(vec![next]).remove(0).sampled);
+    }
+    answer
+}
+
+/// A segment whose tokens but the first are drafts.
+fn drafted(start: usize, tokens: &[u32]) -> Segment {
+    Segment { sample: true, drafts: tokens.len() as u32 - 1, ..segment(1, start, tokens) }
+}
+
+#[test]
+fn drafts_are_taken_as_far_as_they_are_what_is_drawn() {
+    let (_dir, header) = written(&TinyModel::q4_1());
+    let prompt = Random::new(11).tokens(20, 200);
+    for cuts in [&[][..], &[1, 3]] {
+        let mut pipeline = Pipeline::cut(&header, 4, cuts);
+        let alone = answer_of(&mut pipeline, &prompt, 40);
+        let tokens: Vec<u32> = alone.iter().map(|score| score.token).collect();
+        for (right, wrong) in [(0, 1), (0, 4), (1, 0), (1, 3), (5, 0), (7, 6), (13, 2)] {
+            let mut found = answer_of(&mut pipeline, &prompt, 1);
+            while found.len() + right + wrong < alone.len() {
+                let at = found.len();
+                let mut guess = tokens[at - 1..at + right].to_vec();
+                guess.extend((0..wrong).map(|i| (tokens[at + right + i] + 1) % 200));
+                let drawn = pipeline.outputs(vec![drafted(prompt.len() + at - 1, &guess)]).remove(0).sampled;
+                assert_eq!(drawn.len(), right + 1, "{right} right and {wrong} wrong drafts");
+                found.extend(drawn);
+            }
+            assert_eq!(found, alone[..found.len()], "{right} right and {wrong} wrong drafts");
+        }
+    }
+}
+
+#[test]
+fn what_runs_ahead_counts_only_where_all_before_it_was_drawn() {
+    let (_dir, header) = written(&TinyModel::q4_1());
+    let prompt = Random::new(12).tokens(20, 200);
+    let mut pipeline = Pipeline::cut(&header, 4, &[2]);
+    let alone = answer_of(&mut pipeline, &prompt, 30);
+    let tokens: Vec<u32> = alone.iter().map(|score| score.token).collect();
+    let ahead = |at: usize, tokens: &[u32]| Segment {
+        sample: true,
+        drafts: tokens.len() as u32,
+        ..segment(1, prompt.len() + at, tokens)
+    };
+    // Three segments follow each other, of which the second and the third run ahead.
+    answer_of(&mut pipeline, &prompt, 1);
+    let mut found = alone[..1].to_vec();
+    found.extend(pipeline.outputs(vec![drafted(prompt.len(), &tokens[..4])]).remove(0).sampled);
+    assert_eq!(found.len(), 5, "three drafts and the token after them");
+    found.extend(pipeline.outputs(vec![ahead(4, &tokens[4..8])]).remove(0).sampled);
+    found.extend(pipeline.outputs(vec![ahead(8, &tokens[8..10])]).remove(0).sampled);
+    assert_eq!(found, alone[..11]);
+    // A wrong draft, and what ran ahead of it is not drawn; nor is what ran ahead of that.
+    let mut wrong = tokens[10..14].to_vec();
+    wrong[3] = (wrong[3] + 1) % 200;
+    found.extend(pipeline.outputs(vec![drafted(prompt.len() + 10, &wrong)]).remove(0).sampled);
+    assert_eq!(found, alone[..14]);
+    for (at, tokens) in [(14, &tokens[14..16]), (16, &tokens[16..18])] {
+        assert_eq!(pipeline.outputs(vec![ahead(at, tokens)]).remove(0).sampled, []);
+    }
+    // It goes on behind what was drawn.
+    found.extend(pipeline.outputs(vec![drafted(prompt.len() + 13, &tokens[13..18])]).remove(0).sampled);
+    found.extend(pipeline.outputs(vec![ahead(18, &tokens[18..20])]).remove(0).sampled);
+    assert_eq!(found, alone[..21]);
+}
+
 #[test]
 fn scores_are_log_probabilities() {
     let (_dir, header) = written(&TinyModel::f32());
@@ -227,7 +316,7 @@ fn scores_are_log_probabilities() {
     };
     let segment = Segment { begin: Some(greedy), sample: true, ..scored(1, 0, &tokens, None) };
     let output = pipeline.outputs(vec![segment]).remove(0);
-    let sampled = output.sampled.unwrap();
+    let sampled = &output.sampled[0];
     assert_eq!(output.scores.len(), 4);
     assert_eq!(sampled.top[0], (sampled.token, sampled.logprob));
     assert!(sampled.top[1].1 <= sampled.top[0].1);

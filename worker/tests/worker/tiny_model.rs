@@ -300,6 +300,7 @@ pub fn segment(sequence: u64, start: usize, tokens: &[u32]) -> Segment {
         begin: (start == 0).then_some(begin),
         pages: if start == 0 { pages_of(sequence) } else { Vec::new() },
         sample: false,
+        drafts: 0,
         score: false,
         next_token: None,
     }

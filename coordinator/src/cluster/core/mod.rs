@@ -29,7 +29,7 @@ use super::statistics::Statistics;
 use crate::deployment::{self, Deployment};
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
 use crate::metrics::Metrics;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, Speculation};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::{ClusterStatus, ModelStatus};
 
@@ -68,6 +68,7 @@ pub(super) struct CoreParts {
     pub(super) state_dir: StateDir,
     pub(super) deployment: Deployment,
     pub(super) max_waiting: usize,
+    pub(super) speculation: Speculation,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
     pub(super) tasks: TaskTracker,
@@ -119,7 +120,7 @@ impl Core {
             state_dir: Some(parts.state_dir),
             membership: Membership::new(),
             deployment: parts.deployment,
-            scheduler: Scheduler::new(parts.max_waiting, now),
+            scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now),
             sessions: HashMap::new(),
             links: Links::new(events_sender.clone(), parts.tasks.clone()),
             first: None,

@@ -11,7 +11,7 @@ use brigade_proto::step::{StageTiming, StepFrame, StepKind, StepResult};
 
 use super::simulated_stage::SimulatedStage;
 use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope};
-use crate::scheduler::{Command, Pipeline, Scheduler, StagePrediction};
+use crate::scheduler::{Command, Pipeline, Scheduler, Speculation, StagePrediction};
 use crate::test_random::Random;
 
 /// How long a stage takes: milliseconds for any step, and for each row.
@@ -118,7 +118,7 @@ impl SimulatedPipeline {
             busy_us: 0,
         };
         let begin = Instant::now();
-        let mut scheduler = Scheduler::new(64, begin);
+        let mut scheduler = Scheduler::new(64, Speculation::Off, begin);
         scheduler.start(pipeline.clone(), begin);
         SimulatedPipeline {
             scheduler,

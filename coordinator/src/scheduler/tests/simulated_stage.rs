@@ -29,13 +29,21 @@ pub(super) struct SimulatedStage {
     pub(super) begun: BTreeMap<SequenceId, u32>,
     /// How often each sequence was released.
     pub(super) released: BTreeMap<SequenceId, u32>,
+    /// How many of these are certain: those behind them are drafts that were not drawn.
+    certain: BTreeMap<SequenceId, usize>,
     /// All that was ever said of each sequence, its prompt included.
     said: BTreeMap<SequenceId, Vec<u32>>,
 }
 
-/// The token that stands at `position` of a sequence's answer.
+/// The token that stands at `position` of a sequence's answer. Of three sequences one says things over and over, with a
+/// slip here and there.
 pub(super) fn drawn(sequence: SequenceId, position: u32) -> u32 {
     let mut random = crate::test_random::Random::new(sequence.0 << 32 | u64::from(position));
+    let slips = random.next().is_multiple_of(16);
+    if sequence.0 % 3 == 1 && !slips {
+        let place = sequence.0 << 32 | u64::from(position % 11);
+        return (crate::test_random::Random::new(place).next() % VOCAB) as u32;
+    }
     (random.next() % VOCAB) as u32
 }
 
@@ -52,6 +60,7 @@ impl SimulatedStage {
             tables: BTreeMap::new(),
             begun: BTreeMap::new(),
             released: BTreeMap::new(),
+            certain: BTreeMap::new(),
             said: BTreeMap::new(),
         }
     }
@@ -133,7 +142,9 @@ impl SimulatedStage {
         }
         self.give(segment);
         let held = self.held.get_mut(&id).expect("a sequence's first segment must begin it");
-        assert_eq!(segment.start as usize, held.len(), "sequence {id} repeats or skips positions");
+        let certain = *self.certain.get(&id).filter(|_| segment.begin.is_none()).unwrap_or(&held.len());
+        assert_eq!(segment.start as usize, certain, "sequence {id} repeats or skips positions");
+        held.truncate(certain);
         let table = &self.tables[&id];
         for token in &segment.tokens {
             let page = table[held.len() / PAGE];
@@ -146,14 +157,24 @@ impl SimulatedStage {
             self.pages[page as usize].push(*token);
             held.push(*token);
         }
-        let said = self.said.entry(id).or_default();
-        if said.len() < held.len() {
-            said.extend(&held[said.len()..]);
-        }
-        assert!(said.starts_with(held), "sequence {id} is replayed with other tokens");
         let following = segment.tokens[1..].iter().copied().chain(segment.next_token);
         let scores = if segment.score { following.map(score).collect() } else { Vec::new() };
-        let position = held.len() as u32;
-        SegmentOutput { sequence: id, scores, sampled: segment.sample.then(|| score(drawn(id, position))) }
+        let first = held.len() - segment.drafts as usize;
+        let mut sampled = Vec::new();
+        let mut goes_on = segment.sample;
+        while goes_on {
+            let position = first + sampled.len();
+            let token = drawn(id, position as u32);
+            sampled.push(score(token));
+            goes_on = held.get(position) == Some(&token);
+        }
+        let certain = first + sampled.len().saturating_sub(1);
+        self.certain.insert(id, certain);
+        let said = self.said.entry(id).or_default();
+        if said.len() < certain {
+            said.extend(&held[said.len()..certain]);
+        }
+        assert!(said.starts_with(&held[..certain]), "sequence {id} is replayed with other tokens");
+        SegmentOutput { sequence: id, scores, sampled }
     }
 }
