@@ -117,7 +117,15 @@ class Cluster:
 
     def stream(self, prompt, tokens):
         """A request of random tokens that is still to be run; on loopback alone."""
-        return Stream(self.http_port, self.model, prompt, tokens)
+        draw = random.Random()
+        prompt = [draw.randrange(1000) for _ in range(prompt)]
+        return Stream(self.http_port, {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 1, "seed": 1})
+
+    def complete(self, prompt, tokens, temperature):
+        """An answer to a text, always the same: the seconds from its first token to its last, its text, and its usage; on loopback alone."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": temperature, "seed": 1}
+        stream = Stream(self.http_port, body).run()
+        return (stream.at[-1] - stream.at[0]) / 1e3, stream.text, stream.usage
 
     def stop(self):
         for _, process, _ in self.processes:
@@ -133,17 +141,13 @@ class Cluster:
 
 
 class Stream:
-    """A completion of token ids, with the time at which each came."""
+    """A completion of a prompt, with the time at which each token came."""
 
-    def __init__(self, port, model, prompt, tokens):
-        draw = random.Random()
+    def __init__(self, port, body):
         self.port, self.at, self.changed, self.ended = port, [], threading.Condition(), threading.Event()
-        self.body = json.dumps(
-            {
-                "model": model, "prompt": [draw.randrange(1000) for _ in range(prompt)], "max_tokens": tokens, "stream": True,
-                "ignore_eos": True, "return_token_ids": True, "temperature": 1, "seed": 1,
-            }
-        )  # fmt: skip
+        self.text, self.usage = "", None
+        always = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, "return_token_ids": True}
+        self.body = json.dumps(body | always)
 
     def run(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
@@ -160,6 +164,8 @@ class Stream:
             event = json.loads(line[6:])
             if "error" in event:
                 raise SystemExit(f"error: a stream broke off: {event['error']}")
+            self.usage = event.get("usage") or self.usage
+            self.text += event["choices"][0]["text"] if event["choices"] else ""
             if event["choices"] and event["choices"][0]["token_ids"]:
                 with self.changed:
                     self.at.append((time.perf_counter() - began) * 1e3)

@@ -87,7 +87,7 @@ def our_worker(args):
 
 def model(name, python, args):
     if MODELS[name] is None:
-        return pathlib.Path(call([REPOSITORY / "deploy/fetch-model.sh"]).strip())
+        return REPOSITORY / call([REPOSITORY / "deploy/fetch-model.sh"]).strip()
     path = args.work / f"{name}.gguf"
     if not path.exists():
         say(f"making {path.name}...")

@@ -22,7 +22,7 @@ import threading
 
 import compare
 import links
-from cluster import Cluster, Programs, Stream
+from cluster import Cluster, Programs
 
 MODEL = "llama-1b-q4_k_m"
 CASES = {
@@ -36,11 +36,50 @@ CASES = {
     "slow-eight-streams": "the same over links",
     "sixteen-streams": "16 streams, 3 workers, long links, stages stretched",
     "far-coordinator": "one stream, the coordinator behind a long link against beside the workers",
+    "prompt-lookup": "an edit of given code with SmolLM2, one stream, 2 workers, with drafts against without",
 }
 # Each way, in milliseconds.
 SLOW_MS, LONG_MS, FAR_MS = 1.0, 5.0, 20.0
 STRETCH = 4
 CONTEXT, STREAMS = 4608, 16
+# The repeated code is a file of Python, and what is wanted is the same with its class renamed; its beginning is given.
+EDITED, RENAMED = "Inventory", "Store"
+EDIT_TOKENS = 160
+CODE = '''import json
+
+
+class Inventory:
+    """Counts of items by name."""
+
+    def __init__(self, path):
+        self.path = path
+        self.items = {}
+
+    def load(self):
+        with open(self.path) as file:
+            self.items = json.load(file)
+
+    def save(self):
+        with open(self.path, "w") as file:
+            json.dump(self.items, file)
+
+    def add(self, name, count):
+        if count < 0:
+            raise ValueError("count must not be negative")
+        self.items[name] = self.items.get(name, 0) + count
+
+    def remove(self, name, count):
+        if self.items.get(name, 0) < count:
+            raise ValueError("there are not so many")
+        self.items[name] -= count
+
+    def total(self):
+        return sum(self.items.values())
+
+    def report(self):
+        for name, count in sorted(self.items.items()):
+            print(name, count)
+'''
 
 
 def say(text):
@@ -66,6 +105,14 @@ class Bench:
             say(f"starting {workers} worker(s) of {threads} thread(s){f', links of {delays_ms:g} ms' if network else ''}...")
             self.clusters[key] = Cluster(self.programs, self.model, threads, network, hosts, settings, stretch)
         return self.clusters[key]
+
+    def real(self, *settings):
+        """Two workers of one thread with SmolLM2, a model that says something; with these settings."""
+        if settings not in self.clusters:
+            say(f"starting 2 workers with SmolLM2 {' '.join(settings)}...")
+            settings_here = ["--ctx", 2048, "--parallel", 2, *settings]
+            self.clusters[settings] = Cluster(self.programs, compare.model("smollm2-q4_1", None, self.args), 1, None, [0] * 3, settings_here)
+        return self.clusters[settings]
 
     def network(self, delays_ms):
         if delays_ms not in self.networks:
@@ -227,6 +274,37 @@ def far_coordinator(bench, case):
     bench.row(case, f"one stream, the coordinator behind {FAR_MS:g} ms against beside 2 workers", 0.9, found, "far", "beside", "tokens/s")
 
 
+def prompt_lookup(bench, case):
+    """Drafts of the text itself, where it repeats itself and where it does not; the answers must be the same."""
+    edited = CODE.replace(EDITED, RENAMED)
+    given = edited[: edited.index("(self)", edited.index("def save"))]
+    edit = f"# inventory.py\n{CODE}\n\n# store.py, the same with the class renamed to {RENAMED}\n{given}"
+    clusters = {"with drafts": bench.real(), "without": bench.real("--no-speculation")}
+
+    def rounds(what, wanted, prompt, temperature):
+        texts = set()
+
+        def answer(cluster):
+            took_s, text, usage = cluster.complete(prompt, EDIT_TOKENS, temperature)
+            texts.add(text)
+            details = usage["completion_tokens_details"]
+            accepted, rejected = details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+            return {"tokens/s": (EDIT_TOKENS - 1) / took_s, "drafts": accepted + rejected, "accepted": accepted}
+
+        for cluster in clusters.values():
+            answer(cluster)
+        sides = {name: lambda cluster=cluster: answer(cluster) for name, cluster in clusters.items()}
+        found = bench.rounds(sides, max(bench.args.rounds, 3))
+        if len(texts) != 1:
+            raise SystemExit(f"error: drafts changed the answer: {texts}")
+        drafts, accepted = (statistics.median(one[key] for one in found["with drafts"]) for key in ("drafts", "accepted"))
+        what = f"{what} (SmolLM2), one stream, 2 workers, with drafts against without; {accepted} of {drafts} drafts right"
+        bench.row(case, what, wanted, found, "with drafts", "without", "tokens/s")
+
+    rounds("an edit of given code", 1.5, edit, 0)
+    rounds("a story at temperature 1", 0.97, "Once upon a time, in a town by the sea,", 1)
+
+
 def over(delays_ms):
     return "" if delays_ms is None else f", 1 Gbit/s and {delays_ms:g} ms each way"
 
@@ -235,7 +313,7 @@ RUNS = {
     "one-stream": one_stream, "prompt": long_prompt, "hop": hop, "eight-streams": eight_streams, "gap": gap,
     "slow-one-stream": lambda bench, case: one_stream(bench, case, SLOW_MS), "slow-prompt": lambda bench, case: long_prompt(bench, case, SLOW_MS),
     "slow-eight-streams": lambda bench, case: eight_streams(bench, case, SLOW_MS), "sixteen-streams": sixteen_streams,
-    "far-coordinator": far_coordinator,
+    "far-coordinator": far_coordinator, "prompt-lookup": prompt_lookup,
 }  # fmt: skip
 
 

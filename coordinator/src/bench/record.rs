@@ -42,6 +42,10 @@ pub struct Record {
     pub stages: Vec<StageShare>,
     /// Tokens of prompts that the cluster had in its cache: what was asked for was not computed.
     pub cached_tokens: u64,
+    /// Tokens that were guessed and computed ahead.
+    pub draft_tokens: u64,
+    /// Those of them that became part of an answer.
+    pub draft_tokens_accepted: u64,
     /// Whether other requests ran meanwhile.
     pub disturbed: bool,
     #[serde(skip)]
@@ -117,6 +121,8 @@ impl Record {
             wire_share: 0.0,
             stages: Vec::new(),
             cached_tokens: 0,
+            draft_tokens: 0,
+            draft_tokens_accepted: 0,
             disturbed: false,
             seen: Seen::default(),
         }
@@ -147,6 +153,9 @@ impl Record {
         self.itl_ms = Quantiles::of(&self.seen.gaps_ms);
         self.longest_gap_ms = self.seen.gaps_ms.iter().copied().reduce(f64::max);
         self.cached_tokens += repetition.streams.iter().map(|stream| stream.cached_tokens).sum::<u64>();
+        let (was, is) = (&before.requests, &after.requests);
+        self.draft_tokens += is.draft_tokens.saturating_sub(was.draft_tokens);
+        self.draft_tokens_accepted += is.draft_tokens_accepted.saturating_sub(was.draft_tokens_accepted);
         let requests = |status: &ClusterStatus| {
             let counts = &status.requests;
             counts.finished + counts.cancelled + counts.failed
@@ -213,6 +222,8 @@ mod tests {
     fn status(epoch: u64, finished: u64, decode_us: u64) -> ClusterStatus {
         let mut status = ClusterStatus { epoch, ..ClusterStatus::default() };
         status.requests.finished = finished;
+        status.requests.draft_tokens = decode_us / 10_000;
+        status.requests.draft_tokens_accepted = decode_us / 20_000;
         status.steps =
             StepStatus { took_us: decode_us * 2, wire_us: decode_us / 10, ..StepStatus::default() };
         status.stages = (0..2)
@@ -241,6 +252,7 @@ mod tests {
         record.add(&test, &repetition, &status(1, 5, 100_000), &status(1, 6, 500_000)).unwrap();
         record.add(&test, &repetition, &status(1, 6, 500_000), &status(1, 7, 1_300_000)).unwrap();
         assert_eq!((record.samples_ts.len(), record.disturbed), (2, false));
+        assert_eq!((record.draft_tokens, record.draft_tokens_accepted), (120, 60));
         let last = &record.stages[1];
         assert_eq!((last.stage, last.worker.as_str()), (1, "w1"));
         for (found, expected) in [

@@ -170,6 +170,14 @@ impl<W: Write> Report<W> {
                 record.test, record.streams
             )?;
         }
+        for record in self.records.iter().filter(|record| record.draft_tokens > 0) {
+            let (drafts, accepted) = (record.draft_tokens, record.draft_tokens_accepted);
+            writeln!(
+                self.out,
+                "{} with {} stream(s): {accepted} of {drafts} tokens guessed ahead were right.",
+                record.test, record.streams
+            )?;
+        }
         for left_out in &setting.left_out {
             writeln!(self.out, "left out: {}", left_out.reason)?;
         }
@@ -296,6 +304,8 @@ mod tests {
                 })
                 .collect(),
             cached_tokens: 3,
+            draft_tokens: 9,
+            draft_tokens_accepted: 4,
             disturbed: true,
             ..Record::new(&test)
         }
@@ -322,9 +332,12 @@ mod tests {
         }
         assert!(text.contains("| tg128 @ d4096   |      16 |    12346 |   999.50 to 23457 |"), "{text}");
         assert!(text.contains("|    9.99 |  123.5 |   1234 |"), "{text}");
-        for note in
-            ["other requests ran meanwhile", "3 prompt tokens were in the cache", "left out: too many"]
-        {
+        for note in [
+            "other requests ran meanwhile",
+            "3 prompt tokens were in the cache",
+            "4 of 9 tokens guessed ahead were right",
+            "left out: too many",
+        ] {
             assert!(text.contains(note), "{note} is missing in\n{text}");
         }
     }

@@ -36,6 +36,10 @@ pub fn render_status(status: &ClusterStatus) -> String {
         requests.prompt_tokens,
         requests.generated_tokens
     );
+    if requests.draft_tokens > 0 {
+        let (drafts, accepted) = (requests.draft_tokens, requests.draft_tokens_accepted);
+        let _ = writeln!(text, "guesses   {accepted} of {drafts} tokens guessed ahead were right");
+    }
     let steps = &status.steps;
     if steps.count > 0 {
         let _ = writeln!(
