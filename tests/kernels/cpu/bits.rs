@@ -160,6 +160,23 @@ fn product<F: PanelFormat>(simd: Simd, rows: &[u8], width: usize, input: &[f32])
     for (r, (together, alone)) in together.iter().zip(&alone).enumerate() {
         assert_eq!(hash(SEED, together), hash(SEED, alone), "{simd:?}, row {r}");
     }
+    // The same with panels that are taken apart first: this one, and after it one of the same rows from last to first.
+    let backwards: Vec<u8> = rows.chunks_exact(row_bytes).rev().flatten().copied().collect();
+    let mut panels = [panel, vec![0; rows.len()]].concat();
+    panels::interleave::<F>(&backwards, row_bytes, PANEL_ROWS, &mut panels[rows.len()..]);
+    let together = panels::panels_together(simd);
+    for given in 1..=together {
+        let mut products = vec![[0.0; PANEL_ROWS]; count * together];
+        let panels = &panels[..given * rows.len()];
+        panels::tiled_products::<F>(simd, panels, rows.len(), |r| rounded.row(r), &mut products);
+        for (r, (tiled, alone)) in products.chunks_exact(together).zip(&alone).enumerate() {
+            let mut alone = *alone;
+            for (p, tiled) in tiled[..given].iter().enumerate() {
+                assert_eq!(hash(SEED, tiled), hash(SEED, &alone), "{simd:?}, row {r}, panel {p} of {given}");
+                alone.reverse();
+            }
+        }
+    }
     alone
 }
 

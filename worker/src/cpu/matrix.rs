@@ -1,7 +1,6 @@
 //! A matrix in its file's blocks, row by row or in [panels], and its products with rows of activations.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use brigade_shard::tensor_type::TensorType;
@@ -9,7 +8,7 @@ use brigade_shard::tensor_type::TensorType;
 use super::blocks::RowFormat;
 use super::codebooks;
 use super::columns::{Columns, in_blocks};
-use super::panels::{self, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
+use super::panels::{self, ActivationRow, FloatFormat, MOST_ROWS, PANEL_ROWS, PanelFormat, QuantisedRows};
 use super::super_blocks;
 use crate::simd::Simd;
 use crate::team::{PerMember, Team};
@@ -228,15 +227,20 @@ impl Weights {
     }
 }
 
-/// Values of a row that many rows of activations are multiplied with at a time: with those of 16 rows, and of 8 rows of
-/// activations, some 30 KiB, which stay in the first-level cache while the rows pass. A multiple of every format's block.
+/// Values of a row that a few more rows of activations than pass at once are multiplied with at a time: with those of 16
+/// rows, and of 8 rows of activations, some 30 KiB, which stay in the first-level cache while the rows pass. A multiple of
+/// every format's block.
 const PIECE_VALUES: usize = 1024;
 
+/// From so many rows of activations on it pays to take panels apart for all of them first (measured with AVX-512, where it
+/// pays last).
+const TILED_ROWS: usize = 24;
+
 thread_local! {
-    /// The sums of rows that pass over a panel.
+    /// The sums of rows that pass over panels.
     static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
-    /// The panel of a mapped matrix that this thread looks at.
-    static PANEL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The panels of a mapped matrix that this thread looks at.
+    static PANELS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What passes over weights: rows of activations of a matrix's width.
@@ -367,31 +371,41 @@ impl CpuMatrix {
     }
 
     /// The addresses of the weights, if they lie in memory of their own.
-    pub(crate) fn resident(&self) -> Option<std::ops::Range<usize>> {
+    pub(crate) fn resident(&self) -> Option<Range<usize>> {
         let Weights::Resident(buffer) = &self.weights else { return None };
         let bytes = buffer.bytes().as_ptr_range();
         Some(bytes.start as usize..bytes.end as usize)
     }
 
-    /// Hands the panel that holds weight row `row`, and its lane there, to `take`.
-    fn panel<R>(&self, row: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
+    /// Hands the panel that holds weight row `row`, and that row's lane there, to `take`, with at most `most - 1` panels
+    /// of the same matrix that follow it.
+    fn panels<R>(&self, row: usize, most: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
         let (matrix, within) = (row / self.stacked, row % self.stacked);
-        let (first, lane) = (within / PANEL_ROWS * PANEL_ROWS, within % PANEL_ROWS);
-        let bytes = PANEL_ROWS * self.row_bytes;
+        let (first, lane) = (within / PANEL_ROWS, within % PANEL_ROWS);
+        let panels = self.stacked.div_ceil(PANEL_ROWS);
+        let (count, bytes) = (most.min(panels - first), self.panel_bytes());
         match &self.weights {
             Weights::Resident(buffer) => {
-                let panel = matrix * self.stacked.div_ceil(PANEL_ROWS) + within / PANEL_ROWS;
-                take(&buffer.bytes()[panel * bytes..][..bytes], lane)
+                take(&buffer.bytes()[(matrix * panels + first) * bytes..][..count * bytes], lane)
             }
-            Weights::Mapped(mapped) => PANEL.with_borrow_mut(|panel| {
-                panel.clear();
-                panel.resize(bytes, 0);
-                let count = PANEL_ROWS.min(self.stacked - first);
-                let rows = &mapped.bytes()[(matrix * self.stacked + first) * self.row_bytes..];
-                interleave(self.format, rows, self.row_bytes, count, panel);
-                take(panel, lane)
+            Weights::Mapped(mapped) => PANELS.with_borrow_mut(|all| {
+                all.clear();
+                all.resize(count * bytes, 0);
+                for (panel, first) in
+                    all.chunks_exact_mut(bytes).zip((first * PANEL_ROWS..).step_by(PANEL_ROWS))
+                {
+                    let count = PANEL_ROWS.min(self.stacked - first);
+                    let rows = &mapped.bytes()[(matrix * self.stacked + first) * self.row_bytes..];
+                    interleave(self.format, rows, self.row_bytes, count, panel);
+                }
+                take(all, lane)
             }),
         }
+    }
+
+    /// Bytes of a panel.
+    fn panel_bytes(&self) -> usize {
+        PANEL_ROWS * self.row_bytes
     }
 
     /// Writes weight row `row` as f32.
@@ -400,7 +414,7 @@ impl CpuMatrix {
             let bytes = &self.weights.bytes()[row * self.row_bytes..][..self.row_bytes];
             return with_row_format!(self.format, |F| F::dequantise(bytes, out));
         }
-        self.panel(row, |panel, lane| {
+        self.panels(row, 1, |panel, lane| {
             with_panel_format!(
                 self.format, |F| panels::dequantise_row::<F>(panel, lane, out),
                 else with_float_format!(self.format, |F| panels::widen_row::<F>(panel, lane, out), else ())
@@ -411,7 +425,7 @@ impl CpuMatrix {
     /// Hands weight rows to `take` as f32, one after another; `scratch` is memory for some of them.
     pub(crate) fn widen_rows(
         &self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         scratch: &mut Vec<f32>,
         mut take: impl FnMut(usize, &[f32]),
     ) {
@@ -423,7 +437,7 @@ impl CpuMatrix {
         while row < rows.end {
             let mut lanes = 0..1;
             if self.format.is_in_panels() {
-                let lane = self.panel(row, |panel, lane| {
+                let lane = self.panels(row, 1, |panel, lane| {
                     with_panel_format!(
                         self.format, |F| panels::dequantise::<F>(panel, scratch),
                         else with_float_format!(self.format, |F| panels::widen::<F>(panel, scratch), else ())
@@ -446,53 +460,108 @@ impl CpuMatrix {
     pub(crate) fn multiply(
         &self,
         simd: Simd,
-        chunk: std::ops::Range<usize>,
+        chunk: Range<usize>,
         input: Activations<'_>,
         passing: Passing,
         out: &Columns<'_>,
     ) {
+        let count = passing.count(input.rows);
+        let rounded = |r: usize| input.rounded.row(passing.input(input.routes, r));
+        let float = |r: usize| &input.float[passing.input(input.routes, r) * self.width..][..self.width];
+        let write = |r: usize, o: usize, products: &[f32]| {
+            let (row, column) = passing.output(input.routes, r, o);
+            // SAFETY: the columns are this piece's own, and the reference ends here.
+            unsafe { out.part(row, column..column + products.len()) }.copy_from_slice(products);
+        };
         with_panel_format!(
-            self.format, |F| self.multiply_panels(chunk, &Quantised::<F>::new(simd, input.rounded), passing, input, out),
+            self.format,
+            |F| match count {
+                TILED_ROWS.. => self.multiply_tiled::<F>(simd, chunk, count, rounded, write),
+                _ => self.multiply_quantised::<F>(simd, chunk, count, rounded, write),
+            },
             else with_float_format!(
-                self.format, |F| self.multiply_panels(chunk, &Floats::<F>::new(simd, input.float, self.width), passing, input, out),
+                self.format, |F| self.multiply_floats::<F>(simd, chunk, count, float, write),
                 else with_row_format!(self.format, |F| self.multiply_rows::<F>(simd, chunk, input, passing, out))
             )
         );
     }
 
-    fn multiply_panels(
+    fn multiply_tiled<'a, F: PanelFormat>(
         &self,
-        chunk: std::ops::Range<usize>,
-        products: &impl PanelProducts,
-        passing: Passing,
-        input: Activations<'_>,
-        out: &Columns<'_>,
+        simd: Simd,
+        chunk: Range<usize>,
+        count: usize,
+        row: impl Fn(usize) -> ActivationRow<'a>,
+        write: impl Fn(usize, usize, &[f32]),
     ) {
-        let count = passing.count(input.rows);
+        self.each_panels(panels::panels_together(simd), chunk, count, write, |panels, sums| {
+            panels::tiled_products::<F>(simd, panels, self.panel_bytes(), &row, sums);
+        });
+    }
+
+    fn multiply_quantised<'a, F: PanelFormat>(
+        &self,
+        simd: Simd,
+        chunk: Range<usize>,
+        count: usize,
+        row: impl Fn(usize) -> ActivationRow<'a>,
+        write: impl Fn(usize, usize, &[f32]),
+    ) {
         // What passes over a panel once needs no memory that is near.
-        let piece = if count > MOST_ROWS { products.piece().min(self.width) } else { self.width };
+        let piece = if count > MOST_ROWS { PIECE_VALUES.min(self.width) } else { self.width };
+        self.each_panels(1, chunk, count, write, |panel, sums| {
+            for start in (0..self.width).step_by(piece) {
+                let end = self.width.min(start + piece);
+                let panel = &panel[panel.len() * start / self.width..panel.len() * end / self.width];
+                in_blocks!(0..count, |r, R| {
+                    let rows: [_; R] =
+                        std::array::from_fn(|i| &row(r + i)[start / panels::PART..end / panels::PART]);
+                    let (sums, _) = sums[r..r + R].as_chunks_mut::<R>();
+                    panels::products::<F, R>(simd, panel, rows, &mut sums[0]);
+                });
+            }
+        });
+    }
+
+    fn multiply_floats<'a, F: FloatFormat>(
+        &self,
+        simd: Simd,
+        chunk: Range<usize>,
+        count: usize,
+        row: impl Fn(usize) -> &'a [f32],
+        write: impl Fn(usize, usize, &[f32]),
+    ) {
+        self.each_panels(1, chunk, count, write, |panel, sums| {
+            in_blocks!(0..count, |r, R| {
+                let products =
+                    panels::float_products::<F, R>(simd, panel, std::array::from_fn(|i| row(r + i)));
+                sums[r..r + R].copy_from_slice(&products);
+            });
+        });
+    }
+
+    /// Hands the panels of weight rows `chunk` to `multiply`, at most `together` at a time, with zeros to which it is to
+    /// add the products of each of `count` rows of activations: as many times 16 as `together`. What is there afterwards
+    /// goes to `write`, with the row of activations and the first weight row.
+    fn each_panels(
+        &self,
+        together: usize,
+        chunk: Range<usize>,
+        count: usize,
+        write: impl Fn(usize, usize, &[f32]),
+        multiply: impl Fn(&[u8], &mut [[f32; PANEL_ROWS]]),
+    ) {
         SUMS.with_borrow_mut(|sums| {
             let mut o = chunk.start;
             while o < chunk.end {
-                o += self.panel(o, |panel, first_lane| {
-                    let lanes = first_lane..PANEL_ROWS.min(first_lane + chunk.end - o);
+                let left = chunk.end - o;
+                o += self.panels(o, together.min(left.div_ceil(PANEL_ROWS)), |panels, first| {
+                    let lanes = first..(panels.len() / self.row_bytes).min(first + left);
                     sums.clear();
-                    sums.resize(count, [0.0; PANEL_ROWS]);
-                    for start in (0..self.width).step_by(piece) {
-                        let values = start..self.width.min(start + piece);
-                        let byte = |value: usize| panel.len() * value / self.width;
-                        let panel = &panel[byte(values.start)..byte(values.end)];
-                        in_blocks!(0..count, |r, R| {
-                            let rows = std::array::from_fn(|i| passing.input(input.routes, r + i));
-                            let (sums, _) = sums[r..r + R].as_chunks_mut::<R>();
-                            products.add::<R>(panel, values.clone(), rows, &mut sums[0]);
-                        });
-                    }
-                    for (i, products) in sums.iter().enumerate() {
-                        let (row, column) = passing.output(input.routes, i, o);
-                        // SAFETY: the columns are this piece's own, and the reference ends here.
-                        let part = unsafe { out.part(row, column..column + lanes.len()) };
-                        part.copy_from_slice(&products[lanes.clone()]);
+                    sums.resize(count * together, [0.0; PANEL_ROWS]);
+                    multiply(panels, sums);
+                    for (r, products) in sums.chunks_exact(together).enumerate() {
+                        write(r, o, &products.as_flattened()[lanes.clone()]);
                     }
                     lanes.len()
                 });
@@ -503,7 +572,7 @@ impl CpuMatrix {
     fn multiply_rows<F: RowFormat>(
         &self,
         simd: Simd,
-        chunk: std::ops::Range<usize>,
+        chunk: Range<usize>,
         input: Activations<'_>,
         passing: Passing,
         out: &Columns<'_>,
@@ -529,82 +598,5 @@ impl CpuMatrix {
                 }
             }
         }
-    }
-}
-
-/// Rows of activations in the form that a format's panels take.
-trait PanelProducts {
-    /// How many values of each row may be multiplied at a time.
-    fn piece(&self) -> usize;
-
-    /// Adds the products of all rows of a panel with these rows of activations, from value `values.start` to
-    /// `values.end`, of which alone the panel's are given.
-    fn add<const R: usize>(
-        &self,
-        panel: &[u8],
-        values: Range<usize>,
-        rows: [usize; R],
-        sums: &mut [[f32; PANEL_ROWS]; R],
-    );
-}
-
-struct Quantised<'a, F> {
-    simd: Simd,
-    input: &'a QuantisedRows,
-    format: PhantomData<F>,
-}
-
-impl<'a, F> Quantised<'a, F> {
-    fn new(simd: Simd, input: &'a QuantisedRows) -> Quantised<'a, F> {
-        Quantised { simd, input, format: PhantomData }
-    }
-}
-
-impl<F: PanelFormat> PanelProducts for Quantised<'_, F> {
-    fn piece(&self) -> usize {
-        PIECE_VALUES
-    }
-
-    fn add<const R: usize>(
-        &self,
-        panel: &[u8],
-        values: Range<usize>,
-        rows: [usize; R],
-        sums: &mut [[f32; PANEL_ROWS]; R],
-    ) {
-        let parts = values.start / panels::PART..values.end / panels::PART;
-        let rows = rows.map(|row| &self.input.row(row)[parts.clone()]);
-        panels::products::<F, R>(self.simd, panel, rows, sums);
-    }
-}
-
-struct Floats<'a, F> {
-    simd: Simd,
-    input: &'a [f32],
-    width: usize,
-    format: PhantomData<F>,
-}
-
-impl<'a, F> Floats<'a, F> {
-    fn new(simd: Simd, input: &'a [f32], width: usize) -> Floats<'a, F> {
-        Floats { simd, input, width, format: PhantomData }
-    }
-}
-
-impl<F: FloatFormat> PanelProducts for Floats<'_, F> {
-    fn piece(&self) -> usize {
-        // Each product has two sums, which are added up at the end.
-        self.width
-    }
-
-    fn add<const R: usize>(
-        &self,
-        panel: &[u8],
-        _values: Range<usize>,
-        rows: [usize; R],
-        sums: &mut [[f32; PANEL_ROWS]; R],
-    ) {
-        let row = |row: usize| &self.input[row * self.width..][..self.width];
-        *sums = panels::float_products::<F, R>(self.simd, panel, rows.map(row));
     }
 }

@@ -200,7 +200,7 @@ impl CpuBackend {
             chunk = chunk.min((CHUNK_BYTES / matrix.row_bytes).max(1));
         }
         if matrix.format.is_in_panels() {
-            chunk = chunk.next_multiple_of(PANEL_ROWS);
+            chunk = chunk.next_multiple_of(PANEL_ROWS * panels::panels_together(self.simd));
         }
         for start in weights.clone().step_by(chunk) {
             let chunk = start..weights.end.min(start + chunk);

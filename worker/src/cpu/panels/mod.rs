@@ -18,6 +18,7 @@ mod formats;
 mod neon;
 mod portable;
 mod product;
+mod tile;
 mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,7 +29,7 @@ pub(super) use floats::*;
 pub(super) use formats::*;
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::add_dots;
-pub(super) use product::{MOST_ROWS, products};
+pub(super) use product::{MOST_ROWS, panels_together, products, tiled_products};
 
 /// Rows of a panel.
 pub(super) const PANEL_ROWS: usize = 16;

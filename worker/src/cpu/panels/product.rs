@@ -1,6 +1,7 @@
 //! Products of a panel with rows of activations.
 
 use super::portable::Portable;
+use super::tile::multiply;
 use super::walk::walk;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -40,6 +41,93 @@ pub(in crate::cpu) fn products<F: PanelFormat, const R: usize>(
         // SAFETY: a `Dotprod` exists only where detection found NEON and its dot products.
         Simd::Dotprod(_) => unsafe { dotprod::<F, R>(panel, rows, products) },
     }
+}
+
+/// How many panels [`tiled_products`] passes rows of activations over at a time.
+pub(in crate::cpu) fn panels_together(simd: Simd) -> usize {
+    match simd {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512(_) => 2,
+        _ => 1,
+    }
+}
+
+/// Adds the products of all rows of one panel, or of some that lie one after another, at most [`panels_together`], with many
+/// rows of activations, of which `row` gives each, to what is in `products`: for each row of activations as many entries as
+/// [`panels_together`], of which those beyond the panels given are of no use.
+///
+/// Codes are taken apart once for all rows.
+pub(in crate::cpu) fn tiled_products<'a, F: PanelFormat>(
+    simd: Simd,
+    panels: &[u8],
+    panel_bytes: usize,
+    row: impl Fn(usize) -> ActivationRow<'a>,
+    products: &mut [[f32; PANEL_ROWS]],
+) {
+    match simd {
+        // What is slow anyway need not be compiled once more.
+        Simd::Portable => {
+            for (i, products) in products.iter_mut().enumerate() {
+                walk::<F, Portable, 1, 1>(panels, &[row(i)], std::array::from_mut(products));
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx2` exists only where detection found AVX2, FMA and F16C.
+        Simd::Avx2(_) => unsafe { avx2_tiled::<F>(panels, panel_bytes, row, products) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Avx512` exists only where detection found AVX-512 F, BW and VNNI besides.
+        Simd::Avx512(_) => unsafe { avx512_tiled::<F>(panels, panel_bytes, row, products) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Neon` exists only where detection found NEON.
+        Simd::Neon(_) => unsafe { neon_tiled::<F>(panels, panel_bytes, row, products) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Dotprod` exists only where detection found NEON and its dot products.
+        Simd::Dotprod(_) => unsafe { dotprod_tiled::<F>(panels, panel_bytes, row, products) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2_tiled<'a, F: PanelFormat>(
+    panels: &[u8],
+    panel_bytes: usize,
+    row: impl Fn(usize) -> ActivationRow<'a>,
+    products: &mut [[f32; PANEL_ROWS]],
+) {
+    multiply::<F, Avx2, 1>(panels, panel_bytes, row, products)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+fn avx512_tiled<'a, F: PanelFormat>(
+    panels: &[u8],
+    panel_bytes: usize,
+    row: impl Fn(usize) -> ActivationRow<'a>,
+    products: &mut [[f32; PANEL_ROWS]],
+) {
+    multiply::<F, Avx512, 2>(panels, panel_bytes, row, products)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon_tiled<'a, F: PanelFormat>(
+    panels: &[u8],
+    panel_bytes: usize,
+    row: impl Fn(usize) -> ActivationRow<'a>,
+    products: &mut [[f32; PANEL_ROWS]],
+) {
+    multiply::<F, Neon<false, false>, 1>(panels, panel_bytes, row, products)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn dotprod_tiled<'a, F: PanelFormat>(
+    panels: &[u8],
+    panel_bytes: usize,
+    row: impl Fn(usize) -> ActivationRow<'a>,
+    products: &mut [[f32; PANEL_ROWS]],
+) {
+    multiply::<F, Neon<true, false>, 1>(panels, panel_bytes, row, products)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -12,13 +12,14 @@ use super::{ActivationPart, ActivationRow, Factors, Lanes, PANEL_ROWS, PART, Pan
 /// which is not certain.
 macro_rules! unrolled {
     (below $count:expr, |$i:ident| $do:expr) => { unrolled!($count, $i, $do, 0 1 2 3 4 5 6 7) };
-    ($count:expr, $i:ident, $do:expr, $($index:literal)*) => {$(
+    ($count:expr, $i:ident, $do:expr, $($index:literal)*) => {{$(
         if const { $index < $count } {
             let $i: usize = $index;
             $do
         }
-    )*};
+    )*}};
 }
+pub(super) use unrolled;
 
 /// Adds the products of all rows of a panel with a few rows of activations; the code of `PARTS` parts of a block is
 /// written out.

@@ -6,7 +6,7 @@ use super::{GROUP, Lanes, PANEL_ROWS, RUN};
 
 /// How far ahead memory is asked for, for one row of activations. The processor itself asks for what follows, but not soon
 /// enough: a part takes less time to multiply than to arrive.
-const AHEAD: usize = 6 << 10;
+const AHEAD: usize = 8 << 10;
 
 /// The same for several rows. Their instructions fill the processor's window with a part or two, so that it finds fewer of
 /// the loads to come by itself.
