@@ -25,6 +25,10 @@ impl Scheduler {
             self.decodes_sent += 1;
             return self.launch(StepKind::Decode, segments, 0, now);
         }
+        if let Some(segment) = self.ahead_segment() {
+            self.decodes_sent += 1;
+            return self.launch(StepKind::Decode, vec![segment], 0, now);
+        }
         let (segments, due) = self.prefill_segments(decoding);
         if !segments.is_empty() {
             self.newest_due = due;
@@ -39,9 +43,10 @@ impl Scheduler {
         }
     }
 
-    /// Steps under way that compute something of a kind.
+    /// Steps under way that compute something of a kind, without those that run ahead of others.
     pub(super) fn under_way(&self, kind: StepKind) -> usize {
-        self.flights.values().filter(|flight| flight.kind == kind && !flight.expected.is_empty()).count()
+        let counts = |flight: &&Flight| flight.kind == kind && !flight.expected.is_empty() && !flight.ahead;
+        self.flights.values().filter(counts).count()
     }
 
     /// Whether decode steps wait for the oldest prefill step: stages compute decode steps first, so that a pipeline full
@@ -130,12 +135,15 @@ impl Scheduler {
         let pipeline = self.pipeline.as_ref()?;
         let step = self.next_step;
         self.next_step = StepId(step.0 + 1);
-        let (segments, expected): (Vec<_>, Vec<_>) = segments.into_iter().unzip();
+        let (segments, expected): (Vec<Segment>, Vec<Expected>) = segments.into_iter().unzip();
+        self.counts.draft_tokens += segments.iter().map(|segment| u64::from(segment.drafts)).sum::<u64>();
+        let ahead = expected.iter().any(|expected| expected.ahead);
         let releases: Vec<SequenceId> = self.releases.drain(..).collect();
         if self.flights.is_empty() {
             self.progress = now;
         }
-        self.flights.insert(step, Flight { kind, sent: now, expected, releases: releases.clone(), due });
+        self.flights
+            .insert(step, Flight { kind, sent: now, expected, ahead, releases: releases.clone(), due });
         Some(StepFrame {
             fence: pipeline.fence,
             deployment: pipeline.deployment,

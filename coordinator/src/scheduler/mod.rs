@@ -7,6 +7,7 @@
 //! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
 
 mod acceptance;
+mod ahead;
 mod chunks;
 mod compose;
 mod groups;
@@ -143,6 +144,8 @@ struct Flight {
     kind: StepKind,
     sent: Instant,
     expected: Vec<Expected>,
+    /// Whether it runs ahead of another one of the same sequence.
+    ahead: bool,
     releases: Vec<SequenceId>,
     /// For prefill: with which decode step, counted in those sent, it should be home.
     due: u64,

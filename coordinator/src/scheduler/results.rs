@@ -7,7 +7,7 @@ use brigade_proto::step::{SegmentOutput, StepKind, StepResult, TokenScore};
 
 use super::sequence::{Expected, Progress};
 use super::{Command, FAILED_STEPS_LIMIT, Flight, Measured, Scheduler};
-use crate::generation::GenerationError;
+use crate::generation::{GenerationError, GenerationEvent, Origin};
 
 impl Scheduler {
     /// Takes in a step's result. Results of another fence, or of a step that is not under way, are dropped and counted;
@@ -22,7 +22,8 @@ impl Scheduler {
             self.counts.results_fenced += 1;
             return;
         };
-        if let Err(fault) = check(flight, &result).and_then(|()| self.check_order(&result)) {
+        let checked = check(flight, &result).and_then(|()| self.check_order(&result));
+        if let Err(fault) = checked.and_then(|()| self.check_drawn(flight, &result)) {
             self.give_up(
                 format!("the last stage sent a wrong result for step {}: {fault}", result.step),
                 false,
@@ -43,7 +44,10 @@ impl Scheduler {
         }
         let rows = flight.expected.iter().map(|expected| expected.rows).sum();
         let quiet = self.under_way(StepKind::Prefill) == 0;
-        self.times.observe(flight.kind, rows, took, &result.timings, quiet);
+        // Where a step ran ahead in vain, the last stage had nothing to do.
+        if !flight.ahead || result.outputs.iter().any(|output| !output.sampled.is_empty()) {
+            self.times.observe(flight.kind, rows, took, &result.timings, quiet);
+        }
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(flight.kind, expected, output);
         }
@@ -106,6 +110,24 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Whether each segment brought the tokens that were asked for; one that ran ahead of others none, where these have not
+    /// come true.
+    fn check_drawn(&self, flight: &Flight, result: &StepResult) -> Result<(), String> {
+        for (expected, output) in flight.expected.iter().zip(&result.outputs) {
+            let drawn = &output.sampled;
+            // What came of a sequence that has ended was not looked at.
+            let sequence = self.sequences.get(&expected.sequence).filter(|sequence| !sequence.ended);
+            let fault = match sequence {
+                Some(sequence) if !sequence.counts(expected) && drawn.is_empty() => Ok(()),
+                Some(sequence) if !sequence.counts(expected) => Err("tokens behind drafts that were wrong"),
+                None if expected.ahead && drawn.is_empty() => Ok(()),
+                _ => check_tokens(expected, drawn),
+            };
+            fault.map_err(|fault| format!("{fault} for sequence {}", expected.sequence))?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, kind: StepKind, expected: &Expected, output: SegmentOutput) {
         let id = expected.sequence;
         if kind == StepKind::Prefill && !expected.replay {
@@ -121,15 +143,25 @@ impl Scheduler {
             self.end(id);
             return;
         }
-        let commands = &mut self.commands;
-        let mut emit = |event| commands.push_back(Command::Emit { sequence: id, event });
-        sequence.compare(&output, &mut self.acceptance);
-        self.counts.generated_tokens += output.sampled.len() as u64;
-        self.counts.draft_tokens += expected.drafts.len() as u64;
-        self.counts.draft_tokens_accepted += output.sampled.len().saturating_sub(1) as u64;
-        let progress = sequence.take(output, expected, &mut emit);
-        let (parking, ready) = (sequence.parking, sequence.wants_decode());
-        self.note_computed(expected);
+        let counted = sequence.counts(expected);
+        let mut progress = Progress::Continues;
+        if counted {
+            let (commands, counts) = (&mut self.commands, &mut self.counts);
+            let mut emit = |event| {
+                if let GenerationEvent::Token(drawn) = &event {
+                    counts.generated_tokens += 1;
+                    counts.draft_tokens_accepted += u64::from(drawn.origin == Origin::Draft);
+                }
+                commands.push_back(Command::Emit { sequence: id, event });
+            };
+            sequence.compare(&output, &mut self.acceptance);
+            progress = sequence.take(output, expected, &mut emit);
+        }
+        let parking = sequence.parking && sequence.in_flight == 0;
+        let ready = counted && sequence.wants_decode();
+        if counted {
+            self.note_computed(expected);
+        }
         match progress {
             Progress::Continues if parking => self.park(id),
             Progress::Continues if ready => self.ready.push_back(id),
@@ -160,22 +192,21 @@ fn check(flight: &Flight, result: &StepResult) -> Result<(), String> {
             let found = output.scores.len();
             return Err(format!("{found} scores for sequence {sequence} instead of {}", expected.scores));
         }
-        check_drawn(expected, &output.sampled).map_err(|fault| format!("{fault} for sequence {sequence}"))?;
     }
     Ok(())
 }
 
 /// Whether what was drawn is what was asked for: drafts as far as they were right, and a token after them.
-fn check_drawn(expected: &Expected, drawn: &[TokenScore]) -> Result<(), String> {
+fn check_tokens(expected: &Expected, drawn: &[TokenScore]) -> Result<(), &'static str> {
     let Some((last, accepted)) = drawn.split_last() else {
-        return if expected.sample { Err("no token".into()) } else { Ok(()) };
+        return if expected.sample { Err("no token") } else { Ok(()) };
     };
     if !expected.sample {
-        return Err("a token that was not asked for".into());
+        return Err("a token that was not asked for");
     }
     let drafts = &expected.drafts;
     let right = accepted.len() <= drafts.len()
         && accepted.iter().zip(drafts).all(|(score, draft)| score.token == *draft)
         && drafts.get(accepted.len()) != Some(&last.token);
-    if right { Ok(()) } else { Err("tokens that are not its drafts".into()) }
+    if right { Ok(()) } else { Err("tokens that are not its drafts") }
 }

@@ -1,5 +1,7 @@
 //! One sequence: its tokens, how many of them are sent, and which comes next.
 
+use std::collections::VecDeque;
+
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Segment, SegmentOutput, SequenceStart};
@@ -50,6 +52,12 @@ pub(super) struct Sequence {
     lookup: Lookup,
     /// What was taken to follow the newest token, however much of it was sent.
     guess: Guess,
+    /// How many tokens there were when that was guessed.
+    guessed_at: usize,
+    /// Drafts under way: what is taken to follow the newest token by all segments that still count.
+    drafted: VecDeque<u32>,
+    /// How often a guess has failed, or there was none: what was sent before ran ahead in vain.
+    fails: u64,
     /// How often its guesses were right.
     pub(super) acceptance: Acceptance,
 }
@@ -63,8 +71,12 @@ pub(super) struct Expected {
     pub(super) rows: u32,
     pub(super) scores: usize,
     pub(super) sample: bool,
-    /// The segment's drafts.
+    /// The segment's drafts; without the first, where it runs ahead: it counts only if that was drawn before.
     pub(super) drafts: Vec<u32>,
+    /// Whether it runs ahead of another one.
+    pub(super) ahead: bool,
+    /// The sequence's fails when it was sent.
+    fails: u64,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
     /// Whether its tokens were computed before.
@@ -104,6 +116,9 @@ impl Sequence {
             parking: false,
             lookup: Lookup::default(),
             guess: Guess::default(),
+            guessed_at: 0,
+            drafted: VecDeque::new(),
+            fails: 0,
             acceptance: Acceptance::default(),
         }
     }
@@ -166,10 +181,29 @@ impl Sequence {
 
     /// Guesses up to `most` tokens that follow. None of them ends the answer: nothing would follow it.
     pub(super) fn guess(&mut self, most: usize) {
+        if self.guessed_at == self.tokens.len() {
+            return;
+        }
+        self.guessed_at = self.tokens.len();
         self.guess = self.lookup.guess(&self.tokens, most);
         let end_ids = &self.sampling.end_ids;
         let ends = self.guess.tokens.iter().position(|token| end_ids.contains(token));
         self.guess.tokens.truncate(ends.unwrap_or(most));
+    }
+
+    /// Drafts under way that may still count.
+    pub(super) fn drafted(&self) -> usize {
+        self.drafted.len()
+    }
+
+    /// Whether its newest token is under way, so that drafts could be sent behind it.
+    pub(super) fn runs_ahead(&self) -> bool {
+        self.decodes() && self.sent == self.tokens.len() && !self.parking
+    }
+
+    /// Whether a segment's result counts: it goes on from what was drawn.
+    pub(super) fn counts(&self, expected: &Expected) -> bool {
+        !expected.ahead || expected.fails == self.fails
     }
 
     /// What was guessed last.
@@ -180,6 +214,7 @@ impl Sequence {
     /// Learns from what was drawn, for itself and for `others`, how often guesses are right.
     pub(super) fn compare(&mut self, output: &SegmentOutput, others: &mut Acceptance) {
         let Guess { matched, tokens } = std::mem::take(&mut self.guess);
+        self.guessed_at = 0;
         for (matched, (guessed, drawn)) in (matched..).zip(tokens.iter().zip(&output.sampled)) {
             let right = *guessed == drawn.token;
             self.acceptance.observe(matched, right);
@@ -200,6 +235,7 @@ impl Sequence {
         self.computed = 0;
         self.whole = 0;
         self.parking = false;
+        self.drafted.clear();
         std::mem::take(&mut self.pages)
     }
 
@@ -290,8 +326,19 @@ impl Sequence {
             score,
             next_token,
         };
-        let drafts = Vec::new();
-        (segment, Expected { sequence: id, start, rows, scores, sample, drafts, prompt_ends: last, replay })
+        let expected = Expected {
+            sequence: id,
+            start,
+            rows,
+            scores,
+            sample,
+            drafts: Vec::new(),
+            ahead: false,
+            fails: self.fails,
+            prompt_ends: last,
+            replay,
+        };
+        (segment, expected)
     }
 
     /// The drawn token as a segment, with drafts of what follows it, for which there are pages; `None` where there is none
@@ -300,8 +347,33 @@ impl Sequence {
         let token = *self.tokens.get(self.sent).filter(|_| self.wants_decode())?;
         let start = self.sent;
         self.sent += 1;
+        self.drafted.extend(&drafts);
+        let tokens = [token].into_iter().chain(drafts.iter().copied()).collect();
+        Some(self.decode_segment(id, start, tokens, drafts, false))
+    }
+
+    /// A segment of what is guessed to follow the drafts under way, up to `most` drafts in all; `None` where there is no
+    /// such guess.
+    pub(super) fn next_ahead(&mut self, id: SequenceId, most: usize) -> Option<(Segment, Expected)> {
+        let before = self.drafted.len();
+        let guess = &self.guess.tokens[..most.min(self.guess.tokens.len())];
+        let goes_on = self.runs_ahead() && guess.len() > before && self.drafted.iter().eq(&guess[..before]);
+        let tokens = goes_on.then(|| guess[before..].to_vec())?;
+        let start = self.tokens.len() + before;
+        self.drafted.extend(&tokens);
+        let drafts = tokens[1..].to_vec();
+        Some(self.decode_segment(id, start, tokens, drafts, true))
+    }
+
+    fn decode_segment(
+        &mut self,
+        id: SequenceId,
+        start: usize,
+        tokens: Vec<u32>,
+        drafts: Vec<u32>,
+        ahead: bool,
+    ) -> (Segment, Expected) {
         self.in_flight += 1;
-        let tokens: Vec<u32> = [token].into_iter().chain(drafts.iter().copied()).collect();
         let rows = tokens.len() as u32;
         let segment = Segment {
             sequence: id,
@@ -310,7 +382,7 @@ impl Sequence {
             begin: None,
             pages: self.new_pages(),
             sample: true,
-            drafts: drafts.len() as u32,
+            drafts: drafts.len() as u32 + u32::from(ahead),
             score: false,
             next_token: None,
         };
@@ -321,10 +393,12 @@ impl Sequence {
             scores: 0,
             sample: true,
             drafts,
+            ahead,
+            fails: self.fails,
             prompt_ends: false,
             replay: false,
         };
-        Some((segment, expected))
+        (segment, expected)
     }
 
     /// Takes in a segment's result, which holds what was expected, and says what the client is to be told.
@@ -337,16 +411,19 @@ impl Sequence {
         if expected.scores > 0 {
             emit(GenerationEvent::PromptScores(output.scores));
         }
-        for (place, score) in output.sampled.into_iter().enumerate() {
+        for score in output.sampled {
             let token = score.token;
-            let drafts = expected.drafts.get(place..).unwrap_or_default();
-            let origin = match drafts.first() {
-                Some(draft) if *draft == token => Origin::Draft,
-                _ => Origin::Drawn { rejected: drafts.len() as u32 },
-            };
             self.tokens.push(token);
-            // What is behind it is not computed, or not as it was drawn.
-            self.sent = self.tokens.len() - 1;
+            let origin = if self.drafted.front() == Some(&token) {
+                self.drafted.pop_front();
+                self.sent = self.tokens.len();
+                Origin::Draft
+            } else {
+                // It is still to be sent, and what was sent to follow what was guessed in its place has become useless.
+                self.sent = self.tokens.len() - 1;
+                self.fails += 1;
+                Origin::Drawn { rejected: self.drafted.drain(..).count() as u32 }
+            };
             emit(GenerationEvent::Token(Drawn { score, origin }));
             let reason = if self.sampling.end_ids.contains(&token) {
                 FinishReason::EndToken

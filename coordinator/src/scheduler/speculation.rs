@@ -9,14 +9,14 @@
 use brigade_proto::ids::SequenceId;
 
 use super::Scheduler;
-use super::lookup::Guess;
+use super::ahead::MOST_AHEAD;
 
 /// Most drafts in a segment.
 pub(super) const MOST_DRAFTS: usize = 24;
 /// Drafts less likely than this are not considered: chances this small are not known well enough.
 const LEAST_CHANCE: f64 = 0.05;
 /// By how much drafts must make a step more productive: times and chances are estimates.
-const WORTHWHILE: f64 = 1.03;
+pub(super) const WORTHWHILE: f64 = 1.03;
 /// After so many decode steps without drafts one is sent with some although it does not seem to pay: what a row costs
 /// may have been overestimated, and steps of one size say nothing about it.
 const PROBE_EVERY: u64 = 64;
@@ -36,11 +36,13 @@ pub enum Speculation {
 }
 
 /// How many drafts each sequence of a step should have, where `chances` are those of each one's drafts, falling, and
-/// `cycle_s` is how long a cycle takes by the rows of its steps. At most `room` drafts in all.
-fn best_drafts(chances: &[Vec<f64>], room: usize, cycle_s: impl Fn(usize) -> f64) -> Vec<usize> {
+/// `cycle_s` is how long a cycle takes by the rows of its steps. At most `room` drafts in all. With the tokens per second
+/// that they make.
+fn best_drafts(chances: &[Vec<f64>], room: usize, cycle_s: impl Fn(usize) -> f64) -> (Vec<usize>, f64) {
     let each = chances.iter().enumerate();
-    let mut drafts: Vec<(f64, usize)> =
-        each.flat_map(|(place, chances)| chances.iter().map(move |chance| (*chance, place))).collect();
+    let mut drafts: Vec<(f64, usize)> = each
+        .flat_map(|(place, chances)| chances.iter().take(MOST_DRAFTS).map(move |chance| (*chance, place)))
+        .collect();
     // Stable, so that a sequence's drafts stay in order.
     drafts.sort_by(|a, b| b.0.total_cmp(&a.0));
     let plain = chances.len();
@@ -57,7 +59,10 @@ fn best_drafts(chances: &[Vec<f64>], room: usize, cycle_s: impl Fn(usize) -> f64
     for (_, place) in &drafts[..best_count] {
         counts[*place] += 1;
     }
-    counts
+    if best_count == 0 {
+        best_rate /= WORTHWHILE;
+    }
+    (counts, best_rate)
 }
 
 impl Scheduler {
@@ -68,8 +73,12 @@ impl Scheduler {
             return vec![Vec::new(); ids.len()];
         }
         let chances: Vec<Vec<f64>> = ids.iter().map(|id| self.guess(*id)).collect();
-        let (groups, times) = (&self.groups, &self.times);
-        let mut counts = best_drafts(&chances, room, |rows| groups.cycle_of_rows_s(times, rows as f64));
+        let (mut counts, rate) = self.best_drafts(&chances, room);
+        if let ([id], [chances]) = (ids, &chances[..])
+            && let Some(chain) = self.chain(*id, chances, rate)
+        {
+            counts = vec![(chain.rows - 1).min(room)];
+        }
         if counts.iter().any(|count| *count > 0) {
             self.undrafted = 0;
         } else {
@@ -84,12 +93,17 @@ impl Scheduler {
         ids.iter().zip(counts).map(|(id, count)| self.reserve_drafts(*id, count)).collect()
     }
 
+    /// How many drafts each sequence of a step should have, and how many tokens per second that makes.
+    pub(super) fn best_drafts(&self, chances: &[Vec<f64>], room: usize) -> (Vec<usize>, f64) {
+        best_drafts(chances, room, |rows| self.groups.cycle_of_rows_s(&self.times, rows as f64))
+    }
+
     /// Has a sequence guess what follows; the chances of its tokens.
-    fn guess(&mut self, id: SequenceId) -> Vec<f64> {
+    pub(super) fn guess(&mut self, id: SequenceId) -> Vec<f64> {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return Vec::new();
         };
-        sequence.guess(MOST_DRAFTS);
+        sequence.guess(MOST_AHEAD);
         let guess = sequence.guessed();
         let chances = sequence.acceptance.chances(self.acceptance, guess.matched);
         let most = guess.tokens.len().min(sequence.tokens_left().saturating_sub(1));
@@ -99,15 +113,8 @@ impl Scheduler {
     /// The first `count` tokens of a sequence's guess, or as many as there are pages for: drafts never make a sequence
     /// give way.
     fn reserve_drafts(&mut self, id: SequenceId, count: usize) -> Vec<u32> {
-        let spare = self.sequences.len();
-        let Some(sequence) = self.sequences.get_mut(&id).filter(|_| count > 0) else {
-            return Vec::new();
-        };
-        while sequence.room() < count && self.pages.free_count() > spare {
-            sequence.pages.extend(self.pages.take());
-        }
-        let Guess { tokens, .. } = sequence.guessed();
-        tokens[..count.min(sequence.room())].to_vec()
+        let count = self.reserve(id, count);
+        self.sequences.get(&id).map_or_else(Vec::new, |sequence| sequence.guessed().tokens[..count].to_vec())
     }
 }
 
@@ -118,7 +125,7 @@ mod tests {
     /// A cycle of `fixed` and `row` for each row.
     fn best(chances: &[&[f64]], room: usize, fixed: f64, row: f64) -> Vec<usize> {
         let chances: Vec<Vec<f64>> = chances.iter().map(|chances| chances.to_vec()).collect();
-        best_drafts(&chances, room, |rows| fixed + row * rows as f64)
+        best_drafts(&chances, room, |rows| fixed + row * rows as f64).0
     }
 
     #[test]
@@ -147,7 +154,7 @@ mod tests {
     fn beside_many_streams_a_draft_must_be_likelier() {
         let chances: Vec<Vec<f64>> = vec![vec![0.6]; 40];
         let count = |streams: usize| {
-            let found = best_drafts(&chances[..streams], 128, |rows| 10.0 + rows as f64);
+            let (found, _) = best_drafts(&chances[..streams], 128, |rows| 10.0 + rows as f64);
             found.iter().sum::<usize>()
         };
         assert_eq!((count(1), count(2), count(40)), (1, 2, 0));

@@ -56,6 +56,8 @@ struct Bench {
     decode: VecDeque<StepFrame>,
     prefill: VecDeque<StepFrame>,
     broken: Option<String>,
+    /// Segments that ran ahead of others.
+    ahead: u64,
 }
 
 impl Bench {
@@ -75,6 +77,7 @@ impl Bench {
             decode: VecDeque::new(),
             prefill: VecDeque::new(),
             broken: None,
+            ahead: 0,
         }
     }
 
@@ -94,7 +97,11 @@ impl Bench {
     fn poll(&mut self) {
         while let Some(command) = self.scheduler.poll_command(self.now) {
             match command {
-                Command::Send(step) => self.queue(step.kind).push_back(step),
+                Command::Send(step) => {
+                    let ahead = step.segments.iter().filter(|s| s.drafts as usize == s.tokens.len());
+                    self.ahead += ahead.count() as u64;
+                    self.queue(step.kind).push_back(step);
+                }
                 Command::Emit { sequence, event } => self.events.entry(sequence).or_default().push(event),
                 Command::Measured(_) => {}
                 Command::Broken { reason, .. } => {
@@ -131,6 +138,7 @@ impl Bench {
         let Some(step) = self.queue(kind).pop_front() else {
             return false;
         };
+        self.stage.fail(&step);
         self.scheduler.handle_failure(DEPLOYMENT, step.step, 0, "it was meant to", self.now);
         self.poll();
         true

@@ -45,7 +45,7 @@ pub(super) fn wanted_rows(segments: &[Segment], drawn: impl Fn(&Segment) -> bool
 }
 
 /// Whether a segment is drafts alone, so that it counts only if its first token was drawn by the one before it.
-fn runs_ahead(segment: &Segment) -> bool {
+pub(super) fn runs_ahead(segment: &Segment) -> bool {
     segment.drafts as usize >= segment.tokens.len()
 }
 

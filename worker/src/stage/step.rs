@@ -7,7 +7,7 @@ use brigade_shard::cost::PAGE_TOKENS;
 
 use super::StageOutput;
 use super::error::StepError;
-use super::score::{Outcome, first_drawn, segment_rows, wanted_rows};
+use super::score::{Outcome, first_drawn, runs_ahead, segment_rows, wanted_rows};
 use super::sequences::Sequences;
 use crate::backend::{Backend, Batch, Span};
 use crate::cache::{Append, CacheLimits, CacheUsage, PageTables};
@@ -173,7 +173,10 @@ impl<B: Backend> Runner<B> {
             Span { rows, start, pages: self.pages.pages(segment.sequence)[..pages].to_vec() }
         });
         let batch = Batch { spans: spans.collect() };
-        if batch.rows() > 0 {
+        // What ran ahead in vain is written again before anything looks at it.
+        let in_vain = |segment| runs_ahead(segment) && !self.sequences.begins_with_drawn(segment);
+        let useless = self.model.has_head() && frame.segments.iter().all(in_vain);
+        if batch.rows() > 0 && !useless {
             self.run_blocks(frame, hidden, &batch)?;
         }
         if self.model.has_head() { self.outputs(frame) } else { self.passed_on(frame, &batch) }

@@ -3,6 +3,7 @@
 use brigade_proto::ids::SequenceId;
 
 use super::simulated_pipeline::{SimulatedPipeline, Speed};
+use crate::scheduler::Speculation;
 use crate::test_random::Random;
 
 const SECOND: u64 = 1_000_000;
@@ -199,6 +200,36 @@ fn a_lone_stream_never_waits() {
         let usual_us = usual_gap_us(&mut pipeline);
         assert!(usual_us <= 50_000, "{streams} streams: {usual_us} us between tokens");
     }
+}
+
+/// Tokens per second of a lone stream that says things over and over, with a slip in every sixteenth place.
+fn repeating(speeds: &[Speed], links_ms: &[f64], prediction: f64, speculation: Speculation) -> f64 {
+    let mut pipeline = SimulatedPipeline::with(speeds, links_ms, prediction, speculation).with_jitter(5);
+    pipeline.submit(30, 8000);
+    pipeline.pass(5 * SECOND);
+    stretch(&mut pipeline, 10 * SECOND).tokens_per_s
+}
+
+#[test]
+fn a_lone_stream_that_repeats_itself_fills_the_pipeline() {
+    let cases: [(&str, Vec<Speed>, Vec<f64>, f64); 4] = [
+        ("one stage", vec![speed(10.0, 1.0)], vec![0.1; 2], 2.0),
+        ("four stages", vec![speed(10.0, 1.0); 4], vec![0.1; 5], 2.2),
+        ("dear rows", vec![speed(1.0, 9.0); 4], vec![0.1; 5], 1.5),
+        ("far links", vec![speed(4.0, 1.0); 2], vec![20.0; 3], 3.0),
+    ];
+    let mut missed = Vec::new();
+    for (name, speeds, links_ms, wanted) in cases {
+        for prediction in [0.3, 1.0, 3.0] {
+            let plain = repeating(&speeds, &links_ms, prediction, Speculation::Off);
+            let found = repeating(&speeds, &links_ms, prediction, Speculation::Lookup);
+            println!(
+                "{name}, predicted {prediction} times: {found:.0} of {plain:.0} tokens/s without drafts"
+            );
+            missed.extend((found < wanted * plain).then_some(name));
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
 }
 
 #[test]

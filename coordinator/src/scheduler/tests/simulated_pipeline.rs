@@ -91,6 +91,16 @@ impl SimulatedPipeline {
     /// Stages of `speeds`, with a link of `links_ms` before each and one home. The plan predicts every stage's time
     /// wrongly by the factor `prediction`.
     pub(super) fn new(speeds: &[Speed], links_ms: &[f64], prediction: f64) -> SimulatedPipeline {
+        SimulatedPipeline::with(speeds, links_ms, prediction, Speculation::Off)
+    }
+
+    /// The same with drafts, or without.
+    pub(super) fn with(
+        speeds: &[Speed],
+        links_ms: &[f64],
+        prediction: f64,
+        speculation: Speculation,
+    ) -> SimulatedPipeline {
         assert_eq!(links_ms.len(), speeds.len() + 1, "a link before each stage, and one home");
         let predicted = |speed: &Speed| StagePrediction {
             decode_s: speed.us(StepKind::Decode, 1) as f64 * 1e-6 * prediction,
@@ -118,7 +128,7 @@ impl SimulatedPipeline {
             busy_us: 0,
         };
         let begin = Instant::now();
-        let mut scheduler = Scheduler::new(64, Speculation::Off, begin);
+        let mut scheduler = Scheduler::new(64, speculation, begin);
         scheduler.start(pipeline.clone(), begin);
         SimulatedPipeline {
             scheduler,

@@ -31,6 +31,8 @@ pub(super) struct SimulatedStage {
     pub(super) released: BTreeMap<SequenceId, u32>,
     /// How many of these are certain: those behind them are drafts that were not drawn.
     certain: BTreeMap<SequenceId, usize>,
+    /// Which token was drawn last, and its position.
+    next: BTreeMap<SequenceId, (usize, u32)>,
     /// All that was ever said of each sequence, its prompt included.
     said: BTreeMap<SequenceId, Vec<u32>>,
 }
@@ -61,6 +63,7 @@ impl SimulatedStage {
             begun: BTreeMap::new(),
             released: BTreeMap::new(),
             certain: BTreeMap::new(),
+            next: BTreeMap::new(),
             said: BTreeMap::new(),
         }
     }
@@ -108,6 +111,15 @@ impl SimulatedStage {
         })
     }
 
+    /// Fails to compute a step: what it was to write is not there, and what stood there no longer counts.
+    pub(super) fn fail(&mut self, step: &StepFrame) {
+        for segment in &step.segments {
+            if let Some(held) = self.held.get_mut(&segment.sequence) {
+                held.truncate(segment.start as usize);
+            }
+        }
+    }
+
     /// What stands in the pages that a sequence begins with.
     fn shared(&self, segment: &Segment) -> Vec<u32> {
         let (whole, rest) = (segment.start as usize / PAGE, segment.start as usize % PAGE);
@@ -143,8 +155,13 @@ impl SimulatedStage {
         self.give(segment);
         let held = self.held.get_mut(&id).expect("a sequence's first segment must begin it");
         let certain = *self.certain.get(&id).filter(|_| segment.begin.is_none()).unwrap_or(&held.len());
-        assert_eq!(segment.start as usize, certain, "sequence {id} repeats or skips positions");
-        held.truncate(certain);
+        // What runs ahead goes on from drafts, and counts if the last of them, and its own first token, were drawn.
+        let ahead = segment.drafts as usize == segment.tokens.len();
+        let start = if ahead { held.len() } else { certain };
+        assert_eq!(segment.start as usize, start, "sequence {id} repeats or skips positions");
+        let next = self.next.get(&id).copied();
+        let counts = !ahead || next == Some((start, segment.tokens[0]));
+        held.truncate(start);
         let table = &self.tables[&id];
         for token in &segment.tokens {
             let page = table[held.len() / PAGE];
@@ -159,16 +176,17 @@ impl SimulatedStage {
         }
         let following = segment.tokens[1..].iter().copied().chain(segment.next_token);
         let scores = if segment.score { following.map(score).collect() } else { Vec::new() };
-        let first = held.len() - segment.drafts as usize;
+        let first = held.len() - segment.drafts as usize + usize::from(ahead);
         let mut sampled = Vec::new();
-        let mut goes_on = segment.sample;
+        let mut goes_on = segment.sample && counts;
         while goes_on {
             let position = first + sampled.len();
             let token = drawn(id, position as u32);
             sampled.push(score(token));
             goes_on = held.get(position) == Some(&token);
+            self.next.insert(id, (position, token));
         }
-        let certain = first + sampled.len().saturating_sub(1);
+        let certain = if counts { first + sampled.len().saturating_sub(1) } else { certain };
         self.certain.insert(id, certain);
         let said = self.said.entry(id).or_default();
         if said.len() < certain {
