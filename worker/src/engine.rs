@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::StageMemory;
 use brigade_proto::ids::{DeploymentId, Fence, Peer, StepId};
 use brigade_proto::step::{Frame, StageTiming, StepFrame, StepKind, StepResult, WireDtype};
+use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::driver::{Driver, EngineThread};
 use crate::telemetry::EngineCounters;
 
 /// Decode frames that wait to be computed, of a few rows each. A coordinator has at most so many under way; past this
@@ -33,6 +35,9 @@ pub const PREFILL_LANE_BYTES: usize = 8 << 20;
 /// Frames of a kind that wait to be sent: one on its way and one behind it keep the link busy, and more would only
 /// hold memory.
 pub const OUTPUT_FRAMES: usize = 2;
+
+/// For how long after a prefill step there may be another: its frames come in bursts that must be taken in meanwhile.
+const PROMPTS_PAST: Duration = Duration::from_secs(1);
 
 /// Orders about stages that wait: a few per deployment and plan, and a worker holds few deployments.
 const ORDER_QUEUE: usize = 128;
@@ -64,6 +69,15 @@ pub enum Output {
     Pass(StepFrame),
     /// For the coordinator.
     Finish(StepResult),
+}
+
+impl Output {
+    fn into_frame(self, timings: Vec<StageTiming>) -> Frame {
+        match self {
+            Output::Pass(frame) => Frame::Step(StepFrame { timings, ..frame }),
+            Output::Finish(result) => Frame::Result(StepResult { timings, ..result }),
+        }
+    }
 }
 
 /// A frame with where it came from and when.
@@ -207,22 +221,25 @@ pub struct Engine {
 pub struct EngineStuck;
 
 impl Engine {
-    /// Starts the thread. Events come out of the receiver, which must be taken from at all times.
+    /// Starts the thread, which drives `driver` while it waits. Events come out of the receiver, which must be taken from
+    /// at all times.
     ///
     /// # Errors
     /// Where the operating system gives no thread.
-    pub fn start(counters: Arc<EngineCounters>) -> std::io::Result<(Engine, mpsc::Receiver<EngineEvent>)> {
+    pub fn start(
+        driver: Arc<Driver>,
+        counters: Arc<EngineCounters>,
+    ) -> std::io::Result<(Engine, mpsc::Receiver<EngineEvent>)> {
         let (orders, orders_in) = mpsc::channel(ORDER_QUEUE);
         let (decode, decode_in) = mpsc::channel(DECODE_LANE_FRAMES);
         let (prefill, prefill_in) = mpsc::channel(PREFILL_LANE_FRAMES);
         let (events_out, events) = mpsc::channel(EVENT_QUEUE);
         let (ending, ended) = oneshot::channel();
         let queues = Queues { orders: orders_in, decode: decode_in, prefill: prefill_in };
-        // A runtime without drivers: it only waits on the queues.
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let core = Core { slots: BTreeMap::new(), counters, events: events_out };
-            core.run(&runtime, queues);
+            let _thread = EngineThread(driver.clone());
+            let core = Core { slots: BTreeMap::new(), driver, counters, events: events_out, prompts: None };
+            core.run(queues);
             // Nobody waits any more where the receiver is gone.
             let _ = ending.send(());
         })?;
@@ -297,18 +314,40 @@ struct Neighbours {
 /// What the thread owns.
 struct Core {
     slots: BTreeMap<DeploymentId, Slot>,
+    driver: Arc<Driver>,
     counters: Arc<EngineCounters>,
     events: mpsc::Sender<EngineEvent>,
+    /// When the last prefill step was computed.
+    prompts: Option<Instant>,
 }
 
 impl Core {
-    fn run(mut self, runtime: &tokio::runtime::Runtime, mut queues: Queues) {
-        while let Some(work) = runtime.block_on(queues.next()) {
+    fn run(mut self, mut queues: Queues) {
+        // What is there already needs no waiting.
+        while let Some(work) = queues.next().now_or_never().unwrap_or_else(|| self.driver.wait(queues.next()))
+        {
             match work {
-                Work::Order(order) => self.obey(order),
-                Work::Frame(queued) => self.compute(queued.arrival),
+                Work::Order(order) => {
+                    self.driver.computing(false);
+                    self.obey(order);
+                }
+                Work::Frame(queued) => {
+                    let alone = self.decodes_alone(queued.arrival.frame.kind);
+                    self.driver.computing(alone);
+                    if let Some((frame, outputs)) = self.compute(queued.arrival) {
+                        self.pass_on(frame, &outputs, alone);
+                    }
+                }
             }
         }
+    }
+
+    /// Whether there are decode steps alone, which are short and whose frames are small.
+    fn decodes_alone(&mut self, kind: StepKind) -> bool {
+        if kind == StepKind::Prefill {
+            self.prompts = Some(Instant::now());
+        }
+        self.prompts.is_none_or(|last| last.elapsed() > PROMPTS_PAST)
     }
 
     fn obey(&mut self, order: EngineOrder) {
@@ -343,7 +382,8 @@ impl Core {
         }
     }
 
-    fn compute(&mut self, arrival: Arrival) {
+    /// Computes a frame; where it brings something, that and where it goes.
+    fn compute(&mut self, arrival: Arrival) -> Option<(Frame, Outputs)> {
         let Arrival { peer, mut frame, at } = arrival;
         let (deployment, step) = (frame.deployment, frame.step);
         let expected = self.slots.get_mut(&deployment).filter(|slot| {
@@ -352,12 +392,10 @@ impl Core {
         let Some(slot) = expected else {
             self.counters.frames_fenced.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%peer, fence = %frame.fence, %deployment, %step, "dropped a frame that is not of an active stage");
-            return;
+            return None;
         };
-        let Some(Neighbours { outputs, .. }) = &slot.neighbours else {
-            return;
-        };
-        let (stage, kind, outputs) = (slot.stage, frame.kind, outputs.clone());
+        let outputs = slot.neighbours.as_ref()?.outputs.clone();
+        let stage = slot.stage;
         let mut timings = std::mem::take(&mut frame.timings);
         let start = Instant::now();
         let ran = catch_unwind(AssertUnwindSafe(|| slot.compute.run(frame)));
@@ -378,12 +416,13 @@ impl Core {
                     sent_bytes: u32::try_from(sent_bytes).unwrap_or(u32::MAX),
                     sent_us: outputs.sent_us.load(Ordering::Relaxed),
                 });
-                pass_on(output, timings, kind, &outputs);
+                Some((output.into_frame(timings), outputs))
             }
             Ok(Err(reason)) => {
                 slot.usage = slot.compute.usage();
                 self.count_cache();
                 self.tell(EngineEvent::StepFailed { deployment, step, stage, reason });
+                None
             }
             Err(panic) => {
                 let reason = format!(
@@ -396,7 +435,31 @@ impl Core {
                 self.count_cache();
                 self.tell(EngineEvent::StepFailed { deployment, step, stage, reason: reason.clone() });
                 self.tell(EngineEvent::Panicked { deployment, reason });
+                None
             }
+        }
+    }
+
+    /// Hands an output to its sender, waiting while the link is slower than the stage; `at_once` has it sent before
+    /// anything else is computed. An output for a link that is gone is dropped: its loss has been reported, and the
+    /// coordinator replays it.
+    fn pass_on(&self, frame: Frame, outputs: &Outputs, at_once: bool) {
+        let lane = match frame.kind() {
+            StepKind::Decode => &outputs.decode,
+            StepKind::Prefill => &outputs.prefill,
+        };
+        let sent = if at_once {
+            self.driver.wait(async {
+                let sent = lane.send(frame).await;
+                // Everything that can run now does before this goes on: the sender, and the connection.
+                tokio::task::yield_now().await;
+                sent
+            })
+        } else {
+            lane.blocking_send(frame)
+        };
+        if sent.is_err() {
+            tracing::debug!("dropped an output whose link is gone");
         }
     }
 
@@ -409,28 +472,6 @@ impl Core {
         let sum = |part: fn(&Slot) -> u32| self.slots.values().map(part).fold(0, u32::saturating_add);
         self.counters.cache_tokens_used.store(sum(|slot| slot.usage.0), Ordering::Relaxed);
         self.counters.sequences.store(sum(|slot| slot.usage.1), Ordering::Relaxed);
-    }
-}
-
-/// Hands an output to its sender, waiting while the link is slower than the stage. An output for a link that is gone
-/// is dropped: its loss has been reported, and the coordinator replays it.
-fn pass_on(output: Output, timings: Vec<StageTiming>, kind: StepKind, outputs: &Outputs) {
-    let frame = match output {
-        Output::Pass(mut frame) => {
-            frame.timings = timings;
-            Frame::Step(frame)
-        }
-        Output::Finish(mut result) => {
-            result.timings = timings;
-            Frame::Result(result)
-        }
-    };
-    let lane = match kind {
-        StepKind::Decode => &outputs.decode,
-        StepKind::Prefill => &outputs.prefill,
-    };
-    if lane.blocking_send(frame).is_err() {
-        tracing::debug!("dropped an output whose link is gone");
     }
 }
 

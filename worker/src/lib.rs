@@ -15,6 +15,7 @@ pub mod candle_backend;
 pub mod cli;
 pub mod cpu;
 pub mod data;
+pub mod driver;
 pub mod engine;
 pub mod exponential;
 pub mod lifecycle;

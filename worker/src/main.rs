@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
+use brigade_worker::driver::Driver;
 use brigade_worker::settings::{Machine, Settings};
 use brigade_worker::shutdown;
 use brigade_worker::worker::{WorkerError, run};
@@ -49,24 +50,29 @@ fn join(args: JoinArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(USAGE, &error.to_string()),
     };
-    // The compute threads are the user's to number; everything else shares this one.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
+    let driver = match Driver::new() {
+        Ok(driver) => driver,
         Err(error) => return fail(FAILED, &format!("failed to start: {error}")),
     };
-    let result = runtime.block_on(async {
-        let ending = CancellationToken::new();
-        let signals = shutdown::on_signals(ending.clone())?;
-        if supervised {
-            shutdown::on_end_of_stdin(ending.clone())?;
+    let result = driver.run({
+        let driver = driver.clone();
+        async move {
+            let ending = CancellationToken::new();
+            let signals = shutdown::on_signals(ending.clone())?;
+            if supervised {
+                shutdown::on_end_of_stdin(ending.clone())?;
+            }
+            let result = run(settings, driver, ending).await;
+            signals.abort();
+            anyhow::Ok(result)
         }
-        let result = run(settings, ending).await;
-        signals.abort();
-        anyhow::Ok(result)
     });
     // A computation that did not end in time must not keep the process.
-    runtime.shutdown_background();
+    driver.shut_down();
+    let result = match result {
+        Ok(result) => result,
+        Err(error) => return fail(FAILED, &format!("failed to run on, which is a defect: {error}")),
+    };
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(WorkerError::Session(error))) if error.is_usage() => fail(USAGE, &error.to_string()),

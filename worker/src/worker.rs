@@ -19,6 +19,7 @@ use self::hub::{Events, Hub, IDLE_LIMITS};
 use crate::addresses::local_address_towards;
 use crate::calibrate::{Calibration, calibrate};
 use crate::data::DataPlane;
+use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::loads::Loads;
 use crate::session::{Session, SessionError, identity};
@@ -59,11 +60,15 @@ pub enum WorkerError {
     Thread(std::io::Error),
 }
 
-/// Joins the coordinator of `settings` and serves it until `ending` is cancelled or it says to end.
+/// Joins the coordinator of `settings` and serves it until `ending` is cancelled or it says to end; to be run by `driver`.
 ///
 /// # Errors
 /// Where it cannot start, or the coordinator wants nothing of it.
-pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), WorkerError> {
+pub async fn run(
+    settings: Settings,
+    driver: Arc<Driver>,
+    ending: CancellationToken,
+) -> Result<(), WorkerError> {
     let state = StateDir::open(&settings.state)?;
     let coordinator = settings.coordinator.as_str();
     let identity =
@@ -85,7 +90,7 @@ pub async fn run(settings: Settings, ending: CancellationToken) -> Result<(), Wo
         })?;
     let data_address = transport.local_addr();
     let counters = Arc::new(EngineCounters::default());
-    let (engine, engine_events) = Engine::start(counters.clone()).map_err(WorkerError::Thread)?;
+    let (engine, engine_events) = Engine::start(driver, counters.clone()).map_err(WorkerError::Thread)?;
     let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
     let (loads, load_events) =
         Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap);

@@ -22,6 +22,9 @@ const IDLE_TIMEOUT_MS: u32 = 5_000;
 /// How long the peer may keep an acknowledgement back. A lost last packet of a frame is sent again only after the
 /// round trip and this, so that the default of 25 ms would be a stall of several decode steps.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
+/// How many packets the peer may keep unacknowledged, up to that delay: 65 KB of the largest. Otherwise it would
+/// acknowledge a decode step's frame, of two packets, before it looks into it, which takes as long as reading it.
+const ACK_THRESHOLD: u32 = 10;
 /// Round trip assumed before one is measured: what a lost first packet costs, on networks that are mostly local.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Largest datagram tried, which jumbo Ethernet, Thunderbolt and loopback carry; where the path does not, discovery
@@ -55,7 +58,7 @@ fn transport() -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_DATAGRAM_BYTES);
     let mut ack = AckFrequencyConfig::default();
-    ack.max_ack_delay(Some(MAX_ACK_DELAY));
+    ack.max_ack_delay(Some(MAX_ACK_DELAY)).ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD));
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW_BYTES);
     let mut config = TransportConfig::default();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::StageMemory;
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId};
 use brigade_proto::step::{Frame, Segment, StepFrame, StepKind, WireDtype};
+use brigade_worker::driver::Driver;
 use brigade_worker::engine::{Arrival, Compute, Engine, EngineEvent, EngineOrder, Output, Outputs};
 use brigade_worker::telemetry::EngineCounters;
 use tokio::sync::mpsc;
@@ -87,7 +88,7 @@ struct Rig {
 impl Rig {
     fn start() -> Rig {
         let counters = Arc::new(EngineCounters::default());
-        let (engine, events) = Engine::start(counters.clone()).unwrap();
+        let (engine, events) = Engine::start(Driver::new().unwrap(), counters.clone()).unwrap();
         let sent = Rig::activate(&engine);
         Rig { engine, events, sent, counters }
     }

@@ -12,9 +12,9 @@ use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, Sequence
 use brigade_proto::link::Transport;
 use brigade_proto::step::{Frame, Segment, StepFrame, StepKind, WireDtype};
 use brigade_worker::data::{DataEvent, DataOutcome, DataPlane};
+use brigade_worker::driver::Driver;
 use brigade_worker::engine::{Compute, Engine, EngineOrder, Output, Outputs, PREFILL_LANE_FRAMES};
 use brigade_worker::lifecycle::ConnectId;
-use brigade_worker::telemetry::EngineCounters;
 use tokio::sync::mpsc;
 
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
@@ -97,7 +97,7 @@ fn order(next_addresses: Vec<SocketAddr>) -> ConnectStage {
 #[tokio::test]
 async fn decode_frames_go_past_prefill_frames_that_find_their_lane_full() {
     let (here, there, _directory) = transports();
-    let (engine, _events) = Engine::start(Arc::new(EngineCounters::default())).unwrap();
+    let (engine, _events) = Engine::start(Driver::new().unwrap(), Arc::default()).unwrap();
     let (go, told) = blocking::channel();
     let (frames, mut computed) = mpsc::channel(2 * PREFILL_LANE_FRAMES);
     let outputs = Outputs { decode: frames.clone(), prefill: frames, sent_us: Arc::new(AtomicU32::new(0)) };
@@ -138,7 +138,7 @@ async fn decode_frames_go_past_prefill_frames_that_find_their_lane_full() {
 #[tokio::test]
 async fn an_attempt_that_was_given_up_leaves_the_next_one_alone() {
     let (here, there, _directory) = transports();
-    let (engine, _events) = Engine::start(Arc::new(EngineCounters::default())).unwrap();
+    let (engine, _events) = Engine::start(Driver::new().unwrap(), Arc::default()).unwrap();
     let (mut plane, mut happened) = DataPlane::start(here, engine.lanes().clone());
     let at = there.local_addr();
     plane.open(ConnectId(2), order(vec![at]), at);
