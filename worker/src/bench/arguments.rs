@@ -34,6 +34,10 @@ pub struct BenchArgs {
     #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
     pub n_depth: Vec<u32>,
 
+    /// Numbers of sequences that decode together, a token of each in every step
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1")]
+    pub streams: Vec<NonZeroU32>,
+
     /// How often each measurement is repeated
     #[arg(short = 'r', long, value_name = "N", default_value = "5")]
     pub repetitions: NonZeroU32,

@@ -2,7 +2,8 @@
 //!
 //! The whole model is loaded as one stage, with the code that serves, and driven without the programs around it. A
 //! measurement is a prompt, in steps, with the logits of its last token, or tokens one by one, each with its logits; as in
-//! llama-bench, nothing is sampled and tokens are drawn at random.
+//! llama-bench, nothing is sampled and tokens are drawn at random. Several sequences decode together, a token of each in
+//! every step, as those of several users do.
 
 mod arguments;
 mod bandwidth;
@@ -74,7 +75,7 @@ impl BenchError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Test {
     Prompt { depth: u32, prompt: u32 },
-    Decode { depth: u32, decode: u32 },
+    Decode { depth: u32, decode: u32, streams: u32 },
     Both { depth: u32, prompt: u32, decode: u32 },
 }
 
@@ -83,8 +84,9 @@ impl Test {
         let of_depth = |&depth: &u32| {
             let prompts =
                 args.n_prompt.iter().filter(|n| **n > 0).map(move |&prompt| Test::Prompt { depth, prompt });
-            let decodes =
-                args.n_gen.iter().filter(|n| **n > 0).map(move |&decode| Test::Decode { depth, decode });
+            let decodes = args.n_gen.iter().filter(|n| **n > 0).flat_map(move |&decode| {
+                args.streams.iter().map(move |streams| Test::Decode { depth, decode, streams: streams.get() })
+            });
             let pairs = args.pg.iter().map(move |pair| {
                 let PromptThenDecode { prompt, decode } = *pair;
                 Test::Both { depth, prompt, decode }
@@ -94,11 +96,19 @@ impl Test {
         args.n_depth.iter().flat_map(of_depth).collect()
     }
 
-    /// Tokens of the sequence in the end.
+    /// How many sequences there are.
+    fn streams(self) -> u32 {
+        match self {
+            Test::Decode { streams, .. } => streams,
+            Test::Prompt { .. } | Test::Both { .. } => 1,
+        }
+    }
+
+    /// Tokens of a sequence in the end.
     fn tokens(self) -> Option<u32> {
         match self {
             Test::Prompt { depth, prompt } => depth.checked_add(prompt),
-            Test::Decode { depth, decode } => depth.checked_add(decode),
+            Test::Decode { depth, decode, .. } => depth.checked_add(decode),
             Test::Both { depth, prompt, decode } => depth.checked_add(prompt)?.checked_add(decode),
         }
     }
@@ -115,6 +125,7 @@ pub fn run(args: &BenchArgs, machine: &Machine, out: impl Write) -> Result<(), B
     }
     let context = tests.iter().map(|test| test.tokens()).max_by_key(|tokens| tokens.unwrap_or(u32::MAX));
     let context = context.flatten().ok_or(BenchError::TooLong)?;
+    let streams = tests.iter().map(|test| test.streams()).max().unwrap_or(1);
     let threads: Vec<usize> = match args.threads.as_slice() {
         [] => vec![machine.parallelism],
         given => given.iter().map(|threads| usize::from(threads.get())).collect(),
@@ -123,7 +134,8 @@ pub fn run(args: &BenchArgs, machine: &Machine, out: impl Write) -> Result<(), B
     for batch in &args.batch_size {
         for &threads in &threads {
             let device = args.device.0;
-            let loading = Loading { device, threads, batch: batch.get(), context, memory: machine.memory };
+            let batch = batch.get();
+            let loading = Loading { device, threads, batch, context, streams, memory: machine.memory };
             let records = measure(args, &tests, loading)?;
             report.add(&records).map_err(BenchError::Write)?;
         }
@@ -133,6 +145,7 @@ pub fn run(args: &BenchArgs, machine: &Machine, out: impl Write) -> Result<(), B
 
 /// One series of repetitions.
 struct Series {
+    streams: u32,
     depth: u32,
     prompt: u32,
     decode: u32,
@@ -183,19 +196,20 @@ fn measure(args: &BenchArgs, tests: &[Test], loading: Loading) -> Result<Vec<Rec
 fn repeat(subject: &mut Subject, test: Test, args: &BenchArgs) -> Result<Vec<Series>, BackendError> {
     let (depth, prompt, decode) = match test {
         Test::Prompt { depth, prompt } => (depth, prompt, 0),
-        Test::Decode { depth, decode } => (depth, 0, decode),
+        Test::Decode { depth, decode, .. } => (depth, 0, decode),
         Test::Both { depth, prompt, decode } => (depth, prompt, decode),
     };
+    let streams = test.streams();
     if !args.no_warmup {
         match prompt {
-            0 => subject.decode(0, 1)?,
+            0 => subject.decode(streams, 0, 1)?,
             _ => subject.prompt(0, prompt)?,
         }
     }
-    let mut prompts = Series { depth, prompt, decode: 0, samples: Vec::new() };
-    let mut decodes = Series { depth: depth + prompt, prompt: 0, decode, samples: Vec::new() };
+    let mut prompts = Series { streams, depth, prompt, decode: 0, samples: Vec::new() };
+    let mut decodes = Series { streams, depth: depth + prompt, prompt: 0, decode, samples: Vec::new() };
     for _ in 0..args.repetitions.get() {
-        subject.fill(depth)?;
+        subject.fill(streams, depth)?;
         if prompt > 0 {
             let began = Instant::now();
             subject.prompt(depth, prompt)?;
@@ -203,7 +217,7 @@ fn repeat(subject: &mut Subject, test: Test, args: &BenchArgs) -> Result<Vec<Ser
         }
         if decode > 0 {
             let began = Instant::now();
-            subject.decode(depth + prompt, decode)?;
+            subject.decode(streams, depth + prompt, decode)?;
             decodes.samples.push(began.elapsed());
         }
     }
@@ -224,12 +238,12 @@ struct Surroundings<'a> {
 
 impl Surroundings<'_> {
     fn record(&self, facts: &Facts, series: Series) -> Record {
-        let Series { depth, prompt, decode, samples } = series;
-        let tokens = f64::from(prompt + decode);
+        let Series { streams, depth, prompt, decode, samples } = series;
+        let tokens = f64::from(streams) * f64::from(prompt + decode);
         let seconds: Vec<f64> = samples.iter().map(Duration::as_secs_f64).collect();
         let speeds: Vec<f64> = seconds.iter().map(|seconds| tokens / seconds).collect();
         let ((mean_s, deviation_s), (speed, deviation)) = (spread(&seconds), spread(&speeds));
-        let bytes_per_token = (decode > 0).then(|| facts.reads.per_token(depth, decode));
+        let bytes_per_token = if decode > 0 { facts.reads.per_token(streams, depth, decode) } else { None };
         let read_bytes_per_s = bytes_per_token.map(|bytes| bytes * speed);
         let ns = |seconds: f64| (seconds * 1e9) as u64;
         Record {
@@ -247,6 +261,7 @@ impl Surroundings<'_> {
             n_threads: self.loading.threads,
             n_batch: self.loading.batch,
             type_kv: "f16",
+            streams,
             n_prompt: prompt,
             n_gen: decode,
             n_depth: depth,

@@ -30,17 +30,19 @@ pub struct Record {
     pub n_batch: u32,
     /// How keys and values are kept.
     pub type_kv: &'static str,
+    /// Sequences that decoded together.
+    pub streams: u32,
     /// Tokens processed as a prompt; 0 where tokens were decoded.
     pub n_prompt: u32,
-    /// Tokens decoded one by one; 0 where a prompt was processed.
+    /// Tokens decoded one by one, of each sequence; 0 where a prompt was processed.
     pub n_gen: u32,
-    /// Tokens that the sequence held before.
+    /// Tokens that each sequence held before.
     pub n_depth: u32,
     /// Mean time of a repetition.
     pub avg_ns: u64,
     /// Its standard deviation.
     pub stddev_ns: u64,
-    /// Mean speed, in tokens per second.
+    /// Mean speed, in tokens per second, of all sequences together.
     pub avg_ts: f64,
     /// Its standard deviation.
     pub stddev_ts: f64,
@@ -48,7 +50,8 @@ pub struct Record {
     pub samples_ns: Vec<u64>,
     /// Speed of each repetition, in tokens per second.
     pub samples_ts: Vec<f64>,
-    /// Bytes of weights, keys and values that a decoded token reads.
+    /// Bytes of weights, keys and values that are read for a decoded token. Weights count once for all sequences of a step;
+    /// nothing is said where several sequences choose experts.
     pub bytes_per_token: Option<f64>,
     /// Those bytes times the mean speed, per second.
     pub read_bytes_per_s: Option<f64>,
@@ -71,9 +74,14 @@ pub struct Record {
 }
 
 impl Record {
-    /// The measurement in llama-bench's words, such as `pp512` or `tg128 @ d512`.
+    /// The measurement in llama-bench's words, such as `pp512` or `tg128 @ d512`; `8 x tg128` where sequences decoded
+    /// together.
     pub fn test(&self) -> String {
-        let test = if self.n_gen > 0 { format!("tg{}", self.n_gen) } else { format!("pp{}", self.n_prompt) };
+        let together = if self.streams > 1 { format!("{} x ", self.streams) } else { String::new() };
+        let test = match self.n_gen {
+            0 => format!("pp{}", self.n_prompt),
+            tokens => format!("{together}tg{tokens}"),
+        };
         if self.n_depth > 0 { format!("{test} @ d{}", self.n_depth) } else { test }
     }
 }

@@ -1,9 +1,11 @@
 //! The model that is measured: all of it as one stage, on one device.
 
+use std::ops::Range;
+
 use brigade_proto::control::{CacheDtype, DeviceKind, StageMemory, StageRoom};
 use brigade_shard::cost::{Cost, PAGE_TOKENS};
 use brigade_shard::model_file::Header;
-use brigade_shard::spec::{Attention, ModelSpec, Visibility};
+use brigade_shard::spec::{Attention, FeedForward, ModelSpec, Visibility};
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::units::Bytes;
 
@@ -38,6 +40,8 @@ pub(super) struct Facts {
 #[derive(Clone, Debug)]
 pub(super) struct Reads {
     weights: Bytes,
+    /// Whether tokens of a step may read different weights.
+    experts: bool,
     /// For each layer the bytes of a cached position, and which are read.
     cached: Vec<(u64, Visibility)>,
 }
@@ -54,34 +58,48 @@ impl Reads {
         });
         Reads {
             weights: layers.sum::<Bytes>() + cost.embedding().active + cost.head().active,
+            experts: spec.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForward::Experts(_))),
             cached: cached.collect(),
         }
     }
 
-    /// Bytes read per token, on average over `count` tokens from `start` on: weights, and keys and values.
-    pub(super) fn per_token(&self, start: u32, count: u32) -> f64 {
+    /// Bytes read per token, on average over `count` tokens from `start` on of each of `streams` sequences: weights, and
+    /// keys and values. `None` where it is left to chance which experts the sequences have in common.
+    pub(super) fn per_token(&self, streams: u32, start: u32, count: u32) -> Option<f64> {
+        if self.experts && streams > 1 {
+            return None;
+        }
         let positions = start as usize..(start + count) as usize;
         let cached = positions.map(|position| {
             let seen = |visibility: &Visibility| (position + 1 - visibility.first(position)) as u64;
             self.cached.iter().map(|(bytes, visibility)| bytes * seen(visibility)).sum::<u64>()
         });
-        self.weights.0 as f64 + cached.sum::<u64>() as f64 / f64::from(count.max(1))
+        Some(
+            self.weights.0 as f64 / f64::from(streams) + cached.sum::<u64>() as f64 / f64::from(count.max(1)),
+        )
     }
 }
 
-/// A loaded model with one sequence.
+/// A loaded model with its sequences.
 pub(super) struct Subject {
     runner: Box<dyn Run>,
     vocab: usize,
     batch: u32,
-    /// Positions that the cache holds; the token at each is always the same.
-    held: u32,
+    /// Positions that the cache holds of each sequence; the token at each is always the same.
+    held: Vec<u32>,
 }
 
 /// What is asked of a model, whatever its device.
 trait Run {
-    /// Computes `tokens` from position `start` on, and the last one's logits where they are wanted.
-    fn run(&mut self, tokens: &[u32], start: u32, logits: Logits) -> Result<(), BackendError>;
+    /// Computes as many `tokens` of each of some sequences from position `start` on, one sequence's after another's, and
+    /// the logits of each sequence's last one where they are wanted.
+    fn run(
+        &mut self,
+        sequences: Range<usize>,
+        tokens: &[u32],
+        start: u32,
+        logits: Logits,
+    ) -> Result<(), BackendError>;
     /// Waits until the weights lie where they stay.
     fn settle(&mut self);
 }
@@ -99,7 +117,8 @@ enum Logits {
 
 struct Runner<B: Backend> {
     model: StageModel<B>,
-    pages: Vec<u32>,
+    /// Pages of a sequence; each has as many of its own.
+    pages: u32,
 }
 
 impl<B: Backend> Run for Runner<B> {
@@ -107,15 +126,28 @@ impl<B: Backend> Run for Runner<B> {
         self.model.settle();
     }
 
-    fn run(&mut self, tokens: &[u32], start: u32, wanted: Logits) -> Result<(), BackendError> {
-        let span = Span { rows: 0..tokens.len(), start: start as usize, pages: self.pages.clone() };
-        self.model.run(Input::Tokens(tokens), &Batch { spans: vec![span] })?;
+    fn run(
+        &mut self,
+        sequences: Range<usize>,
+        tokens: &[u32],
+        start: u32,
+        wanted: Logits,
+    ) -> Result<(), BackendError> {
+        let rows = tokens.len() / sequences.len();
+        let span = |(i, sequence): (usize, usize)| Span {
+            rows: i * rows..(i + 1) * rows,
+            start: start as usize,
+            pages: (sequence as u32 * self.pages..).take(self.pages as usize).collect(),
+        };
+        let last: Vec<usize> = (1..=sequences.len()).map(|i| i * rows - 1).collect();
+        let spans = sequences.enumerate().map(span).collect();
+        self.model.run(Input::Tokens(tokens), &Batch { spans })?;
         if wanted == Logits::Unwanted {
             // Looking at the hidden states waits for a device that computes behind our back.
             self.model.hidden(|hidden| std::hint::black_box(hidden).len())?;
             return Ok(());
         }
-        self.model.logits(&[tokens.len() - 1], |_, logits| {
+        self.model.logits(&last, |_, logits| {
             let numbers = wanted == Logits::Computed || logits.iter().all(|logit| logit.is_finite());
             std::hint::black_box(logits);
             let damaged = || BackendError {
@@ -136,6 +168,8 @@ pub(super) struct Loading {
     pub(super) batch: u32,
     /// Longest sequence, in tokens.
     pub(super) context: u32,
+    /// Most sequences.
+    pub(super) streams: u32,
     /// Memory of the machine.
     pub(super) memory: Bytes,
 }
@@ -145,12 +179,16 @@ pub(super) struct Loading {
 /// # Errors
 /// Where it does not fit the machine, or cannot be loaded.
 pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts), BenchError> {
-    let Loading { device, threads, batch, context, memory: machine } = loading;
+    let Loading { device, threads, batch, context, streams, memory: machine } = loading;
+    let pages = context.div_ceil(PAGE_TOKENS);
     let room = StageRoom {
-        cache_tokens: context.checked_next_multiple_of(PAGE_TOKENS).ok_or(BenchError::TooLong)?,
+        cache_tokens: pages
+            .checked_mul(streams)
+            .and_then(|pages| pages.checked_mul(PAGE_TOKENS))
+            .ok_or(BenchError::TooLong)?,
         context,
-        step_rows: batch.min(context),
-        sequences: 1,
+        step_rows: batch.min(context).max(streams),
+        sequences: streams,
         cache_dtype: CacheDtype::F16,
     };
     let spec = ModelSpec::from_header(header).map_err(LoadError::from)?;
@@ -169,7 +207,6 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
     };
     let progress = LoadProgress::new();
     let files = ModelFiles::open(header, &progress)?;
-    let pages = (0..room.cache_tokens / PAGE_TOKENS).collect();
     let runner: Box<dyn Run> = match device {
         DeviceKind::Cpu => {
             let backend = CpuBackend::new(threads).map_err(LoadError::from)?;
@@ -186,7 +223,7 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
             })
         }
     };
-    Ok((Subject { runner, vocab: spec.vocab, batch, held: 0 }, facts))
+    Ok((Subject { runner, vocab: spec.vocab, batch, held: vec![0; streams as usize] }, facts))
 }
 
 /// The type that most bytes of weights have.
@@ -204,40 +241,57 @@ impl Subject {
         self.runner.settle();
     }
 
-    /// Processes `count` tokens from `start` on as a prompt: in steps, with the logits of the last token.
+    /// Processes `count` tokens of the first sequence from `start` on as a prompt: in steps, with the logits of the last
+    /// token.
     pub(super) fn prompt(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
+        self.prompt_of(0, start, count)
+    }
+
+    fn prompt_of(&mut self, sequence: usize, start: u32, count: u32) -> Result<(), BackendError> {
         let end = start + count;
         for at in (start..end).step_by(self.batch as usize) {
             let next = end.min(at + self.batch);
-            let tokens: Vec<u32> = (at..next).map(|position| self.token(position)).collect();
+            let tokens: Vec<u32> = (at..next).map(|position| self.token(sequence, position)).collect();
             let logits = if next == end { Logits::Computed } else { Logits::Unwanted };
-            self.runner.run(&tokens, at, logits)?;
+            self.runner.run(sequence..sequence + 1, &tokens, at, logits)?;
         }
-        self.held = end;
+        self.held[sequence] = end;
         Ok(())
     }
 
-    /// Processes `count` tokens from `start` on one by one, each with its logits.
-    pub(super) fn decode(&mut self, start: u32, count: u32) -> Result<(), BackendError> {
+    /// Processes `count` tokens of each of `streams` sequences from `start` on one by one, each with its logits.
+    pub(super) fn decode(&mut self, streams: u32, start: u32, count: u32) -> Result<(), BackendError> {
+        let streams = 0..streams as usize;
         for position in start..start + count {
-            self.runner.run(&[self.token(position)], position, Logits::Computed)?;
+            let tokens: Vec<u32> = streams.clone().map(|sequence| self.token(sequence, position)).collect();
+            self.runner.run(streams.clone(), &tokens, position, Logits::Computed)?;
         }
-        self.held = start + count;
+        self.held[streams].fill(start + count);
         Ok(())
     }
 
-    /// Sees to it that the cache holds the first `depth` positions.
-    pub(super) fn fill(&mut self, depth: u32) -> Result<(), BackendError> {
-        if self.held < depth { self.prompt(self.held, depth - self.held) } else { Ok(()) }
+    /// Sees to it that the cache holds the first `depth` positions of `streams` sequences.
+    pub(super) fn fill(&mut self, streams: u32, depth: u32) -> Result<(), BackendError> {
+        for sequence in 0..streams as usize {
+            let held = self.held[sequence];
+            if held < depth {
+                self.prompt_of(sequence, held, depth - held)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Computes the last token held once more, and looks at its logits.
+    /// Computes each sequence's last token held once more, and looks at its logits.
     pub(super) fn check(&mut self) -> Result<(), BackendError> {
-        let last = self.held.saturating_sub(1);
-        self.runner.run(&[self.token(last)], last, Logits::Checked)
+        for (sequence, held) in self.held.iter().enumerate() {
+            let last = held.saturating_sub(1);
+            self.runner.run(sequence..sequence + 1, &[self.token(sequence, last)], last, Logits::Checked)?;
+        }
+        Ok(())
     }
 
-    fn token(&self, position: u32) -> u32 {
-        (sampler::uniform(SEED, u64::from(position)) * self.vocab as f64) as u32
+    fn token(&self, sequence: usize, position: u32) -> u32 {
+        let seed = SEED + sequence as u64;
+        (sampler::uniform(seed, u64::from(position)) * self.vocab as f64) as u32
     }
 }

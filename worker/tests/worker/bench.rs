@@ -101,6 +101,31 @@ fn a_token_reads_all_weights_but_most_of_the_embedding_and_what_is_cached() {
 }
 
 #[test]
+fn sequences_that_decode_together_read_the_weights_once() {
+    let (_folder, path) = model();
+    let text = run(&path, "-p 5 -n 3 -d 0,40 --streams 1,3 -r 1 -t 1 -o json").unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let tests: Vec<[u64; 4]> = (0..6)
+        .map(|i| ["n_prompt", "n_gen", "n_depth", "streams"].map(|key| report[i][key].as_u64().unwrap()))
+        .collect();
+    let wanted = [[5, 0, 0, 1], [0, 3, 0, 1], [0, 3, 0, 3], [5, 0, 40, 1], [0, 3, 40, 1], [0, 3, 40, 3]];
+    assert_eq!(tests, wanted);
+    let number = |i: usize, key: &str| report[i][key].as_f64().unwrap();
+    for (alone, together) in [(1, 2), (4, 5)] {
+        let tokens_per_s = 9e9 / report[together]["samples_ns"][0].as_f64().unwrap();
+        assert!((number(together, "avg_ts") / tokens_per_s - 1.0).abs() < 1e-3, "{report:#}");
+        // Two of three tokens read what is cached of their sequence, and no weights.
+        let saved = number(alone, "bytes_per_token") - number(together, "bytes_per_token");
+        let weights =
+            number(alone, "bytes_per_token") - number(1, "bytes_per_token") + number(1, "model_size");
+        assert!(saved > 0.6 * number(1, "model_size") && saved < weights, "{report:#}");
+    }
+
+    let markdown = run(&path, "-p 0 -n 2 --streams 3 -r 1 -t 1").unwrap();
+    assert!(markdown.contains(" 3 x tg2 "), "{markdown}");
+}
+
+#[test]
 fn csv_has_a_field_for_each_name_and_markdown_a_cell_for_each_column() {
     let (_folder, path) = model();
     let csv = run(&path, "-p 8 -n 2 -r 1 -t 1 -o csv").unwrap();
@@ -148,7 +173,9 @@ fn what_cannot_be_measured_is_named() {
     let damaged = failure(&path, "-p 200 -n 0 -r 1 --no-warmup");
     assert!(damaged.to_string().contains("no numbers"), "{damaged}");
 
-    for arguments in ["-r 0", "-t 0", "-b 0", "-p x", "--pg 512", "-o xml", "--device tpu", "--frobnicate"] {
+    for arguments in
+        ["-r 0", "-t 0", "--streams 0", "-b 0", "-p x", "--pg 512", "-o xml", "--device tpu", "--frobnicate"]
+    {
         let words = ["brigade-worker", "bench", "m.gguf"].into_iter().chain(arguments.split(' '));
         assert!(parse(words.map(OsString::from)).is_err(), "{arguments}");
     }
