@@ -1,6 +1,7 @@
 //! Rows of activations rounded to 8 bits.
 
 use super::{GROUP, PART, RUN};
+use crate::simd::Simd;
 
 /// Rounded rows `[rows, width]`.
 #[derive(Default)]
@@ -66,36 +67,43 @@ impl QuantisedRows {
     }
 }
 
-crate::simd::kernel! {
-    /// Rounds a row.
-    pub(in crate::cpu) fn round(x: &[f32], parts: &mut [ActivationPart]) {
-        const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and taking it away rounds to the nearest integer
-        for (x, part) in x.as_chunks::<PART>().0.iter().zip(parts) {
-            let mut largest = [0f32; 8];
-            let mut not_finite = [0f32; 8];
-            for eight in x.as_chunks::<8>().0 {
-                for i in 0..8 {
-                    let size = eight[i].abs();
-                    largest[i] = if size > largest[i] { size } else { largest[i] };
-                    not_finite[i] += eight[i] * 0.0;
-                }
-            }
-            let largest = largest.iter().fold(0f32, |a, &b| if b > a { b } else { a });
-            // Not a number where an activation is not finite, so that it shows in every product.
-            part.scale = largest / 127.0 + not_finite.iter().sum::<f32>();
-            let steps = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let values = part.values.as_flattened_mut().as_flattened_mut();
-            for half in 0..2 {
-                let range = half * PART / 2..(half + 1) * PART / 2;
-                let mut sum = 0i32;
-                for (value, &x) in values[range.clone()].iter_mut().zip(&x[range]) {
-                    let rounded = (x * steps + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                    *value = rounded as i8;
-                    sum += rounded as i8 as i32;
-                }
-                part.halves[half] = sum as i16;
-                part.sums[half] = part.scale * sum as f32;
-            }
+/// What is added to a number and taken away again rounds it to the nearest integer, ties to even: 1.5 * 2^23.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// The value of one step for a part whose largest size is `largest`, and how many steps 1 is.
+#[inline(always)]
+pub(super) fn step(largest: f32) -> (f32, f32) {
+    // Not a number where an activation is not finite, so that it shows in every product.
+    let scale = if largest < f32::INFINITY { largest / 127.0 } else { f32::NAN };
+    (scale, if largest > 0.0 { 127.0 / largest } else { 0.0 })
+}
+
+/// Rounds a row.
+pub(in crate::cpu) fn round(simd: Simd, x: &[f32], parts: &mut [ActivationPart]) {
+    let parts = x.as_chunks().0.iter().zip(parts);
+    match simd {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2(_) | Simd::Avx512(_) => {
+            // SAFETY: these exist only where detection found AVX2.
+            parts.for_each(|(x, part)| unsafe { super::x86::round(x, part) });
         }
+        _ => parts.for_each(|(x, part)| round_part(x, part)),
+    }
+}
+
+fn round_part(x: &[f32; PART], part: &mut ActivationPart) {
+    // Sizes of numbers stand in the order of their bits, and those that are not finite above all others.
+    let largest = x.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
+    let (scale, steps) = step(f32::from_bits(largest));
+    part.scale = scale;
+    let values = part.values.as_flattened_mut().as_flattened_mut();
+    for (value, x) in values.iter_mut().zip(x) {
+        // The low byte alone, where steps are so many that nothing is left of the number.
+        *value = ((x * steps + ROUND).to_bits() as i32 - ROUND.to_bits() as i32) as i8;
+    }
+    for (half, values) in values.as_chunks::<{ PART / 2 }>().0.iter().enumerate() {
+        let sum = values.iter().map(|value| i16::from(*value)).sum();
+        part.halves[half] = sum;
+        part.sums[half] = scale * f32::from(sum);
     }
 }

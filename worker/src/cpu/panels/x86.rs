@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, Lanes, PANEL_ROWS, RUN};
+use super::activations::{ROUND, step};
+use super::{ActivationPart, GROUP, Lanes, PANEL_ROWS, PART, RUN};
 
 /// How far ahead memory is asked for, for one row of activations. The processor itself asks for what follows, but not soon
 /// enough: a part takes less time to multiply than to arrive.
@@ -20,6 +21,39 @@ fn prefetch(bytes: &[u8], rows: usize) {
         // SAFETY: a prefetch of any address does nothing but fill a cache.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(ahead + line).cast()) };
     }
+}
+
+/// Rounds a part of a row of activations.
+#[target_feature(enable = "avx2")]
+pub(super) fn round(x: &[f32; PART], part: &mut ActivationPart) {
+    // SAFETY: the array holds the 32 numbers that are read.
+    let x: [__m256; 4] = [0, 8, 16, 24].map(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) });
+    let sizes = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX)));
+    let sizes = _mm256_max_epu32(_mm256_max_epu32(sizes[0], sizes[1]), _mm256_max_epu32(sizes[2], sizes[3]));
+    let sizes = _mm_max_epu32(_mm256_castsi256_si128(sizes), _mm256_extracti128_si256::<1>(sizes));
+    let sizes = _mm_max_epu32(sizes, _mm_shuffle_epi32::<0b01_00_11_10>(sizes));
+    let sizes = _mm_max_epu32(sizes, _mm_shuffle_epi32::<0b10_11_00_01>(sizes));
+    let (scale, steps) = step(f32::from_bits(_mm_cvtsi128_si32(sizes) as u32));
+    let codes = x.map(|x| {
+        let rounded = _mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(steps)), _mm256_set1_ps(ROUND));
+        let integers =
+            _mm256_sub_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(ROUND.to_bits() as i32));
+        _mm256_and_si256(integers, _mm256_set1_epi32(0xFF))
+    });
+    // Packing works on halves of registers: fours come out in the order 0, 2, 4, 6, 1, 3, 5, 7.
+    let (front, back) = (_mm256_packus_epi32(codes[0], codes[1]), _mm256_packus_epi32(codes[2], codes[3]));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let codes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(front, back), order);
+    // SAFETY: the array holds the 32 bytes that are written.
+    unsafe { _mm256_storeu_si256(part.values.as_mut_ptr().cast(), codes) };
+    let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+    let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    let eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b01_00_11_10>(fours));
+    let halves = _mm256_add_epi32(eights, _mm256_shuffle_epi32::<0b10_11_00_01>(eights));
+    let halves = [_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves)];
+    part.scale = scale;
+    part.halves = halves.map(|half| _mm_cvtsi128_si32(half) as i16);
+    part.sums = part.halves.map(|sum| scale * f32::from(sum));
 }
 
 /// Lanes 0..8 and 8..16. Needs AVX2, FMA and F16C.
