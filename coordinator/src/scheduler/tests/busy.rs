@@ -233,6 +233,40 @@ fn a_lone_stream_that_repeats_itself_fills_the_pipeline() {
 }
 
 #[test]
+fn rows_that_were_predicted_dear_are_found_out_to_be_cheap() {
+    // As the plan has it, a row costs as much as a step, so that drafts would never pay on a single stage.
+    let speeds = [Speed { decode_ms: (10.0, 0.5), prefill_ms: (10.0, 20.0) }];
+    let plain = repeating(&speeds, &[0.1; 2], 1.0, Speculation::Off);
+    let found = repeating(&speeds, &[0.1; 2], 1.0, Speculation::Lookup);
+    println!("{found:.0} of {plain:.0} tokens/s without drafts");
+    assert!(found >= 2.0 * plain, "{found} of {plain}");
+}
+
+/// Tokens per second of streams of which none repeats itself.
+fn never_repeating(speculation: Speculation, streams: usize) -> f64 {
+    let speeds = [speed(10.0, 1.0); 2];
+    let mut pipeline = SimulatedPipeline::with(&speeds, &[0.1; 3], 1.0, speculation);
+    let mut left = streams;
+    while left > 0 {
+        // One of three says things over and over; it leaves at once.
+        let id = pipeline.submit(5 + 3 * left as u32, 8000);
+        if id.0 % 3 == 1 { pipeline.cancel(id) } else { left -= 1 }
+    }
+    pipeline.pass(5 * SECOND);
+    stretch(&mut pipeline, 20 * SECOND).tokens_per_s
+}
+
+#[test]
+fn where_nothing_repeats_drafts_cost_next_to_nothing() {
+    for streams in [1, 8] {
+        let plain = never_repeating(Speculation::Off, streams);
+        let found = never_repeating(Speculation::Lookup, streams);
+        println!("{streams} streams: {found:.1} of {plain:.1} tokens/s without drafts");
+        assert!(found >= 0.98 * plain, "{streams} streams: {found} of {plain}");
+    }
+}
+
+#[test]
 fn the_number_of_groups_settles() {
     for (speeds, links_ms) in [
         (vec![speed(10.0, 1.0); 2], vec![0.1; 3]),
