@@ -114,6 +114,14 @@ impl Client {
         models["data"][0]["id"].as_str().unwrap_or_else(|| panic!("no model in {models:#}")).to_owned()
     }
 
+    /// A counter or gauge of `/metrics`, by its whole name with its labels.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let metrics = self.get("/metrics").await.ok();
+        let metrics = metrics.as_str().expect("metrics are text");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("{name} is missing in\n{metrics}"))
+    }
+
     /// The cluster's state.
     pub async fn status(&self) -> Value {
         self.get("/api/status").await.ok()

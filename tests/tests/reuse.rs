@@ -44,13 +44,6 @@ fn token_ids(answer: &Value) -> Vec<&Value> {
     choices.iter().map(|choice| &choice["token_ids"]).collect()
 }
 
-async fn metric(client: &Client, name: &str) -> u64 {
-    let metrics = client.get("/metrics").await.ok();
-    let metrics = metrics.as_str().expect("metrics are text");
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("{name} is missing in\n{metrics}"))
-}
-
 /// Token ids that nobody would write, the same at every run.
 fn tokens(seed: u64, count: usize) -> Vec<u32> {
     let mut random = seed;
@@ -94,8 +87,8 @@ async fn answers_are_those_of_a_cold_run_wherever_prompts_part() {
     let status = warm.status().await;
     assert_eq!(status["requests"]["prefix_hits"], hits, "{:#}", status["requests"]);
     assert_eq!(status["requests"]["prompt_tokens_reused"], reused, "{:#}", status["requests"]);
-    assert_eq!(metric(&warm, "brigade_prefix_hits_total").await, hits);
-    assert_eq!(metric(&warm, "brigade_tokens_total{kind=\"reused\"}").await, reused);
+    assert_eq!(warm.metric("brigade_prefix_hits_total").await, hits);
+    assert_eq!(warm.metric("brigade_tokens_total{kind=\"reused\"}").await, reused);
     cluster.stop();
 }
 
@@ -194,8 +187,8 @@ async fn little_cache_changes_no_answer() {
     }
     let status = warm.status().await;
     let hits = status["requests"]["prefix_hits"].as_u64().expect("hits are counted");
-    let replays = metric(&warm, "brigade_replays_total").await;
-    let evicted = metric(&warm, "brigade_pages_evicted_total").await;
+    let replays = warm.metric("brigade_replays_total").await;
+    let evicted = warm.metric("brigade_pages_evicted_total").await;
     println!("{hits} hits, {replays} replays, {evicted} pages evicted");
     assert!(
         hits >= 4 && replays > 0 && evicted > 0,

@@ -59,22 +59,16 @@ fn told(answer: &Value) -> (u64, u64) {
     (count("accepted_prediction_tokens"), count("rejected_prediction_tokens"))
 }
 
-async fn metric(client: &Client, name: &str) -> u64 {
-    let metrics = client.get("/metrics").await.ok();
-    let metrics = metrics.as_str().expect("metrics are text");
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("{name} is missing in\n{metrics}"))
-}
-
-/// The counts of requests, once none runs.
+/// The counts of requests, once none runs and no cache is reserved.
 async fn settled(client: &Client) -> Value {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let requests = client.status().await["requests"].clone();
-        if requests["running"] == 0 && requests["waiting"] == 0 {
-            return requests;
+        let status = client.status().await;
+        let requests = &status["requests"];
+        if requests["running"] == 0 && requests["waiting"] == 0 && status["cache_tokens_reserved"] == 0 {
+            return requests.clone();
         }
-        assert!(Instant::now() < deadline, "something still runs: {requests:#}");
+        assert!(Instant::now() < deadline, "something is still held: {status:#}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -105,11 +99,59 @@ async fn answers_with_drafts_are_those_without() {
     assert!(accepted > 300, "{accepted} drafts taken, {rejected} not");
     let requests = settled(&drafting.client).await;
     let (sent, taken) = (requests["draft_tokens"].as_u64(), requests["draft_tokens_accepted"].as_u64());
-    assert_eq!(taken, Some(metric(&drafting.client, "brigade_draft_tokens_accepted_total").await));
-    assert_eq!(sent, Some(metric(&drafting.client, "brigade_draft_tokens_total").await));
+    assert_eq!(taken, Some(drafting.client.metric("brigade_draft_tokens_accepted_total").await));
+    assert_eq!(sent, Some(drafting.client.metric("brigade_draft_tokens_total").await));
     // A stop string is found after tokens have come that nobody is told of.
     assert!(taken >= Some(accepted) && sent >= Some(accepted + rejected), "{requests:#}");
     assert_eq!(plain.client.status().await["requests"]["draft_tokens"], 0);
     plain.stop();
     drafting.stop();
+}
+
+#[tokio::test]
+async fn little_cache_and_clients_that_leave_change_no_answer() {
+    // 20 pages, of which each request begins with 9 or 10, and wants 13 or more in the end.
+    let up = Up::new(setup::smollm2()).workers(2).memory("192MiB");
+    let cluster = up.args(["--ctx", "640", "--parallel", "1"]).start();
+    let client = &cluster.client;
+    let request = |number: usize| {
+        json!({
+            "prompt": format!("# {number}\n{}", edit()), "max_tokens": 240, "ignore_eos": true, "logprobs": 1,
+            "return_token_ids": true, "temperature": 0.2 * (number % 3) as f64, "seed": number,
+        })
+    };
+    let mut alone = Vec::new();
+    for number in 0..6 {
+        alone.push(essence(&client.complete(request(number)).await));
+    }
+    let model = client.model().await;
+    let together = (0..6).map(|number| {
+        let client = client.clone();
+        tokio::spawn(async move { client.complete(request(number)).await })
+    });
+    let together: Vec<_> = together.collect();
+    for (number, answer) in together.into_iter().enumerate() {
+        let answer = answer.await.expect("the request is answered");
+        assert_eq!(essence(&answer), alone[number], "request {number}");
+    }
+    let replays = client.metric("brigade_replays_total").await;
+    // Clients that leave while the answer runs ahead of itself.
+    for chunks in 1..8 {
+        let mut leaving = request(0);
+        leaving["stream"] = json!(true);
+        leaving["model"] = model.clone().into();
+        let mut response = client.begin("/v1/completions", leaving.to_string().into_bytes()).await;
+        for _ in 0..chunks * 3 {
+            response.chunk().await.expect("the stream goes on").expect("the answer is longer");
+        }
+        drop(response);
+    }
+    let again = essence(&client.complete(request(1)).await);
+    assert_eq!(again, alone[1], "after clients have left");
+    let requests = settled(client).await;
+    println!("{replays} replays; {requests}");
+    assert!(replays > 0, "nobody gave way");
+    assert_eq!((&requests["failed"], &requests["cancelled"]), (&json!(0), &json!(7)));
+    assert!(requests["draft_tokens_accepted"].as_u64() > Some(400), "{requests:#}");
+    cluster.stop();
 }
