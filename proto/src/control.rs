@@ -9,7 +9,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,6 +153,17 @@ pub struct ConnectStage {
     pub next_addresses: Vec<SocketAddr>,
     /// How hidden states cross the link to `next`.
     pub wire: WireDtype,
+    /// The short way round; `None` where the deployment has a single stage, or this one is neither end of it.
+    pub short_way: Option<ShortWayEnd>,
+}
+
+/// A stage's end of the way of drawn tokens from the last stage to the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShortWayEnd {
+    /// The last stage: whom it tells, and where that can be reached. A first stage that cannot be reached is not told.
+    To(Peer, Vec<SocketAddr>),
+    /// The first stage: who may tell it, besides the coordinator.
+    From(Peer),
 }
 
 /// From a worker to the coordinator.

@@ -178,6 +178,7 @@ pub fn encode(frame: &Frame) -> Result<(Bytes, Bytes), FrameError> {
             (pb::frame_header::Frame::Step(step.into()), payload)
         }
         Frame::Result(result) => (pb::frame_header::Frame::Result(result.into()), Bytes::new()),
+        Frame::Drawn(drawn) => (pb::frame_header::Frame::Drawn(drawn.into()), Bytes::new()),
     };
     let header = pb::FrameHeader { frame: Some(header) }.encode_to_vec();
     Ok((header.into(), payload))
@@ -195,13 +196,14 @@ pub fn decode(header: &[u8], payload: Bytes) -> Result<Frame, FrameError> {
             check_hidden(&step)?;
             Ok(Frame::Step(step))
         }
-        Some(pb::frame_header::Frame::Result(header)) => {
-            if !payload.is_empty() {
-                let found = payload.len() as u64;
-                return Err(FrameError::PayloadSize { rows: 0, width: 0, expected: 0, found });
-            }
-            Ok(Frame::Result(header.try_into()?))
+        Some(pb::frame_header::Frame::Result(_) | pb::frame_header::Frame::Drawn(_))
+            if !payload.is_empty() =>
+        {
+            let found = payload.len() as u64;
+            Err(FrameError::PayloadSize { rows: 0, width: 0, expected: 0, found })
         }
+        Some(pb::frame_header::Frame::Result(header)) => Ok(Frame::Result(header.try_into()?)),
+        Some(pb::frame_header::Frame::Drawn(header)) => Ok(Frame::Drawn(header.try_into()?)),
         None => Err(InvalidMessage::new("frame", "is missing").into()),
     }
 }
@@ -228,6 +230,7 @@ impl Frame {
         match self {
             Frame::Step(step) => step.kind,
             Frame::Result(result) => result.kind,
+            Frame::Drawn(_) => StepKind::Decode,
         }
     }
 }

@@ -12,6 +12,8 @@ pub enum Frame {
     Step(StepFrame),
     /// From the last stage to the coordinator.
     Result(StepResult),
+    /// From the last stage to the first, and from the coordinator where the last stage's may not come.
+    Drawn(Drawn),
 }
 
 /// A micro-batch of segments on its way through all stages.
@@ -29,11 +31,47 @@ pub struct StepFrame {
     pub segments: Vec<Segment>,
     /// Sequences that have ended: every stage frees their cache before it computes.
     pub release: Vec<SequenceId>,
+    /// What the short way round is to be used for.
+    pub short_way: ShortWay,
     /// One entry per stage that has passed the step on, in order.
     pub timings: Vec<StageTiming>,
     /// The hidden states, `[rows, hidden]` with one row per token of the segments in order; `None` on the way to the
     /// first stage, which has the token ids, and in a step without rows.
     pub hidden: Option<Hidden>,
+}
+
+/// The way of drawn tokens from the last stage straight to the first, where steps wait for them that were sent ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShortWay {
+    /// The last stage tells the first what the step draws.
+    pub told: bool,
+    /// Each segment has one token, which is not known yet: the first stage replaces it by what the sequence's step before
+    /// draws, and computes the step once it knows all of them.
+    pub follows: bool,
+}
+
+/// What a step drew.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// As in the step.
+    pub fence: Fence,
+    /// As in the step.
+    pub deployment: DeploymentId,
+    /// As in the step.
+    pub step: StepId,
+    /// The last token that each segment drew.
+    pub tokens: Vec<DrawnToken>,
+}
+
+/// A token that was drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrawnToken {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// The token's position.
+    pub position: u32,
+    /// Its id.
+    pub token: u32,
 }
 
 /// What a step is for. The two kinds travel on separate streams.

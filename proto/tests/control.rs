@@ -8,8 +8,8 @@ mod raw;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
-    CacheDtype, Capabilities, ConnectStage, DeviceKind, LoadStage, PROTOCOL_VERSION, StageMemory,
-    StageReport, StageRoom, StageState, Telemetry, ToCoordinator, ToWorker, Welcome,
+    CacheDtype, Capabilities, ConnectStage, DeviceKind, LoadStage, PROTOCOL_VERSION, ShortWayEnd,
+    StageMemory, StageReport, StageRoom, StageState, Telemetry, ToCoordinator, ToWorker, Welcome,
 };
 use brigade_proto::control_client::{Attached, ControlError, attach, enrol};
 use brigade_proto::control_server::{AttachSession, RefusalKind, SessionError};
@@ -90,6 +90,7 @@ fn commands() -> Vec<ToWorker> {
         next: Peer::Coordinator,
         next_addresses: vec!["192.168.1.2:7481".parse().unwrap(), "[fe80::2%3]:1".parse().unwrap()],
         wire: WireDtype::Bf16,
+        short_way: Some(ShortWayEnd::To(worker("w0"), vec!["192.168.1.2:7482".parse().unwrap()])),
     };
     let whole = Shard { layers: LayerRange { start: 0, end: 30 }, embedding: true, head: true };
     vec![
@@ -107,9 +108,10 @@ fn commands() -> Vec<ToWorker> {
             next: worker("w2"),
             next_addresses: Vec::new(),
             wire: WireDtype::F32,
+            short_way: Some(ShortWayEnd::From(worker("w0"))),
             ..connect.clone()
         }),
-        ToWorker::Connect(ConnectStage { wire: WireDtype::F16, ..connect.clone() }),
+        ToWorker::Connect(ConnectStage { wire: WireDtype::F16, short_way: None, ..connect.clone() }),
         ToWorker::Connect(connect),
         ToWorker::Activate { deployment, fence: Fence { incarnation: Incarnation(2), epoch: Epoch(3) } },
         ToWorker::Retire { deployment },

@@ -5,8 +5,8 @@ use brigade_proto::frame::{FrameError, FrameLengths, FrameLimits, decode, encode
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId, StepId};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{
-    Frame, Hidden, Segment, SegmentOutput, SequenceStart, StageTiming, StepFrame, StepKind, StepResult,
-    TokenScore, WireDtype,
+    Drawn, DrawnToken, Frame, Hidden, Segment, SegmentOutput, SequenceStart, ShortWay, StageTiming,
+    StepFrame, StepKind, StepResult, TokenScore, WireDtype,
 };
 use bytes::Bytes;
 
@@ -62,6 +62,7 @@ fn step(kind: StepKind, hidden: Option<Hidden>) -> StepFrame {
             },
         ],
         release: vec![SequenceId(1), SequenceId(2)],
+        short_way: ShortWay::default(),
         timings: vec![timing(), StageTiming::default()],
         hidden,
     }
@@ -90,9 +91,16 @@ fn hidden(dtype: WireDtype) -> Hidden {
     Hidden::from_f32(&values, 4, 6, dtype).unwrap()
 }
 
+fn drawn() -> Drawn {
+    let StepResult { fence, deployment, step, .. } = result();
+    let tokens = [(1, 7, 9), (u64::MAX, u32::MAX, u32::MAX)];
+    let token = |(sequence, position, token)| DrawnToken { sequence: SequenceId(sequence), position, token };
+    Drawn { fence, deployment, step, tokens: tokens.map(token).to_vec() }
+}
+
 #[test]
 fn every_frame_survives_the_wire() {
-    let mut frames = vec![Frame::Result(result())];
+    let mut frames = vec![Frame::Result(result()), Frame::Drawn(drawn())];
     for kind in [StepKind::Prefill, StepKind::Decode] {
         frames.push(Frame::Step(step(kind, None)));
         for dtype in [WireDtype::F32, WireDtype::F16, WireDtype::Bf16] {
@@ -101,6 +109,12 @@ fn every_frame_survives_the_wire() {
         let empty = StepFrame { segments: Vec::new(), timings: Vec::new(), ..step(kind, None) };
         frames.push(Frame::Step(empty));
     }
+    let told = StepFrame {
+        short_way: ShortWay { told: true, follows: true },
+        segments: vec![segment(&[0])],
+        ..step(StepKind::Decode, None)
+    };
+    frames.push(Frame::Step(told));
     for frame in frames {
         let (header, payload) = encode(&frame).unwrap();
         assert_eq!(decode(&header, payload).unwrap(), frame);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{ConnectStage, StageRoom};
+use brigade_proto::control::{ConnectStage, ShortWayEnd, StageRoom};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::ids::{DeploymentId, Peer};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
@@ -33,6 +33,9 @@ pub const MAX_LINKS: usize = 64;
 
 /// How long opening the links of a stage may take: beyond what a handshake over a bad wireless link needs.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long that may take of the link from the last stage to the first, which is of use but not needed.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Happenings on links that wait to be handled.
 const EVENT_QUEUE: usize = 64;
@@ -143,6 +146,8 @@ struct Dial {
 /// What a connected stage relies on.
 struct Binding {
     previous: Peer,
+    /// The other end of the short way round, which the stage uses and does not rely on.
+    short_way: Option<Peer>,
     next_link: LinkId,
     senders: CancellationToken,
 }
@@ -186,12 +191,19 @@ impl DataPlane {
         if order.previous == Peer::Coordinator && order.next != Peer::Coordinator {
             wanted.push((Peer::Coordinator, vec![coordinator]));
         }
-        wanted.retain(|(peer, addresses)| self.standing(peer, addresses).is_none());
+        let absent = |(peer, addresses): &(Peer, Vec<SocketAddr>)| self.standing(peer, addresses).is_none();
+        wanted.retain(absent);
+        let first = match &order.short_way {
+            Some(ShortWayEnd::To(first, addresses)) => {
+                Some((first.clone(), addresses.clone())).filter(absent)
+            }
+            Some(ShortWayEnd::From(_)) | None => None,
+        };
         let given_up = self.ending.child_token();
         let next_addresses = addresses(&order.next);
         self.tasks.spawn(dial(
             self.transport.clone(),
-            wanted,
+            (wanted, first),
             attempt,
             deployment,
             self.events.clone(),
@@ -240,9 +252,14 @@ impl DataPlane {
     pub fn expire(&mut self, now: Instant) {
         let (dials, bindings) = (&self.dials, &self.bindings);
         self.links.retain(|id, link| {
-            let dialled =
-                dials.values().any(|dial| dial.order.previous == link.peer || dial.order.next == link.peer);
-            let bound = bindings.values().any(|b| b.previous == link.peer || b.next_link == *id);
+            let dialled = dials.values().any(|dial| {
+                let first =
+                    matches!(&dial.order.short_way, Some(ShortWayEnd::To(first, _)) if *first == link.peer);
+                dial.order.previous == link.peer || dial.order.next == link.peer || first
+            });
+            let bound = bindings.values().any(|b| {
+                b.previous == link.peer || b.next_link == *id || b.short_way.as_ref() == Some(&link.peer)
+            });
             if dialled || bound {
                 link.unused_since = None;
                 return true;
@@ -327,20 +344,36 @@ impl DataPlane {
         };
         let (next_address, rtt_us) = (link.remote, u32::try_from(link.rtt.as_micros()).unwrap_or(u32::MAX));
         let senders = self.ending.child_token();
-        let outputs = self.spawn_senders(link.sender.clone(), &senders);
+        let mut outputs = self.spawn_senders(link.sender.clone(), &senders);
+        if let Some(ShortWayEnd::To(first, addresses)) = &order.short_way {
+            let to_first = |id: &&LinkId| self.links.get(id).is_some_and(|link| link.peer == *first);
+            let id = made.iter().find(to_first).copied().or_else(|| self.standing(first, addresses));
+            let link = id.and_then(|id| self.links.get(&id));
+            outputs.drawn = link.map(|link| self.spawn_sender(&link.sender, &Arc::default(), &senders));
+        }
+        let short_way = order.short_way.as_ref().map(|end| match end {
+            ShortWayEnd::To(peer, _) | ShortWayEnd::From(peer) => peer.clone(),
+        });
         let previous = order.previous.clone();
-        self.bindings.insert(deployment, Binding { previous, next_link, senders });
+        self.bindings.insert(deployment, Binding { previous, short_way, next_link, senders });
         Some(DataOutcome::Opened { attempt, order, outputs, next_address, rtt_us })
     }
 
     fn spawn_senders(&self, sender: LinkSender, stop: &CancellationToken) -> Outputs {
         let sent_us = Arc::new(AtomicU32::new(0));
-        let lane = || {
-            let (frames, queue) = mpsc::channel(OUTPUT_FRAMES);
-            self.tasks.spawn(send(sender.clone(), queue, sent_us.clone(), stop.clone()));
-            frames
-        };
-        Outputs { decode: lane(), prefill: lane(), sent_us: sent_us.clone() }
+        let lane = || self.spawn_sender(&sender, &sent_us, stop);
+        Outputs { decode: lane(), prefill: lane(), drawn: None, sent_us: sent_us.clone() }
+    }
+
+    fn spawn_sender(
+        &self,
+        sender: &LinkSender,
+        sent_us: &Arc<AtomicU32>,
+        stop: &CancellationToken,
+    ) -> mpsc::Sender<Frame> {
+        let (frames, queue) = mpsc::channel(OUTPUT_FRAMES);
+        self.tasks.spawn(send(sender.clone(), queue, sent_us.clone(), stop.clone()));
+        frames
     }
 
     fn closed(&mut self, id: LinkId, reason: &str) -> Vec<DataOutcome> {
@@ -380,7 +413,7 @@ async fn accept(transport: Transport, events: mpsc::Sender<DataEvent>, ending: C
 
 async fn dial(
     transport: Transport,
-    wanted: Vec<(Peer, Vec<SocketAddr>)>,
+    (wanted, first): (Vec<(Peer, Vec<SocketAddr>)>, Option<(Peer, Vec<SocketAddr>)>),
     attempt: ConnectId,
     deployment: DeploymentId,
     events: mpsc::Sender<DataEvent>,
@@ -392,6 +425,17 @@ async fn dial(
             match transport.dial(peer, addresses).await {
                 Ok(link) => links.push(link),
                 Err(error) => return Err(format!("{error} (tried {})", listed(addresses))),
+            }
+        }
+        if let Some((peer, addresses)) = &first {
+            match tokio::time::timeout(FIRST_TIMEOUT, transport.dial(peer, addresses)).await {
+                Ok(Ok(link)) => links.push(link),
+                Ok(Err(error)) => {
+                    tracing::info!("no short way round to {peer}: {error} (tried {})", listed(addresses))
+                }
+                Err(_) => {
+                    tracing::info!("no short way round to {peer}: no link to {} in time", listed(addresses))
+                }
             }
         }
         Ok(links)
@@ -416,9 +460,7 @@ async fn read(id: LinkId, peer: Peer, mut link: LinkReceiver, lanes: Lanes, even
     let reason = loop {
         match link.recv().await {
             Ok(frame) => {
-                if let Some(arrival) = arrival(&peer, frame)
-                    && !queue(arrival, &mut link, &lanes).await
-                {
+                if !take(&peer, frame, &mut link, &lanes).await {
                     break "the engine has ended".to_owned();
                 }
             }
@@ -429,25 +471,13 @@ async fn read(id: LinkId, peer: Peer, mut link: LinkReceiver, lanes: Lanes, even
     let _ = events.send(DataEvent::Closed { link: id, reason }).await;
 }
 
-fn arrival(peer: &Peer, frame: Frame) -> Option<Arrival> {
-    match frame {
-        Frame::Step(frame) => Some(Arrival { peer: peer.clone(), frame, at: Instant::now() }),
-        // Results end at the coordinator; one that comes here is not acted upon.
-        Frame::Result(result) => {
-            tracing::warn!(%peer, step = %result.step, "dropped a result, which workers do not take");
-            None
-        }
-    }
-}
-
 /// Queues a frame; while a prefill frame waits for room in its lane, decode frames go past it. `false` where the engine
 /// has ended.
-async fn queue(arrived: Arrival, link: &mut LinkReceiver, lanes: &Lanes) -> bool {
-    if arrived.frame.kind == StepKind::Decode {
-        return lanes.push(arrived).await;
+async fn take(peer: &Peer, frame: Frame, link: &mut LinkReceiver, lanes: &Lanes) -> bool {
+    if frame.kind() == StepKind::Decode {
+        return push(peer, frame, lanes).await;
     }
-    let peer = arrived.peer.clone();
-    let pushing = lanes.push(arrived);
+    let pushing = push(peer, frame, lanes);
     tokio::pin!(pushing);
     loop {
         let frame = tokio::select! {
@@ -455,10 +485,20 @@ async fn queue(arrived: Arrival, link: &mut LinkReceiver, lanes: &Lanes) -> bool
             pushed = &mut pushing => return pushed,
             Some(frame) = link.recv_decode() => frame,
         };
-        if let Some(arrival) = arrival(&peer, frame)
-            && !lanes.push(arrival).await
-        {
+        if !push(peer, frame, lanes).await {
             return false;
+        }
+    }
+}
+
+async fn push(peer: &Peer, frame: Frame, lanes: &Lanes) -> bool {
+    match frame {
+        Frame::Step(frame) => lanes.push(Arrival { peer: peer.clone(), frame, at: Instant::now() }).await,
+        Frame::Drawn(drawn) => lanes.push_drawn(peer.clone(), drawn).await,
+        // Results end at the coordinator; one that comes here is not acted upon.
+        Frame::Result(result) => {
+            tracing::warn!(%peer, step = %result.step, "dropped a result, which workers do not take");
+            true
         }
     }
 }

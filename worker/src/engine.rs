@@ -5,7 +5,7 @@
 //! counted. What a stage makes goes to the tasks that send, so that receiving, computing and sending overlap. A step
 //! that fails is reported and the engine goes on; a defect that unwinds costs the stage, never the thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::StageMemory;
 use brigade_proto::ids::{DeploymentId, Fence, Peer, StepId};
-use brigade_proto::step::{Frame, StageTiming, StepFrame, StepKind, StepResult, WireDtype};
+use brigade_proto::step::{Drawn, Frame, StageTiming, StepFrame, StepKind, StepResult, WireDtype};
 use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::ahead::{Ahead, drawn, places};
 use crate::driver::{Driver, EngineThread};
 use crate::telemetry::EngineCounters;
 
@@ -98,6 +99,8 @@ pub struct Outputs {
     pub decode: mpsc::Sender<Frame>,
     /// For prefill steps.
     pub prefill: mpsc::Sender<Frame>,
+    /// From the last stage to the first, for what steps draw.
+    pub drawn: Option<mpsc::Sender<Frame>>,
     /// How long sending the last frame took, in microseconds; kept by whoever sends.
     pub sent_us: Arc<AtomicU32>,
 }
@@ -121,6 +124,8 @@ pub enum EngineOrder {
         previous: Peer,
         /// Where its own go.
         outputs: Outputs,
+        /// For the first of several stages: the last one, which may tell what it draws.
+        last: Option<Peer>,
         /// How hidden states are stored on the way.
         wire: WireDtype,
     },
@@ -173,9 +178,10 @@ pub enum EngineEvent {
     },
 }
 
-/// The two queues of frames in front of the engine.
+/// The queues of frames in front of the engine.
 #[derive(Clone, Debug)]
 pub struct Lanes {
+    drawn: mpsc::Sender<(Peer, Drawn)>,
     decode: mpsc::Sender<Queued>,
     prefill: mpsc::Sender<Queued>,
     prefill_bytes: Arc<Semaphore>,
@@ -189,6 +195,11 @@ struct Queued {
 }
 
 impl Lanes {
+    /// Queues what a step drew, before every step; `false` where the engine has ended.
+    pub async fn push_drawn(&self, peer: Peer, drawn: Drawn) -> bool {
+        self.drawn.send((peer, drawn)).await.is_ok()
+    }
+
     /// Queues a frame, waiting where its lane is full; `false` where the engine has ended.
     pub async fn push(&self, arrival: Arrival) -> bool {
         match arrival.frame.kind {
@@ -235,7 +246,8 @@ impl Engine {
         let (prefill, prefill_in) = mpsc::channel(PREFILL_LANE_FRAMES);
         let (events_out, events) = mpsc::channel(EVENT_QUEUE);
         let (ending, ended) = oneshot::channel();
-        let queues = Queues { orders: orders_in, decode: decode_in, prefill: prefill_in };
+        let (drawn, drawn_in) = mpsc::channel(DECODE_LANE_FRAMES);
+        let queues = Queues { orders: orders_in, drawn: drawn_in, decode: decode_in, prefill: prefill_in };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
             let _thread = EngineThread(driver.clone());
             let core = Core { slots: BTreeMap::new(), driver, counters, events: events_out, prompts: None };
@@ -244,7 +256,7 @@ impl Engine {
             let _ = ending.send(());
         })?;
         let prefill_bytes = Arc::new(Semaphore::new(PREFILL_LANE_BYTES));
-        let lanes = Lanes { decode, prefill, prefill_bytes };
+        let lanes = Lanes { drawn, decode, prefill, prefill_bytes };
         Ok((Engine { orders, lanes, ended, thread }, events))
     }
 
@@ -276,6 +288,7 @@ impl Engine {
 
 struct Queues {
     orders: mpsc::Receiver<EngineOrder>,
+    drawn: mpsc::Receiver<(Peer, Drawn)>,
     decode: mpsc::Receiver<Queued>,
     prefill: mpsc::Receiver<Queued>,
 }
@@ -283,6 +296,7 @@ struct Queues {
 enum Work {
     Order(EngineOrder),
     Frame(Queued),
+    Drawn(Peer, Drawn),
 }
 
 impl Queues {
@@ -291,6 +305,7 @@ impl Queues {
         tokio::select! {
             biased;
             order = self.orders.recv() => order.map(Work::Order),
+            Some((peer, drawn)) = self.drawn.recv() => Some(Work::Drawn(peer, drawn)),
             Some(queued) = self.decode.recv() => Some(Work::Frame(queued)),
             Some(queued) = self.prefill.recv() => Some(Work::Frame(queued)),
         }
@@ -303,11 +318,14 @@ struct Slot {
     compute: Box<dyn Compute>,
     fence: Option<Fence>,
     neighbours: Option<Neighbours>,
+    /// Steps that came ahead of their tokens.
+    ahead: Ahead,
     usage: (u32, u32),
 }
 
 struct Neighbours {
     previous: Peer,
+    last: Option<Peer>,
     outputs: Outputs,
 }
 
@@ -332,12 +350,89 @@ impl Core {
                     self.obey(order);
                 }
                 Work::Frame(queued) => {
-                    let alone = self.decodes_alone(queued.arrival.frame.kind);
-                    self.driver.computing(alone);
-                    if let Some((frame, outputs)) = self.compute(queued.arrival) {
-                        self.pass_on(frame, &outputs, alone);
+                    if let Some(arrival) = self.admit(queued.arrival) {
+                        self.step(arrival);
                     }
                 }
+                Work::Drawn(peer, drawn) => {
+                    for arrival in self.fill(&peer, &drawn) {
+                        self.step(arrival);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes a step whose tokens are known and, while the stage is a pipeline of its own, those that waited for it.
+    fn step(&mut self, arrival: Arrival) {
+        let mut next = VecDeque::from([arrival]);
+        while let Some(arrival) = next.pop_front() {
+            let alone = self.decodes_alone(arrival.frame.kind);
+            self.driver.computing(alone);
+            let told = arrival.frame.short_way.told.then(|| places(&arrival.frame));
+            let Some((frame, outputs)) = self.compute(arrival) else {
+                continue;
+            };
+            let drawn = told.and_then(|places| drawn(&places, &frame));
+            // The first stage goes on with it; the coordinator only takes note.
+            if let (Some(lane), Some(drawn)) = (&outputs.drawn, &drawn) {
+                self.pass_on(Frame::Drawn(drawn.clone()), lane, alone);
+            }
+            let lane = match frame.kind() {
+                StepKind::Decode => &outputs.decode,
+                StepKind::Prefill => &outputs.prefill,
+            };
+            self.pass_on(frame, lane, alone);
+            if let Some(drawn) = drawn
+                && let Some(slot) = self.slots.get_mut(&drawn.deployment).filter(|slot| slot.stage == 0)
+            {
+                next.extend(slot.ahead.fill(&drawn, Instant::now()));
+            }
+        }
+    }
+
+    /// The active stage that expects frames of this fence from `peer`.
+    fn expecting(&mut self, peer: &Peer, frame: &StepFrame) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(&frame.deployment).filter(|slot| {
+            slot.fence == Some(frame.fence) && slot.neighbours.as_ref().is_some_and(|n| n.previous == *peer)
+        });
+        if slot.is_none() {
+            self.counters.frames_fenced.fetch_add(1, Ordering::Relaxed);
+            let StepFrame { fence, deployment, step, .. } = frame;
+            tracing::debug!(%peer, %fence, %deployment, %step, "dropped a frame that is not of an active stage");
+        }
+        slot
+    }
+
+    /// Takes a frame in; `None` where it is not expected, or its tokens are still to be drawn.
+    fn admit(&mut self, arrival: Arrival) -> Option<Arrival> {
+        let slot = self.expecting(&arrival.peer, &arrival.frame)?;
+        if !arrival.frame.short_way.follows || slot.stage > 0 {
+            slot.ahead.forget(&arrival.frame.release);
+            return Some(arrival);
+        }
+        let (deployment, step) = (arrival.frame.deployment, arrival.frame.step);
+        match slot.ahead.admit(arrival) {
+            Ok(arrival) => arrival,
+            Err(reason) => {
+                let stage = slot.stage;
+                self.tell(EngineEvent::StepFailed { deployment, step, stage, reason });
+                None
+            }
+        }
+    }
+
+    /// The steps that waited for what was drawn and for nothing else.
+    fn fill(&mut self, peer: &Peer, drawn: &Drawn) -> Vec<Arrival> {
+        let slot = self.slots.get_mut(&drawn.deployment).filter(|slot| {
+            let teller = |n: &Neighbours| n.previous == *peer || n.last.as_ref() == Some(peer);
+            slot.stage == 0 && slot.fence == Some(drawn.fence) && slot.neighbours.as_ref().is_some_and(teller)
+        });
+        match slot {
+            Some(slot) => slot.ahead.fill(drawn, Instant::now()),
+            None => {
+                self.counters.frames_fenced.fetch_add(1, Ordering::Relaxed);
+                Vec::new()
             }
         }
     }
@@ -353,13 +448,20 @@ impl Core {
     fn obey(&mut self, order: EngineOrder) {
         match order {
             EngineOrder::Install { deployment, stage, compute } => {
-                let slot = Slot { stage, compute, fence: None, neighbours: None, usage: (0, 0) };
+                let slot = Slot {
+                    stage,
+                    compute,
+                    fence: None,
+                    neighbours: None,
+                    ahead: Ahead::default(),
+                    usage: (0, 0),
+                };
                 self.slots.insert(deployment, slot);
             }
-            EngineOrder::Bind { deployment, previous, outputs, wire } => {
+            EngineOrder::Bind { deployment, previous, outputs, last, wire } => {
                 if let Some(slot) = self.slots.get_mut(&deployment) {
                     slot.compute.set_wire(wire);
-                    slot.neighbours = Some(Neighbours { previous, outputs });
+                    slot.neighbours = Some(Neighbours { previous, last, outputs });
                 }
             }
             EngineOrder::Activate { deployment, fence } => {
@@ -370,6 +472,7 @@ impl Core {
             EngineOrder::Clear { deployment, stage } => {
                 if let Some(slot) = self.slots.get_mut(&deployment) {
                     (slot.stage, slot.fence, slot.neighbours, slot.usage) = (stage, None, None, (0, 0));
+                    slot.ahead = Ahead::default();
                     slot.compute.clear();
                 }
                 self.count_cache();
@@ -384,16 +487,9 @@ impl Core {
 
     /// Computes a frame; where it brings something, that and where it goes.
     fn compute(&mut self, arrival: Arrival) -> Option<(Frame, Outputs)> {
-        let Arrival { peer, mut frame, at } = arrival;
+        let Arrival { mut frame, at, .. } = arrival;
         let (deployment, step) = (frame.deployment, frame.step);
-        let expected = self.slots.get_mut(&deployment).filter(|slot| {
-            slot.fence == Some(frame.fence) && slot.neighbours.as_ref().is_some_and(|n| n.previous == peer)
-        });
-        let Some(slot) = expected else {
-            self.counters.frames_fenced.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(%peer, fence = %frame.fence, %deployment, %step, "dropped a frame that is not of an active stage");
-            return None;
-        };
+        let slot = self.slots.get_mut(&deployment)?;
         let outputs = slot.neighbours.as_ref()?.outputs.clone();
         let stage = slot.stage;
         let mut timings = std::mem::take(&mut frame.timings);
@@ -443,11 +539,7 @@ impl Core {
     /// Hands an output to its sender, waiting while the link is slower than the stage; `at_once` has it sent before
     /// anything else is computed. An output for a link that is gone is dropped: its loss has been reported, and the
     /// coordinator replays it.
-    fn pass_on(&self, frame: Frame, outputs: &Outputs, at_once: bool) {
-        let lane = match frame.kind() {
-            StepKind::Decode => &outputs.decode,
-            StepKind::Prefill => &outputs.prefill,
-        };
+    fn pass_on(&self, frame: Frame, lane: &mpsc::Sender<Frame>, at_once: bool) {
         let sent = if at_once {
             self.driver.wait(async {
                 let sent = lane.send(frame).await;

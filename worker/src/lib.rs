@@ -6,6 +6,7 @@
 //! nothing in it of sockets.
 
 pub mod addresses;
+mod ahead;
 pub mod backend;
 pub mod backoff;
 pub mod bench;

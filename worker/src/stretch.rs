@@ -123,6 +123,7 @@ mod tests {
             kind: StepKind::Decode,
             segments: Vec::new(),
             release: Vec::new(),
+            short_way: brigade_proto::step::ShortWay::default(),
             timings: Vec::new(),
             hidden: None,
         };

@@ -53,6 +53,11 @@ pub(super) struct ServingOptions {
     /// that is likely to make answers faster, and taken where they are what is drawn
     #[arg(long, env = "BRIGADE_NO_SPECULATION", hide_env = true)]
     pub(super) no_speculation: bool,
+
+    /// Send no step before all of its tokens are known. Otherwise, where stages would wait for the coordinator, the last one
+    /// tells the first what it has drawn, and the coordinator only listens; no answer changes by that
+    #[arg(long, env = "BRIGADE_NO_SHORT_WAY", hide_env = true)]
+    pub(super) no_short_way: bool,
 }
 
 /// How hidden states cross links, as a flag's value.
@@ -289,6 +294,7 @@ pub(super) fn cluster_settings(
         prefill_chunk: serving.prefill_chunk,
         cache_dtype: serving.kv_dtype.into(),
         wire: serving.wire.into(),
+        short_way: !serving.no_short_way,
         speculation: if serving.no_speculation { Speculation::Off } else { Speculation::Lookup },
         max_waiting: MAX_WAITING,
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use brigade_proto::ids::{Peer, WorkerId};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
-use brigade_proto::step::{Frame, StepFrame, StepKind};
+use brigade_proto::step::{Frame, StepKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,8 +30,8 @@ pub(super) struct Links {
 
 struct OpenLink {
     id: LinkId,
-    decode: mpsc::Sender<StepFrame>,
-    prefill: mpsc::Sender<StepFrame>,
+    decode: mpsc::Sender<Frame>,
+    prefill: mpsc::Sender<Frame>,
     /// Closes the link and ends its tasks.
     end: CancellationToken,
 }
@@ -77,17 +77,17 @@ impl Links {
         Some(worker)
     }
 
-    /// Queues a step for a worker.
+    /// Queues a step, or what one drew, for a worker.
     ///
     /// # Errors
     /// The reason, where there is no link, or it does not send.
-    pub(super) fn send(&self, worker: &WorkerId, step: StepFrame) -> Result<(), String> {
+    pub(super) fn send(&self, worker: &WorkerId, frame: Frame) -> Result<(), String> {
         let link = self.links.get(worker).ok_or("there is no data link to it")?;
-        let queue = match step.kind {
+        let queue = match frame.kind() {
             StepKind::Decode => &link.decode,
             StepKind::Prefill => &link.prefill,
         };
-        queue.try_send(step).map_err(|error| match error {
+        queue.try_send(frame).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => "its data link does not take any more steps".into(),
             mpsc::error::TrySendError::Closed(_) => "its data link has ended".into(),
         })
@@ -101,17 +101,17 @@ impl Links {
     }
 }
 
-/// Sends steps of one kind in order. Kinds have a task each, so that a step never waits behind one of the other kind.
+/// Sends frames of one kind in order. Kinds have a task each, so that a step never waits behind one of the other kind.
 async fn send(
     id: LinkId,
     sender: Arc<LinkSender>,
-    mut steps: mpsc::Receiver<StepFrame>,
+    mut frames: mpsc::Receiver<Frame>,
     events: mpsc::Sender<CoreEvent>,
     end: CancellationToken,
 ) {
     let all = async {
-        while let Some(step) = steps.recv().await {
-            if let Err(error) = sender.send(&Frame::Step(step)).await {
+        while let Some(frame) = frames.recv().await {
+            if let Err(error) = sender.send(&frame).await {
                 return Some(error.to_string());
             }
         }
@@ -144,8 +144,8 @@ async fn receive(
                         return None;
                     }
                 }
-                Ok(Frame::Step(_)) => {
-                    return Some("it sent a step, which only the coordinator may".to_owned());
+                Ok(Frame::Step(_) | Frame::Drawn(_)) => {
+                    return Some("it sent what is for a first stage".to_owned());
                 }
                 Err(error) => return Some(error.to_string()),
             }

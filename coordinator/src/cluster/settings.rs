@@ -41,6 +41,8 @@ pub struct ClusterSettings {
     pub wire: WireDtype,
     /// Where drafts of answers come from.
     pub speculation: Speculation,
+    /// Whether steps may be sent ahead of their tokens, which then go from the last stage straight to the first.
+    pub short_way: bool,
     /// Most requests that wait for cache before further ones are refused.
     pub max_waiting: usize,
 }

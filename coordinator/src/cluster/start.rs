@@ -178,6 +178,7 @@ impl Cluster {
             deployment,
             max_waiting: settings.max_waiting,
             speculation: settings.speculation,
+            short_way: settings.short_way,
             metrics: metrics.clone(),
             health,
             tasks: tasks.clone(),

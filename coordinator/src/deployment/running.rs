@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageRoom, StageState, ToWorker};
+use brigade_proto::control::{
+    ConnectStage, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState, ToWorker,
+};
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
 use brigade_shard::plan::{Plan, PlannedStage};
 
@@ -173,6 +175,15 @@ impl Running {
             None => Peer::Coordinator,
         };
         let next = neighbour(stage.checked_add(1));
+        let short_way = match (self.stages.first(), self.stages.last()) {
+            (Some(first), Some(last)) if first.worker != last.worker && stage == 0 => {
+                Some(ShortWayEnd::From(peer(Some(last))))
+            }
+            (Some(first), Some(last)) if first.worker != last.worker && stage + 1 == self.stages.len() => {
+                Some(ShortWayEnd::To(peer(Some(first)), addresses(&first.worker, members)))
+            }
+            _ => None,
+        };
         ToWorker::Connect(ConnectStage {
             deployment: settings.id,
             epoch: self.fence.epoch,
@@ -180,6 +191,7 @@ impl Running {
             next: peer(next),
             next_addresses: next.map(|next| addresses(&next.worker, members)).unwrap_or_default(),
             wire: settings.wire,
+            short_way,
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use brigade_proto::ids::{SequenceId, StepId};
-use brigade_proto::step::{Segment, StepFrame, StepKind};
+use brigade_proto::step::{Segment, ShortWay, StepFrame, StepKind};
 
 use super::chunks::{self, Chunking};
 use super::sequence::{Expected, Sequence};
@@ -19,33 +19,40 @@ impl Scheduler {
         }
         self.admit_waiting();
         let decoding = self.sequences.values().filter(|sequence| sequence.decodes()).count();
+        self.choose_way(decoding);
         let groups = self.groups.adapt(&self.times, decoding, self.decodes_sent);
         let segments = self.decode_segments(groups, decoding);
         if !segments.is_empty() {
             self.decodes_sent += 1;
-            return self.launch(StepKind::Decode, segments, 0, now);
+            return self.launch(StepKind::Decode, segments, None, 0, now);
         }
         if let Some(segment) = self.ahead_segment() {
             self.decodes_sent += 1;
-            return self.launch(StepKind::Decode, vec![segment], 0, now);
+            return self.launch(StepKind::Decode, vec![segment], None, 0, now);
+        }
+        if let Some((segments, after)) = self.following_segments(decoding) {
+            self.decodes_sent += 1;
+            return self.launch(StepKind::Decode, segments, Some(after), 0, now);
         }
         let (segments, due) = self.prefill_segments(decoding);
         if !segments.is_empty() {
             self.newest_due = due;
-            return self.launch(StepKind::Prefill, segments, due, now);
+            return self.launch(StepKind::Prefill, segments, None, due, now);
         }
         // Nothing to compute: cache is freed at once all the same, unless a decode step is about to make room for another.
         let decode_follows = self.flights.values().any(|flight| flight.kind == StepKind::Decode);
         if !self.releases.is_empty() && !decode_follows {
-            self.launch(StepKind::Decode, Vec::new(), 0, now)
+            self.launch(StepKind::Decode, Vec::new(), None, 0, now)
         } else {
             None
         }
     }
 
-    /// Steps under way that compute something of a kind, without those that run ahead of others.
+    /// Steps under way that compute something of a kind, without those that run ahead of others or wait for them.
     pub(super) fn under_way(&self, kind: StepKind) -> usize {
-        let counts = |flight: &&Flight| flight.kind == kind && !flight.expected.is_empty() && !flight.ahead;
+        let counts = |flight: &&Flight| {
+            flight.kind == kind && !flight.expected.is_empty() && !flight.ahead && flight.after.is_none()
+        };
         self.flights.values().filter(counts).count()
     }
 
@@ -121,7 +128,7 @@ impl Scheduler {
         (segments, due)
     }
 
-    fn step_rows(&self) -> Option<usize> {
+    pub(super) fn step_rows(&self) -> Option<usize> {
         self.pipeline.as_ref().map(|pipeline| pipeline.room.step_rows as usize)
     }
 
@@ -129,6 +136,7 @@ impl Scheduler {
         &mut self,
         kind: StepKind,
         segments: Vec<(Segment, Expected)>,
+        after: Option<StepId>,
         due: u64,
         now: Instant,
     ) -> Option<StepFrame> {
@@ -142,8 +150,20 @@ impl Scheduler {
         if self.flights.is_empty() {
             self.progress = now;
         }
-        self.flights
-            .insert(step, Flight { kind, sent: now, expected, ahead, releases: releases.clone(), due });
+        let told = kind == StepKind::Decode && !segments.is_empty() && !ahead && self.times.short_way();
+        let flight = Flight {
+            kind,
+            sent: now,
+            expected,
+            ahead,
+            after,
+            chained: false,
+            told,
+            followed: false,
+            releases: releases.clone(),
+            due,
+        };
+        self.flights.insert(step, flight);
         Some(StepFrame {
             fence: pipeline.fence,
             deployment: pipeline.deployment,
@@ -151,6 +171,7 @@ impl Scheduler {
             kind,
             segments,
             release: releases,
+            short_way: ShortWay { told, follows: after.is_some() },
             timings: Vec::new(),
             hidden: None,
         })

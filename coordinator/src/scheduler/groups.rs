@@ -91,6 +91,13 @@ impl Groups {
         (self.count as f64 * slowest_s).max(sum_s + times.wire_s())
     }
 
+    /// Seconds that the slowest stage computes in a cycle, and that a step's way takes through all stages, to the coordinator
+    /// and back.
+    pub(super) fn busy_and_far_round_s(&self, times: &Times, sequences: usize) -> (f64, f64) {
+        let (stages_s, _) = times.sum_and_slowest(StepKind::Decode, self.largest(sequences) as f64);
+        (self.busy_s(times, sequences), stages_s + times.far_wire_s())
+    }
+
     /// Seconds that the slowest stage computes in a cycle.
     fn busy_s(&self, times: &Times, sequences: usize) -> f64 {
         let (groups, sequences) = (self.count as f64, sequences as f64);
@@ -111,7 +118,7 @@ mod tests {
     use brigade_proto::step::StageTiming;
 
     use super::*;
-    use crate::scheduler::times::StagePrediction;
+    use crate::scheduler::times::{Observed, StagePrediction};
 
     /// Stages of which each takes `fixed_ms` and `row_ms` for each row, with `wire_ms` on all links together.
     fn times(stages: &[(f64, f64)], wire_ms: u64) -> Times {
@@ -129,7 +136,8 @@ mod tests {
         let timings: Vec<StageTiming> = stages.iter().enumerate().map(timing).collect();
         let computed_us: u32 = timings.iter().map(|timing| timing.computed_us).sum();
         let took = Duration::from_micros(u64::from(computed_us)) + Duration::from_millis(wire_ms);
-        times.observe(StepKind::Decode, 1, took, &timings, true);
+        let step = Observed { kind: StepKind::Decode, rows: 1, took, chained: false, quiet: true };
+        times.observe(step, &timings);
         times
     }
 

@@ -18,6 +18,7 @@ mod patience;
 mod prefix;
 mod results;
 mod sequence;
+mod short_way;
 mod speculation;
 mod times;
 
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::StageRoom;
 use brigade_proto::ids::{DeploymentId, Fence, SequenceId, StepId};
-use brigade_proto::step::{StageTiming, StepFrame, StepKind};
+use brigade_proto::step::{Drawn, StageTiming, StepFrame, StepKind};
 
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
@@ -70,6 +71,8 @@ pub struct Pipeline {
 pub enum Command {
     /// Send a step to the first stage.
     Send(StepFrame),
+    /// Tell the first stage what steps that were sent to it wait for.
+    Tell(Drawn),
     /// Tell a client. After [`GenerationEvent::Done`] or [`GenerationEvent::Failed`] nothing more comes for it.
     Emit {
         /// Which generation.
@@ -146,6 +149,13 @@ struct Flight {
     expected: Vec<Expected>,
     /// Whether it runs ahead of another one of the same sequence.
     ahead: bool,
+    /// The step under way whose tokens it goes on from.
+    after: Option<StepId>,
+    /// Whether it went on from another one's tokens.
+    chained: bool,
+    /// Whether the first stage is told what it draws, and whether a step waits there for that.
+    told: bool,
+    followed: bool,
     releases: Vec<SequenceId>,
     /// For prefill: with which decode step, counted in those sent, it should be home.
     due: u64,
@@ -178,6 +188,8 @@ pub struct Scheduler {
     groups: Groups,
     endings: Endings,
     speculation: Speculation,
+    /// Whether the short way round may be used.
+    short_way: bool,
     /// How often guesses of all sequences were right.
     acceptance: Acceptance,
     /// Decode steps since one had drafts.
@@ -217,6 +229,7 @@ impl Scheduler {
             groups: Groups::new(),
             endings: Endings::default(),
             speculation,
+            short_way: false,
             acceptance: Acceptance::default(),
             undrafted: 0,
             decodes_sent: 0,

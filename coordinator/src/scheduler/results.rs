@@ -6,6 +6,7 @@ use brigade_proto::ids::{DeploymentId, StepId};
 use brigade_proto::step::{SegmentOutput, StepKind, StepResult, TokenScore};
 
 use super::sequence::{Expected, Progress};
+use super::times::Observed;
 use super::{Command, FAILED_STEPS_LIMIT, Flight, Measured, Scheduler};
 use crate::generation::{GenerationError, GenerationEvent, Origin};
 
@@ -46,8 +47,11 @@ impl Scheduler {
         let quiet = self.under_way(StepKind::Prefill) == 0;
         // Where a step ran ahead in vain, the last stage had nothing to do.
         if !flight.ahead || result.outputs.iter().any(|output| !output.sampled.is_empty()) {
-            self.times.observe(flight.kind, rows, took, &result.timings, quiet);
+            let step = Observed { kind: flight.kind, rows, took, chained: flight.chained, quiet };
+            self.times.observe(step, &result.timings);
         }
+        self.tell_followers(result.step, &flight, Some(&result.outputs));
+        self.set_out(result.step, now);
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(flight.kind, expected, output);
         }
@@ -86,12 +90,21 @@ impl Scheduler {
             }
             self.end(id);
         }
+        self.tell_followers(step, &flight, None);
+        self.set_out(step, now);
         // Stages before the failed one have released them already; releasing twice does no harm.
         self.releases.extend(&flight.releases);
         let only_released = flight.expected.is_empty();
         let stages = self.pipeline.as_ref().map_or(1, |pipeline| pipeline.stages.len() as u32);
         if only_released || self.failures_in_a_row >= FAILED_STEPS_LIMIT + 2 * stages {
             self.give_up(reason, false);
+        }
+    }
+
+    /// Takes it that the steps that waited for `step` set out now.
+    fn set_out(&mut self, step: StepId, now: Instant) {
+        for flight in self.flights.values_mut().filter(|flight| flight.after == Some(step)) {
+            (flight.sent, flight.after, flight.chained) = (now, None, true);
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Sequence {
     computed: usize,
     /// Whole pages of these, shared or said to be computed.
     whole: usize,
+    /// Segments on their way whose tokens are not known.
+    following: usize,
     /// Segments on their way.
     pub(super) in_flight: u32,
     /// Whether its client has been told the end, or has left: it only waits for its segments to come home.
@@ -77,6 +79,8 @@ pub(super) struct Expected {
     pub(super) ahead: bool,
     /// The sequence's fails when it was sent.
     fails: u64,
+    /// Whether its token was not known when it was sent.
+    pub(super) follows: bool,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
     /// Whether its tokens were computed before.
@@ -111,6 +115,7 @@ impl Sequence {
             keys: PageKeys::new(scope),
             computed: 0,
             whole: 0,
+            following: 0,
             in_flight: 0,
             ended: false,
             parking: false,
@@ -201,6 +206,22 @@ impl Sequence {
         self.decodes() && self.sent == self.tokens.len() && !self.parking
     }
 
+    /// Whether its next token, which is not known yet, can be sent behind its others, of which at most `depth` are under way;
+    /// there is room for what it draws.
+    pub(super) fn can_follow(&self, depth: usize) -> bool {
+        self.decodes()
+            && !self.parking
+            && self.drafted.is_empty()
+            && self.sent >= self.tokens.len()
+            && (1..=depth).contains(&(self.in_flight as usize))
+            && self.sent + 2 <= self.prompt + self.max_tokens
+    }
+
+    /// Tokens to the one to be sent next, of those that are not known yet.
+    pub(super) fn unknown(&self) -> usize {
+        (self.sent + 1).saturating_sub(self.tokens.len())
+    }
+
     /// Whether a segment's result counts: it goes on from what was drawn.
     pub(super) fn counts(&self, expected: &Expected) -> bool {
         !expected.ahead || expected.fails == self.fails
@@ -236,6 +257,7 @@ impl Sequence {
         self.whole = 0;
         self.parking = false;
         self.drafted.clear();
+        self.following = 0;
         std::mem::take(&mut self.pages)
     }
 
@@ -335,6 +357,7 @@ impl Sequence {
             drafts: Vec::new(),
             ahead: false,
             fails: self.fails,
+            follows: false,
             prompt_ends: last,
             replay,
         };
@@ -363,6 +386,15 @@ impl Sequence {
         self.drafted.extend(&tokens);
         let drafts = tokens[1..].to_vec();
         Some(self.decode_segment(id, start, tokens, drafts, true))
+    }
+
+    /// Its next token, which is still to be drawn, as a segment; to be called where it can follow.
+    pub(super) fn next_following(&mut self, id: SequenceId) -> (Segment, Expected) {
+        let start = self.sent;
+        self.sent += 1;
+        self.following += 1;
+        let (segment, expected) = self.decode_segment(id, start, vec![0], Vec::new(), false);
+        (segment, Expected { follows: true, ..expected })
     }
 
     fn decode_segment(
@@ -395,6 +427,7 @@ impl Sequence {
             drafts,
             ahead,
             fails: self.fails,
+            follows: false,
             prompt_ends: false,
             replay: false,
         };
@@ -411,6 +444,7 @@ impl Sequence {
         if expected.scores > 0 {
             emit(GenerationEvent::PromptScores(output.scores));
         }
+        self.following -= usize::from(expected.follows);
         for score in output.sampled {
             let token = score.token;
             self.tokens.push(token);
@@ -420,7 +454,7 @@ impl Sequence {
                 Origin::Draft
             } else {
                 // It is still to be sent, and what was sent to follow what was guessed in its place has become useless.
-                self.sent = self.tokens.len() - 1;
+                self.sent = self.tokens.len() - 1 + self.following;
                 self.fails += 1;
                 Origin::Drawn { rejected: self.drafted.drain(..).count() as u32 }
             };

@@ -2,6 +2,7 @@
 
 mod busy;
 mod prefix;
+mod short_way;
 mod simulated_pipeline;
 mod simulated_stage;
 mod speculation;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use brigade_proto::control::CacheDtype;
 use brigade_proto::ids::{Epoch, Incarnation};
 use brigade_proto::sampling::Sampling;
-use brigade_proto::step::StepResult;
+use brigade_proto::step::{DrawnToken, StepResult};
 
 use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
@@ -58,6 +59,10 @@ struct Bench {
     broken: Option<String>,
     /// Segments that ran ahead of others.
     ahead: u64,
+    /// What the first stage was told last of each sequence: a position and the token there.
+    told: BTreeMap<SequenceId, (usize, u32)>,
+    /// Steps run that came ahead of their tokens.
+    followed: u64,
 }
 
 impl Bench {
@@ -78,7 +83,14 @@ impl Bench {
             prefill: VecDeque::new(),
             broken: None,
             ahead: 0,
+            told: BTreeMap::new(),
+            followed: 0,
         }
+    }
+
+    /// Lets steps be sent ahead of their tokens.
+    fn with_short_way(self) -> Bench {
+        Bench { scheduler: self.scheduler.with_short_way(true), ..self }
     }
 
     fn submit(&mut self, id: u64, request: GenerationRequest) -> Result<(), GenerationError> {
@@ -103,6 +115,11 @@ impl Bench {
                     self.queue(step.kind).push_back(step);
                 }
                 Command::Emit { sequence, event } => self.events.entry(sequence).or_default().push(event),
+                Command::Tell(drawn) => {
+                    for DrawnToken { sequence, position, token } in drawn.tokens {
+                        self.told.insert(sequence, (position as usize, token));
+                    }
+                }
                 Command::Measured(_) => {}
                 Command::Broken { reason, .. } => {
                     assert!(self.broken.replace(reason).is_none(), "told twice that it is broken");
@@ -122,15 +139,32 @@ impl Bench {
 
     /// The stage computes the oldest step of a kind.
     fn run(&mut self, kind: StepKind) -> bool {
-        let Some(step) = self.queue(kind).pop_front() else {
+        let Some(mut step) = self.queue(kind).pop_front() else {
             return false;
         };
+        if step.short_way.follows {
+            self.fill(&mut step);
+        }
         match self.stage.run(&step) {
             Ok(result) => self.scheduler.handle_result(result, self.now),
             Err(reason) => self.scheduler.handle_failure(DEPLOYMENT, step.step, 0, &reason, self.now),
         }
         self.poll();
         true
+    }
+
+    /// Replaces a step's tokens by those that were told, as the first stage does.
+    fn fill(&mut self, step: &mut StepFrame) {
+        for segment in &mut step.segments {
+            let (id, start) = (segment.sequence, segment.start as usize);
+            let (position, token) = self.told[&id];
+            assert_eq!(position, start, "sequence {id} would wait for ever");
+            if let Some((_, drawn)) = self.stage.next.get(&id).filter(|(position, _)| *position == start) {
+                assert_eq!(token, *drawn, "sequence {id} goes on from another token");
+            }
+            segment.tokens = vec![token];
+        }
+        self.followed += 1;
     }
 
     /// The oldest step of a kind fails before the stage has done anything for it.
@@ -498,10 +532,14 @@ fn only_intervals_while_others_wait_count() {
 #[test]
 fn invariants_hold_under_random_events() {
     let (mut replayed, mut replayed_with_failures) = (0, 0);
+    let mut followed = 0;
     for seed in 0..120 {
         let mut random = Random::new(seed);
         let stages = 1 + random.below(4) as u32;
         let mut bench = Bench::new(pipeline(stages, 32 * (8 + random.below(12) as u32)), 6);
+        if seed % 2 == 1 {
+            bench = bench.with_short_way();
+        }
         let failures = random.below(3) == 0;
         let long = random.below(2) == 0;
         let mut wanted = BTreeMap::new();
@@ -550,6 +588,7 @@ fn invariants_hold_under_random_events() {
             bench.run_all();
             bench.assert_idle();
         }
+        followed += bench.followed;
         let times = bench.scheduler.counts().replayed;
         *(if failures { &mut replayed_with_failures } else { &mut replayed }) += times;
         for (id, asked) in &wanted {
@@ -557,6 +596,7 @@ fn invariants_hold_under_random_events() {
         }
     }
     assert!(replayed > 60 && replayed_with_failures > 10, "{replayed} and {replayed_with_failures} replays");
+    assert!(followed > 1000, "{followed} steps came ahead of their tokens");
 }
 
 fn is_end(event: &GenerationEvent) -> bool {

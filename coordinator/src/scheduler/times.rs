@@ -184,13 +184,47 @@ fn seconds(value: f64) -> f64 {
     if value.is_nan() { LEAST_S } else { value.clamp(LEAST_S, MOST_S) }
 }
 
+/// What the newest decode steps took besides waiting and computing on stages, in seconds.
+#[derive(Clone, Debug, Default)]
+struct Wire {
+    newest: VecDeque<f64>,
+    median_s: Option<f64>,
+}
+
+impl Wire {
+    fn observe(&mut self, wire_s: f64) {
+        if self.newest.len() == WIRE_WINDOW {
+            self.newest.pop_front();
+        }
+        self.newest.push_back(wire_s);
+        let mut sorted: Vec<f64> = self.newest.iter().copied().collect();
+        let middle = sorted.len() / 2;
+        self.median_s = Some(*sorted.select_nth_unstable_by(middle, f64::total_cmp).1);
+    }
+}
+
+/// A step that has come home.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Observed {
+    pub(super) kind: StepKind,
+    pub(super) rows: u32,
+    /// Since it was sent or, where it waited for another one's tokens on the first stage, since that one came home.
+    pub(super) took: Duration,
+    /// Whether it waited for another one's tokens.
+    pub(super) chained: bool,
+    /// Whether no prompt was under way.
+    pub(super) quiet: bool,
+}
+
 /// The times of a pipeline.
 #[derive(Clone, Debug)]
 pub(super) struct Times {
     stages: Vec<Stage>,
-    /// What the newest decode steps took besides waiting and computing on stages, in seconds.
-    wire: VecDeque<f64>,
-    wire_s: f64,
+    /// From the coordinator and back to it.
+    far: Wire,
+    /// Around the stages alone.
+    short: Wire,
+    short_way: bool,
     /// Seconds that a decode step of [`QUIET_ROWS`] took on all stages together when last no prompt was under way.
     quiet_s: Option<f64>,
 }
@@ -199,19 +233,12 @@ impl Times {
     /// What a plan predicts; `step_rows` are the most rows of a step.
     pub(super) fn new(predicted: &[StagePrediction], step_rows: u32) -> Times {
         let stages = predicted.iter().map(|stage| Stage::new(stage, step_rows)).collect();
-        Times { stages, wire: VecDeque::new(), wire_s: 0.0, quiet_s: None }
+        Times { stages, far: Wire::default(), short: Wire::default(), short_way: false, quiet_s: None }
     }
 
-    /// Takes in a step that has come home, while no prompt was under way (`quiet`) or while one was. What does not name
-    /// this pipeline's stages in order is not learnt from.
-    pub(super) fn observe(
-        &mut self,
-        kind: StepKind,
-        rows: u32,
-        took: Duration,
-        timings: &[StageTiming],
-        quiet: bool,
-    ) {
+    /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
+    pub(super) fn observe(&mut self, step: Observed, timings: &[StageTiming]) {
+        let Observed { kind, rows, took, chained, quiet } = step;
         let ordered = timings.iter().enumerate().all(|(place, timing)| timing.stage as usize == place);
         if rows == 0 || timings.len() != self.stages.len() || !ordered {
             return;
@@ -228,23 +255,18 @@ impl Times {
                 .iter()
                 .map(|timing| u64::from(timing.queued_us) + u64::from(timing.computed_us))
                 .sum();
-            self.observe_wire(took.saturating_sub(Duration::from_micros(on_stages)));
+            let wire_s = took.saturating_sub(Duration::from_micros(on_stages)).as_secs_f64();
+            if chained {
+                self.short.observe(wire_s)
+            } else {
+                self.far.observe(wire_s)
+            }
             let now_s = self.sum_and_slowest(StepKind::Decode, QUIET_ROWS).0;
             self.quiet_s = match self.quiet_s.filter(|_| !quiet) {
                 None => Some(now_s),
                 Some(quiet_s) => Some(quiet_s + (now_s - quiet_s) * FORGETTING),
             };
         }
-    }
-
-    fn observe_wire(&mut self, wire: Duration) {
-        if self.wire.len() == WIRE_WINDOW {
-            self.wire.pop_front();
-        }
-        self.wire.push_back(wire.as_secs_f64());
-        let mut sorted: Vec<f64> = self.wire.iter().copied().collect();
-        let middle = sorted.len() / 2;
-        self.wire_s = *sorted.select_nth_unstable_by(middle, f64::total_cmp).1;
     }
 
     /// The longest that a step of `rows` rows should take through all stages.
@@ -272,9 +294,26 @@ impl Times {
         self.quiet_s.map_or(1.0, |quiet_s| (now_s / quiet_s).clamp(1.0, OUTLIER))
     }
 
-    /// Seconds that a decode step spends on all its links, from the coordinator and back to it; 0 before one was measured.
+    /// Seconds that a decode step spends on links from one token of a sequence to its next: from the coordinator and back to
+    /// it or, where steps are sent ahead, around the stages alone; 0 before any was measured.
     pub(super) fn wire_s(&self) -> f64 {
-        self.wire_s
+        let short_s = self.short.median_s.filter(|_| self.short_way);
+        short_s.unwrap_or_else(|| self.far_wire_s())
+    }
+
+    /// Seconds that a decode step spends on links from the coordinator and back to it; 0 before one was measured.
+    pub(super) fn far_wire_s(&self) -> f64 {
+        self.far.median_s.unwrap_or_default()
+    }
+
+    /// Takes it that steps are sent ahead of their tokens, or are not.
+    pub(super) fn take_short_way(&mut self, taken: bool) {
+        self.short_way = taken;
+    }
+
+    /// Whether they are.
+    pub(super) fn short_way(&self) -> bool {
+        self.short_way
     }
 }
 
@@ -292,8 +331,12 @@ mod tests {
         StageTiming { stage, computed_us: (computed_s * 1e6) as u32, ..StageTiming::default() }
     }
 
+    fn step(kind: StepKind, rows: u32, took: Duration) -> Observed {
+        Observed { kind, rows, took, chained: false, quiet: true }
+    }
+
     fn observe(times: &mut Times, kind: StepKind, rows: u32, computed_s: f64) {
-        times.observe(kind, rows, Duration::from_secs_f64(computed_s), &[timing(0, computed_s)], true);
+        times.observe(step(kind, rows, Duration::from_secs_f64(computed_s)), &[timing(0, computed_s)]);
     }
 
     #[track_caller]
@@ -362,9 +405,23 @@ mod tests {
         for took_ms in [40, 41, 42, 500, 42] {
             let second = StageTiming { queued_us: 10_000, ..timing(1, 0.005) };
             let timings = [timing(0, 0.005), second];
-            times.observe(StepKind::Decode, 2, Duration::from_millis(took_ms), &timings, true);
+            times.observe(step(StepKind::Decode, 2, Duration::from_millis(took_ms)), &timings);
         }
         assert_near(times.wire_s(), 0.022, 1e-6);
+    }
+
+    #[test]
+    fn the_short_way_is_measured_apart() {
+        let mut times = times();
+        let took = |ms: u64| step(StepKind::Decode, 1, Duration::from_millis(ms));
+        times.observe(took(50), &[timing(0, 0.010)]);
+        times.take_short_way(true);
+        assert_near(times.wire_s(), 0.040, 1e-6);
+        times.observe(Observed { chained: true, ..took(11) }, &[timing(0, 0.010)]);
+        assert_near(times.wire_s(), 0.001, 1e-6);
+        assert_near(times.far_wire_s(), 0.040, 1e-6);
+        times.take_short_way(false);
+        assert_near(times.wire_s(), 0.040, 1e-6);
     }
 
     #[test]
@@ -373,7 +430,8 @@ mod tests {
         let mut observe = |computed_s: f64, quiet: bool| {
             for _ in 0..200 {
                 let took = Duration::from_secs_f64(computed_s);
-                times.observe(StepKind::Decode, 4, took, &[timing(0, computed_s)], quiet);
+                times
+                    .observe(Observed { quiet, ..step(StepKind::Decode, 4, took) }, &[timing(0, computed_s)]);
             }
             times.beside_prompts()
         };
@@ -388,7 +446,7 @@ mod tests {
         let before = decode_s(&times, 3.0);
         let odd: [&[StageTiming]; 3] = [&[], &[timing(1, 9.0)], &[timing(0, 9.0), timing(1, 9.0)]];
         for timings in odd {
-            times.observe(StepKind::Decode, 3, Duration::from_secs(9), timings, true);
+            times.observe(step(StepKind::Decode, 3, Duration::from_secs(9)), timings);
         }
         assert_near(decode_s(&times, 3.0), before, 1e-9);
         for prediction in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
@@ -396,7 +454,7 @@ mod tests {
             let mut times = Times::new(&[stage], 1);
             for computed_us in [0, u32::MAX, 1] {
                 let timings = [StageTiming { computed_us, ..StageTiming::default() }];
-                times.observe(StepKind::Decode, 1, Duration::ZERO, &timings, true);
+                times.observe(step(StepKind::Decode, 1, Duration::ZERO), &timings);
                 let line = times.lines(StepKind::Decode).next().unwrap();
                 assert!(line.at(1.0).is_finite() && line.at(1.0) > 0.0, "{prediction}: {line:?}");
             }

@@ -6,8 +6,8 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId, StepId};
 use crate::pb;
 use crate::sampling::Sampling;
 use crate::step::{
-    Hidden, Segment, SegmentOutput, SequenceStart, StageTiming, StepFrame, StepKind, StepResult, TokenScore,
-    WireDtype,
+    Drawn, DrawnToken, Hidden, Segment, SegmentOutput, SequenceStart, ShortWay, StageTiming, StepFrame,
+    StepKind, StepResult, TokenScore, WireDtype,
 };
 
 pub(crate) fn wire_dtype(field: &'static str, value: i32) -> Result<WireDtype, InvalidMessage> {
@@ -84,6 +84,8 @@ impl From<&StepFrame> for pb::StepHeader {
             segments: frame.segments.iter().map(Into::into).collect(),
             release: frame.release.iter().map(|sequence| sequence.0).collect(),
             timings: frame.timings.iter().map(Into::into).collect(),
+            told: frame.short_way.told,
+            follows: frame.short_way.follows,
             hidden: frame.hidden.as_ref().map(|hidden| pb::HiddenShape {
                 rows: hidden.rows,
                 width: hidden.width,
@@ -108,16 +110,54 @@ pub(crate) fn step_frame(header: pb::StepHeader, payload: bytes::Bytes) -> Resul
             return Err(InvalidMessage::new("hidden", "is missing, and yet there is a payload"));
         }
     };
+    let segments: Vec<Segment> =
+        header.segments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+    if header.follows && segments.iter().any(|segment| segment.tokens.len() != 1 || segment.start == 0) {
+        return Err(InvalidMessage::new("follows", "is set, and a segment is not one token that is drawn"));
+    }
     Ok(StepFrame {
         fence,
         deployment,
         step,
         kind,
-        segments: header.segments.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        segments,
         release: header.release.into_iter().map(SequenceId).collect(),
+        short_way: ShortWay { told: header.told, follows: header.follows },
         timings: header.timings.into_iter().map(Into::into).collect(),
         hidden,
     })
+}
+
+impl From<&Drawn> for pb::DrawnHeader {
+    fn from(drawn: &Drawn) -> pb::DrawnHeader {
+        let Drawn { fence, deployment, step, ref tokens } = *drawn;
+        let token = |drawn: &DrawnToken| pb::DrawnToken {
+            sequence: drawn.sequence.0,
+            position: drawn.position,
+            token: drawn.token,
+        };
+        pb::DrawnHeader {
+            identity: Identity { fence, deployment, step, kind: StepKind::Decode }.encode(),
+            tokens: tokens.iter().map(token).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::DrawnHeader> for Drawn {
+    type Error = InvalidMessage;
+
+    fn try_from(drawn: pb::DrawnHeader) -> Result<Drawn, InvalidMessage> {
+        let Identity { fence, deployment, step, kind } = Identity::decode(drawn.identity)?;
+        if kind != StepKind::Decode {
+            return Err(InvalidMessage::new("kind", "is prefill; only decode steps tell what they draw"));
+        }
+        let token = |drawn: pb::DrawnToken| DrawnToken {
+            sequence: SequenceId(drawn.sequence),
+            position: drawn.position,
+            token: drawn.token,
+        };
+        Ok(Drawn { fence, deployment, step, tokens: drawn.tokens.into_iter().map(token).collect() })
+    }
 }
 
 impl From<&Segment> for pb::Segment {

@@ -8,7 +8,7 @@ use brigade_proto::identity::TransportIdentity;
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId, WorkerId};
 use brigade_proto::link::Transport;
 use brigade_proto::step::{
-    Frame, Hidden, Segment, SegmentOutput, StepFrame, StepKind, StepResult, TokenScore, WireDtype,
+    Frame, Hidden, Segment, SegmentOutput, ShortWay, StepFrame, StepKind, StepResult, TokenScore, WireDtype,
 };
 use bytes::Bytes;
 
@@ -38,6 +38,7 @@ pub fn step(kind: StepKind, number: u64, rows: u32) -> Frame {
         kind,
         segments: vec![segment],
         release: Vec::new(),
+        short_way: ShortWay::default(),
         timings: Vec::new(),
         hidden: Some(Hidden { rows, width: 1024, dtype: WireDtype::F32, data }),
     })

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{StageState, ToCoordinator, ToWorker, Welcome};
+use brigade_proto::control::{ConnectStage, ShortWayEnd, StageState, ToCoordinator, ToWorker, Welcome};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::health::Health;
 use brigade_proto::ids::{DeploymentId, Incarnation};
@@ -292,8 +292,12 @@ impl Hub {
         for outcome in self.data.handle(event) {
             match outcome {
                 DataOutcome::Opened { attempt, order, outputs, next_address, rtt_us } => {
-                    let (deployment, previous, wire) = (order.deployment, order.previous, order.wire);
-                    self.order(EngineOrder::Bind { deployment, previous, outputs, wire });
+                    let ConnectStage { deployment, previous, wire, short_way, .. } = order;
+                    let last = match short_way {
+                        Some(ShortWayEnd::From(last)) => Some(last),
+                        Some(ShortWayEnd::To(..)) | None => None,
+                    };
+                    self.order(EngineOrder::Bind { deployment, previous, outputs, last, wire });
                     self.apply(StageEvent::LinksOpened { attempt, next_address, rtt_us });
                 }
                 DataOutcome::Failed { attempt, reason } => {

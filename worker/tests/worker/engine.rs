@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::StageMemory;
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId};
-use brigade_proto::step::{Frame, Segment, StepFrame, StepKind, WireDtype};
+use brigade_proto::step::{Frame, Segment, ShortWay, StepFrame, StepKind, WireDtype};
 use brigade_worker::driver::Driver;
 use brigade_worker::engine::{Arrival, Compute, Engine, EngineEvent, EngineOrder, Output, Outputs};
 use brigade_worker::telemetry::EngineCounters;
@@ -72,6 +72,7 @@ fn frame(step: u64, kind: StepKind, token: u32) -> StepFrame {
         kind,
         segments: vec![segment],
         release: Vec::new(),
+        short_way: ShortWay::default(),
         timings: Vec::new(),
         hidden: None,
     }
@@ -95,13 +96,18 @@ impl Rig {
 
     fn activate(engine: &Engine) -> mpsc::Receiver<Frame> {
         let (frames, sent) = mpsc::channel(16);
-        let outputs =
-            Outputs { decode: frames.clone(), prefill: frames, sent_us: Arc::new(AtomicU32::new(77)) };
+        let outputs = Outputs {
+            decode: frames.clone(),
+            prefill: frames,
+            drawn: None,
+            sent_us: Arc::new(AtomicU32::new(77)),
+        };
         let compute = Box::new(Obedient::default());
         let bind = EngineOrder::Bind {
             deployment: DEPLOYMENT,
             previous: Peer::Coordinator,
             outputs,
+            last: None,
             wire: WireDtype::F32,
         };
         engine.order(EngineOrder::Install { deployment: DEPLOYMENT, stage: 4, compute }).unwrap();

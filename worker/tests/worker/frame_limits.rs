@@ -5,8 +5,8 @@ use brigade_proto::frame::encode;
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId, StepId};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{
-    Frame, Hidden, Segment, SegmentOutput, SequenceStart, StageTiming, StepFrame, StepKind, StepResult,
-    TokenScore, WireDtype,
+    Frame, Hidden, Segment, SegmentOutput, SequenceStart, ShortWay, StageTiming, StepFrame, StepKind,
+    StepResult, TokenScore, WireDtype,
 };
 use brigade_worker::data::frame_limits;
 
@@ -56,6 +56,7 @@ fn largest_step(room: &StageRoom, hidden: u32) -> StepFrame {
         kind: StepKind::Prefill,
         segments: (0..room.sequences).map(segment).collect(),
         release: (0..room.sequences).map(|number| SequenceId(u64::MAX - u64::from(number))).collect(),
+        short_way: ShortWay::default(),
         timings: timings(),
         hidden: Some(Hidden {
             rows: room.step_rows,

@@ -42,6 +42,7 @@ fn connect(deployment: DeploymentId, epoch: u64) -> ConnectStage {
         next: Peer::Coordinator,
         next_addresses: Vec::new(),
         wire: WireDtype::F32,
+        short_way: None,
     }
 }
 

@@ -1,7 +1,6 @@
 //! A worker's links over real sockets: what is queued on them, and attempts to open them.
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use brigade_proto::frame::FrameLimits;
 use brigade_proto::identity::{CoordinatorIdentity, TransportIdentity};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, SequenceId, StepId};
 use brigade_proto::link::Transport;
-use brigade_proto::step::{Frame, Segment, StepFrame, StepKind, WireDtype};
+use brigade_proto::step::{Frame, Segment, ShortWay, StepFrame, StepKind, WireDtype};
 use brigade_worker::data::{DataEvent, DataOutcome, DataPlane};
 use brigade_worker::driver::Driver;
 use brigade_worker::engine::{Compute, Engine, EngineOrder, Output, Outputs, PREFILL_LANE_FRAMES};
@@ -78,6 +77,7 @@ fn frame(step: u64, kind: StepKind) -> Frame {
         kind,
         segments: vec![segment],
         release: Vec::new(),
+        short_way: ShortWay::default(),
         timings: Vec::new(),
         hidden: None,
     })
@@ -91,6 +91,7 @@ fn order(next_addresses: Vec<SocketAddr>) -> ConnectStage {
         next: Peer::Coordinator,
         next_addresses,
         wire: WireDtype::F32,
+        short_way: None,
     }
 }
 
@@ -100,11 +101,11 @@ async fn decode_frames_go_past_prefill_frames_that_find_their_lane_full() {
     let (engine, _events) = Engine::start(Driver::new().unwrap(), Arc::default()).unwrap();
     let (go, told) = blocking::channel();
     let (frames, mut computed) = mpsc::channel(2 * PREFILL_LANE_FRAMES);
-    let outputs = Outputs { decode: frames.clone(), prefill: frames, sent_us: Arc::new(AtomicU32::new(0)) };
+    let outputs = Outputs { decode: frames.clone(), prefill: frames, drawn: None, sent_us: Arc::default() };
     let (deployment, previous, wire) = (DEPLOYMENT, Peer::Coordinator, WireDtype::F32);
     let compute = Box::new(Told { go: told });
     engine.order(EngineOrder::Install { deployment, stage: 0, compute }).unwrap();
-    engine.order(EngineOrder::Bind { deployment, previous, outputs, wire }).unwrap();
+    engine.order(EngineOrder::Bind { deployment, previous, outputs, last: None, wire }).unwrap();
     engine.order(EngineOrder::Activate { deployment, fence: FENCE }).unwrap();
 
     let at = here.local_addr();

@@ -5,7 +5,7 @@ use brigade_proto::control::{StageState, ToCoordinator, ToWorker};
 use brigade_proto::ids::{Epoch, Peer, SequenceId, StepId};
 use brigade_proto::link::LinkSender;
 use brigade_proto::sampling::Sampling;
-use brigade_proto::step::{Frame, Segment, SequenceStart, StepFrame, StepKind, StepResult};
+use brigade_proto::step::{Frame, Segment, SequenceStart, ShortWay, StepFrame, StepKind, StepResult};
 use brigade_shard::units::Bytes;
 use brigade_worker::telemetry::FIXED_OVERHEAD;
 
@@ -32,6 +32,7 @@ fn step(epoch: u64, number: u64, kind: StepKind, start: u32, tokens: &[u32]) -> 
         kind,
         segments: vec![segment],
         release: Vec::new(),
+        short_way: ShortWay::default(),
         timings: Vec::new(),
         hidden: None,
     }

@@ -273,6 +273,7 @@ impl Session {
             next,
             next_addresses: at,
             wire: WireDtype::F32,
+            short_way: None,
         };
         self.tell(ToWorker::Connect(order)).await;
     }

@@ -6,7 +6,7 @@ use brigade_proto::control::{CacheDtype, DeviceKind, StageRoom};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId, StepId};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{
-    Segment, SegmentOutput, SequenceStart, StepFrame, StepKind, StepResult, TokenScore,
+    Segment, SegmentOutput, SequenceStart, ShortWay, StepFrame, StepKind, StepResult, TokenScore,
 };
 use brigade_shard::cost::PAGE_TOKENS;
 use brigade_shard::layers::{LayerRange, Shard};
@@ -283,6 +283,7 @@ pub fn step(segments: Vec<Segment>) -> StepFrame {
         kind: StepKind::Prefill,
         segments,
         release: Vec::new(),
+        short_way: ShortWay::default(),
         timings: Vec::new(),
         hidden: None,
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use brigade_proto::control::ToWorker;
 use brigade_proto::ids::Epoch;
-use brigade_proto::step::StepFrame;
+use brigade_proto::step::Frame;
 
 use super::{Core, CoreEvent};
 use crate::deployment;
@@ -76,7 +76,8 @@ impl Core {
 
     fn carry_out_scheduler(&mut self, command: scheduler::Command, now: Instant) {
         match command {
-            scheduler::Command::Send(step) => self.send_step(step, now),
+            scheduler::Command::Send(step) => self.send_first(Frame::Step(step), now),
+            scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
             scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
             scheduler::Command::Broken { reason, silent } => {
@@ -89,9 +90,9 @@ impl Core {
         }
     }
 
-    fn send_step(&mut self, step: StepFrame, now: Instant) {
+    fn send_first(&mut self, frame: Frame, now: Instant) {
         let Some(first) = self.first.clone() else { return };
-        if let Err(reason) = self.links.send(&first, step) {
+        if let Err(reason) = self.links.send(&first, frame) {
             let event = deployment::Event::LinkDown { worker: first, reason };
             self.deployment.handle(event, &self.membership, now);
         }

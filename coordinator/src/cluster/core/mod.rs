@@ -69,6 +69,7 @@ pub(super) struct CoreParts {
     pub(super) deployment: Deployment,
     pub(super) max_waiting: usize,
     pub(super) speculation: Speculation,
+    pub(super) short_way: bool,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
     pub(super) tasks: TaskTracker,
@@ -120,7 +121,8 @@ impl Core {
             state_dir: Some(parts.state_dir),
             membership: Membership::new(),
             deployment: parts.deployment,
-            scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now),
+            scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now)
+                .with_short_way(parts.short_way),
             sessions: HashMap::new(),
             links: Links::new(events_sender.clone(), parts.tasks.clone()),
             first: None,

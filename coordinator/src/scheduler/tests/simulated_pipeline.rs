@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{CacheDtype, StageRoom};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId};
 use brigade_proto::sampling::Sampling;
-use brigade_proto::step::{StageTiming, StepFrame, StepKind, StepResult};
+use brigade_proto::step::{Drawn, DrawnToken, Segment, StageTiming, StepFrame, StepKind, StepResult};
 
 use super::simulated_stage::SimulatedStage;
 use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope};
@@ -50,6 +50,7 @@ enum Event {
     Arrives(usize, Travelling),
     Computed(usize, Travelling, StepResult, u64),
     Home(StepResult),
+    Told(Drawn),
 }
 
 #[derive(Debug)]
@@ -74,6 +75,12 @@ pub(super) struct SimulatedPipeline {
     /// By how many percent at most a computation is shorter or longer than its speed says.
     jitter: u64,
     sharing: bool,
+    /// Latency from the last stage to the first; without it only the coordinator tells the first what was drawn.
+    short_us: Option<u64>,
+    /// Steps on the first stage ahead of their tokens.
+    ahead: VecDeque<Travelling>,
+    /// The newest token of each sequence that the first stage was told, with its position.
+    told: BTreeMap<SequenceId, (u32, u32)>,
     random: Random,
     /// What happens when; the second number keeps the order of what happens at the same time.
     events: BTreeMap<(u64, u64), Event>,
@@ -138,6 +145,9 @@ impl SimulatedPipeline {
             links_us: links_ms.iter().map(|ms| (ms * 1e3) as u64).collect(),
             jitter: 0,
             sharing: false,
+            short_us: None,
+            ahead: VecDeque::new(),
+            told: BTreeMap::new(),
             random: Random::new(1),
             events: BTreeMap::new(),
             happened: 0,
@@ -151,6 +161,12 @@ impl SimulatedPipeline {
     /// Lets computations vary by so many percent.
     pub(super) fn with_jitter(self, percent: u64) -> SimulatedPipeline {
         SimulatedPipeline { jitter: percent, ..self }
+    }
+
+    /// Lets steps be sent ahead of their tokens, which come to the first stage in `short_ms` where there is a link.
+    pub(super) fn with_short_way(self, short_ms: Option<f64>) -> SimulatedPipeline {
+        let scheduler = self.scheduler.with_short_way(true);
+        SimulatedPipeline { scheduler, short_us: short_ms.map(|ms| (ms * 1e3) as u64), ..self }
     }
 
     /// Lets prompts share what they have in common: all begin alike.
@@ -218,6 +234,17 @@ impl SimulatedPipeline {
 
     fn happen(&mut self, event: Event) {
         match event {
+            Event::Arrives(0, travelling) if travelling.step.short_way.follows => {
+                self.ahead.push_back(travelling);
+                self.fill();
+            }
+            Event::Told(drawn) => {
+                for DrawnToken { sequence, position, token } in drawn.tokens {
+                    let told = self.told.entry(sequence).or_insert((position, token));
+                    *told = (*told).max((position, token));
+                }
+                self.fill();
+            }
             Event::Arrives(place, mut travelling) => {
                 travelling.arrived_us = self.now_us;
                 let stage = &mut self.stages[place];
@@ -233,6 +260,9 @@ impl SimulatedPipeline {
                 if place + 1 < self.stages.len() {
                     self.after(self.links_us[place + 1], Event::Arrives(place + 1, travelling));
                 } else {
+                    if let Some(short_us) = self.short_us.filter(|_| travelling.step.short_way.told) {
+                        self.after(short_us, Event::Told(drawn_by(&travelling.step, &result)));
+                    }
                     result.timings = travelling.timings;
                     self.after(self.links_us[place + 1], Event::Home(result));
                 }
@@ -243,6 +273,26 @@ impl SimulatedPipeline {
                 self.poll();
                 self.groups.push(self.scheduler.groups.others() + 1);
             }
+        }
+    }
+
+    /// Lets the steps set out whose tokens are known.
+    fn fill(&mut self) {
+        for mut travelling in std::mem::take(&mut self.ahead) {
+            let known = |segment: &Segment| {
+                let told = self.told.get(&segment.sequence);
+                told.filter(|(position, _)| *position == segment.start).map(|(_, token)| *token)
+            };
+            let tokens: Option<Vec<u32>> = travelling.step.segments.iter().map(known).collect();
+            let Some(tokens) = tokens else {
+                self.ahead.push_back(travelling);
+                continue;
+            };
+            for (segment, token) in travelling.step.segments.iter_mut().zip(tokens) {
+                segment.tokens = vec![token];
+            }
+            travelling.step.short_way.follows = false;
+            self.after(0, Event::Arrives(0, travelling));
         }
     }
 
@@ -284,6 +334,7 @@ impl SimulatedPipeline {
                     let travelling = Travelling { step, timings: Vec::new(), arrived_us: 0 };
                     self.after(self.links_us[0], Event::Arrives(0, travelling));
                 }
+                Command::Tell(drawn) => self.after(self.links_us[0], Event::Told(drawn)),
                 Command::Emit { sequence, event } => match event {
                     GenerationEvent::Token(_) => {
                         self.tokens_us.entry(sequence).or_default().push(self.now_us);
@@ -299,4 +350,14 @@ impl SimulatedPipeline {
             }
         }
     }
+}
+
+/// What the last stage tells the first.
+fn drawn_by(step: &StepFrame, result: &StepResult) -> Drawn {
+    let tokens = step.segments.iter().zip(&result.outputs).filter_map(|(segment, output)| {
+        let token = output.sampled.last()?.token;
+        let position = segment.start + output.sampled.len() as u32;
+        Some(DrawnToken { sequence: segment.sequence, position, token })
+    });
+    Drawn { fence: step.fence, deployment: step.deployment, step: step.step, tokens: tokens.collect() }
 }

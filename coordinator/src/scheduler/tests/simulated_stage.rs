@@ -32,7 +32,7 @@ pub(super) struct SimulatedStage {
     /// How many of these are certain: those behind them are drafts that were not drawn.
     certain: BTreeMap<SequenceId, usize>,
     /// Which token was drawn last, and its position.
-    next: BTreeMap<SequenceId, (usize, u32)>,
+    pub(super) next: BTreeMap<SequenceId, (usize, u32)>,
     /// All that was ever said of each sequence, its prompt included.
     said: BTreeMap<SequenceId, Vec<u32>>,
 }

@@ -2,7 +2,7 @@
 
 use brigade_shard::layers::{LayerRange, Shard};
 
-use crate::control::{CacheDtype, ConnectStage, LoadStage, StageRoom, ToWorker, Welcome};
+use crate::control::{CacheDtype, ConnectStage, LoadStage, ShortWayEnd, StageRoom, ToWorker, Welcome};
 use crate::convert::InvalidMessage;
 use crate::convert::fields::{MAX_NAME_BYTES, addresses, peer, positive, reason, required, shortened, text};
 use crate::convert::step::wire_dtype;
@@ -194,6 +194,11 @@ impl TryFrom<pb::StageRoom> for StageRoom {
 
 impl From<ConnectStage> for pb::ConnectStage {
     fn from(connect: ConnectStage) -> pb::ConnectStage {
+        let (first, first_addresses, last) = match connect.short_way {
+            None => (None, Vec::new(), None),
+            Some(ShortWayEnd::To(first, addresses)) => (Some(first), addresses, None),
+            Some(ShortWayEnd::From(last)) => (None, Vec::new(), Some(last)),
+        };
         pb::ConnectStage {
             deployment: connect.deployment.0,
             epoch: connect.epoch.0,
@@ -201,6 +206,9 @@ impl From<ConnectStage> for pb::ConnectStage {
             next: Some(connect.next.into()),
             next_addresses: connect.next_addresses.iter().map(ToString::to_string).collect(),
             wire: pb::WireDtype::from(connect.wire).into(),
+            first: first.map(Into::into),
+            first_addresses: first_addresses.iter().map(ToString::to_string).collect(),
+            last: last.map(Into::into),
         }
     }
 }
@@ -209,6 +217,20 @@ impl TryFrom<pb::ConnectStage> for ConnectStage {
     type Error = InvalidMessage;
 
     fn try_from(connect: pb::ConnectStage) -> Result<ConnectStage, InvalidMessage> {
+        let short_way = match (connect.first, connect.last) {
+            (None, None) => None,
+            (Some(first), None) => Some(ShortWayEnd::To(
+                peer("connect.first", Some(first))?,
+                addresses("connect.first_addresses", connect.first_addresses)?,
+            )),
+            (None, Some(last)) => Some(ShortWayEnd::From(peer("connect.last", Some(last))?)),
+            (Some(_), Some(_)) => {
+                return Err(InvalidMessage::new(
+                    "connect.first",
+                    "is there with the last: a stage is one of them",
+                ));
+            }
+        };
         Ok(ConnectStage {
             deployment: DeploymentId(connect.deployment),
             epoch: Epoch(connect.epoch),
@@ -216,6 +238,7 @@ impl TryFrom<pb::ConnectStage> for ConnectStage {
             next: peer("connect.next", connect.next)?,
             next_addresses: addresses("connect.next_addresses", connect.next_addresses)?,
             wire: wire_dtype("connect.wire", connect.wire)?,
+            short_way,
         })
     }
 }

@@ -1,0 +1,200 @@
+//! Steps that come to the first stage ahead of their tokens, and the tokens that come to it by the short way round.
+//!
+//! Where the coordinator is far, it sends steps before it knows what they continue: the last stage tells the first what
+//! was drawn, and the coordinator's own word, which comes for every such token too, is only needed where that fails.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use brigade_proto::ids::SequenceId;
+use brigade_proto::step::{Drawn, DrawnToken, Frame, StepFrame};
+
+use crate::engine::{Arrival, DECODE_LANE_FRAMES};
+
+/// Sequences whose newest token is remembered. A coordinator releases those that have ended, so that there are never
+/// more than a stage may hold; past this the oldest is forgotten, and the coordinator's own word settles it.
+const MOST_SEQUENCES: usize = 4096;
+
+/// What a first stage waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// The newest token of each sequence, with its position.
+    drawn: BTreeMap<SequenceId, (u32, u32)>,
+    /// Steps whose tokens are not all known, oldest first.
+    waiting: VecDeque<Arrival>,
+}
+
+impl Ahead {
+    /// A step whose tokens are to be filled in: the step, where all are known already.
+    ///
+    /// # Errors
+    /// Where too many wait.
+    pub(crate) fn admit(&mut self, mut arrival: Arrival) -> Result<Option<Arrival>, String> {
+        if self.complete(&mut arrival.frame) {
+            self.forget(&arrival.frame.release);
+            return Ok(Some(arrival));
+        }
+        if self.waiting.len() >= DECODE_LANE_FRAMES {
+            return Err(format!("more than {DECODE_LANE_FRAMES} steps wait for what others draw"));
+        }
+        self.waiting.push_back(arrival);
+        Ok(None)
+    }
+
+    /// Takes in what was drawn; the steps that waited for it and for nothing else, in order.
+    pub(crate) fn fill(&mut self, drawn: &Drawn, now: Instant) -> Vec<Arrival> {
+        for &DrawnToken { sequence, position, token } in &drawn.tokens {
+            let known = self.drawn.entry(sequence).or_insert((position, token));
+            // What is told a second time is older.
+            if known.0 < position {
+                *known = (position, token);
+            }
+        }
+        while self.drawn.len() > MOST_SEQUENCES {
+            self.drawn.pop_first();
+        }
+        let mut ready = Vec::new();
+        for mut arrival in std::mem::take(&mut self.waiting) {
+            if self.complete(&mut arrival.frame) {
+                self.forget(&arrival.frame.release);
+                ready.push(Arrival { at: now, ..arrival });
+            } else {
+                self.waiting.push_back(arrival);
+            }
+        }
+        ready
+    }
+
+    /// Forgets sequences that have ended.
+    pub(crate) fn forget(&mut self, ended: &[SequenceId]) {
+        for sequence in ended {
+            self.drawn.remove(sequence);
+        }
+    }
+
+    /// Fills in a step's tokens, if all are known.
+    fn complete(&self, frame: &mut StepFrame) -> bool {
+        let token = |sequence, start| {
+            self.drawn.get(&sequence).filter(|(position, _)| *position == start).map(|(_, token)| *token)
+        };
+        let tokens: Option<Vec<u32>> =
+            frame.segments.iter().map(|segment| token(segment.sequence, segment.start)).collect();
+        let Some(tokens) = tokens else {
+            return false;
+        };
+        for (segment, token) in frame.segments.iter_mut().zip(tokens) {
+            segment.tokens = vec![token];
+        }
+        frame.short_way.follows = false;
+        true
+    }
+}
+
+/// Each segment's sequence, with the position after its first token.
+pub(crate) fn places(frame: &StepFrame) -> Vec<(SequenceId, u32)> {
+    frame.segments.iter().map(|segment| (segment.sequence, segment.start + 1)).collect()
+}
+
+/// What a step's segments, which begin before `places`, drew; `None` where the frame is no result.
+pub(crate) fn drawn(places: &[(SequenceId, u32)], frame: &Frame) -> Option<Drawn> {
+    let Frame::Result(result) = frame else {
+        return None;
+    };
+    let last =
+        |(&(sequence, after), tokens): (&(SequenceId, u32), usize)| (sequence, after + tokens as u32 - 1);
+    let tokens = places.iter().zip(&result.outputs).filter_map(|(place, output)| {
+        let token = output.sampled.last()?.token;
+        let (sequence, position) = last((place, output.sampled.len()));
+        Some(DrawnToken { sequence, position, token })
+    });
+    let tokens = tokens.collect();
+    Some(Drawn { fence: result.fence, deployment: result.deployment, step: result.step, tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId};
+    use brigade_proto::step::{Segment, ShortWay, StepKind};
+
+    use super::*;
+
+    const FENCE: Fence = Fence { incarnation: Incarnation(1), epoch: Epoch(1) };
+
+    /// A step for the tokens of these sequences at these positions.
+    fn step(number: u64, segments: &[(u64, u32)]) -> Arrival {
+        let segment = |&(sequence, start): &(u64, u32)| Segment {
+            sequence: SequenceId(sequence),
+            start,
+            tokens: vec![0],
+            begin: None,
+            pages: Vec::new(),
+            sample: true,
+            drafts: 0,
+            score: false,
+            next_token: None,
+        };
+        let frame = StepFrame {
+            fence: FENCE,
+            deployment: DeploymentId(1),
+            step: StepId(number),
+            kind: StepKind::Decode,
+            segments: segments.iter().map(segment).collect(),
+            release: Vec::new(),
+            short_way: ShortWay { told: true, follows: true },
+            timings: Vec::new(),
+            hidden: None,
+        };
+        Arrival { peer: Peer::Coordinator, frame, at: Instant::now() }
+    }
+
+    fn told(tokens: &[(u64, u32, u32)]) -> Drawn {
+        let token = |&(sequence, position, token): &(u64, u32, u32)| DrawnToken {
+            sequence: SequenceId(sequence),
+            position,
+            token,
+        };
+        let tokens = tokens.iter().map(token).collect();
+        Drawn { fence: FENCE, deployment: DeploymentId(1), step: StepId(1), tokens }
+    }
+
+    /// The steps with their tokens.
+    fn ready(steps: &[Arrival]) -> Vec<(u64, Vec<u32>)> {
+        let tokens = |frame: &StepFrame| frame.segments.iter().flat_map(|s| s.tokens.clone()).collect();
+        steps.iter().map(|arrival| (arrival.frame.step.0, tokens(&arrival.frame))).collect()
+    }
+
+    #[test]
+    fn a_step_waits_until_all_of_its_tokens_are_known() {
+        let (mut ahead, now) = (Ahead::default(), Instant::now());
+        assert!(ahead.admit(step(2, &[(1, 10), (2, 20)])).unwrap().is_none());
+        assert!(ahead.admit(step(3, &[(1, 11), (2, 21)])).unwrap().is_none());
+        assert_eq!(ready(&ahead.fill(&told(&[(1, 10, 7)]), now)), []);
+        assert_eq!(ready(&ahead.fill(&told(&[(2, 20, 8)]), now)), [(2, vec![7, 8])]);
+        assert_eq!(ready(&ahead.fill(&told(&[(1, 10, 7), (2, 20, 8)]), now)), [], "told twice");
+        assert_eq!(ready(&ahead.fill(&told(&[(1, 11, 5), (2, 21, 6)]), now)), [(3, vec![5, 6])]);
+    }
+
+    #[test]
+    fn tokens_may_come_before_the_step() {
+        let mut ahead = Ahead::default();
+        ahead.fill(&told(&[(1, 10, 7)]), Instant::now());
+        let found = ahead.admit(step(2, &[(1, 10)])).unwrap().unwrap();
+        assert_eq!(found.frame.segments[0].tokens, [7]);
+        assert!(ahead.admit(step(3, &[(1, 11)])).unwrap().is_none());
+        ahead.forget(&[SequenceId(1)]);
+        assert!(ahead.admit(step(4, &[(1, 10)])).unwrap().is_none(), "another sequence of that number");
+    }
+
+    #[test]
+    fn neither_steps_nor_tokens_pile_up() {
+        let mut ahead = Ahead::default();
+        for number in 0..DECODE_LANE_FRAMES as u64 {
+            assert!(ahead.admit(step(number, &[(1, 10)])).unwrap().is_none());
+        }
+        assert!(ahead.admit(step(99, &[(1, 10)])).unwrap_err().contains("wait"));
+        for sequence in 0..2 * MOST_SEQUENCES as u64 {
+            ahead.fill(&told(&[(100 + sequence, 1, 1)]), Instant::now());
+        }
+        assert_eq!(ahead.drawn.len(), MOST_SEQUENCES);
+    }
+}
