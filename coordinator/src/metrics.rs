@@ -54,6 +54,8 @@ pub struct Metrics {
     pub draft_tokens: Counter,
     /// Those of them that became part of an answer.
     pub draft_tokens_accepted: Counter,
+    /// Steps sent before their tokens were known.
+    pub steps_ahead: Counter,
     /// Workers attached.
     pub workers: Gauge,
     /// 1 where requests are served, otherwise 0.
@@ -215,6 +217,7 @@ impl Metrics {
             pages_evicted: Counter::default(),
             draft_tokens: Counter::default(),
             draft_tokens_accepted: Counter::default(),
+            steps_ahead: Counter::default(),
             workers: Gauge::default(),
             serving: Gauge::default(),
             epoch: Gauge::default(),
@@ -266,6 +269,7 @@ impl Metrics {
         to.register("draft_tokens", "Tokens guessed and computed ahead", self.draft_tokens.clone());
         let accepted = self.draft_tokens_accepted.clone();
         to.register("draft_tokens_accepted", "Guessed tokens that became part of an answer", accepted);
+        to.register("steps_ahead", "Steps sent before their tokens were known", self.steps_ahead.clone());
         to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();

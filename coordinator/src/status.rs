@@ -211,6 +211,8 @@ pub struct RequestStatus {
     pub draft_tokens: u64,
     /// Those of them that became part of an answer, since the start.
     pub draft_tokens_accepted: u64,
+    /// Steps sent before their tokens were known, since the start.
+    pub steps_ahead: u64,
 }
 
 /// The last steps of the pipeline, from sending to the result.

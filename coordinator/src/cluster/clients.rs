@@ -106,6 +106,7 @@ impl Clients {
         let accepted = counts.draft_tokens_accepted.saturating_sub(before.draft_tokens_accepted);
         self.metrics.draft_tokens.inc_by(counts.draft_tokens.saturating_sub(before.draft_tokens));
         self.metrics.draft_tokens_accepted.inc_by(accepted);
+        self.metrics.steps_ahead.inc_by(counts.steps_ahead.saturating_sub(before.steps_ahead));
         self.metrics.pages_evicted.inc_by(counts.pages_evicted.saturating_sub(before.pages_evicted));
         self.metrics.replays.inc_by(counts.replayed.saturating_sub(before.replayed));
         self.metrics.results_fenced.inc_by(counts.results_fenced.saturating_sub(before.results_fenced));

@@ -131,6 +131,7 @@ fn requests(counts: &Counts) -> RequestStatus {
         generated_tokens: counts.generated_tokens,
         draft_tokens: counts.draft_tokens,
         draft_tokens_accepted: counts.draft_tokens_accepted,
+        steps_ahead: counts.steps_ahead,
     }
 }
 

@@ -32,6 +32,7 @@ impl Scheduler {
         }
         if let Some((segments, after)) = self.following_segments(decoding) {
             self.decodes_sent += 1;
+            self.counts.steps_ahead += 1;
             return self.launch(StepKind::Decode, segments, Some(after), 0, now);
         }
         let (segments, due) = self.prefill_segments(decoding);

@@ -3,7 +3,8 @@
 //! A pure state machine. Requests wait in a bounded queue until there is cache to begin with (see `growth`); then their
 //! prompts are sent in chunks, several of which may be on their way (see `chunks`), and after that one token at a time, in
 //! several groups of sequences (see `groups`), so that every stage has something to do. The sizes of both follow from how
-//! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`). A sequence that has ended is released with the next step, once none of its
+//! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`), and where the coordinator is far
+//! steps are sent before their tokens are known (see `short_way`). A sequence that has ended is released with the next step, once none of its
 //! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
 
 mod acceptance;
@@ -131,6 +132,8 @@ pub struct Counts {
     pub draft_tokens: u64,
     /// Those of them that were what was drawn.
     pub draft_tokens_accepted: u64,
+    /// Steps sent before their tokens were known.
+    pub steps_ahead: u64,
     /// Times that a generation gave its cache back to an older one, to be computed again later.
     pub replayed: u64,
     /// Results dropped because their fence or step was not of this pipeline.
