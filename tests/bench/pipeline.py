@@ -217,8 +217,8 @@ def llama_rpc(bench, streams, tokens):
 
 
 def hop(bench, case):
-    """From the coordinator's own medians over the newest 256 steps, of one stream."""
-    one, two = bench.cluster(1), bench.cluster(2)
+    """From the coordinator's own medians over the newest 256 steps of one stream, which goes around the two workers alone."""
+    two = bench.cluster(2)
 
     def overhead(cluster):
         cluster.bench("-p", 0, "-n", 288, "--streams", 1)
@@ -226,11 +226,9 @@ def hop(bench, case):
         computed = sum(stage["decode_us_p50"] for stage in status["stages"])
         return {"beside stages us": status["steps"]["decode_us_p50"] - computed, "step us": status["steps"]["decode_us_p50"]}
 
-    found = bench.rounds({"2 workers": lambda: overhead(two), "1 worker": lambda: overhead(one)}, min(bench.args.rounds, 2))
-    middle = {name: statistics.median(one["beside stages us"] for one in rounds) for name, rounds in found.items()}
-    what = "a hop between workers, p50 above the stages' own time (2 workers less 1)"
-    bench.figure(case, what, 150, middle["2 workers"] - middle["1 worker"], "us")
-    bench.figure(case, "all three hops of a step with 2 workers, p50, each", 150, middle["2 workers"] / 3, "us")
+    found = bench.rounds({"2 workers": lambda: overhead(two)})
+    middle = statistics.median(one["beside stages us"] for one in found["2 workers"])
+    bench.figure(case, "a hop between workers, p50: half of what a step takes besides both stages' own time", 150, middle / 2, "us")
 
 
 def gap(bench, case):

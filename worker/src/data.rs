@@ -191,7 +191,7 @@ impl DataPlane {
         if order.previous == Peer::Coordinator && order.next != Peer::Coordinator {
             wanted.push((Peer::Coordinator, vec![coordinator]));
         }
-        let absent = |(peer, addresses): &(Peer, Vec<SocketAddr>)| self.standing(peer, addresses).is_none();
+        let absent = |(peer, addresses): &Candidates| self.standing(peer, addresses).is_none();
         wanted.retain(absent);
         let first = match &order.short_way {
             Some(ShortWayEnd::To(first, addresses)) => {
@@ -411,9 +411,13 @@ async fn accept(transport: Transport, events: mpsc::Sender<DataEvent>, ending: C
     }
 }
 
+/// A peer, and where it may be.
+type Candidates = (Peer, Vec<SocketAddr>);
+
+/// Dials all of `wanted`, and then `first`, which is of use but not needed.
 async fn dial(
     transport: Transport,
-    (wanted, first): (Vec<(Peer, Vec<SocketAddr>)>, Option<(Peer, Vec<SocketAddr>)>),
+    (wanted, first): (Vec<Candidates>, Option<Candidates>),
     attempt: ConnectId,
     deployment: DeploymentId,
     events: mpsc::Sender<DataEvent>,

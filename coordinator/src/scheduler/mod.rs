@@ -3,9 +3,10 @@
 //! A pure state machine. Requests wait in a bounded queue until there is cache to begin with (see `growth`); then their
 //! prompts are sent in chunks, several of which may be on their way (see `chunks`), and after that one token at a time, in
 //! several groups of sequences (see `groups`), so that every stage has something to do. The sizes of both follow from how
-//! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`), and where the coordinator is far
-//! steps are sent before their tokens are known (see `short_way`). A sequence that has ended is released with the next step, once none of its
-//! segments is under way: a late segment must never meet a stage that has forgotten the sequence.
+//! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`);
+//! and where stages would wait for the coordinator, steps are sent before their tokens are known (see `short_way`). A
+//! sequence that has ended is released with the next step, once none of its segments is under way: a late segment must
+//! never meet a stage that has forgotten the sequence.
 
 mod acceptance;
 mod ahead;
