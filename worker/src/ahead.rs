@@ -100,12 +100,9 @@ pub(crate) fn drawn(places: &[(SequenceId, u32)], frame: &Frame) -> Option<Drawn
     let Frame::Result(result) = frame else {
         return None;
     };
-    let last =
-        |(&(sequence, after), tokens): (&(SequenceId, u32), usize)| (sequence, after + tokens as u32 - 1);
-    let tokens = places.iter().zip(&result.outputs).filter_map(|(place, output)| {
-        let token = output.sampled.last()?.token;
-        let (sequence, position) = last((place, output.sampled.len()));
-        Some(DrawnToken { sequence, position, token })
+    let tokens = places.iter().zip(&result.outputs).filter_map(|(&(sequence, after), output)| {
+        let (last, before) = output.sampled.split_last()?;
+        Some(DrawnToken { sequence, position: after + before.len() as u32, token: last.token })
     });
     let tokens = tokens.collect();
     Some(Drawn { fence: result.fence, deployment: result.deployment, step: result.step, tokens })

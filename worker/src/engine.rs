@@ -374,9 +374,10 @@ impl Core {
                 continue;
             };
             let drawn = told.and_then(|places| drawn(&places, &frame));
-            // The first stage goes on with it; the coordinator only takes note.
+            // The first stage goes on with it; the coordinator only takes note. Where it cannot be sent at once the
+            // coordinator's own word will do.
             if let (Some(lane), Some(drawn)) = (&outputs.drawn, &drawn) {
-                self.pass_on(Frame::Drawn(drawn.clone()), lane, alone);
+                let _ = lane.try_send(Frame::Drawn(drawn.clone()));
             }
             let lane = match frame.kind() {
                 StepKind::Decode => &outputs.decode,
