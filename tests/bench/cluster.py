@@ -27,6 +27,7 @@ class Programs:
             say("building brigade and brigade-worker...")
             compare.call(["cargo", "build", "--release", "--locked", "--workspace", "--bins"], cwd=compare.REPOSITORY)
             folder = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", compare.REPOSITORY / "target")) / "release"
+        folder = folder.resolve()
         self.brigade, self.worker = folder / "brigade", folder / "brigade-worker"
 
     def free_port(self):
