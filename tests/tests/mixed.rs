@@ -57,7 +57,7 @@ fn planned(random: &mut Random, model: &str) -> Vec<Planned> {
             "presence_penalty": random.one_of(&[0.0, 0.8, -0.5]), "frequency_penalty": random.one_of(&[0.0, 0.4]),
             "ignore_eos": random.below(2) == 0,
         });
-        let leaves = (random.below(4) == 0).then(|| Duration::from_millis(random.below(2500)));
+        let leaves = (random.below(4) == 0).then(|| Duration::from_millis(random.below(300)));
         Planned { after: Duration::from_millis(random.below(6000)), leaves, request }
     };
     (0..REQUESTS).map(&mut plan).collect()
