@@ -50,9 +50,6 @@ impl Ahead {
                 *known = (position, token);
             }
         }
-        while self.drawn.len() > MOST_SEQUENCES {
-            self.drawn.pop_first();
-        }
         let mut ready = Vec::new();
         for mut arrival in std::mem::take(&mut self.waiting) {
             if self.complete(&mut arrival.frame) {
@@ -61,6 +58,12 @@ impl Ahead {
             } else {
                 self.waiting.push_back(arrival);
             }
+        }
+        let told = |sequence: &SequenceId| drawn.tokens.iter().any(|drawn| drawn.sequence == *sequence);
+        while self.drawn.len() > MOST_SEQUENCES {
+            // What was told just now may be for a step that is still to come.
+            let Some(oldest) = self.drawn.keys().find(|sequence| !told(sequence)).copied() else { break };
+            self.drawn.remove(&oldest);
         }
         ready
     }
