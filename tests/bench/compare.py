@@ -32,7 +32,9 @@ MODELS = {
     "llama-1b-q8_0": ("llama-1b", "q8_0"),
     "llama-1b-q4_0": ("llama-1b", "q4_0"),
     "llama-1b-q6_k": ("llama-1b", "q6_k"),
+    "llama-1b-32k-q4_k_m": ("llama-1b-32k", "q4_k_m"),
 }
+COMPARED = [name for name in MODELS if not name.startswith("llama-1b-32k")]
 PROMPT, DECODE = 512, 128
 # What must hold: decoding at least the smaller of so many times llama.cpp's and so much of the memory's speed; prompts at least as fast;
 # memory at most weights + cache + 48 MiB; loading at most so many times merely reading the file, and so many milliseconds.
@@ -215,7 +217,7 @@ def numbers(text):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=lambda text: text.split(","), default=list(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--files", type=lambda text: text.split(","), default=COMPARED, help=f"of {', '.join(MODELS)}")
     parser.add_argument("--threads", type=numbers, default=[1, 2], help="numbers of threads, such as 1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=pathlib.Path, default=REPOSITORY / "target/bench", help="folder for models and results")

@@ -30,6 +30,11 @@ SHAPES = {
     # Llama-3.2-1B and Llama-3.1-8B
     "llama-1b": {"family": "llama", "layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head": 64, "ffn": 8192, "tied": True, **LLAMA_3},
     "llama-8b": {"family": "llama", "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "head": 128, "ffn": 14336, **LLAMA_3},
+    # The first with a vocabulary of Llama 2's size, so that the head weighs little
+    "llama-1b-32k": {
+        "family": "llama", "layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "head": 64, "ffn": 8192, "vocab": 32000, "merges": 0,
+        "context": 131072,
+    },
     # Qwen3-0.6B and Qwen3-30B-A3B
     "qwen3-0.6b": {
         "family": "qwen3", "layers": 28, "hidden": 1024, "heads": 16, "kv_heads": 8, "head": 128, "ffn": 3072, "tied": True,

@@ -24,7 +24,7 @@ import compare
 import links
 from cluster import Cluster, Programs
 
-MODEL = "llama-1b-q4_k_m"
+MODEL = "llama-1b-32k-q4_k_m"
 CASES = {
     "one-stream": "one stream, 2 workers against 1",
     "prompt": "prompt of 2048, 2 workers against 1",
@@ -93,15 +93,15 @@ class Bench:
         self.args, self.programs, self.model = args, programs, model
         self.clusters, self.networks, self.rows = {}, {}, []
 
-    def cluster(self, workers=1, threads=1, delays_ms=None, together=False, stretch=None):
+    def cluster(self, workers=1, threads=1, delays_ms=None, together=False, stretch=None, split=None):
         """A cluster that runs already, or a new one. Over links every process has a host of its own, unless the workers are together."""
-        key = (workers, threads, delays_ms, together, stretch)
+        key = (workers, threads, delays_ms, together, stretch, split)
         if key not in self.clusters:
             hosts, network = [0] * (workers + 1), None
             if delays_ms is not None:
                 hosts = [0] + [1 if together else 1 + worker for worker in range(workers)]
                 network = self.network(tuple([delays_ms] * (max(hosts) + 1)))
-            settings = ["--ctx", CONTEXT, "--parallel", 4 if workers > 2 else 9]
+            settings = ["--ctx", CONTEXT, "--parallel", 4 if workers > 2 else 9, *(["--split", split] if split else [])]
             say(f"starting {workers} worker(s) of {threads} thread(s){f', links of {delays_ms:g} ms' if network else ''}...")
             self.clusters[key] = Cluster(self.programs, self.model, threads, network, hosts, settings, stretch)
         return self.clusters[key]
@@ -180,9 +180,9 @@ def one_stream(bench, case, delays_ms=None):
 
 
 def long_prompt(bench, case, delays_ms=None):
-    one, two = bench.cluster(1, delays_ms=delays_ms), bench.cluster(2, delays_ms=delays_ms)
+    one, two = bench.cluster(1, delays_ms=delays_ms), bench.cluster(2, delays_ms=delays_ms, split="8,8")
     found = bench.rounds({"2 workers": lambda: prompt(two, 2048), "1 worker": lambda: prompt(one, 2048)}, min(bench.args.rounds, 2))
-    what = f"prompt of 2048, 2 workers against 1{over(delays_ms)}"
+    what = f"prompt of 2048, 2 workers of 8 layers each against 1{over(delays_ms)}"
     bench.row(case, what, 1.75, found, "2 workers", "1 worker", "tokens/s", limit=0.95)
 
 

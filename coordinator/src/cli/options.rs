@@ -41,6 +41,11 @@ pub(super) struct ServingOptions {
     #[arg(long, env = "BRIGADE_PREFILL_CHUNK", value_name = "N", hide_env = true, default_value_t = DEFAULT_PREFILL_CHUNK, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub(super) prefill_chunk: u32,
 
+    /// Layers of each stage, in the order of the pipeline, such as 20,20,40; all of the model's, with a worker for each
+    /// stage [default: planned from the workers' memory and speed]
+    #[arg(long, env = "BRIGADE_SPLIT", value_name = "N,N,..", hide_env = true, value_delimiter = ',')]
+    pub(super) split: Vec<usize>,
+
     /// How keys and values are kept
     #[arg(long, env = "BRIGADE_KV_DTYPE", value_name = "TYPE", hide_env = true, default_value = "f16")]
     pub(super) kv_dtype: KvDtype,
@@ -281,6 +286,12 @@ pub(super) fn cluster_settings(
     min_workers: usize,
     serving: &ServingOptions,
 ) -> anyhow::Result<ClusterSettings> {
+    let stages = serving.split.len();
+    if stages > 0 && min_workers > stages {
+        let reason =
+            format!("a split into {stages} stages leaves some of the {min_workers} workers without one");
+        return Err(UsageError(format!("{reason}: give the layers of as many stages as workers")).into());
+    }
     Ok(ClusterSettings {
         model: model.to_owned(),
         model_id: model_id(model),
@@ -288,7 +299,8 @@ pub(super) fn cluster_settings(
         state_dir,
         control,
         data: None,
-        min_workers,
+        min_workers: min_workers.max(stages),
+        split: serving.split.clone(),
         context: serving.ctx,
         parallel: serving.parallel,
         prefill_chunk: serving.prefill_chunk,

@@ -162,6 +162,7 @@ fn plan_input(
         context: serving.ctx,
         parallel: serving.parallel,
         min_stages,
+        split: serving.split.clone(),
         step_rows: serving.prefill_chunk,
         cache_value_bytes: serving.kv_dtype.bytes(),
         wire_value_bytes: WireDtype::from(serving.wire).size() as u32,

@@ -117,12 +117,16 @@ impl Model {
             CacheDtype::F32 => 4,
         };
         let wire_value_bytes = settings.wire.size() as u32;
+        let split = settings.split.clone();
         Box::new(move |devices, min_stages| {
+            // With fewer workers, after one was lost, any plan is better than none.
+            let split = if devices.len() < split.len() { Vec::new() } else { split.clone() };
             let input = PlanInput {
                 devices: devices.to_vec(),
                 context,
                 parallel,
                 min_stages,
+                split,
                 step_rows,
                 cache_value_bytes,
                 wire_value_bytes,

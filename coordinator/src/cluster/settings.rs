@@ -29,6 +29,8 @@ pub struct ClusterSettings {
     pub data: Option<SocketAddr>,
     /// How many workers must be attached before the first plan is made; they all get a stage.
     pub min_workers: usize,
+    /// How many layers each stage holds, in order, while there are as many workers; empty where the planner decides.
+    pub split: Vec<usize>,
     /// Longest sequence, in tokens; `None` for what fits.
     pub context: Option<u32>,
     /// How many sequences of that length must fit at a time; at least 1.

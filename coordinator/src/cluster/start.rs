@@ -13,6 +13,7 @@ use brigade_proto::health::Health;
 use brigade_proto::identity::{CoordinatorIdentity, IdentityError, JoinToken, TransportIdentity};
 use brigade_proto::ids::DeploymentId;
 use brigade_proto::link::{LinkError, Transport};
+use brigade_shard::plan::{PlanError, check_split};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -89,6 +90,9 @@ pub enum StartError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The layers that each stage is to hold are not the model's.
+    #[error("--split: {0}")]
+    Split(PlanError),
     /// A setting is out of its range.
     #[error("{name} must be at least 1")]
     Zero {
@@ -122,6 +126,7 @@ impl Cluster {
         let model = tokio::task::spawn_blocking(move || Model::open(&path, id, program)).await;
         let model = model.map_err(|error| StartError::Interrupted(error.to_string()))??;
         model.check_template(&settings.model).await?;
+        check_split(&settings.split, model.info.layers).map_err(StartError::Split)?;
         let mut state_dir = StateDir::open(&settings.state_dir)?;
         let identity = CoordinatorIdentity::load_or_create(&settings.state_dir)?;
         let tokens = TokenStore::open(&settings.state_dir)?;

@@ -7,6 +7,7 @@
 //! stage fails or its worker is lost, running requests are interrupted and a new plan is made over what is left; plans
 //! that keep failing are tried again ever more slowly.
 
+mod devices;
 mod running;
 mod transitions;
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use brigade_proto::control::{StageReport, ToWorker};
 use brigade_proto::ids::{Epoch, WorkerId};
-use brigade_shard::plan::PlanDevice;
 
+use super::devices::devices;
 use super::running::{Progress, Running, Step};
 use super::{
     CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, LONGEST_BACK_OFF, SETTLED, State,
@@ -175,15 +175,7 @@ impl Deployment {
             self.wait(waiting_for_workers(attached.len(), wanted));
             return;
         }
-        let devices: Vec<PlanDevice> = attached
-            .iter()
-            .map(|member| PlanDevice {
-                name: member.capabilities.name.clone(),
-                budget: member.capabilities.budget,
-                bandwidth_bytes_per_s: member.capabilities.bandwidth_bytes_per_s,
-                flops_per_s: member.capabilities.flops_per_s,
-            })
-            .collect();
+        let devices = devices(&attached);
         let min_stages = self.settings.min_workers.clamp(1, attached.len());
         let plan = match (self.planner)(&devices, min_stages) {
             Ok(plan) => plan,

@@ -54,6 +54,28 @@ fn the_table_shows_a_bar_for_every_stage() {
 }
 
 #[test]
+fn a_split_is_obeyed_from_a_flag_a_variable_and_the_settings_and_a_wrong_one_is_refused() {
+    let home = home();
+    let layers =
+        |view: PlanView| -> Vec<usize> { view.stages.iter().map(|s| s.shard.layers.len()).collect() };
+    let workers = ["--workers", "3", "--memory", "64MiB", "--ctx", "512"];
+    assert_eq!(layers(view(home.path(), &[&workers[..], &["--split", "5,1,2"]].concat(), &[])), [5, 1, 2]);
+    assert_eq!(layers(view(home.path(), &workers, &[("BRIGADE_SPLIT", "1,1,6")])), [1, 1, 6]);
+    std::fs::write(home.path().join("brigade.toml"), "split = [2, 2, 4]\n").unwrap();
+    assert_eq!(layers(view(home.path(), &workers, &[])), [2, 2, 4]);
+    for (split, wanted) in
+        [("3,4", "8 layers"), ("4,4", "as many stages as workers"), ("8,0", "at least one"), ("x", "x")]
+    {
+        for command in ["plan", "up"] {
+            let outcome =
+                run(home.path(), &[&[command, "tiny.gguf", "--split", split], &workers[..]].concat());
+            assert!(matches!(outcome.code, Some(1 | 2)), "{outcome:?}");
+            assert!(outcome.err.contains(wanted), "{split}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn too_little_memory_fails_with_what_is_missing() {
     let home = home();
     for command in ["plan", "up"] {

@@ -29,6 +29,18 @@ pub enum PlanError {
     /// A stage would have no layer.
     #[error("{stages} stages are more than the model has layers, {layers}: ask for at most {layers} workers")]
     MoreStagesThanLayers { stages: usize, layers: usize },
+    /// The layers that each stage is to hold are not the model's.
+    #[error(
+        "{} is no split of this model: its {layers} layers must be shared out, at least one to every stage, and these are {sum}",
+        listed(split)
+    )]
+    Split { split: Vec<usize>, sum: usize, layers: usize },
+    /// The split has more stages than there are devices, or fewer than are asked for.
+    #[error(
+        "a split into {stages} stages needs {stages} workers, and there are {devices} of which at least {least} get one: \
+         give the layers of as many stages as workers"
+    )]
+    SplitStages { stages: usize, least: usize, devices: usize },
     /// A device's calibrated speed is no speed.
     #[error("worker {name} reports a speed that is zero or not a number: calibrate it again")]
     Speed { name: String },
@@ -41,6 +53,11 @@ pub enum PlanError {
     /// The devices have too little memory together.
     #[error("{0}")]
     TooLittleMemory(Box<MemoryShortage>),
+}
+
+fn listed(split: &[usize]) -> String {
+    let each: Vec<String> = split.iter().map(usize::to_string).collect();
+    each.join(",")
 }
 
 /// How much memory is missing, and where.
@@ -122,7 +139,11 @@ impl fmt::Display for MemoryShortage {
 pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_stages: usize) -> PlanError {
     let room_wanted = least_room(cost, input);
     let most_stages = search.budgets().len().min(search.layers());
-    let fits = |search: &Search<'_>, room: &Room| (min_stages..=most_stages).any(|n| search.fits(room, n));
+    let counts = match input.split.len() {
+        0 => min_stages..=most_stages,
+        stages => stages..=stages,
+    };
+    let fits = |search: &Search<'_>, room: &Room| counts.clone().any(|n| search.fits(room, n));
     // Enough for any device to hold any shard.
     let ample = search.bytes(LayerRange { start: 0, end: search.layers() }, &room_wanted);
     let steps = ample.0.div_ceil(SHORTAGE_STEP) + 1;

@@ -68,6 +68,8 @@ pub struct PlanInput {
     pub parallel: u32,
     /// The least number of stages.
     pub min_stages: usize,
+    /// How many layers each stage holds, in order; empty where that is to be found.
+    pub split: Vec<usize>,
     /// Most rows in one step.
     pub step_rows: u32,
     /// Bytes of a cached value: 2 for f16, 4 for f32.
@@ -150,7 +152,8 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
     let mut best: Option<Candidate> = None;
     let mut single = None;
     for stages in 1..=input.devices.len().min(layers) {
-        if stages > 1 && stages < min_stages {
+        let asked = input.split.is_empty() || stages == input.split.len();
+        if !asked || (stages > 1 && stages < min_stages) {
             continue;
         }
         let Some(candidate) = Candidate::of(&search, &predictor, cost, input, stages) else {
@@ -181,6 +184,11 @@ fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanEr
     if min_stages > layers {
         return Err(PlanError::MoreStagesThanLayers { stages: min_stages, layers });
     }
+    check_split(&input.split, layers)?;
+    let stages = input.split.len();
+    if stages > 0 && !(min_stages..=devices).contains(&stages) {
+        return Err(PlanError::SplitStages { stages, least: min_stages, devices });
+    }
     let positive = |x: f64| x.is_finite() && x > 0.0;
     for device in &input.devices {
         if !positive(device.bandwidth_bytes_per_s) || !positive(device.flops_per_s) {
@@ -196,6 +204,18 @@ fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanEr
         }
         _ => Ok(()),
     }
+}
+
+/// Checks that `split`, unless it is empty, shares out all of a model's layers, and some to every stage.
+///
+/// # Errors
+/// [`PlanError::Split`] where it does not.
+pub fn check_split(split: &[usize], layers: usize) -> Result<(), PlanError> {
+    let sum = split.iter().fold(0usize, |sum, each| sum.saturating_add(*each));
+    if split.is_empty() || (sum == layers && !split.contains(&0)) {
+        return Ok(());
+    }
+    Err(PlanError::Split { split: split.to_vec(), sum, layers })
 }
 
 /// The best partition into a certain number of stages.
@@ -341,6 +361,8 @@ fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput) -> Vec<Unu
         let budget = input.devices[device].budget;
         if smallest > budget {
             format!("its budget of {budget} holds not even one layer, which takes {smallest}")
+        } else if !input.split.is_empty() {
+            format!("the split that was asked for has {stages} stages")
         } else if stages == search.layers() {
             "every layer has a stage of its own already".to_owned()
         } else {

@@ -77,6 +77,8 @@ pub(super) struct Search<'a> {
     cost: &'a Cost,
     input: &'a PlanInput,
     budgets: Vec<Bytes>,
+    /// One past each stage's last layer, where that is given; else empty.
+    cuts: Vec<usize>,
     weights: Sums,
     active: Sums,
     flops: Sums,
@@ -90,6 +92,14 @@ impl<'a> Search<'a> {
             cost,
             input,
             budgets: input.devices.iter().map(|device| device.budget).collect(),
+            cuts: input
+                .split
+                .iter()
+                .scan(0, |end, layers| {
+                    *end += layers;
+                    Some(*end)
+                })
+                .collect(),
             weights: Sums::of(layers.iter().map(|layer| layer.weights.0)),
             active: Sums::of(layers.iter().map(|layer| layer.active.0)),
             flops: Sums::of(layers.iter().map(|layer| layer.flops)),
@@ -161,7 +171,8 @@ impl<'a> Search<'a> {
         let mut given = best.order.clone();
         given.sort_unstable();
         let order = if self.chain(&given, bound).is_some() { given } else { best.order.clone() };
-        Some(self.balance(order, bound).unwrap_or(best))
+        let even = if self.cuts.is_empty() { self.balance(order, bound) } else { self.chain(&order, bound) };
+        Some(even.unwrap_or(best))
     }
 
     fn slowest_s(&self, partition: &Partition) -> f64 {
@@ -180,6 +191,9 @@ impl<'a> Search<'a> {
     /// The furthest layer, at most `most`, that a device reaches from `start`; `None` where it holds not even one.
     fn reach(&self, device: usize, start: usize, most: usize, bound: Bound<'_>) -> Option<usize> {
         let holds = |end| self.holds(device, LayerRange { start, end }, bound);
+        if let Some(cut) = self.cuts.iter().copied().find(|cut| *cut > start) {
+            return (cut <= most && holds(cut)).then_some(cut);
+        }
         if start >= most || !holds(start + 1) {
             return None;
         }

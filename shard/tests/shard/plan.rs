@@ -25,6 +25,7 @@ fn input(devices: Vec<PlanDevice>) -> PlanInput {
         context: Some(64),
         parallel: 1,
         min_stages: 1,
+        split: Vec::new(),
         step_rows: 8,
         cache_value_bytes: 2,
         wire_value_bytes: 4,
@@ -332,6 +333,29 @@ fn every_number_of_stages_up_to_the_layers_works() {
 }
 
 #[test]
+fn a_split_that_is_asked_for_is_kept_on_the_devices_that_hold_it() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(8));
+    let layers = |plan: &Plan| -> Vec<usize> { plan.stages.iter().map(|s| s.shard.layers.len()).collect() };
+    for split in [vec![8], vec![1, 7], vec![5, 1, 2]] {
+        let input = PlanInput { split: split.clone(), ..input(equal_devices(3, 1 << 30)) };
+        let found = plan(&cost, &input).unwrap();
+        check(&found, &cost, &input);
+        assert_eq!(layers(&found), split);
+        let idle = found.unused.iter().all(|unused| unused.reason.contains("split"));
+        assert!(idle && found.unused.len() == 3 - split.len(), "{:?}", found.unused);
+    }
+    // Where one device is too small for the longer stage, the other takes it.
+    let room = Plan::default_room();
+    let long = Shard { layers: LayerRange { start: 2, end: 8 }, embedding: false, head: true };
+    let enough = cost.memory(&long, &room).total().0;
+    let devices = vec![device("small", enough - 1, 1e6), device("large", enough, 1e6)];
+    let of = |split: &[usize]| PlanInput { split: split.to_vec(), ..input(devices.clone()) };
+    let found = plan(&cost, &of(&[2, 6])).unwrap();
+    assert_eq!((layers(&found), found.stages[1].device), (vec![2, 6], 1));
+    assert!(matches!(plan(&cost, &of(&[1, 7])), Err(PlanError::TooLittleMemory(_))));
+}
+
+#[test]
 fn contradictions_are_refused() {
     let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(2));
     let base = || input(equal_devices(3, 1 << 30));
@@ -350,6 +374,14 @@ fn contradictions_are_refused() {
     assert_eq!(
         error(PlanInput { context: Some(257), ..base() }),
         PlanError::Context { asked: 257, model: 256 }
+    );
+    for (split, sum) in [(vec![1, 2], 3), (vec![2, 0], 2), (vec![usize::MAX, 2], usize::MAX)] {
+        let error = error(PlanInput { split: split.clone(), ..base() });
+        assert_eq!(error, PlanError::Split { split, sum, layers: 2 });
+    }
+    assert_eq!(
+        error(PlanInput { split: vec![2], min_stages: 2, ..base() }),
+        PlanError::SplitStages { stages: 1, least: 2, devices: 3 }
     );
     let mut slow = base();
     slow.devices[1].flops_per_s = f64::NAN;
