@@ -9,7 +9,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +74,15 @@ pub enum ToWorker {
     Probe {
         /// Any number.
         nonce: u64,
+    },
+    /// Find out whether another worker can be reached, and answer with the same number.
+    ProbeLink {
+        /// Any number.
+        nonce: u64,
+        /// Who.
+        peer: Peer,
+        /// Where it may be.
+        addresses: Vec<SocketAddr>,
     },
     /// End: the coordinator will not use this worker again.
     Shutdown {
@@ -180,6 +189,13 @@ pub enum ToCoordinator {
         /// The number asked with.
         nonce: u64,
     },
+    /// The answer to a probe of a link.
+    LinkProbed {
+        /// The number asked with.
+        nonce: u64,
+        /// Whether the other worker has answered.
+        reached: bool,
+    },
     /// A step could not be computed; it will bring no result.
     StepFailed {
         /// The deployment.
@@ -278,6 +294,8 @@ pub struct Telemetry {
     pub steps: u64,
     /// Frames dropped because their fence was not the active one.
     pub frames_fenced: u64,
+    /// For how long the step under way has been computed, in milliseconds; 0 where there is none.
+    pub computing_ms: u32,
 }
 
 /// A worker's certificate request, sent once with a join token.

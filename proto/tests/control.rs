@@ -116,6 +116,7 @@ fn commands() -> Vec<ToWorker> {
         ToWorker::Activate { deployment, fence: Fence { incarnation: Incarnation(2), epoch: Epoch(3) } },
         ToWorker::Retire { deployment },
         ToWorker::Probe { nonce: u64::MAX },
+        ToWorker::ProbeLink { nonce: 3, peer: worker("w2"), addresses: vec!["10.1.2.3:4".parse().unwrap()] },
         ToWorker::Shutdown { reason: "you were drained".to_owned() },
     ]
 }
@@ -143,8 +144,11 @@ fn reports() -> Vec<ToCoordinator> {
             sequences: 4,
             steps: 5,
             frames_fenced: 6,
+            computing_ms: 7,
         }),
         ToCoordinator::Probed { nonce: u64::MAX },
+        ToCoordinator::LinkProbed { nonce: 1, reached: true },
+        ToCoordinator::LinkProbed { nonce: 2, reached: false },
         ToCoordinator::StepFailed {
             deployment,
             step: StepId(9),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::frame::{FrameError, FrameLimits};
 use brigade_proto::identity::TransportIdentity;
 use brigade_proto::ids::{Peer, StepId};
-use brigade_proto::link::{Link, LinkError, LinkReceiver, LinkSender, Transport};
+use brigade_proto::link::{Link, LinkError, LinkReceiver, LinkSender, Probed, Transport};
 use brigade_proto::step::{Frame, StepKind};
 use harness::{coordinator_identity, soon, worker_identity};
 use links::{bind, loopback, peer, result, step};
@@ -363,4 +363,69 @@ async fn a_port_in_use_is_named() {
     let addr = taken.local_addr().unwrap();
     let error = Transport::bind(addr, identity, FrameLimits::HEADERS_ONLY).unwrap_err();
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
+}
+
+/// How long a probe waits.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_peer_that_is_there_answers_and_gets_no_link() {
+    let (ca, _dir) = coordinator_identity();
+    let (asking, there) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w2")));
+    let at = there.local_addr();
+    // An address where nobody answers changes nothing.
+    let nobody = UdpSocket::bind(loopback()).expect("a socket");
+    let candidates = [nobody.local_addr().expect("an address"), at];
+    for home in [Some(at), None] {
+        let probed = soon("a probe", asking.probe(&peer("w2"), home, &candidates, PROBE_PATIENCE)).await;
+        assert_eq!(probed, Probed::Here);
+    }
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), there.accept()).await.is_err(),
+        "a link was made"
+    );
+    // The one that asked can be dialled all the same, and so can the other.
+    soon("dialling", asking.dial(&peer("w2"), &[at])).await.expect("a link");
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_has_any_more_is_found_out_at_once() {
+    let (ca, _dir) = coordinator_identity();
+    let asking = bind(&worker_identity(&ca, "w1"));
+    let closed = UdpSocket::bind(loopback()).expect("a socket").local_addr().expect("an address");
+    let start = Instant::now();
+    let probed = soon("a probe", asking.probe(&peer("w2"), Some(closed), &[closed], PROBE_PATIENCE)).await;
+    assert_eq!(probed, Probed::Gone);
+    assert!(start.elapsed() < PROBE_PATIENCE / 2, "took {:?}", start.elapsed());
+    // An address that may be another machine's says nothing.
+    let probed = soon("a probe", asking.probe(&peer("w2"), None, &[closed], PROBE_PATIENCE)).await;
+    assert_eq!(probed, Probed::Silent);
+}
+
+#[tokio::test]
+async fn somebody_else_in_its_place_means_that_it_is_gone() {
+    let (ca, _dir) = coordinator_identity();
+    let (asking, other) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w3")));
+    let at = other.local_addr();
+    let probed = soon("a probe", asking.probe(&peer("w2"), Some(at), &[at], PROBE_PATIENCE)).await;
+    assert_eq!(probed, Probed::Gone);
+    let probed = soon("a probe", asking.probe(&peer("w2"), None, &[at], PROBE_PATIENCE)).await;
+    assert_eq!(probed, Probed::Silent);
+}
+
+#[tokio::test]
+async fn one_that_says_nothing_is_waited_for_and_no_longer() {
+    let (ca, _dir) = coordinator_identity();
+    let asking = bind(&worker_identity(&ca, "w1"));
+    let stopped = UdpSocket::bind(loopback()).expect("a socket");
+    let at = stopped.local_addr().expect("an address");
+    let start = Instant::now();
+    let probed = soon("a probe", asking.probe(&peer("w2"), Some(at), &[at], PROBE_PATIENCE)).await;
+    assert_eq!(probed, Probed::Silent);
+    assert!((PROBE_PATIENCE..2 * PROBE_PATIENCE).contains(&start.elapsed()), "took {:?}", start.elapsed());
+    // No address at all is no answer either.
+    assert_eq!(
+        soon("a probe", asking.probe(&peer("w2"), None, &[], PROBE_PATIENCE / 10)).await,
+        Probed::Silent
+    );
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{ConnectStage, ShortWayEnd, StageRoom};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::ids::{DeploymentId, Peer};
-use brigade_proto::link::{Link, LinkReceiver, LinkSender, Transport};
+use brigade_proto::link::{Link, LinkReceiver, LinkSender, Probed, Transport};
 use brigade_proto::step::{Frame, StepKind};
 use brigade_shard::cost::PAGE_TOKENS;
 use tokio::sync::mpsc;
@@ -37,6 +37,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long that may take of the link from the last stage to the first, which is of use but not needed.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a peer that is probed may take to answer: a handshake over a far link, and one lost packet of it.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Happenings on links that wait to be handled.
 const EVENT_QUEUE: usize = 64;
 
@@ -56,6 +59,13 @@ pub enum DataEvent {
         deployment: DeploymentId,
         /// The links made, or why not all of them could be.
         result: Result<Vec<Link>, String>,
+    },
+    /// A peer was probed.
+    Probed {
+        /// Who asked.
+        nonce: u64,
+        /// Whether it has answered.
+        reached: bool,
     },
     /// A link has ended.
     Closed {
@@ -87,6 +97,13 @@ pub enum DataOutcome {
         attempt: ConnectId,
         /// Why.
         reason: String,
+    },
+    /// A peer was probed.
+    Probed {
+        /// Who asked.
+        nonce: u64,
+        /// Whether it has answered.
+        reached: bool,
     },
     /// A link that a stage relies on is gone.
     Lost {
@@ -212,6 +229,18 @@ impl DataPlane {
         self.dials.insert(deployment, Dial { attempt, order, next_addresses, given_up });
     }
 
+    /// Asks whether `peer` can be reached at any of `addresses`; ends with `Probed`.
+    pub fn probe(&self, nonce: u64, peer: Peer, addresses: Vec<SocketAddr>) {
+        let (transport, events, ending) = (self.transport.clone(), self.events.clone(), self.ending.clone());
+        self.tasks.spawn(async move {
+            let probe = transport.probe(&peer, None, &addresses, PROBE_PATIENCE);
+            if let Some(probed) = ending.run_until_cancelled(probe).await {
+                // The receiver is gone only while the worker ends.
+                let _ = events.send(DataEvent::Probed { nonce, reached: probed == Probed::Here }).await;
+            }
+        });
+    }
+
     /// Forgets what a stage relies on: its frames go nowhere any more, and an attempt to connect it is given up. Its
     /// links stay for the next plan, or until their grace is over.
     pub fn release(&mut self, deployment: DeploymentId) {
@@ -244,6 +273,7 @@ impl DataPlane {
             DataEvent::Dialled { attempt, deployment, result } => {
                 self.dialled(attempt, deployment, result).into_iter().collect()
             }
+            DataEvent::Probed { nonce, reached } => vec![DataOutcome::Probed { nonce, reached }],
             DataEvent::Closed { link, reason } => self.closed(link, &reason),
         }
     }

@@ -495,7 +495,9 @@ impl Core {
         let stage = slot.stage;
         let mut timings = std::mem::take(&mut frame.timings);
         let start = Instant::now();
+        self.counters.step_begins();
         let ran = catch_unwind(AssertUnwindSafe(|| slot.compute.run(frame)));
+        self.counters.step_ends();
         let computed = start.elapsed();
         match ran {
             Ok(Ok(output)) => {

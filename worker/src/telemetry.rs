@@ -1,6 +1,7 @@
 //! What a worker tells of itself with every heartbeat.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use brigade_proto::control::Telemetry;
 use brigade_shard::units::Bytes;
@@ -11,8 +12,12 @@ use brigade_shard::units::Bytes;
 pub const FIXED_OVERHEAD: Bytes = Bytes::mib(48);
 
 /// Counters that the engine keeps and heartbeats carry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EngineCounters {
+    /// What `computing` counts from.
+    origin: Instant,
+    /// Since when a step has been computed, in milliseconds and at least 1; 0 where none is.
+    computing: AtomicU64,
     /// Steps computed.
     pub steps: AtomicU64,
     /// Frames dropped because their fence, deployment or sender was not the active one.
@@ -23,7 +28,42 @@ pub struct EngineCounters {
     pub sequences: AtomicU32,
 }
 
+impl Default for EngineCounters {
+    fn default() -> EngineCounters {
+        EngineCounters {
+            origin: Instant::now(),
+            computing: AtomicU64::default(),
+            steps: AtomicU64::default(),
+            frames_fenced: AtomicU64::default(),
+            cache_tokens_used: AtomicU32::default(),
+            sequences: AtomicU32::default(),
+        }
+    }
+}
+
 impl EngineCounters {
+    /// A step begins to be computed.
+    pub fn step_begins(&self) {
+        self.computing.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// It is computed, or has failed.
+    pub fn step_ends(&self) {
+        self.computing.store(0, Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// For how long a step has been computed, in milliseconds; 0 where none is.
+    fn computing_ms(&self) -> u32 {
+        match self.computing.load(Ordering::Relaxed) {
+            0 => 0,
+            since => u32::try_from(self.now_ms().saturating_sub(since)).unwrap_or(u32::MAX),
+        }
+    }
+
     /// The counters as a report, with the process's memory.
     pub fn telemetry(&self, memory: ResidentMemory) -> Telemetry {
         Telemetry {
@@ -33,6 +73,7 @@ impl EngineCounters {
             sequences: self.sequences.load(Ordering::Relaxed),
             steps: self.steps.load(Ordering::Relaxed),
             frames_fenced: self.frames_fenced.load(Ordering::Relaxed),
+            computing_ms: self.computing_ms(),
         }
     }
 }
@@ -97,6 +138,18 @@ fn sampled() -> ResidentMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_computed_from_its_beginning_to_its_end() {
+        let counters = EngineCounters::default();
+        let computing_ms = || counters.telemetry(ResidentMemory::default()).computing_ms;
+        assert_eq!(computing_ms(), 0);
+        counters.step_begins();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert!((20..10_000).contains(&computing_ms()), "{} ms", computing_ms());
+        counters.step_ends();
+        assert_eq!(computing_ms(), 0);
+    }
 
     #[test]
     fn linux_status_is_read_in_kib() {

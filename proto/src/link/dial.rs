@@ -18,7 +18,7 @@ use crate::identity::dns_name;
 use crate::ids::Peer;
 
 /// Most addresses tried; machines have a handful.
-const MAX_CANDIDATES: usize = 32;
+pub(super) const MAX_CANDIDATES: usize = 32;
 /// How long an address may take to answer.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long others may still answer after the first: the first to answer a handshake is not always the fastest after
@@ -99,7 +99,8 @@ fn silent(peer: &Peer, candidates: &[SocketAddr], failures: &Failures) -> Failur
     silent.map(|&addr| (addr, error.clone())).collect()
 }
 
-async fn attempt(
+/// A connection to one address.
+pub(super) async fn attempt(
     endpoint: &Endpoint,
     config: &ClientConfig,
     peer: &Peer,

@@ -10,12 +10,14 @@ mod config;
 mod connection;
 mod dial;
 mod error;
+mod probe;
 mod receive;
 mod send;
 mod transport;
 
 pub use connection::Link;
 pub use error::LinkError;
+pub use probe::Probed;
 pub use receive::LinkReceiver;
 pub use send::{LinkSender, LinkStats};
 pub use transport::Transport;

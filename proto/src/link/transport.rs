@@ -15,6 +15,7 @@ use super::config;
 use super::connection::Link;
 use super::dial::{self, confirm_chosen};
 use super::error::LinkError;
+use super::probe::{self, Probed};
 use crate::frame::FrameLimits;
 use crate::identity::{TransportIdentity, peer_of};
 use crate::ids::Peer;
@@ -101,6 +102,18 @@ impl Transport {
     pub async fn dial(&self, peer: &Peer, candidates: &[SocketAddr]) -> Result<Link, LinkError> {
         let connection = dial::dial(&self.0.endpoint, &self.0.client, peer, candidates).await?;
         Ok(Link::start(connection, peer.clone(), &self.0.shared))
+    }
+
+    /// Asks for at most `patience` whether `peer` is at any of `candidates` (of which the first 32 count), without making
+    /// a link. That it is gone can only be found out at `home`, where it certainly was.
+    pub async fn probe(
+        &self,
+        peer: &Peer,
+        home: Option<SocketAddr>,
+        candidates: &[SocketAddr],
+        patience: Duration,
+    ) -> Probed {
+        probe::probe(&self.0.endpoint, &self.0.client, peer, home, candidates, patience).await
     }
 
     /// The next link that another end has made; `None` once the transport is closed. Dropping the future loses none.

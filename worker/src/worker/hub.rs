@@ -165,6 +165,7 @@ impl Hub {
                 ToWorker::Probe { nonce } => {
                     self.try_tell(ToCoordinator::Probed { nonce });
                 }
+                ToWorker::ProbeLink { nonce, peer, addresses } => self.data.probe(nonce, peer, addresses),
                 ToWorker::Shutdown { reason } => {
                     tracing::info!("the coordinator has told this worker to end: {reason}");
                     return Next::End(Ok(()));
@@ -302,6 +303,9 @@ impl Hub {
                 }
                 DataOutcome::Failed { attempt, reason } => {
                     self.apply(StageEvent::LinksFailed { attempt, reason });
+                }
+                DataOutcome::Probed { nonce, reached } => {
+                    self.try_tell(ToCoordinator::LinkProbed { nonce, reached });
                 }
                 DataOutcome::Lost { deployment, peer, reason } => {
                     tracing::warn!(%deployment, "lost the link to {peer}: {reason}");

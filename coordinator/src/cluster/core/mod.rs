@@ -249,7 +249,10 @@ impl Core {
                 tracing::info!(%worker, "a worker leaves");
                 return self.membership.handle(membership::Event::Leaving { session }, now);
             }
-            ToCoordinator::Hello(_) | ToCoordinator::Heartbeat(_) | ToCoordinator::LinkLost { .. } => return,
+            ToCoordinator::Hello(_)
+            | ToCoordinator::Heartbeat(_)
+            | ToCoordinator::LinkLost { .. }
+            | ToCoordinator::LinkProbed { .. } => return,
         };
         self.deployment.handle(event, &self.membership, now);
     }

@@ -25,6 +25,9 @@ impl From<ToCoordinator> for pb::ToCoordinator {
             ToCoordinator::Stage(report) => Message::Stage(report.into()),
             ToCoordinator::Heartbeat(telemetry) => Message::Heartbeat(telemetry.into()),
             ToCoordinator::Probed { nonce } => Message::Probed(pb::Probed { nonce }),
+            ToCoordinator::LinkProbed { nonce, reached } => {
+                Message::LinkProbed(pb::LinkProbed { nonce, reached })
+            }
             ToCoordinator::StepFailed { deployment, step, stage, reason } => {
                 Message::StepFailed(pb::StepFailed {
                     deployment: deployment.0,
@@ -56,6 +59,9 @@ impl TryFrom<pb::ToCoordinator> for ToCoordinator {
             Message::Stage(report) => ToCoordinator::Stage(report.try_into()?),
             Message::Heartbeat(telemetry) => ToCoordinator::Heartbeat(telemetry.into()),
             Message::Probed(pb::Probed { nonce }) => ToCoordinator::Probed { nonce },
+            Message::LinkProbed(pb::LinkProbed { nonce, reached }) => {
+                ToCoordinator::LinkProbed { nonce, reached }
+            }
             Message::StepFailed(failed) => ToCoordinator::StepFailed {
                 deployment: DeploymentId(failed.deployment),
                 step: StepId(failed.step),
@@ -184,6 +190,7 @@ impl From<Telemetry> for pb::Telemetry {
             sequences: telemetry.sequences,
             steps: telemetry.steps,
             frames_fenced: telemetry.frames_fenced,
+            computing_ms: telemetry.computing_ms,
         }
     }
 }
@@ -197,6 +204,7 @@ impl From<pb::Telemetry> for Telemetry {
             sequences: telemetry.sequences,
             steps: telemetry.steps,
             frames_fenced: telemetry.frames_fenced,
+            computing_ms: telemetry.computing_ms,
         }
     }
 }

@@ -31,6 +31,11 @@ impl From<ToWorker> for pb::ToWorker {
             }
             ToWorker::Retire { deployment } => Message::Retire(pb::Retire { deployment: deployment.0 }),
             ToWorker::Probe { nonce } => Message::Probe(pb::Probe { nonce }),
+            ToWorker::ProbeLink { nonce, peer, addresses } => Message::ProbeLink(pb::ProbeLink {
+                nonce,
+                peer: Some(peer.into()),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+            }),
             ToWorker::Shutdown { reason } => Message::Shutdown(pb::Shutdown { reason: shortened(reason) }),
         };
         pb::ToWorker { message: Some(message) }
@@ -55,6 +60,11 @@ impl TryFrom<pb::ToWorker> for ToWorker {
             },
             Message::Retire(retire) => ToWorker::Retire { deployment: DeploymentId(retire.deployment) },
             Message::Probe(probe) => ToWorker::Probe { nonce: probe.nonce },
+            Message::ProbeLink(probe) => ToWorker::ProbeLink {
+                nonce: probe.nonce,
+                peer: peer("probe_link.peer", probe.peer)?,
+                addresses: addresses("probe_link.addresses", probe.addresses)?,
+            },
             Message::Shutdown(shutdown) => {
                 ToWorker::Shutdown { reason: reason("shutdown.reason", shutdown.reason)? }
             }
