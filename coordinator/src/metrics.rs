@@ -66,6 +66,12 @@ pub struct Metrics {
     pub plan_failures: Counter,
     /// Times that a request gave its cache back to an older one, to be computed again.
     pub replays: Counter,
+    /// Requests that went on after the loss of a plan.
+    pub recovered: Counter,
+    /// Those of them whose tokens may be others than without the loss.
+    pub recovered_inexact: Counter,
+    /// From the loss of a plan until what ran went on, in seconds.
+    pub recovery: Family<RecoveryLabel, Histogram>,
     /// Results dropped because their fence was not the active one.
     pub results_fenced: Counter,
     /// Resident memory of each worker's process, in bytes.
@@ -179,6 +185,38 @@ pub struct StageLabel {
     pub kind: Kind,
 }
 
+/// A part of a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecoveryPart {
+    /// From the last sign of life until the plan was given up.
+    Detect,
+    /// From then until stages of the next one were being loaded.
+    Plan,
+    /// From then until it served.
+    Load,
+    /// From then until what ran was where it had been.
+    Replay,
+}
+
+impl EncodeLabelValue for RecoveryPart {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            RecoveryPart::Detect => "detect",
+            RecoveryPart::Plan => "plan",
+            RecoveryPart::Load => "load",
+            RecoveryPart::Replay => "replay",
+        };
+        name.encode(encoder)
+    }
+}
+
+/// Label of [`Metrics::recovery`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RecoveryLabel {
+    /// Which part.
+    pub part: RecoveryPart,
+}
+
 /// Label of the workers' gauges.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WorkerLabel {
@@ -223,6 +261,9 @@ impl Metrics {
             epoch: Gauge::default(),
             plan_failures: Counter::default(),
             replays: Counter::default(),
+            recovered: Counter::default(),
+            recovered_inexact: Counter::default(),
+            recovery: Family::new_with_constructor(long),
             results_fenced: Counter::default(),
             worker_resident: Family::default(),
             worker_stretch: Family::default(),
@@ -271,6 +312,19 @@ impl Metrics {
         to.register("draft_tokens_accepted", "Guessed tokens that became part of an answer", accepted);
         to.register("steps_ahead", "Steps sent before their tokens were known", self.steps_ahead.clone());
         to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
+        to.register(
+            "requests_recovered",
+            "Requests that went on after a plan was lost",
+            self.recovered.clone(),
+        );
+        let inexact = self.recovered_inexact.clone();
+        to.register(
+            "requests_recovered_inexact",
+            "Those whose tokens may be others than without that",
+            inexact,
+        );
+        let recovery = self.recovery.clone();
+        to.register_with_unit("recovery", "From a plan's loss until what ran went on", seconds(), recovery);
         to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
         let resident = self.worker_resident.clone();
         to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);
@@ -304,6 +358,11 @@ impl Metrics {
     /// Notes a step's way through the pipeline.
     pub fn observe_step(&self, kind: StepKind, took: Duration) {
         self.step.get_or_create(&KindLabel { kind: kind.into() }).observe(took.as_secs_f64());
+    }
+
+    /// Notes a part of a recovery.
+    pub fn observe_recovery(&self, part: RecoveryPart, took: Duration) {
+        self.recovery.get_or_create(&RecoveryLabel { part }).observe(took.as_secs_f64());
     }
 
     /// Notes a stage's share of a step, in microseconds.

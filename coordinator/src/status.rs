@@ -13,11 +13,13 @@ pub struct ClusterStatus {
     pub phase: Phase,
     /// What it is waiting for, or why it cannot serve.
     pub reason: Option<String>,
+    /// Whether a plan was lost and the next one is on its way: requests wait for it.
+    pub recovering: bool,
     /// The model.
     pub model: ModelStatus,
     /// The plan's number; 0 before the first plan.
     pub epoch: u64,
-    /// Longest sequence, in tokens.
+    /// Longest sequence, in tokens; the last plan's while there is none.
     pub context: u32,
     /// Cache tokens of the whole pipeline.
     pub cache_tokens: u32,
@@ -37,6 +39,23 @@ pub struct ClusterStatus {
     pub requests: RequestStatus,
     /// The last steps, together.
     pub steps: StepStatus,
+    /// The last recovery.
+    pub recovery: RecoveryStatus,
+}
+
+/// How long the last recovery took, from the loss of a plan until what ran went on, in parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Recoveries since the start.
+    pub count: u64,
+    /// From the last sign of life until the plan was given up, in milliseconds.
+    pub detect_ms: u64,
+    /// From then until stages of the next plan were being loaded, in milliseconds.
+    pub plan_ms: u64,
+    /// From then until it served, in milliseconds.
+    pub load_ms: u64,
+    /// From then until what ran was where it had been, in milliseconds.
+    pub replay_ms: u64,
 }
 
 /// What the cluster is doing.
@@ -213,6 +232,10 @@ pub struct RequestStatus {
     pub draft_tokens_accepted: u64,
     /// Steps sent before their tokens were known, since the start.
     pub steps_ahead: u64,
+    /// Requests that went on after the loss of a plan, since the start.
+    pub recovered: u64,
+    /// Those of them whose tokens may be others than without the loss, since the start.
+    pub recovered_inexact: u64,
 }
 
 /// The last steps of the pipeline, from sending to the result.

@@ -54,9 +54,9 @@ pub(crate) async fn model<E: Engine>(
     Ok(Json(ModelEntry::new(api.engine().model(), api.engine().status().context)).into_response())
 }
 
-/// `GET /health`: 200 only when a request would be served.
+/// `GET /health`: 200 only when a request would be served at once.
 pub(crate) async fn health<E: Engine>(State(api): State<Api<E>>) -> Response {
-    let context = api.context();
+    let context = api.served_context();
     let model = &api.engine().model().id;
     let status = api.engine().status();
     match context {

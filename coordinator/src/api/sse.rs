@@ -13,9 +13,9 @@ use super::answers::Deltas;
 use super::choice::Delta;
 use super::error::ApiError;
 
-/// How often a comment is sent while there is nothing to say: well below the idle limits of usual proxies (30 s and
-/// more), and how soon a client that left during a long prompt is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How often a comment is sent while there is nothing to say, during a long prompt or while a lost worker is made up for:
+/// well below the idle limits of usual proxies (30 s and more), and how soon a client that left is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// The events of one kind of answer, as JSON texts.
 pub(crate) trait Chunks: Send + 'static {

@@ -75,11 +75,24 @@ impl<E: Engine> Api<E> {
         }
     }
 
-    /// The longest sequence that is served now, in tokens.
+    /// The longest sequence that requests may ask for, in tokens: what is served now, or was until a moment ago, where a
+    /// plan was lost and the next one is on its way.
     ///
     /// # Errors
     /// 503 while nothing is served, with what is missing.
     pub(crate) fn context(&self) -> Result<u32, ApiError> {
+        let status = self.engine().status();
+        if status.recovering && !self.shutdown().is_cancelled() {
+            return Ok(status.context);
+        }
+        self.served_context()
+    }
+
+    /// The longest sequence that is served now, in tokens.
+    ///
+    /// # Errors
+    /// 503 while nothing is served, with what is missing.
+    pub(crate) fn served_context(&self) -> Result<u32, ApiError> {
         if self.shutdown().is_cancelled() {
             return Err(ApiError::stopping());
         }

@@ -63,6 +63,11 @@ pub(super) struct ServingOptions {
     /// tells the first what it has drawn, and the coordinator only listens; no answer changes by that
     #[arg(long, env = "BRIGADE_NO_SHORT_WAY", hide_env = true)]
     pub(super) no_short_way: bool,
+
+    /// How long requests that run are kept while no plan can be made, because a worker is gone and the others have too
+    /// little memory; then they end with an error
+    #[arg(long, env = "BRIGADE_PARK", value_name = "TIME", hide_env = true, default_value = "120s", value_parser = parse_duration)]
+    pub(super) park: Duration,
 }
 
 /// How hidden states cross links, as a flag's value.
@@ -227,17 +232,14 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let error = || "write a number and a unit, such as 24h, 30m, 90s or 7d".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
     let (number, unit) = text.split_at(digits);
-    let seconds: u64 = match unit {
+    let unit: u64 = match unit {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
         "d" => 24 * 3600,
         _ => return Err(error()),
     };
-    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(seconds)).ok_or_else(error)?;
-    if seconds == 0 {
-        return Err("a token must live for at least a second".to_owned());
-    }
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(error)?;
     Ok(Duration::from_secs(seconds))
 }
 
@@ -309,6 +311,7 @@ pub(super) fn cluster_settings(
         short_way: !serving.no_short_way,
         speculation: if serving.no_speculation { Speculation::Off } else { Speculation::Lookup },
         max_waiting: MAX_WAITING,
+        park: serving.park,
     })
 }
 
@@ -336,7 +339,8 @@ mod tests {
     fn durations_have_a_unit() {
         assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86400)));
         assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        for text in ["", "24", "h", "1w", "0s", "-1h", "99999999999999999999d", "999999999999999999d"] {
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        for text in ["", "24", "h", "1w", "-1h", "99999999999999999999d", "999999999999999999d"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

@@ -22,7 +22,7 @@ pub enum TokenCommand {
     #[command(after_help = "Example: brigade token create --ttl 1h --uses 3")]
     Create {
         /// How long it serves, such as 24h, 30m or 7d
-        #[arg(long, env = "BRIGADE_TTL", hide_env = true, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+        #[arg(long, env = "BRIGADE_TTL", hide_env = true, value_name = "TIME", default_value = "24h", value_parser = parse_ttl)]
         ttl: Duration,
 
         /// How many workers may join with it [default: any number]
@@ -147,6 +147,13 @@ fn span(seconds: u64) -> String {
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
         3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d{:02}h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("a token must live for at least a second".to_owned()),
+        ttl => Ok(ttl),
     }
 }
 

@@ -109,6 +109,9 @@ impl Clients {
         self.metrics.steps_ahead.inc_by(counts.steps_ahead.saturating_sub(before.steps_ahead));
         self.metrics.pages_evicted.inc_by(counts.pages_evicted.saturating_sub(before.pages_evicted));
         self.metrics.replays.inc_by(counts.replayed.saturating_sub(before.replayed));
+        self.metrics.recovered.inc_by(counts.recovered.saturating_sub(before.recovered));
+        let inexact = counts.recovered_inexact.saturating_sub(before.recovered_inexact);
+        self.metrics.recovered_inexact.inc_by(inexact);
         self.metrics.results_fenced.inc_by(counts.results_fenced.saturating_sub(before.results_fenced));
     }
 }

@@ -10,6 +10,7 @@ mod handle;
 mod links;
 mod model;
 mod overview;
+mod recovery;
 mod settings;
 mod start;
 mod statistics;

@@ -10,9 +10,10 @@ use super::statistics::Statistics;
 use crate::deployment::{Deployment, StageRun};
 use crate::membership::{Member, Membership, Presence};
 use crate::metrics::{Metrics, WorkerLabel};
-use crate::scheduler::Counts;
+use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    ClusterStatus, ModelStatus, Phase, PredictionStatus, RequestStatus, StageStatus, WorkerStatus,
+    ClusterStatus, ModelStatus, Phase, PredictionStatus, RecoveryStatus, RequestStatus, StageStatus,
+    WorkerStatus,
 };
 
 /// What the status is made of.
@@ -21,8 +22,10 @@ pub(super) struct Sources<'a> {
     pub(super) model: &'a ModelStatus,
     pub(super) membership: &'a Membership,
     pub(super) deployment: &'a Deployment,
+    pub(super) scheduler: &'a Scheduler,
     pub(super) counts: Counts,
     pub(super) statistics: &'a Statistics,
+    pub(super) recovery: RecoveryStatus,
 }
 
 impl Sources<'_> {
@@ -35,9 +38,10 @@ impl Sources<'_> {
             incarnation: self.incarnation.0,
             phase: deployment.phase(),
             reason: deployment.reason(),
+            recovering: self.scheduler.is_recovering(),
             model: self.model.clone(),
             epoch: deployment.epoch().0,
-            context: plan.map_or(0, |plan| plan.context),
+            context: plan.map_or(self.scheduler.last_context(), |plan| plan.context),
             cache_tokens: plan.map_or(0, |plan| plan.cache_tokens),
             cache_tokens_reserved: self.counts.cache_tokens_reserved,
             wire: deployment.wire().as_str().into(),
@@ -51,6 +55,7 @@ impl Sources<'_> {
             }),
             requests: requests(&self.counts),
             steps: self.statistics.summary(),
+            recovery: self.recovery,
         }
     }
 
@@ -132,6 +137,8 @@ fn requests(counts: &Counts) -> RequestStatus {
         draft_tokens: counts.draft_tokens,
         draft_tokens_accepted: counts.draft_tokens_accepted,
         steps_ahead: counts.steps_ahead,
+        recovered: counts.recovered,
+        recovered_inexact: counts.recovered_inexact,
     }
 }
 

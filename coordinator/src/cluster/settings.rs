@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use brigade_proto::control::CacheDtype;
 use brigade_proto::step::WireDtype;
@@ -47,4 +48,6 @@ pub struct ClusterSettings {
     pub short_way: bool,
     /// Most requests that wait for cache before further ones are refused.
     pub max_waiting: usize,
+    /// How long requests are kept while no plan can be made.
+    pub park: Duration,
 }

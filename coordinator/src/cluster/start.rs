@@ -182,6 +182,7 @@ impl Cluster {
             state_dir,
             deployment,
             max_waiting: settings.max_waiting,
+            park: settings.park,
             speculation: settings.speculation,
             short_way: settings.short_way,
             metrics: metrics.clone(),

@@ -4,8 +4,8 @@
 //! A pure state machine: events, the members and the time go in, commands come out. Every plan has an epoch of its own,
 //! which is made durable before a worker hears of it. A plan goes through its steps on all stages together: all load,
 //! all connect, all are activated; the first request is sent only after every stage has said that it is active. When a
-//! stage fails or its worker is lost, running requests are interrupted and a new plan is made over what is left; plans
-//! that keep failing are tried again ever more slowly.
+//! stage fails or its worker is lost, running requests are kept for a new plan over what is left; plans that keep failing
+//! are tried again ever more slowly.
 
 mod devices;
 mod running;
@@ -20,7 +20,7 @@ use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
 use brigade_shard::plan::{Plan, PlanDevice};
 
-use crate::scheduler::Pipeline;
+use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
 use self::running::Running;
@@ -38,6 +38,8 @@ pub const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
 const SETTLED: Duration = Duration::from_secs(5);
 /// The wait before the third plan in a row; it doubles with each further one. The second is tried at once.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+/// Up to this wait a plan counts as on its way: requests wait for it.
+const SHORT_BACK_OFF: Duration = Duration::from_secs(2);
 /// The longest wait between two plans.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 /// Sequences that a pipeline serves at a time, where its cache holds them: enough that decoding is bound by arithmetic.
@@ -138,7 +140,14 @@ pub enum Command {
     CloseLinks,
     /// Every stage is active: serve requests.
     Start(Pipeline),
-    /// Serve no more: interrupt what runs.
+    /// Serve no more for now: keep what runs for the next plan.
+    Suspend {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What is known of the next plan while none serves.
+    LookOut(Outlook),
+    /// Serve no more: end what runs.
     Stop {
         /// Why, for people.
         reason: String,

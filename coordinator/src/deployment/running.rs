@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use brigade_proto::control::{
-    ConnectStage, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState, ToWorker,
+    ConnectStage, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState, ToWorker,
 };
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
+use brigade_proto::step::WireDtype;
 use brigade_shard::plan::{Plan, PlannedStage};
 
 use super::{ACTIVATE_LIMIT, CONNECT_LIMIT, DeploymentSettings, LOAD_SILENCE, SEQUENCES};
@@ -88,6 +89,8 @@ pub(super) struct Running {
     pub(super) plan: Plan,
     pub(super) room: StageRoom,
     pub(super) stages: Vec<StageRun>,
+    /// Whether results have the same bits on any such stages.
+    exact: bool,
 }
 
 impl Running {
@@ -123,6 +126,11 @@ impl Running {
             })
         });
         let stages = stages.collect::<Option<Vec<_>>>().filter(|stages| !stages.is_empty())?;
+        let on_cpu = |stage: &StageRun| {
+            let member = members.member(&stage.worker);
+            member.is_some_and(|member| member.capabilities.device == DeviceKind::Cpu)
+        };
+        let exact = settings.wire == WireDtype::F32 && stages.iter().all(on_cpu);
         let room = StageRoom {
             cache_tokens: plan.cache_tokens,
             context: plan.context,
@@ -131,7 +139,7 @@ impl Running {
             cache_dtype: settings.cache_dtype,
         };
         let fence = Fence { incarnation: settings.incarnation, epoch };
-        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages })
+        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, exact })
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -205,6 +213,7 @@ impl Running {
             deployment: settings.id,
             stages: self.plan.stages.iter().map(predicted).collect(),
             room: self.room,
+            exact: self.exact,
         }
     }
 

@@ -57,6 +57,7 @@ struct Bench {
     persisted: Vec<Epoch>,
     /// Whether the scheduler has a pipeline.
     serving: Option<Pipeline>,
+    outlook: Option<Outlook>,
     failures: Vec<String>,
     links_closed: usize,
 }
@@ -83,6 +84,7 @@ impl Bench {
             sent: Vec::new(),
             persisted: Vec::new(),
             serving: None,
+            outlook: None,
             failures: Vec::new(),
             links_closed: 0,
         }
@@ -167,7 +169,8 @@ impl Bench {
                 Command::Start(pipeline) => {
                     assert!(self.serving.replace(pipeline).is_none(), "started twice");
                 }
-                Command::Stop { .. } => self.serving = None,
+                Command::Suspend { .. } | Command::Stop { .. } => self.serving = None,
+                Command::LookOut(outlook) => self.outlook = Some(outlook),
                 Command::Failed { reason } => self.failures.push(reason),
             }
         }
@@ -292,6 +295,7 @@ fn with_too_little_left_the_reason_is_shown_until_a_worker_joins() {
     assert_eq!(bench.deployment.phase(), Phase::Waiting);
     let reason = bench.deployment.reason().unwrap();
     assert!(reason.contains("36.0 MiB more are needed") && reason.contains("w1 was lost"), "{reason}");
+    assert_eq!(bench.outlook, Some(Outlook::Short { reason }), "what runs is parked, and told why");
     bench.attach("w4", 20);
     assert_eq!(bench.deployment.phase(), Phase::Waiting);
     bench.attach("w5", 20);
@@ -359,6 +363,7 @@ fn planning_waits_for_a_worker_that_may_come_back() {
     bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason });
     assert_eq!((&bench.serving, bench.deployment.phase()), (&None, Phase::Waiting));
     assert!(bench.take_sent().is_empty());
+    assert_eq!(bench.outlook, Some(Outlook::Coming));
     bench.attach("w2", 64);
     assert_eq!(bench.deployment.stages().len(), 3);
 }
@@ -455,6 +460,7 @@ fn an_epoch_that_cannot_be_written_is_not_used() {
     bench.take_sent();
     let mut deployment = Deployment::new(bench.deployment.settings.clone(), planner());
     deployment.handle(Event::MembersChanged, &bench.members, bench.now);
+    assert!(matches!(deployment.poll_command(), Some(Command::LookOut(Outlook::Coming))));
     assert!(matches!(deployment.poll_command(), Some(Command::CloseLinks)));
     assert!(matches!(deployment.poll_command(), Some(Command::PersistEpoch(_))));
     deployment.handle(Event::EpochPersisted(Err("disk full".into())), &bench.members, bench.now);

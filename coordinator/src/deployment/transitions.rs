@@ -9,10 +9,11 @@ use brigade_proto::ids::{Epoch, WorkerId};
 use super::devices::devices;
 use super::running::{Progress, Running, Step};
 use super::{
-    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, LONGEST_BACK_OFF, SETTLED, State,
-    waiting_for_workers,
+    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, LONGEST_BACK_OFF, SETTLED, SHORT_BACK_OFF,
+    State, waiting_for_workers,
 };
 use crate::membership::{Membership, Presence};
+use crate::scheduler::Outlook;
 
 /// The doubling of the back-off ends here, where it is past its limit anyway.
 const MAX_DOUBLINGS: u32 = 10;
@@ -166,7 +167,10 @@ impl Deployment {
     fn plan_anew(&mut self, members: &Membership, now: Instant) {
         if members.any_suspected() {
             // It is known within the grace whether the worker comes back; a plan without it would be wasted.
-            self.wait("a worker's control connection broke; waiting for it to come back".into());
+            let reason = "a worker's control connection broke; waiting for it to come back".into();
+            let reason = self.with_last_failure(reason);
+            self.state = State::Waiting { reason, not_before: None };
+            self.commands.push_back(Command::LookOut(Outlook::Coming));
             return;
         }
         let attached: Vec<_> = members.attached().collect();
@@ -187,6 +191,7 @@ impl Deployment {
             Some(running) => {
                 self.epoch = epoch;
                 self.state = State::Running(running);
+                self.commands.push_back(Command::LookOut(Outlook::Coming));
                 self.commands.push_back(Command::CloseLinks);
                 self.commands.push_back(Command::PersistEpoch(epoch));
             }
@@ -229,7 +234,7 @@ impl Deployment {
         }
         self.failures += 1;
         self.commands.push_back(Command::Failed { reason: reason.clone() });
-        self.commands.push_back(Command::Stop { reason: reason.clone() });
+        self.commands.push_back(Command::Suspend { reason: reason.clone() });
         self.commands.push_back(Command::CloseLinks);
         self.last_failure = Some(reason.clone());
         let Some(doublings) = self.failures.checked_sub(2) else {
@@ -238,14 +243,25 @@ impl Deployment {
         };
         let back_off = (FIRST_BACK_OFF * 2u32.pow(doublings.min(MAX_DOUBLINGS))).min(LONGEST_BACK_OFF);
         let reason = format!("{reason}; trying again after {} s", back_off.as_secs());
+        let outlook = if back_off <= SHORT_BACK_OFF {
+            Outlook::Coming
+        } else {
+            Outlook::Short { reason: reason.clone() }
+        };
+        self.commands.push_back(Command::LookOut(outlook));
         self.state = State::Waiting { reason, not_before: Some(now + back_off) };
     }
 
-    fn wait(&mut self, reason: String) {
-        let reason = match &self.last_failure {
+    fn with_last_failure(&self, reason: String) -> String {
+        match &self.last_failure {
             Some(failure) => format!("{reason} (the last plan failed: {failure})"),
             None => reason,
-        };
+        }
+    }
+
+    fn wait(&mut self, reason: String) {
+        let reason = self.with_last_failure(reason);
+        self.commands.push_back(Command::LookOut(Outlook::Short { reason: reason.clone() }));
         self.state = State::Waiting { reason, not_before: None };
     }
 

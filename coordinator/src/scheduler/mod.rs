@@ -6,7 +6,8 @@
 //! long stages take (see `times`). Behind that token go drafts of what may follow it, where they pay (see `speculation`);
 //! and where stages would wait for the coordinator, steps are sent before their tokens are known (see `short_way`). A
 //! sequence that has ended is released with the next step, once none of its segments is under way: a late segment must
-//! never meet a stage that has forgotten the sequence.
+//! never meet a stage that has forgotten the sequence. When the pipeline is lost, what ran waits for the next one (see
+//! `recovery`).
 
 mod acceptance;
 mod ahead;
@@ -18,6 +19,7 @@ mod lookup;
 mod pages;
 mod patience;
 mod prefix;
+mod recovery;
 mod results;
 mod sequence;
 mod short_way;
@@ -38,6 +40,8 @@ use self::groups::Groups;
 use self::pages::Pages;
 use self::patience::Endings;
 use self::prefix::PageKey;
+pub use self::recovery::Outlook;
+use self::recovery::{Recovery, fits, most_tokens};
 use self::sequence::{Expected, Sequence};
 pub use self::speculation::Speculation;
 pub use self::times::StagePrediction;
@@ -66,6 +70,8 @@ pub struct Pipeline {
     pub stages: Vec<StagePrediction>,
     /// What every stage can hold.
     pub room: StageRoom,
+    /// Whether its results have the bits that those of any other such pipeline have.
+    pub exact: bool,
 }
 
 /// What is to be done.
@@ -84,6 +90,8 @@ pub enum Command {
     },
     /// A step has come home: for statistics.
     Measured(Measured),
+    /// What was being computed when the last pipeline was lost is where it was, as far as there is cache for it.
+    CaughtUp,
     /// The pipeline does not work as it should: replace the plan. Comes once per pipeline.
     Broken {
         /// Why, for people.
@@ -137,6 +145,10 @@ pub struct Counts {
     pub steps_ahead: u64,
     /// Times that a generation gave its cache back to an older one, to be computed again later.
     pub replayed: u64,
+    /// Generations that went on after the loss of their pipeline.
+    pub recovered: u64,
+    /// Those of them of which some pipeline was not exact, so that their tokens may be others than without the loss.
+    pub recovered_inexact: u64,
     /// Results dropped because their fence or step was not of this pipeline.
     pub results_fenced: u64,
     /// Cache tokens reserved.
@@ -175,6 +187,7 @@ pub struct Scheduler {
     pages: Pages,
     /// Sequences without cache, oldest first.
     waiting: BTreeMap<SequenceId, Sequence>,
+    recovery: Recovery,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// Sequences with prompt left to send, next first. May hold some that have ended meanwhile.
     prefilling: VecDeque<SequenceId>,
@@ -221,6 +234,7 @@ impl Scheduler {
             pipeline: None,
             pages: Pages::new(0),
             waiting: BTreeMap::new(),
+            recovery: Recovery::new(),
             sequences: BTreeMap::new(),
             prefilling: VecDeque::new(),
             ready: VecDeque::new(),
@@ -251,7 +265,7 @@ impl Scheduler {
     pub fn counts(&self) -> Counts {
         Counts {
             running: self.sequences.values().filter(|sequence| !sequence.ended).count() as u32,
-            waiting: self.waiting.len() as u32,
+            waiting: (self.waiting.len() + self.recovery.stranded()) as u32,
             cache_tokens_reserved: self.pages.reserved_tokens(),
             cache_tokens_kept: self.pages.kept_tokens(),
             pages_evicted: self.counts.pages_evicted + self.pages.evicted(),
@@ -259,14 +273,20 @@ impl Scheduler {
         }
     }
 
+    /// Since when nothing has come back, while steps are under way.
+    pub fn silent_since(&self) -> Option<Instant> {
+        (!self.flights.is_empty()).then_some(self.progress)
+    }
+
     /// Steps that have been sent and have not come home.
     pub fn steps_in_flight(&self) -> usize {
         self.flights.len()
     }
 
-    /// Begins to fill a pipeline, whose stages hold no sequence. One that was filled before is stopped.
+    /// Begins to fill a pipeline, whose stages hold no sequence. What ran on another one goes on with it.
     pub fn start(&mut self, pipeline: Pipeline, now: Instant) {
-        self.stop("the plan was replaced");
+        self.suspend("the plan was replaced");
+        self.resume(&pipeline, now);
         self.empty_pages(pipeline.room.cache_tokens);
         self.times = Times::new(&pipeline.stages, pipeline.room.step_rows);
         self.groups = Groups::new();
@@ -278,27 +298,15 @@ impl Scheduler {
         self.broken = false;
     }
 
-    /// Gives the pipeline up: running generations are interrupted and waiting ones refused, for `reason`.
-    pub fn stop(&mut self, reason: &str) {
-        self.closed = reason.to_owned();
-        self.pipeline = None;
-        for (sequence, state) in std::mem::take(&mut self.sequences) {
-            if !state.ended {
-                self.counts.failed += 1;
-                self.fail(sequence, GenerationError::Interrupted { reason: reason.to_owned() });
-            }
-        }
-        for (sequence, state) in std::mem::take(&mut self.waiting) {
-            let reason = reason.to_owned();
-            self.counts.failed += 1;
-            let begun = state.drawn() > 0;
-            let error = if begun {
-                GenerationError::Interrupted { reason }
-            } else {
-                GenerationError::NotReady { reason }
-            };
-            self.fail(sequence, error);
-        }
+    /// Gives the pipeline up for good: everything ends, for `reason`.
+    pub fn stop(&mut self, reason: &str, now: Instant) {
+        self.suspend(reason);
+        self.look_out(Outlook::Short { reason: reason.to_owned() }, now);
+        self.end_waiting(reason);
+    }
+
+    /// Forgets what is under way, and what the stages hold.
+    fn forget_steps(&mut self) {
         self.prefilling.clear();
         self.ready.clear();
         self.releases.clear();
@@ -331,19 +339,15 @@ impl Scheduler {
         sequence: SequenceId,
         request: GenerationRequest,
     ) -> Result<(), GenerationError> {
-        let Some(pipeline) = &self.pipeline else {
-            return Err(GenerationError::NotReady { reason: self.closed.clone() });
-        };
+        let room = self.room()?;
         if request.prompt.is_empty() {
             return Err(GenerationError::Interrupted { reason: "the prompt holds no token".into() });
         }
-        let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let context = pipeline.room.context as usize;
-        if tokens > context || !self.pages.could_hold(Pages::needed(tokens)) {
+        if !fits(&room, most_tokens(&request)) {
             return Err(GenerationError::ContextExceeded {
                 prompt: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
                 max_tokens: request.max_tokens,
-                context: pipeline.room.context.min(pipeline.room.cache_tokens),
+                context: room.context.min(room.cache_tokens),
             });
         }
         let (waiting, mut state) = (self.waiting.len(), Sequence::new(request));
@@ -360,8 +364,9 @@ impl Scheduler {
 
     /// Ends a generation whose client has left. One that has ended already is ignored.
     pub fn cancel(&mut self, sequence: SequenceId) {
-        if self.waiting.remove(&sequence).is_some() {
+        if self.waiting.remove(&sequence).is_some() || self.cancel_stranded(sequence) {
             self.counts.cancelled += 1;
+            self.note_caught_up(sequence);
         } else if self.sequences.get(&sequence).is_some_and(|state| !state.ended) {
             self.counts.cancelled += 1;
             self.end(sequence);
@@ -378,8 +383,8 @@ impl Scheduler {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due = self.next_timeout().is_some_and(|due| now >= due);
-        if due {
+        self.expire_parked(now);
+        if self.step_timeout().is_some_and(|due| now >= due) {
             let oldest = self.flights.values().map(|flight| flight.sent).min().unwrap_or(now);
             let waited = now.saturating_duration_since(oldest).as_secs();
             self.give_up(format!("a step has had no answer for {waited} s"), true);
@@ -388,6 +393,11 @@ impl Scheduler {
 
     /// When [`Scheduler::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
+        [self.step_timeout(), self.recovery_timeout()].into_iter().flatten().min()
+    }
+
+    /// When the pipeline counts as hung.
+    fn step_timeout(&self) -> Option<Instant> {
         let oldest = self.flights.values().map(|flight| flight.sent).min().filter(|_| !self.broken)?;
         let patience = STEP_DEADLINE + self.slowest * SLOWEST_STEPS;
         // A single step may be lost while others go on.
@@ -402,6 +412,7 @@ impl Scheduler {
         state.ended = true;
         let under_way = state.in_flight > 0;
         self.stop_computing(sequence);
+        self.note_caught_up(sequence);
         if under_way {
             return;
         }

@@ -39,10 +39,10 @@ struct Page {
 impl Pages {
     /// The pages of a cache of `cache_tokens` tokens, all free.
     pub(super) fn new(cache_tokens: u32) -> Pages {
-        let total = cache_tokens / PAGE_TOKENS;
+        let total = Pages::whole(cache_tokens);
         Pages {
-            pages: vec![Page::default(); total as usize],
-            blank: (0..total).rev().collect(),
+            pages: vec![Page::default(); total],
+            blank: (0..total as u32).rev().collect(),
             idle: BTreeMap::new(),
             known: HashMap::new(),
             clock: 0,
@@ -55,9 +55,9 @@ impl Pages {
         tokens.div_ceil(PAGE_TOKENS as usize)
     }
 
-    /// Whether `pages` would fit an empty cache.
-    pub(super) fn could_hold(&self, pages: usize) -> bool {
-        pages <= self.pages.len()
+    /// How many whole pages there are in a cache of `cache_tokens` tokens.
+    pub(super) fn whole(cache_tokens: u32) -> usize {
+        (cache_tokens / PAGE_TOKENS) as usize
     }
 
     /// Takes `count` pages, the first of them those that hold `keys`, as far as these are known; says how many these

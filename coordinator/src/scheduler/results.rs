@@ -53,7 +53,7 @@ impl Scheduler {
         self.tell_followers(result.step, &flight, Some(&result.outputs));
         self.set_out(result.step, now);
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
-            self.take(flight.kind, expected, output);
+            self.take(expected, output);
         }
         let timings = result.timings;
         self.commands.push_back(Command::Measured(Measured { kind: flight.kind, rows, took, timings }));
@@ -141,11 +141,9 @@ impl Scheduler {
         Ok(())
     }
 
-    fn take(&mut self, kind: StepKind, expected: &Expected, output: SegmentOutput) {
+    fn take(&mut self, expected: &Expected, output: SegmentOutput) {
         let id = expected.sequence;
-        if kind == StepKind::Prefill && !expected.replay {
-            self.counts.prompt_tokens += u64::from(expected.rows);
-        }
+        self.counts.prompt_tokens += u64::from(expected.fresh);
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
@@ -174,6 +172,9 @@ impl Scheduler {
         let ready = counted && sequence.wants_decode();
         if counted {
             self.note_computed(expected);
+        }
+        if expected.prompt_ends {
+            self.note_recovered(id);
         }
         match progress {
             Progress::Continues if parking => self.park(id),

@@ -21,6 +21,12 @@ pub(super) struct Sequence {
     sampling: Sampling,
     max_tokens: usize,
     score_prompt: bool,
+    /// Scores of prompt tokens that its client has been told.
+    scored: usize,
+    /// Prompt tokens that were computed in time, or found, before its pipeline was lost.
+    seen: usize,
+    /// What the loss of pipelines has done to it.
+    losses: Losses,
     /// The prompt, and every token drawn so far.
     tokens: Vec<u32>,
     /// How many of the tokens are the prompt.
@@ -64,6 +70,19 @@ pub(super) struct Sequence {
     pub(super) acceptance: Acceptance,
 }
 
+/// What the loss of pipelines has done to a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Losses {
+    /// Whether it was being computed when one was lost.
+    hit: bool,
+    /// Whether it has gone on since, and that was counted.
+    counted: bool,
+    /// How many were lost in a row while it was computed, without a token between them.
+    fruitless: u32,
+    /// Whether some pipeline that it was computed by was not exact.
+    inexact: bool,
+}
+
 /// What a segment's result must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
@@ -83,8 +102,8 @@ pub(super) struct Expected {
     pub(super) follows: bool,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
-    /// Whether its tokens were computed before.
-    pub(super) replay: bool,
+    /// How many of its tokens are of the prompt and were not computed before.
+    pub(super) fresh: u32,
 }
 
 /// What a result means for a sequence.
@@ -104,6 +123,9 @@ impl Sequence {
             sampling,
             max_tokens: max_tokens as usize,
             score_prompt,
+            scored: 0,
+            seen: 0,
+            losses: Losses::default(),
             tokens,
             prompt,
             prefill: prompt,
@@ -249,6 +271,7 @@ impl Sequence {
     /// Begins anew with all that was said so far. Hands on the pages that it had.
     pub(super) fn restart(&mut self) -> Vec<u32> {
         self.prefill = self.tokens.len();
+        self.seen = self.seen.max(self.computed.min(self.prompt));
         self.sent = 0;
         self.shared = 0;
         self.told = 0;
@@ -259,6 +282,43 @@ impl Sequence {
         self.drafted.clear();
         self.following = 0;
         std::mem::take(&mut self.pages)
+    }
+
+    /// Begins anew after its pipeline was lost, with all that was told so far. Says how many were lost in a row while it
+    /// was computed, without a token between them.
+    pub(super) fn suspend(&mut self, exact: bool) -> u32 {
+        self.losses.hit |= self.begun() || self.settled;
+        self.losses.inexact |= self.begun() && !exact;
+        self.losses.fruitless += u32::from(self.in_flight > 0);
+        self.restart();
+        self.in_flight = 0;
+        self.fails += 1;
+        self.guess = Guess::default();
+        self.guessed_at = 0;
+        self.losses.fruitless
+    }
+
+    /// Takes in on what pipeline it goes on.
+    pub(super) fn go_on_with(&mut self, exact: bool) {
+        self.losses.inexact |= self.losses.hit && !exact;
+    }
+
+    /// Whether it has gone on after the loss of a pipeline, the first time that it is asked since; and whether all
+    /// pipelines were exact.
+    pub(super) fn recovered(&mut self) -> Option<bool> {
+        let first = self.losses.hit && !self.losses.counted;
+        self.losses.counted |= first;
+        first.then_some(!self.losses.inexact)
+    }
+
+    /// Whether anything of it was ever computed.
+    pub(super) fn was_served(&self) -> bool {
+        self.losses.hit || self.drawn() > 0
+    }
+
+    /// The tokens that it may come to.
+    pub(super) fn most_tokens(&self) -> usize {
+        self.prompt.saturating_add(self.max_tokens)
     }
 
     /// Whether its tokens were computed before, at least its prompt.
@@ -284,14 +344,14 @@ impl Sequence {
         self.keys.of(&self.tokens[..self.prefill])
     }
 
-    /// Begins after its first `pages` pages, which others have computed. Says whether it is a replay.
+    /// Begins after its first `pages` pages, which others have computed. Says whether it began before.
     pub(super) fn begin_with(&mut self, pages: usize) -> bool {
         self.settled = true;
         self.shared = pages;
         self.whole = pages;
         self.sent = pages * PAGE_TOKENS as usize;
         self.computed = self.sent;
-        self.replays()
+        self.replays() || self.losses.hit
     }
 
     /// Takes in that a segment is computed; the pages that are whole since, with what they are found by. The last token
@@ -322,11 +382,13 @@ impl Sequence {
     /// The next chunk after it is settled what the sequence begins with, of at most `rows` tokens (at least one).
     pub(super) fn next_chunk(&mut self, id: SequenceId, rows: usize) -> (Segment, Expected) {
         let start = self.sent;
-        let end = self.prefill.min(start + rows.max(1));
+        // Rows whose scores were told before its pipeline was lost, and those after them, go in chunks of their own.
+        let until = if start < self.scored { self.scored } else { self.prefill };
+        let end = until.min(start + rows.max(1));
         let last = end == self.prefill;
         let sample = last && self.max_tokens > 0;
-        let replay = self.replays();
-        let score = self.score_prompt && !replay;
+        let score = self.score_prompt && !self.replays() && start >= self.scored;
+        let fresh = end.min(self.prompt).saturating_sub(start.max(self.seen)) as u32;
         let next_token = if score { self.tokens.get(end).copied() } else { None };
         let begin = (!self.begun())
             .then(|| SequenceStart { sampling: self.sampling.clone(), prompt_tokens: self.prompt as u32 });
@@ -359,7 +421,7 @@ impl Sequence {
             fails: self.fails,
             follows: false,
             prompt_ends: last,
-            replay,
+            fresh,
         };
         (segment, expected)
     }
@@ -429,7 +491,7 @@ impl Sequence {
             fails: self.fails,
             follows: false,
             prompt_ends: false,
-            replay: false,
+            fresh: 0,
         };
         (segment, expected)
     }
@@ -442,12 +504,14 @@ impl Sequence {
         emit: &mut impl FnMut(GenerationEvent),
     ) -> Progress {
         if expected.scores > 0 {
+            self.scored += expected.scores;
             emit(GenerationEvent::PromptScores(output.scores));
         }
         self.following -= usize::from(expected.follows);
         for score in output.sampled {
             let token = score.token;
             self.tokens.push(token);
+            self.losses.fruitless = 0;
             let origin = if self.drafted.front() == Some(&token) {
                 self.drafted.pop_front();
                 self.sent = self.tokens.len();

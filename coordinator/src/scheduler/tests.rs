@@ -2,6 +2,7 @@
 
 mod busy;
 mod prefix;
+mod recovery;
 mod short_way;
 mod simulated_pipeline;
 mod simulated_stage;
@@ -35,6 +36,7 @@ fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
             sequences: 8,
             cache_dtype: CacheDtype::F16,
         },
+        exact: true,
     }
 }
 
@@ -63,6 +65,8 @@ struct Bench {
     told: BTreeMap<SequenceId, (usize, u32)>,
     /// Steps run that came ahead of their tokens.
     followed: u64,
+    /// How often what ran was where it had been when a pipeline was lost.
+    caught_up: u64,
 }
 
 impl Bench {
@@ -85,6 +89,7 @@ impl Bench {
             ahead: 0,
             told: BTreeMap::new(),
             followed: 0,
+            caught_up: 0,
         }
     }
 
@@ -121,6 +126,7 @@ impl Bench {
                     }
                 }
                 Command::Measured(_) => {}
+                Command::CaughtUp => self.caught_up += 1,
                 Command::Broken { reason, .. } => {
                     assert!(self.broken.replace(reason).is_none(), "told twice that it is broken");
                 }
@@ -367,7 +373,7 @@ fn one_that_gave_way_may_leave_and_is_told_when_the_plan_ends() {
     assert_eq!(bench.scheduler.counts().cancelled, 1);
     bench.assert_idle();
     let mut bench = parked();
-    bench.scheduler.stop("w2 was lost");
+    bench.scheduler.stop("w2 was lost", bench.now);
     bench.poll();
     let reason = "w2 was lost".to_owned();
     let interrupted = GenerationEvent::Failed(GenerationError::Interrupted { reason });
@@ -495,7 +501,7 @@ fn stopping_ends_everything_and_says_why() {
     let mut bench = Bench::new(pipeline(1, 128), 8);
     bench.submit(1, request(100, 28)).unwrap();
     bench.submit(2, request(100, 28)).unwrap();
-    bench.scheduler.stop("w2 was lost");
+    bench.scheduler.stop("w2 was lost", bench.now);
     bench.poll();
     let reason = || "w2 was lost".to_owned();
     assert_eq!(bench.events(1), [GenerationEvent::Failed(GenerationError::Interrupted { reason: reason() })]);
@@ -582,7 +588,7 @@ fn invariants_hold_under_random_events() {
         }
         if bench.broken.is_some() {
             assert!(failures, "seed {seed}: {:?}", bench.broken);
-            bench.scheduler.stop("it is broken");
+            bench.scheduler.stop("it is broken", bench.now);
             bench.poll();
         } else {
             bench.run_all();

@@ -46,6 +46,9 @@ impl Core {
         match command {
             deployment::Command::PersistEpoch(epoch) => self.write_epoch(epoch, now),
             deployment::Command::Send { worker, message } => {
+                if matches!(message, ToWorker::Load(_)) {
+                    self.recoveries.loading(now);
+                }
                 if let Some(session) = self.membership.member(&worker).and_then(|member| member.session()) {
                     self.tell(session, message);
                 }
@@ -61,11 +64,19 @@ impl Core {
                     .filter_map(|stage| self.membership.member(&stage.worker))
                     .map(|member| (member.id.clone(), member.telemetry.steps))
                     .collect();
+                self.recoveries.serving(now);
                 self.scheduler.start(pipeline, now);
             }
+            deployment::Command::Suspend { reason } => {
+                if self.first.take().is_some() {
+                    self.recoveries.lost(self.scheduler.silent_since().unwrap_or(now), now);
+                }
+                self.scheduler.suspend(&reason);
+            }
+            deployment::Command::LookOut(outlook) => self.scheduler.look_out(outlook, now),
             deployment::Command::Stop { reason } => {
                 self.first = None;
-                self.scheduler.stop(&reason);
+                self.scheduler.stop(&reason, now);
             }
             deployment::Command::Failed { reason } => {
                 self.metrics.plan_failures.inc();
@@ -80,6 +91,7 @@ impl Core {
             scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
             scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
+            scheduler::Command::CaughtUp => self.recoveries.caught_up(now, &self.metrics),
             scheduler::Command::Broken { reason, silent } => {
                 let reason = match self.silent_stage().filter(|_| silent) {
                     Some(stage) => format!("{stage} has not answered: {reason}"),

@@ -25,6 +25,7 @@ use super::clients::Clients;
 use super::control::Session;
 use super::handle::Submission;
 use super::links::{LinkId, Links};
+use super::recovery::Recoveries;
 use super::statistics::Statistics;
 use crate::deployment::{self, Deployment};
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
@@ -68,6 +69,7 @@ pub(super) struct CoreParts {
     pub(super) state_dir: StateDir,
     pub(super) deployment: Deployment,
     pub(super) max_waiting: usize,
+    pub(super) park: Duration,
     pub(super) speculation: Speculation,
     pub(super) short_way: bool,
     pub(super) metrics: Metrics,
@@ -99,6 +101,7 @@ pub(super) struct Core {
     clients: Clients,
     cancelled: FuturesUnordered<Cancelled>,
     statistics: Statistics,
+    recoveries: Recoveries,
     metrics: Metrics,
     health: Health,
     tasks: TaskTracker,
@@ -122,7 +125,8 @@ impl Core {
             membership: Membership::new(),
             deployment: parts.deployment,
             scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now)
-                .with_short_way(parts.short_way),
+                .with_short_way(parts.short_way)
+                .with_park(parts.park),
             sessions: HashMap::new(),
             links: Links::new(events_sender.clone(), parts.tasks.clone()),
             first: None,
@@ -130,6 +134,7 @@ impl Core {
             clients: Clients::new(parts.metrics.clone()),
             cancelled: FuturesUnordered::new(),
             statistics: Statistics::default(),
+            recoveries: Recoveries::default(),
             metrics: parts.metrics,
             health: parts.health,
             tasks: parts.tasks,

@@ -40,8 +40,10 @@ impl Core {
             model: &self.model,
             membership: &self.membership,
             deployment: &self.deployment,
+            scheduler: &self.scheduler,
             counts,
             statistics: &self.statistics,
+            recovery: self.recoveries.status(),
         };
         sources.status(now)
     }

@@ -121,6 +121,7 @@ impl SimulatedPipeline {
             cache_dtype: CacheDtype::F16,
         };
         let pipeline = Pipeline {
+            exact: true,
             fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
             deployment: DeploymentId(1),
             stages: speeds.iter().map(predicted).collect(),
@@ -345,7 +346,7 @@ impl SimulatedPipeline {
                     GenerationEvent::Reused(_) | GenerationEvent::PromptScores(_) => {}
                     GenerationEvent::Failed(error) => panic!("sequence {sequence} failed: {error}"),
                 },
-                Command::Measured(_) => {}
+                Command::Measured(_) | Command::CaughtUp => {}
                 Command::Broken { reason, .. } => panic!("the pipeline broke: {reason}"),
             }
         }

@@ -68,6 +68,11 @@ impl SimulatedStage {
         }
     }
 
+    /// The stages of the next pipeline, which hold nothing. What was said of sequences stays said.
+    pub(super) fn anew(self, pipeline: Pipeline) -> SimulatedStage {
+        SimulatedStage { said: self.said, ..SimulatedStage::new(pipeline) }
+    }
+
     /// Notes a sequence's prompt: whatever the sequence begins with must be that.
     pub(super) fn expect(&mut self, sequence: SequenceId, prompt: &[u32]) {
         self.said.insert(sequence, prompt.to_vec());
