@@ -77,8 +77,8 @@ pub struct LocalSettings {
     pub control: SocketAddr,
     /// A join token, good for all of them; it travels in the environment, never on a command line.
     pub token: String,
-    /// The directory in which they find the model.
-    pub models: PathBuf,
+    /// The directories in which they find models.
+    pub models: Vec<PathBuf>,
     /// How many to start.
     pub count: usize,
     /// What each may use.
@@ -342,8 +342,7 @@ impl Supervisor {
             .args(["--name", &self.name])
             .arg("--state")
             .arg(&self.state)
-            .arg("--models")
-            .arg(&settings.models)
+            .args(settings.models.iter().flat_map(|folder| [OsStr::new("--models"), folder.as_os_str()]))
             .args(["--memory", &settings.memory.0.to_string()])
             .args(["--threads", &settings.threads.to_string()])
             .args(settings.mmap.then_some("--mmap"))

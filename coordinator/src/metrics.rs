@@ -54,6 +54,12 @@ pub struct Metrics {
     pub draft_tokens: Counter,
     /// Those of them that became part of an answer.
     pub draft_tokens_accepted: Counter,
+    /// Tokens guessed by a draft model and computed ahead.
+    pub draft_model_tokens: Counter,
+    /// Those of them that became part of an answer.
+    pub draft_model_tokens_accepted: Counter,
+    /// 1 where a draft model is in use, otherwise 0.
+    pub draft_model: Gauge,
     /// Steps sent before their tokens were known.
     pub steps_ahead: Counter,
     /// Workers attached.
@@ -255,6 +261,9 @@ impl Metrics {
             pages_evicted: Counter::default(),
             draft_tokens: Counter::default(),
             draft_tokens_accepted: Counter::default(),
+            draft_model_tokens: Counter::default(),
+            draft_model_tokens_accepted: Counter::default(),
+            draft_model: Gauge::default(),
             steps_ahead: Counter::default(),
             workers: Gauge::default(),
             serving: Gauge::default(),
@@ -301,6 +310,7 @@ impl Metrics {
             ("workers", "Workers attached", &self.workers),
             ("serving", "1 where requests are served", &self.serving),
             ("epoch", "The plan's number", &self.epoch),
+            ("draft_model", "1 where a draft model is in use", &self.draft_model),
         ] {
             to.register(name, help, gauge.clone());
         }
@@ -310,6 +320,10 @@ impl Metrics {
         to.register("draft_tokens", "Tokens guessed and computed ahead", self.draft_tokens.clone());
         let accepted = self.draft_tokens_accepted.clone();
         to.register("draft_tokens_accepted", "Guessed tokens that became part of an answer", accepted);
+        let by_model = self.draft_model_tokens.clone();
+        to.register("draft_model_tokens", "Tokens guessed by a draft model and computed ahead", by_model);
+        let accepted = self.draft_model_tokens_accepted.clone();
+        to.register("draft_model_tokens_accepted", "Those that became part of an answer", accepted);
         to.register("steps_ahead", "Steps sent before their tokens were known", self.steps_ahead.clone());
         to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
         to.register(

@@ -33,6 +33,9 @@ pub struct ClusterStatus {
     pub stages: Vec<StageStatus>,
     /// Every worker attached or lost lately.
     pub workers: Vec<WorkerStatus>,
+    /// The model that drafts answers; `None` where there is none.
+    #[serde(default)]
+    pub draft: Option<DraftStatus>,
     /// What the planner predicts.
     pub predicted: PredictionStatus,
     /// Requests.
@@ -88,6 +91,29 @@ pub struct ModelStatus {
     pub weight_bytes: u64,
     /// Number of token ids: those of a prompt are below it.
     pub vocabulary: u32,
+}
+
+/// A model that drafts answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DraftStatus {
+    /// Its name.
+    pub id: String,
+    /// What it is doing; requests are served all the same.
+    pub phase: Phase,
+    /// Why it does not draft; `None` while it can.
+    pub reason: Option<String>,
+    /// The name of the worker that holds it, or is to hold it.
+    pub worker: Option<String>,
+    /// What it takes of that worker's budget, in bytes.
+    pub memory_bytes: u64,
+    /// Share of its weights read, from 0 to 1.
+    pub loaded: f64,
+    /// Tokens that its cache holds.
+    pub cache_tokens: u32,
+    /// Those reserved for running sequences.
+    pub cache_tokens_reserved: u32,
+    /// Whether it is not asked for a while, since answers were no faster with it.
+    pub rests: bool,
 }
 
 /// One stage of the pipeline.
@@ -228,6 +254,12 @@ pub struct RequestStatus {
     pub generated_tokens: u64,
     /// Tokens guessed and computed ahead, since the start.
     pub draft_tokens: u64,
+    /// Those of them that a draft model guessed.
+    #[serde(default)]
+    pub draft_model_tokens: u64,
+    /// Those of these that became part of an answer.
+    #[serde(default)]
+    pub draft_model_tokens_accepted: u64,
     /// Those of them that became part of an answer, since the start.
     pub draft_tokens_accepted: u64,
     /// Steps sent before their tokens were known, since the start.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use brigade_proto::ids::SequenceId;
+use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Drawn, DrawnToken, Frame, StepFrame};
 
 use crate::engine::{Arrival, DECODE_LANE_FRAMES};
@@ -18,10 +18,18 @@ const MOST_SEQUENCES: usize = 4096;
 /// What a first stage waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
-    /// The newest token of each sequence, with its position.
-    drawn: BTreeMap<SequenceId, (u32, u32)>,
+    /// What the newest step drew for each sequence.
+    drawn: BTreeMap<SequenceId, Newest>,
     /// Steps whose tokens are not all known, oldest first.
     waiting: VecDeque<Arrival>,
+}
+
+/// A sequence's newest token.
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    step: StepId,
+    position: u32,
+    token: u32,
 }
 
 impl Ahead {
@@ -44,10 +52,11 @@ impl Ahead {
     /// Takes in what was drawn; the steps that waited for it and for nothing else, in order.
     pub(crate) fn fill(&mut self, drawn: &Drawn, now: Instant) -> Vec<Arrival> {
         for &DrawnToken { sequence, position, token } in &drawn.tokens {
-            let known = self.drawn.entry(sequence).or_insert((position, token));
-            // What is told a second time is older.
-            if known.0 < position {
-                *known = (position, token);
+            let told = Newest { step: drawn.step, position, token };
+            let known = self.drawn.entry(sequence).or_insert(told);
+            // What is told a second time is older. A position may come again: drafts that were wrong are drawn anew.
+            if known.step < drawn.step {
+                *known = told;
             }
         }
         let mut ready = Vec::new();
@@ -78,7 +87,7 @@ impl Ahead {
     /// Fills in a step's tokens, if all are known.
     fn complete(&self, frame: &mut StepFrame) -> bool {
         let token = |sequence, start| {
-            self.drawn.get(&sequence).filter(|(position, _)| *position == start).map(|(_, token)| *token)
+            self.drawn.get(&sequence).filter(|known| known.position == start).map(|known| known.token)
         };
         let tokens: Option<Vec<u32>> =
             frame.segments.iter().map(|segment| token(segment.sequence, segment.start)).collect();
@@ -147,14 +156,15 @@ mod tests {
         Arrival { peer: Peer::Coordinator, frame, at: Instant::now() }
     }
 
-    fn told(tokens: &[(u64, u32, u32)]) -> Drawn {
+    /// What step `number` drew: sequences, positions and tokens.
+    fn told(number: u64, tokens: &[(u64, u32, u32)]) -> Drawn {
         let token = |&(sequence, position, token): &(u64, u32, u32)| DrawnToken {
             sequence: SequenceId(sequence),
             position,
             token,
         };
         let tokens = tokens.iter().map(token).collect();
-        Drawn { fence: FENCE, deployment: DeploymentId(1), step: StepId(1), tokens }
+        Drawn { fence: FENCE, deployment: DeploymentId(1), step: StepId(number), tokens }
     }
 
     /// The steps with their tokens.
@@ -168,16 +178,26 @@ mod tests {
         let (mut ahead, now) = (Ahead::default(), Instant::now());
         assert!(ahead.admit(step(2, &[(1, 10), (2, 20)])).unwrap().is_none());
         assert!(ahead.admit(step(3, &[(1, 11), (2, 21)])).unwrap().is_none());
-        assert_eq!(ready(&ahead.fill(&told(&[(1, 10, 7)]), now)), []);
-        assert_eq!(ready(&ahead.fill(&told(&[(2, 20, 8)]), now)), [(2, vec![7, 8])]);
-        assert_eq!(ready(&ahead.fill(&told(&[(1, 10, 7), (2, 20, 8)]), now)), [], "told twice");
-        assert_eq!(ready(&ahead.fill(&told(&[(1, 11, 5), (2, 21, 6)]), now)), [(3, vec![5, 6])]);
+        assert_eq!(ready(&ahead.fill(&told(1, &[(1, 10, 7)]), now)), []);
+        assert_eq!(ready(&ahead.fill(&told(1, &[(2, 20, 8)]), now)), [(2, vec![7, 8])]);
+        assert_eq!(ready(&ahead.fill(&told(1, &[(1, 10, 7), (2, 20, 8)]), now)), [], "told twice");
+        assert_eq!(ready(&ahead.fill(&told(2, &[(1, 11, 5), (2, 21, 6)]), now)), [(3, vec![5, 6])]);
+        assert_eq!(ready(&ahead.fill(&told(1, &[(1, 12, 7)]), now)), [], "an older step's word comes late");
+    }
+
+    #[test]
+    fn what_is_drawn_anew_replaces_what_was_wrong() {
+        let (mut ahead, now) = (Ahead::default(), Instant::now());
+        ahead.fill(&told(1, &[(1, 10, 7)]), now);
+        ahead.fill(&told(2, &[(1, 11, 8)]), now);
+        assert!(ahead.admit(step(4, &[(1, 10)])).unwrap().is_none());
+        assert_eq!(ready(&ahead.fill(&told(3, &[(1, 10, 9)]), now)), [(4, vec![9])]);
     }
 
     #[test]
     fn tokens_may_come_before_the_step() {
         let mut ahead = Ahead::default();
-        ahead.fill(&told(&[(1, 10, 7)]), Instant::now());
+        ahead.fill(&told(1, &[(1, 10, 7)]), Instant::now());
         let found = ahead.admit(step(2, &[(1, 10)])).unwrap().unwrap();
         assert_eq!(found.frame.segments[0].tokens, [7]);
         assert!(ahead.admit(step(3, &[(1, 11)])).unwrap().is_none());
@@ -193,7 +213,7 @@ mod tests {
         }
         assert!(ahead.admit(step(99, &[(1, 10)])).unwrap_err().contains("wait"));
         for sequence in 0..2 * MOST_SEQUENCES as u64 {
-            ahead.fill(&told(&[(100 + sequence, 1, 1)]), Instant::now());
+            ahead.fill(&told(1, &[(100 + sequence, 1, 1)]), Instant::now());
         }
         assert_eq!(ahead.drawn.len(), MOST_SEQUENCES);
     }

@@ -177,13 +177,16 @@ impl Embedded {
         let state = place.state.map_or_else(|| scratch.path().join("coordinator"), Path::to_owned);
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let settings = cluster_settings(model, state, control, workers.workers, serving)?;
+        let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+        let draft = settings.draft.as_ref().map(|(path, _)| folder(path));
+        let models = [folder(model)].into_iter().chain(draft).collect();
         let host = Host::start(settings, http, place.announce).await?;
         let token = host.cluster().create_token(LOCAL_TOKEN_TTL, None);
         let local = LocalSettings {
             program,
             control: host.cluster().control_addr(),
             token: token.context("failed to make a token for the local workers")?.to_string(),
-            models: model.parent().unwrap_or(Path::new("/")).to_owned(),
+            models,
             count: workers.workers,
             memory: workers.memory()?,
             threads: workers.threads(),

@@ -27,6 +27,7 @@ use brigade_proto::control::PROTOCOL_VERSION;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::cluster::{DraftError, StartError};
 use crate::config::{self, Settings};
 use crate::{discovery, template};
 
@@ -130,10 +131,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            let wrongly = error.chain().any(|cause| cause.is::<UsageError>());
-            ExitCode::from(if wrongly { USED_WRONGLY } else { FAILED })
+            ExitCode::from(if used_wrongly(&error) { USED_WRONGLY } else { FAILED })
         }
     }
+}
+
+/// Whether an error is the fault of what was typed.
+fn used_wrongly(error: &anyhow::Error) -> bool {
+    let other_tokens = |cause: &StartError| matches!(cause, StartError::Draft(DraftError::Vocabulary { .. }));
+    error.chain().any(|cause| cause.is::<UsageError>() || cause.downcast_ref().is_some_and(other_tokens))
 }
 
 /// A command line that is no command.

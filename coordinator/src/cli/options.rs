@@ -54,10 +54,16 @@ pub(super) struct ServingOptions {
     #[arg(long, env = "BRIGADE_WIRE", value_name = "TYPE", hide_env = true, default_value = "f32")]
     pub(super) wire: Wire,
 
-    /// Guess no tokens ahead. Guesses change no token of an answer: they are computed beside the token before them where
+    /// Guess no tokens ahead from what stands in the prompt and the answer. Guesses change no token of an answer: they are computed beside the token before them where
     /// that is likely to make answers faster, and taken where they are what is drawn
     #[arg(long, env = "BRIGADE_NO_SPECULATION", hide_env = true)]
     pub(super) no_speculation: bool,
+
+    /// A second, small model with the same tokenizer, whose guesses of what follows are computed ahead: a GGUF file, or a
+    /// directory of safetensors. It is held by the worker with the most memory left, which needs the file; it is not asked
+    /// where answers are no faster with it, and changes no token of them
+    #[arg(long, env = "BRIGADE_DRAFT", value_name = "MODEL", hide_env = true)]
+    pub(super) draft: Option<PathBuf>,
 
     /// Send no step before all of its tokens are known. Otherwise, where stages would wait for the coordinator, the last one
     /// tells the first what it has drawn, and the coordinator only listens; no answer changes by that
@@ -294,9 +300,15 @@ pub(super) fn cluster_settings(
             format!("a split into {stages} stages leaves some of the {min_workers} workers without one");
         return Err(UsageError(format!("{reason}: give the layers of as many stages as workers")).into());
     }
+    let draft = serving.draft.as_deref().map(model_file).transpose()?;
+    let draft = draft.map(|path| {
+        let id = model_id(&path);
+        (path, id)
+    });
     Ok(ClusterSettings {
         model: model.to_owned(),
         model_id: model_id(model),
+        draft,
         program: own_program().context("failed to find this program's own file")?,
         state_dir,
         control,

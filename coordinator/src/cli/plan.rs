@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use brigade_proto::step::WireDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
-use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput};
+use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput, place_beside, plan_beside};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::units::Bytes;
@@ -90,8 +90,9 @@ pub(super) fn plan(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let input = plan_input(devices, hop, min_stages, &args.serving);
-    let dry = dry_run(&model, &input)?;
+    let dry = dry_run(&model, args.serving.draft.as_deref(), &input)?;
     let mut view = view(&model, &dry, &input);
+    view.notes.extend(draft_note(&dry, &input));
     view.notes.extend(note);
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -112,7 +113,7 @@ pub(super) fn check_memory(
     serving: &ServingOptions,
 ) -> anyhow::Result<()> {
     let input = plan_input(local_devices(workers)?, LOOPBACK, workers.workers, serving);
-    dry_run(model, &input).map(|_| ())
+    dry_run(model, serving.draft.as_deref(), &input).map(|_| ())
 }
 
 /// A plan made from a file's header.
@@ -120,17 +121,46 @@ struct DryRun {
     layers: usize,
     weights: Bytes,
     plan: Plan,
+    /// The draft model's name, and its own plan beside that.
+    draft: Option<(String, Plan)>,
 }
 
-fn dry_run(model: &Path, input: &PlanInput) -> anyhow::Result<DryRun> {
+fn dry_run(model: &Path, draft: Option<&Path>, input: &PlanInput) -> anyhow::Result<DryRun> {
+    let cost = read_cost(model)?;
+    let draft = match draft {
+        Some(path) => Some((model_id(path), read_cost(&model_file(path)?)?)),
+        None => None,
+    };
+    let failed = || format!("failed to place {} on {}", model_id(model), devices_in_words(input));
+    let (plan, draft) = match draft {
+        None => (brigade_shard::plan::plan(&cost, input).with_context(failed)?, None),
+        Some((id, draft)) => {
+            let plan = plan_beside(&cost, input, &draft).with_context(failed)?;
+            let beside = place_beside(&draft, input, &plan).with_context(failed)?;
+            (plan, Some((id, beside)))
+        }
+    };
+    Ok(DryRun { layers: cost.layer_count(), weights: cost.weights(&cost.whole()), plan, draft })
+}
+
+fn read_cost(model: &Path) -> anyhow::Result<Cost> {
     let failed = || format!("failed to read the model {}", model.display());
     let header = Header::open(model).with_context(failed)?;
     let spec = ModelSpec::from_header(&header).with_context(failed)?;
     let table = TensorTable::new(&header, &spec).with_context(failed)?;
-    let cost = Cost::new(&spec, &table);
-    let plan = brigade_shard::plan::plan(&cost, input)
-        .with_context(|| format!("failed to place {} on {}", model_id(model), devices_in_words(input)))?;
-    Ok(DryRun { layers: cost.layer_count(), weights: cost.weights(&cost.whole()), plan })
+    Ok(Cost::new(&spec, &table))
+}
+
+/// Where the draft model would be held.
+fn draft_note(dry: &DryRun, input: &PlanInput) -> Option<String> {
+    let (id, plan) = dry.draft.as_ref()?;
+    let stage = plan.stages.first()?;
+    let worker = input.devices.get(stage.device).map_or("?", |device| device.name.as_str());
+    Some(format!(
+        "the draft model {id} would be held by {worker}: {}, with a cache of {} tokens",
+        stage.memory.total(),
+        plan.cache_tokens
+    ))
 }
 
 fn devices_in_words(input: &PlanInput) -> String {

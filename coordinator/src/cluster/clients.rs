@@ -106,6 +106,10 @@ impl Clients {
         let accepted = counts.draft_tokens_accepted.saturating_sub(before.draft_tokens_accepted);
         self.metrics.draft_tokens.inc_by(counts.draft_tokens.saturating_sub(before.draft_tokens));
         self.metrics.draft_tokens_accepted.inc_by(accepted);
+        let by_model = counts.draft_model_tokens.saturating_sub(before.draft_model_tokens);
+        self.metrics.draft_model_tokens.inc_by(by_model);
+        let accepted = counts.draft_model_tokens_accepted.saturating_sub(before.draft_model_tokens_accepted);
+        self.metrics.draft_model_tokens_accepted.inc_by(accepted);
         self.metrics.steps_ahead.inc_by(counts.steps_ahead.saturating_sub(before.steps_ahead));
         self.metrics.pages_evicted.inc_by(counts.pages_evicted.saturating_sub(before.pages_evicted));
         self.metrics.replays.inc_by(counts.replayed.saturating_sub(before.replayed));

@@ -93,6 +93,18 @@ impl Links {
         })
     }
 
+    /// Whether a link to a worker stands.
+    pub(super) fn stands(&self, worker: &WorkerId) -> bool {
+        self.links.contains_key(worker)
+    }
+
+    /// Closes a worker's link, if one stands.
+    pub(super) fn close_of(&mut self, worker: &WorkerId) {
+        if let Some(link) = self.links.remove(worker) {
+            link.end.cancel();
+        }
+    }
+
     /// Closes every link.
     pub(super) fn close(&mut self) {
         for (_, link) in std::mem::take(&mut self.links) {

@@ -16,6 +16,6 @@ mod start;
 mod statistics;
 
 pub use handle::{ClusterHandle, ModelInfo};
-pub use model::{ModelError, ModelProblem};
+pub use model::{DraftError, ModelError, ModelProblem};
 pub use settings::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 pub use start::{Cluster, CreateTokenError, StartError};

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use brigade_proto::control::CacheDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::family::SpecError;
-use brigade_shard::model_file::{FileError, Header};
-use brigade_shard::plan::{HopCost, PlanInput, plan};
+use brigade_shard::model_file::{FileError, Fingerprint, Header};
+use brigade_shard::plan::{HopCost, PlanDevice, PlanError, PlanInput, place_whole, plan, plan_beside};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
@@ -23,6 +23,38 @@ use crate::template::{ChatRenderer, RenderError};
 pub(super) struct Model {
     pub(super) info: ModelInfo,
     cost: Cost,
+}
+
+/// A model that can draft for another one.
+pub(super) struct DraftModel {
+    pub(super) fingerprint: Fingerprint,
+    /// Token ids that both models know are below this.
+    pub(super) vocabulary: u32,
+    cost: Cost,
+}
+
+/// Why a model cannot draft for another one.
+#[derive(Debug, thiserror::Error)]
+pub enum DraftError {
+    /// It cannot be run.
+    #[error("the draft model cannot be used: {0}")]
+    Model(#[from] ModelError),
+    /// It does not speak the same tokens.
+    #[error(
+        "{} cannot draft for this model: token {id} is `{there}` there and `{here}` here; a draft model must have the \
+         same tokenizer, as smaller models of the same family do",
+        .path.display()
+    )]
+    Vocabulary {
+        /// The draft model's file.
+        path: PathBuf,
+        /// The first token id that means different texts.
+        id: u32,
+        /// What it means in the model that is served.
+        here: String,
+        /// What it means in the draft model.
+        there: String,
+    },
 }
 
 /// Why a model cannot be served.
@@ -108,31 +140,91 @@ impl Model {
         Ok(Model { info, cost })
     }
 
-    /// Plans this model with a cluster's settings.
+    /// Reads a model that drafts for this one.
+    ///
+    /// # Errors
+    /// Where it cannot be served, or its token ids mean other texts than this one's.
+    pub(super) fn open_draft(&self, path: &Path) -> Result<DraftModel, DraftError> {
+        let read = || {
+            let header = Header::open(path)?;
+            let spec = ModelSpec::from_header(&header)?;
+            let table = TensorTable::new(&header, &spec)?;
+            let tokenizer = Tokenizer::from_header(&header)?;
+            let vocabulary = spec.vocab.min(tokenizer.vocab_size()).min(self.info.vocab);
+            let vocabulary = vocabulary.min(self.info.tokenizer.vocab_size());
+            let draft = DraftModel {
+                fingerprint: *header.fingerprint(),
+                cost: Cost::new(&spec, &table),
+                vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
+            };
+            Ok((draft, tokenizer))
+        };
+        let problem = |problem| ModelError { path: path.to_owned(), problem };
+        let (draft, tokenizer) = read().map_err(problem)?;
+        match self.info.tokenizer.difference(&tokenizer) {
+            None => Ok(draft),
+            Some((id, here, there)) => Err(DraftError::Vocabulary {
+                path: path.to_owned(),
+                id,
+                here: here.to_owned(),
+                there: there.to_owned(),
+            }),
+        }
+    }
+
+    /// Plans this model with a cluster's settings, so that there is room for `draft` beside it. Where there was once, and is
+    /// no more, this one is served without.
+    pub(super) fn planner(&self, settings: &ClusterSettings, draft: Option<&DraftModel>) -> Planner {
+        let cost = self.cost.clone();
+        let draft = draft.map(|draft| draft.cost.clone());
+        let served_with_draft = std::cell::Cell::new(false);
+        let input = plan_input(settings);
+        Box::new(move |devices, min_stages| {
+            let input = input(devices, min_stages);
+            let found = match &draft {
+                None => plan(&cost, &input),
+                Some(draft) => match plan_beside(&cost, &input, draft) {
+                    Err(PlanError::NoRoomForDraft { .. }) if served_with_draft.get() => plan(&cost, &input),
+                    found => found.inspect(|_| served_with_draft.set(true)),
+                },
+            };
+            found.map_err(|error| error.to_string())
+        })
+    }
+}
+
+impl DraftModel {
+    /// Plans this model, on what others leave, for sequences of up to the context that was asked for.
     pub(super) fn planner(&self, settings: &ClusterSettings) -> Planner {
         let cost = self.cost.clone();
-        let (context, parallel, step_rows) = (settings.context, settings.parallel, settings.prefill_chunk);
-        let cache_value_bytes = match settings.cache_dtype {
-            CacheDtype::F16 => 2,
-            CacheDtype::F32 => 4,
-        };
-        let wire_value_bytes = settings.wire.size() as u32;
-        let split = settings.split.clone();
-        Box::new(move |devices, min_stages| {
-            // With fewer workers, after one was lost, any plan is better than none.
-            let split = if devices.len() < split.len() { Vec::new() } else { split.clone() };
-            let input = PlanInput {
-                devices: devices.to_vec(),
-                context,
-                parallel,
-                min_stages,
-                split,
-                step_rows,
-                cache_value_bytes,
-                wire_value_bytes,
-                hop: HopCost::default(),
-            };
-            plan(&cost, &input).map_err(|error| error.to_string())
+        let context = settings.context.unwrap_or(u32::MAX);
+        let input = plan_input(settings);
+        Box::new(move |devices, _| {
+            let found = place_whole(&cost, &input(devices, 1), context);
+            found.map_err(|error| format!("no room for the draft model: {error}"))
         })
+    }
+}
+
+/// Makes the input of plans from a cluster's settings, for devices and a least number of stages.
+fn plan_input(settings: &ClusterSettings) -> impl Fn(&[PlanDevice], usize) -> PlanInput + Send + use<> {
+    let (context, parallel, step_rows) = (settings.context, settings.parallel, settings.prefill_chunk);
+    let cache_value_bytes = match settings.cache_dtype {
+        CacheDtype::F16 => 2,
+        CacheDtype::F32 => 4,
+    };
+    let wire_value_bytes = settings.wire.size() as u32;
+    let split = settings.split.clone();
+    move |devices, min_stages| PlanInput {
+        devices: devices.to_vec(),
+        context,
+        parallel,
+        min_stages,
+        // With fewer workers, after one was lost, any plan is better than none.
+        split: if devices.len() < split.len() { Vec::new() } else { split.clone() },
+        step_rows,
+        cache_value_bytes,
+        wire_value_bytes,
+        hop: HopCost::default(),
     }
 }

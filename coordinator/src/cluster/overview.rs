@@ -5,6 +5,7 @@ use std::time::Instant;
 use brigade_proto::control::{DeviceKind, StageMemory};
 use brigade_proto::ids::Incarnation;
 
+use super::core::Draft;
 use super::handle::ModelInfo;
 use super::statistics::Statistics;
 use crate::deployment::{Deployment, StageRun};
@@ -12,8 +13,8 @@ use crate::membership::{Member, Membership, Presence};
 use crate::metrics::{Metrics, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    ClusterStatus, ModelStatus, Phase, PredictionStatus, RecoveryStatus, RequestStatus, StageStatus,
-    WorkerStatus,
+    ClusterStatus, DraftStatus, ModelStatus, Phase, PredictionStatus, RecoveryStatus, RequestStatus,
+    StageStatus, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -23,6 +24,7 @@ pub(super) struct Sources<'a> {
     pub(super) membership: &'a Membership,
     pub(super) deployment: &'a Deployment,
     pub(super) scheduler: &'a Scheduler,
+    pub(super) draft: Option<&'a Draft>,
     pub(super) counts: Counts,
     pub(super) statistics: &'a Statistics,
     pub(super) recovery: RecoveryStatus,
@@ -53,6 +55,7 @@ impl Sources<'_> {
                 ttft_ms: plan.predicted.ttft_ms,
                 bottleneck: plan.bottleneck.clone(),
             }),
+            draft: self.draft.map(|draft| draft_status(draft, &self.counts)),
             requests: requests(&self.counts),
             steps: self.statistics.summary(),
             recovery: self.recovery,
@@ -83,6 +86,21 @@ impl Sources<'_> {
             prefill_us_p50: times.map_or(0, |times| times.prefill.median()),
             totals: times.map(|times| times.totals).unwrap_or_default(),
         }
+    }
+}
+
+fn draft_status(draft: &Draft, counts: &Counts) -> DraftStatus {
+    let stage = draft.deployment.stages().first();
+    DraftStatus {
+        id: draft.id.clone(),
+        phase: draft.deployment.phase(),
+        reason: draft.deployment.reason(),
+        worker: stage.map(|stage| stage.name.clone()),
+        memory_bytes: stage.map_or(0, |stage| stage.memory.total().0),
+        loaded: stage.map_or(0.0, |stage| stage.loaded_share),
+        cache_tokens: draft.deployment.plan().map_or(0, |plan| plan.cache_tokens),
+        cache_tokens_reserved: counts.draft_cache_tokens_reserved,
+        rests: counts.draft_model_rests,
     }
 }
 
@@ -136,6 +154,8 @@ fn requests(counts: &Counts) -> RequestStatus {
         generated_tokens: counts.generated_tokens,
         draft_tokens: counts.draft_tokens,
         draft_tokens_accepted: counts.draft_tokens_accepted,
+        draft_model_tokens: counts.draft_model_tokens,
+        draft_model_tokens_accepted: counts.draft_model_tokens_accepted,
         steps_ahead: counts.steps_ahead,
         recovered: counts.recovered,
         recovered_inexact: counts.recovered_inexact,
@@ -160,6 +180,8 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     metrics.cache_tokens.set(i64::from(status.cache_tokens));
     metrics.cache_tokens_reserved.set(i64::from(status.cache_tokens_reserved));
     metrics.cache_tokens_kept.set(i64::from(status.cache_tokens_kept));
+    let drafting = status.draft.as_ref().is_some_and(|draft| draft.phase == Phase::Serving);
+    metrics.draft_model.set(i64::from(drafting));
     metrics.serving.set(i64::from(status.phase == Phase::Serving));
     metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
     let attached = status.workers.iter().filter(|worker| worker.state == "attached");

@@ -20,6 +20,8 @@ pub struct ClusterSettings {
     pub model: PathBuf,
     /// The name that requests give.
     pub model_id: String,
+    /// The file of a model that drafts answers, and its name.
+    pub draft: Option<(PathBuf, String)>,
     /// This program, which renders chat templates in processes of its own.
     pub program: PathBuf,
     /// Where identity, tokens and numbers are kept.

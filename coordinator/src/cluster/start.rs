@@ -22,9 +22,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::control::Control;
-use super::core::{Core, CoreParts, EVENT_QUEUE, SUBMISSION_QUEUE};
+use super::core::{Core, CoreParts, Draft, EVENT_QUEUE, SUBMISSION_QUEUE};
 use super::handle::ClusterHandle;
-use super::model::{Model, ModelError};
+use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
 use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings};
@@ -33,8 +33,10 @@ use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
 
-/// There is one deployment, so far.
+/// What is served.
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
+/// The draft model beside it.
+const DRAFT_DEPLOYMENT: DeploymentId = DeploymentId(2);
 /// How often a pair of equal TCP and UDP ports is looked for, where any will do.
 const PORT_ATTEMPTS: u32 = 16;
 /// How long blocking file work may keep a shutdown.
@@ -63,6 +65,9 @@ pub enum StartError {
     /// The model cannot be served.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The draft model cannot be used.
+    #[error(transparent)]
+    Draft(#[from] DraftError),
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateDirError),
@@ -127,6 +132,18 @@ impl Cluster {
         let model = model.map_err(|error| StartError::Interrupted(error.to_string()))??;
         model.check_template(&settings.model).await?;
         check_split(&settings.split, model.info.layers).map_err(StartError::Split)?;
+        let (model, draft) = match settings.draft.clone() {
+            None => (model, None),
+            Some((path, _)) => {
+                let read = tokio::task::spawn_blocking(move || {
+                    let draft = model.open_draft(&path);
+                    (model, draft)
+                });
+                let (model, draft) =
+                    read.await.map_err(|error| StartError::Interrupted(error.to_string()))?;
+                (model, Some(draft?))
+            }
+        };
         let mut state_dir = StateDir::open(&settings.state_dir)?;
         let identity = CoordinatorIdentity::load_or_create(&settings.state_dir)?;
         let tokens = TokenStore::open(&settings.state_dir)?;
@@ -134,21 +151,30 @@ impl Cluster {
         let (control_addr, data_addr) = (local_addr(&listener)?, transport.local_addr());
         let incarnation = state_dir.next_incarnation()?;
 
-        let deployment = Deployment::new(
-            DeploymentSettings {
-                id: DEPLOYMENT,
-                incarnation,
-                last_epoch: state_dir.epoch(),
-                min_workers: settings.min_workers,
-                fingerprint: model.info.fingerprint.to_string(),
-                file_hint: file_hint(&settings.model),
-                parallel: settings.parallel,
-                prefill_chunk: settings.prefill_chunk,
-                cache_dtype: settings.cache_dtype,
-                wire: settings.wire,
-            },
-            model.planner(&settings),
-        );
+        let served = DeploymentSettings {
+            id: DEPLOYMENT,
+            incarnation,
+            last_epoch: state_dir.epoch(),
+            min_workers: settings.min_workers,
+            fingerprint: model.info.fingerprint.to_string(),
+            file_hint: file_hint(&settings.model),
+            parallel: settings.parallel,
+            prefill_chunk: settings.prefill_chunk,
+            cache_dtype: settings.cache_dtype,
+            wire: settings.wire,
+        };
+        let beside = settings.draft.iter().zip(&draft).next().map(|((path, id), draft)| {
+            let drafting = DeploymentSettings {
+                id: DRAFT_DEPLOYMENT,
+                min_workers: 1,
+                fingerprint: draft.fingerprint.to_string(),
+                file_hint: file_hint(path),
+                ..served.clone()
+            };
+            let deployment = Deployment::new(drafting, draft.planner(&settings));
+            Draft::new(deployment.paused("waiting until the model is served"), id.clone(), draft.vocabulary)
+        });
+        let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
         let metrics = Metrics::new(Registry::default());
         let health = Health::new().await;
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
@@ -181,6 +207,7 @@ impl Cluster {
             model: overview::model_status(&model.info),
             state_dir,
             deployment,
+            draft: beside,
             max_waiting: settings.max_waiting,
             park: settings.park,
             speculation: settings.speculation,

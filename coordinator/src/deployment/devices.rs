@@ -2,22 +2,23 @@
 
 use brigade_proto::control::Capabilities;
 use brigade_shard::plan::PlanDevice;
+use brigade_shard::units::Bytes;
 
 use crate::membership::Member;
 
-/// The devices of these workers, in their order.
+/// The devices of these workers, in their order, each with the memory that `budget` leaves it.
 ///
 /// What a worker measures when it starts is what its machine gave it just then: less where others were busy, never more.
 /// So workers of one machine that are alike are all taken to be as fast as the fastest of them; otherwise a short
 /// disturbance would cut a model unevenly for as long as it is served.
-pub(super) fn devices(members: &[&Member]) -> Vec<PlanDevice> {
+pub(super) fn devices(members: &[&Member], budget: impl Fn(&Member) -> Bytes) -> Vec<PlanDevice> {
     let device = |member: &&Member| {
         let own = &member.capabilities;
         let twins = members.iter().map(|other| &other.capabilities).filter(|other| alike(own, other));
         let fastest = |speed: fn(&Capabilities) -> f64| twins.clone().map(speed).fold(0.0, f64::max);
         PlanDevice {
             name: own.name.clone(),
-            budget: own.budget,
+            budget: budget(member),
             bandwidth_bytes_per_s: fastest(|twin| twin.bandwidth_bytes_per_s),
             flops_per_s: fastest(|twin| twin.flops_per_s),
         }
@@ -38,7 +39,6 @@ mod tests {
 
     use brigade_proto::control::{DeviceKind, Telemetry};
     use brigade_proto::ids::WorkerId;
-    use brigade_shard::units::Bytes;
 
     use super::*;
     use crate::membership::{Presence, SessionId};
@@ -71,7 +71,7 @@ mod tests {
             member("two threads", "box", 2, (30.0, 400.0)),
             member("elsewhere", "other", 1, (50.0, 10.0)),
         ];
-        let found = devices(&members.iter().collect::<Vec<_>>());
+        let found = devices(&members.iter().collect::<Vec<_>>(), |member| member.capabilities.budget);
         let speeds: Vec<(f64, f64)> =
             found.iter().map(|device| (device.bandwidth_bytes_per_s, device.flops_per_s)).collect();
         assert_eq!(speeds, [(20.0, 240.0), (20.0, 240.0), (30.0, 400.0), (50.0, 10.0)]);

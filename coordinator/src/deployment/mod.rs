@@ -7,11 +7,12 @@
 //! stage fails or its worker is lost, running requests are kept for a new plan over what is left; plans that keep failing
 //! are tried again ever more slowly.
 
+mod beside;
 mod devices;
 mod running;
 mod transitions;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use brigade_proto::control::{CacheDtype, StageReport, ToWorker};
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
 use brigade_shard::plan::{Plan, PlanDevice};
+use brigade_shard::units::Bytes;
 
 use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
@@ -188,6 +190,10 @@ pub struct Deployment {
     last_failure: Option<String>,
     /// Workers that may hold a stage.
     holders: BTreeSet<WorkerId>,
+    /// Whether no plan is to be made for now.
+    paused: bool,
+    /// What other deployments hold on each worker.
+    taken: BTreeMap<WorkerId, Bytes>,
     commands: VecDeque<Command>,
 }
 
@@ -204,6 +210,8 @@ impl Deployment {
             failures: 0,
             last_failure: None,
             holders: BTreeSet::new(),
+            paused: false,
+            taken: BTreeMap::new(),
             commands: VecDeque::new(),
         }
     }

@@ -164,7 +164,10 @@ impl Deployment {
     }
 
     /// Makes a plan over the workers attached, or says what is missing.
-    fn plan_anew(&mut self, members: &Membership, now: Instant) {
+    pub(super) fn plan_anew(&mut self, members: &Membership, now: Instant) {
+        if self.paused {
+            return;
+        }
         if members.any_suspected() {
             // It is known within the grace whether the worker comes back; a plan without it would be wasted.
             let reason = "a worker's control connection broke; waiting for it to come back".into();
@@ -179,7 +182,7 @@ impl Deployment {
             self.wait(waiting_for_workers(attached.len(), wanted));
             return;
         }
-        let devices = devices(&attached);
+        let devices = devices(&attached, |member| self.left(&member.id, member.capabilities.budget));
         let min_stages = self.settings.min_workers.clamp(1, attached.len());
         let plan = match (self.planner)(&devices, min_stages) {
             Ok(plan) => plan,

@@ -7,7 +7,7 @@ use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::units::Bytes;
 
 use super::table::{Align, Table};
-use crate::status::{ClusterStatus, Phase, StageStatus, WorkerStatus};
+use crate::status::{ClusterStatus, DraftStatus, Phase, StageStatus, WorkerStatus};
 
 /// The whole state, as `brigade status` shows it.
 pub fn render_status(status: &ClusterStatus) -> String {
@@ -36,9 +36,17 @@ pub fn render_status(status: &ClusterStatus) -> String {
         requests.prompt_tokens,
         requests.generated_tokens
     );
+    if let Some(draft) = &status.draft {
+        let _ = writeln!(text, "draft     {}", draft_line(draft));
+    }
     if requests.draft_tokens > 0 {
         let (drafts, accepted) = (requests.draft_tokens, requests.draft_tokens_accepted);
-        let _ = writeln!(text, "guesses   {accepted} of {drafts} tokens guessed ahead were right");
+        let _ = write!(text, "guesses   {accepted} of {drafts} tokens guessed ahead were right");
+        let by_model = (requests.draft_model_tokens, requests.draft_model_tokens_accepted);
+        let _ = match by_model {
+            (0, _) => writeln!(text),
+            (drafts, accepted) => writeln!(text, "; of these {accepted} of {drafts} by the draft model"),
+        };
     }
     let steps = &status.steps;
     if steps.count > 0 {
@@ -66,6 +74,22 @@ pub fn render_status(status: &ClusterStatus) -> String {
         );
     }
     text
+}
+
+/// What the draft model is doing, and where.
+fn draft_line(draft: &DraftStatus) -> String {
+    let place = match &draft.worker {
+        Some(worker) => format!("{} on {worker}, {}", draft.id, Bytes(draft.memory_bytes)),
+        None => draft.id.clone(),
+    };
+    match &draft.reason {
+        Some(reason) => format!("{place}; {reason}"),
+        None if draft.rests => format!("{place}; rests, since answers were no faster with it"),
+        None => format!(
+            "{place}; cache {} of {} tokens reserved",
+            draft.cache_tokens_reserved, draft.cache_tokens
+        ),
+    }
 }
 
 /// The phase as one word.

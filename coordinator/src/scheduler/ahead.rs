@@ -16,8 +16,8 @@ use brigade_proto::step::{Segment, StepKind};
 
 use super::Scheduler;
 use super::groups::MOST_GROUPS;
-use super::sequence::{Expected, Sequence};
-use super::speculation::{MOST_DRAFTS, Speculation, WORTHWHILE};
+use super::sequence::{Expected, Sequence, Source};
+use super::speculation::{MOST_DRAFTS, WORTHWHILE};
 use super::times::Times;
 
 /// Most guesses looked ahead, and most drafts under way.
@@ -37,14 +37,16 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// The chain with the most tokens per second for guesses with these chances, in steps of at most `most_rows` rows.
-    pub(super) fn best(times: &Times, chances: &[f64], most_rows: usize) -> Option<Chain> {
+    /// The chain with the most tokens per second for guesses with these chances, which come after `guess_s` each, in steps
+    /// of at most `most_rows` rows.
+    pub(super) fn best(times: &Times, chances: &[f64], guess_s: f64, most_rows: usize) -> Option<Chain> {
         let rows = 1..=most_rows.min(MOST_DRAFTS).min(chances.len());
-        rows.map(|rows| Chain::of(times, chances, rows)).max_by(|a, b| a.rate.total_cmp(&b.rate))
+        rows.map(|rows| Chain::of(times, chances, guess_s, rows)).max_by(|a, b| a.rate.total_cmp(&b.rate))
     }
 
-    fn of(times: &Times, chances: &[f64], rows: usize) -> Chain {
+    fn of(times: &Times, chances: &[f64], guess_s: f64, rows: usize) -> Chain {
         let (sum_s, slowest_s) = times.sum_and_slowest(StepKind::Decode, rows as f64);
+        let slowest_s = slowest_s.max(guess_s * rows as f64);
         let round_s = sum_s + times.wire_s();
         let tokens = 1.0 + chances.iter().sum::<f64>();
         let further: f64 = chances.chunks_exact(rows).map(|step| step[rows - 1]).sum();
@@ -67,13 +69,16 @@ impl Scheduler {
     /// that bring `rate` tokens per second.
     pub(super) fn chain(&self, id: SequenceId, chances: &[f64], rate: f64) -> Option<Chain> {
         let pipeline = self.pipeline.as_ref().filter(|_| self.lone() == Some(id))?;
-        let chain = Chain::best(&self.times, chances, pipeline.room.step_rows as usize)?;
+        let by_model = self.sequences.get(&id).is_some_and(|sequence| sequence.source() == Source::Model);
+        let guess_s = if by_model { self.draft_terms().draft_s } else { 0.0 };
+        let chances = self.prospects(id, chances);
+        let chain = Chain::best(&self.times, &chances, guess_s, pipeline.room.step_rows as usize)?;
         (chain.rate > rate * WORTHWHILE).then_some(chain)
     }
 
     /// The next segment of a sequence that runs ahead of itself, where it pays and there is room for it in the pipeline.
     pub(super) fn ahead_segment(&mut self) -> Option<(Segment, Expected)> {
-        let id = self.lone().filter(|_| self.speculation != Speculation::Off)?;
+        let id = self.lone().filter(|_| self.guesses())?;
         self.sequences.get(&id).filter(|sequence| sequence.runs_ahead())?;
         let chances = self.guess(id);
         let (_, rate) = self.best_drafts(std::slice::from_ref(&chances), MOST_DRAFTS);
@@ -82,7 +87,12 @@ impl Scheduler {
         if under_way >= chain.steps {
             return None;
         }
-        let before = self.sequences.get(&id)?.drafted();
+        let sequence = self.sequences.get(&id)?;
+        let before = sequence.drafted();
+        // Drafts of the draft model's come one by one: a step of few would keep the next one waiting.
+        if sequence.source() == Source::Model && chances.len() < before + chain.rows {
+            return None;
+        }
         let room = self.reserve(id, chances.len().min(before + chain.rows));
         self.sequences.get_mut(&id)?.next_ahead(id, room)
     }
@@ -117,21 +127,21 @@ mod tests {
     #[test]
     fn what_is_nearly_sure_fills_all_stages() {
         let sure = chances(0.99);
-        let rate = |stages: usize| Chain::best(&times(stages), &sure, 128).unwrap().rate;
+        let rate = |stages: usize| Chain::best(&times(stages), &sure, 0.0, 128).unwrap().rate;
         assert!(rate(4) > 0.65 * rate(1), "{} {}", rate(4), rate(1));
-        let chain = Chain::best(&times(4), &sure, 128).unwrap();
+        let chain = Chain::best(&times(4), &sure, 0.0, 128).unwrap();
         assert_eq!(chain.steps, 5);
         assert!((5..=MOST_DRAFTS).contains(&chain.rows), "{chain:?}");
-        assert_eq!(Chain::best(&times(2), &sure, 6).unwrap().rows, 6);
+        assert_eq!(Chain::best(&times(2), &sure, 0.0, 6).unwrap().rows, 6);
     }
 
     #[test]
     fn less_sure_guesses_make_shorter_steps_and_unlikely_ones_do_not_pay() {
-        let rows = |each: f64| Chain::best(&times(4), &chances(each), 128).map(|chain| chain.rows);
+        let rows = |each: f64| Chain::best(&times(4), &chances(each), 0.0, 128).map(|chain| chain.rows);
         let (sure, likely) = (rows(0.99).unwrap(), rows(0.8).unwrap());
         assert!(likely < sure, "{likely} {sure}");
-        let unlikely = Chain::best(&times(4), &chances(0.1), 128).unwrap();
+        let unlikely = Chain::best(&times(4), &chances(0.1), 0.0, 128).unwrap();
         assert!(unlikely.rate < 50.0, "{unlikely:?} is no better than a step at a time");
-        assert_eq!(Chain::best(&times(4), &[], 128), None);
+        assert_eq!(Chain::best(&times(4), &[], 0.0, 128), None);
     }
 }

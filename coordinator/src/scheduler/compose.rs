@@ -7,7 +7,7 @@ use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Segment, ShortWay, StepFrame, StepKind};
 
 use super::chunks::{self, Chunking};
-use super::sequence::{Expected, Sequence};
+use super::sequence::{Expected, Sequence, Source};
 use super::{Flight, Scheduler};
 
 impl Scheduler {
@@ -21,7 +21,8 @@ impl Scheduler {
         let decoding = self.sequences.values().filter(|sequence| sequence.decodes()).count();
         self.choose_way(decoding);
         let groups = self.groups.adapt(&self.times, decoding, self.decodes_sent);
-        let segments = self.decode_segments(groups, decoding);
+        let held = self.held_back(now);
+        let segments = self.decode_segments(groups, decoding, &held);
         if !segments.is_empty() {
             self.decodes_sent += 1;
             return self.launch(StepKind::Decode, segments, None, 0, now);
@@ -66,27 +67,36 @@ impl Scheduler {
         oldest.is_some_and(|flight| self.decodes_sent >= flight.due + ahead)
     }
 
-    /// A token of each sequence of the next group, with its drafts: of those that are ready, as many as keep the groups of one size, and
-    /// never all only because they happened to be ready together. Those without cache go first the next time, oldest first.
-    fn decode_segments(&mut self, groups: usize, decoding: usize) -> Vec<(Segment, Expected)> {
+    /// A token of each sequence of the next group, with its drafts: of those that are ready and not held back, as many as
+    /// keep the groups of one size, and never all only because they happened to be ready together. Those without cache go
+    /// first the next time, oldest first.
+    fn decode_segments(
+        &mut self,
+        groups: usize,
+        decoding: usize,
+        held: &BTreeSet<SequenceId>,
+    ) -> Vec<(Segment, Expected)> {
         let free = groups.saturating_sub(self.under_way(StepKind::Decode));
         let Some(step_rows) = self.step_rows().filter(|_| free > 0 && !self.decoding_yields()) else {
             return Vec::new();
         };
-        let ready = self.sequences.values().filter(|sequence| sequence.wants_decode()).count();
+        let ready = self.sequences.values().filter(|sequence| sequence.wants_decode()).count() - held.len();
         let size = self.groups.largest(decoding).min(ready.div_ceil(free)).min(step_rows);
-        let (mut chosen, mut short) = (Vec::new(), BTreeSet::new());
+        let (mut chosen, mut short, mut kept) = (Vec::new(), BTreeSet::new(), Vec::new());
         while chosen.len() < size {
             let Some(id) = self.ready.pop_front() else { break };
             if !self.sequences.get(&id).is_some_and(Sequence::wants_decode) {
                 continue;
             }
-            if self.grow(id) {
+            if held.contains(&id) {
+                kept.push(id);
+            } else if self.grow(id) {
                 chosen.push(id);
             } else {
                 short.insert(id);
             }
         }
+        kept.into_iter().rev().for_each(|id| self.ready.push_front(id));
         short.into_iter().rev().for_each(|id| self.ready.push_front(id));
         let drafts = self.draft(&chosen, step_rows - chosen.len());
         let each = chosen.into_iter().zip(drafts);
@@ -145,7 +155,11 @@ impl Scheduler {
         let step = self.next_step;
         self.next_step = StepId(step.0 + 1);
         let (segments, expected): (Vec<Segment>, Vec<Expected>) = segments.into_iter().unzip();
-        self.counts.draft_tokens += segments.iter().map(|segment| u64::from(segment.drafts)).sum::<u64>();
+        for (segment, expected) in segments.iter().zip(&expected) {
+            let drafts = u64::from(segment.drafts);
+            self.counts.draft_tokens += drafts;
+            self.counts.draft_model_tokens += if expected.source == Source::Model { drafts } else { 0 };
+        }
         let ahead = expected.iter().any(|expected| expected.ahead);
         let releases: Vec<SequenceId> = self.releases.drain(..).collect();
         if self.flights.is_empty() {

@@ -98,6 +98,7 @@ impl Scheduler {
             return;
         };
         self.counts.replayed += 1;
+        self.drafter.forget(id);
         self.releasing.insert(id, sequence.restart());
         self.releases.push_back(id);
         self.waiting.insert(id, sequence);

@@ -13,9 +13,11 @@ mod acceptance;
 mod ahead;
 mod chunks;
 mod compose;
+mod drafter;
 mod groups;
 mod growth;
 mod lookup;
+mod offers;
 mod pages;
 mod patience;
 mod prefix;
@@ -36,6 +38,8 @@ use brigade_proto::step::{Drawn, StageTiming, StepFrame, StepKind};
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
 use self::acceptance::Acceptance;
+pub use self::drafter::DraftPipeline;
+use self::drafter::Drafter;
 use self::groups::Groups;
 use self::pages::Pages;
 use self::patience::Endings;
@@ -77,7 +81,7 @@ pub struct Pipeline {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Send a step to the first stage.
+    /// Send a step to the first stage of its deployment.
     Send(StepFrame),
     /// Tell the first stage what steps that were sent to it wait for.
     Tell(Drawn),
@@ -98,6 +102,11 @@ pub enum Command {
         reason: String,
         /// Whether no stage has said anything: the caller may know which one hangs.
         silent: bool,
+    },
+    /// The draft model does not work as it should: load it again. Answers go on without it. Comes once per start.
+    DraftsBroken {
+        /// Why, for people.
+        reason: String,
     },
 }
 
@@ -141,6 +150,14 @@ pub struct Counts {
     pub draft_tokens: u64,
     /// Those of them that were what was drawn.
     pub draft_tokens_accepted: u64,
+    /// Those drafts that were the draft model's.
+    pub draft_model_tokens: u64,
+    /// Those of them that were what was drawn.
+    pub draft_model_tokens_accepted: u64,
+    /// Cache tokens of the draft model's that sequences have.
+    pub draft_cache_tokens_reserved: u32,
+    /// Whether the draft model is not asked for a while, since that did not pay.
+    pub draft_model_rests: bool,
     /// Steps sent before their tokens were known.
     pub steps_ahead: u64,
     /// Times that a generation gave its cache back to an older one, to be computed again later.
@@ -205,6 +222,7 @@ pub struct Scheduler {
     groups: Groups,
     endings: Endings,
     speculation: Speculation,
+    drafter: Drafter,
     /// Whether the short way round may be used.
     short_way: bool,
     /// How often guesses of all sequences were right.
@@ -247,6 +265,7 @@ impl Scheduler {
             groups: Groups::new(),
             endings: Endings::default(),
             speculation,
+            drafter: Drafter::new(),
             short_way: false,
             acceptance: Acceptance::default(),
             undrafted: 0,
@@ -268,6 +287,8 @@ impl Scheduler {
             waiting: (self.waiting.len() + self.recovery.stranded()) as u32,
             cache_tokens_reserved: self.pages.reserved_tokens(),
             cache_tokens_kept: self.pages.kept_tokens(),
+            draft_model_rests: self.drafter.rests(),
+            draft_cache_tokens_reserved: self.drafter.reserved_tokens(),
             pages_evicted: self.counts.pages_evicted + self.pages.evicted(),
             ..self.counts
         }
@@ -307,6 +328,7 @@ impl Scheduler {
 
     /// Forgets what is under way, and what the stages hold.
     fn forget_steps(&mut self) {
+        self.drafter.forget_all();
         self.prefilling.clear();
         self.ready.clear();
         self.releases.clear();
@@ -378,12 +400,13 @@ impl Scheduler {
         if let Some(command) = self.commands.pop_front() {
             return Some(command);
         }
-        self.compose(now).map(Command::Send)
+        self.compose(now).or_else(|| self.compose_drafts(now)).map(Command::Send)
     }
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_parked(now);
+        self.handle_draft_timeout(now);
         if self.step_timeout().is_some_and(|due| now >= due) {
             let oldest = self.flights.values().map(|flight| flight.sent).min().unwrap_or(now);
             let waited = now.saturating_duration_since(oldest).as_secs();
@@ -393,7 +416,8 @@ impl Scheduler {
 
     /// When [`Scheduler::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.step_timeout(), self.recovery_timeout()].into_iter().flatten().min()
+        let drafts = self.drafter.next_timeout().filter(|_| !self.broken);
+        [self.step_timeout(), self.recovery_timeout(), drafts].into_iter().flatten().min()
     }
 
     /// When the pipeline counts as hung.
@@ -410,6 +434,7 @@ impl Scheduler {
             return;
         };
         state.ended = true;
+        self.drafter.forget(sequence);
         let under_way = state.in_flight > 0;
         self.stop_computing(sequence);
         self.note_caught_up(sequence);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use brigade_proto::ids::{DeploymentId, StepId};
 use brigade_proto::step::{SegmentOutput, StepKind, StepResult, TokenScore};
 
-use super::sequence::{Expected, Progress};
+use super::sequence::{Expected, Progress, Source};
 use super::times::Observed;
 use super::{Command, FAILED_STEPS_LIMIT, Flight, Measured, Scheduler};
 use crate::generation::{GenerationError, GenerationEvent, Origin};
@@ -14,6 +14,9 @@ impl Scheduler {
     /// Takes in a step's result. Results of another fence, or of a step that is not under way, are dropped and counted;
     /// one that does not hold what was asked for breaks the pipeline.
     pub fn handle_result(&mut self, result: StepResult, now: Instant) {
+        if self.drafter.is(result.deployment) {
+            return self.handle_draft_result(result, now);
+        }
         let current = self
             .pipeline
             .as_ref()
@@ -69,6 +72,9 @@ impl Scheduler {
         reason: &str,
         now: Instant,
     ) {
+        if self.drafter.is(deployment) {
+            return self.handle_draft_failure(step, reason);
+        }
         if self.pipeline.as_ref().is_none_or(|pipeline| pipeline.deployment != deployment) {
             return;
         }
@@ -161,12 +167,16 @@ impl Scheduler {
             let mut emit = |event| {
                 if let GenerationEvent::Token(drawn) = &event {
                     counts.generated_tokens += 1;
-                    counts.draft_tokens_accepted += u64::from(drawn.origin == Origin::Draft);
+                    let accepted = u64::from(drawn.origin == Origin::Draft);
+                    counts.draft_tokens_accepted += accepted;
+                    counts.draft_model_tokens_accepted +=
+                        if expected.source == Source::Model { accepted } else { 0 };
                 }
                 commands.push_back(Command::Emit { sequence: id, event });
             };
             sequence.compare(&output, &mut self.acceptance);
             progress = sequence.take(output, expected, &mut emit);
+            self.drafter.note(id, sequence);
         }
         let parking = sequence.parking && sequence.in_flight == 0;
         let ready = counted && sequence.wants_decode();

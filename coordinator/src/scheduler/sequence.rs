@@ -15,6 +15,15 @@ use super::lookup::{Guess, Lookup};
 use super::pages::Pages;
 use super::prefix::{PageKey, PageKeys};
 
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// From what followed before.
+    Lookup,
+    /// From the draft model.
+    Model,
+}
+
 /// One generation: its tokens, and how many of them the stages have been sent.
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -62,6 +71,12 @@ pub(super) struct Sequence {
     guess: Guess,
     /// How many tokens there were when that was guessed.
     guessed_at: usize,
+    /// Whose drafts it is offered.
+    source: Source,
+    /// What the draft model takes to follow the newest token.
+    drafts: Vec<u32>,
+    /// Whether what followed before is the better guess than anything that the draft model could say.
+    guesses_better: bool,
     /// Drafts under way: what is taken to follow the newest token by all segments that still count.
     drafted: VecDeque<u32>,
     /// How often a guess has failed, or there was none: what was sent before ran ahead in vain.
@@ -94,6 +109,8 @@ pub(super) struct Expected {
     pub(super) sample: bool,
     /// The segment's drafts; without the first, where it runs ahead: it counts only if that was drawn before.
     pub(super) drafts: Vec<u32>,
+    /// Where they come from.
+    pub(super) source: Source,
     /// Whether it runs ahead of another one.
     pub(super) ahead: bool,
     /// The sequence's fails when it was sent.
@@ -144,6 +161,9 @@ impl Sequence {
             lookup: Lookup::default(),
             guess: Guess::default(),
             guessed_at: 0,
+            source: Source::Lookup,
+            drafts: Vec::new(),
+            guesses_better: true,
             drafted: VecDeque::new(),
             fails: 0,
             acceptance: Acceptance::default(),
@@ -213,9 +233,61 @@ impl Sequence {
         }
         self.guessed_at = self.tokens.len();
         self.guess = self.lookup.guess(&self.tokens, most);
+        let guess = std::mem::take(&mut self.guess.tokens);
+        self.guess.tokens = self.without_ends(guess);
+    }
+
+    /// Drafts up to one that would end the answer.
+    pub(super) fn without_ends(&self, mut drafts: Vec<u32>) -> Vec<u32> {
         let end_ids = &self.sampling.end_ids;
-        let ends = self.guess.tokens.iter().position(|token| end_ids.contains(token));
-        self.guess.tokens.truncate(ends.unwrap_or(most));
+        if let Some(ends) = drafts.iter().position(|token| end_ids.contains(token)) {
+            drafts.truncate(ends);
+        }
+        drafts
+    }
+
+    /// Offers it drafts of `source`, where `drafts` are those of the draft model.
+    pub(super) fn offer(&mut self, source: Source, drafts: Vec<u32>, guesses_better: bool) {
+        (self.source, self.drafts, self.guesses_better) = (source, drafts, guesses_better);
+    }
+
+    /// The drafts that it was offered last.
+    pub(super) fn offered(&self) -> &[u32] {
+        match self.source {
+            Source::Lookup => &self.guess.tokens,
+            Source::Model => &self.drafts,
+        }
+    }
+
+    /// Where these come from.
+    pub(super) fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Whether what followed before was the better guess than anything that the draft model could say.
+    pub(super) fn guesses_better(&self) -> bool {
+        self.guesses_better
+    }
+
+    /// Whether `tokens` go on from the drafts under way.
+    pub(super) fn goes_on(&self, tokens: &[u32]) -> bool {
+        let before = self.drafted.len();
+        before > 0 && tokens.len() >= before && self.drafted.iter().eq(&tokens[..before])
+    }
+
+    /// The prompt, and every token drawn so far.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many of these are the prompt.
+    pub(super) fn prompt_len(&self) -> usize {
+        self.prompt
+    }
+
+    /// How tokens are chosen.
+    pub(super) fn sampling(&self) -> &Sampling {
+        &self.sampling
     }
 
     /// Drafts under way that may still count.
@@ -417,6 +489,7 @@ impl Sequence {
             scores,
             sample,
             drafts: Vec::new(),
+            source: self.source,
             ahead: false,
             fails: self.fails,
             follows: false,
@@ -441,7 +514,8 @@ impl Sequence {
     /// such guess.
     pub(super) fn next_ahead(&mut self, id: SequenceId, most: usize) -> Option<(Segment, Expected)> {
         let before = self.drafted.len();
-        let guess = &self.guess.tokens[..most.min(self.guess.tokens.len())];
+        let offered = self.offered();
+        let guess = &offered[..most.min(offered.len())];
         let goes_on = self.runs_ahead() && guess.len() > before && self.drafted.iter().eq(&guess[..before]);
         let tokens = goes_on.then(|| guess[before..].to_vec())?;
         let start = self.tokens.len() + before;
@@ -487,6 +561,7 @@ impl Sequence {
             scores: 0,
             sample: true,
             drafts,
+            source: self.source,
             ahead,
             fails: self.fails,
             follows: false,

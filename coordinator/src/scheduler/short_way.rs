@@ -14,7 +14,6 @@ use brigade_proto::step::{Drawn, DrawnToken, Segment, SegmentOutput, StepKind};
 
 use super::groups::MOST_GROUPS;
 use super::sequence::{Expected, Sequence};
-use super::speculation::Speculation;
 use super::{Command, Flight, Scheduler};
 
 /// How much longer a step's way round must be than what the slowest stage computes meanwhile: times are estimates.
@@ -82,8 +81,12 @@ impl Scheduler {
 
     /// Whether a step of these sequences would have drafts, were their tokens known.
     fn would_draft(&mut self, ids: &[SequenceId]) -> bool {
-        if self.speculation == Speculation::Off {
+        if !self.guesses() {
             return false;
+        }
+        // What it says is not known before the tokens are that it says it of.
+        if ids.iter().any(|id| self.drafter.is_drafting(*id)) {
+            return true;
         }
         let chances: Vec<Vec<f64>> = ids.iter().map(|id| self.guess(*id)).collect();
         let room = self.step_rows().unwrap_or_default().saturating_sub(ids.len());

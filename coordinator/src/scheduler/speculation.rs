@@ -9,12 +9,11 @@
 use brigade_proto::ids::SequenceId;
 
 use super::Scheduler;
-use super::ahead::MOST_AHEAD;
 
 /// Most drafts in a segment.
 pub(super) const MOST_DRAFTS: usize = 24;
 /// Drafts less likely than this are not considered: chances this small are not known well enough.
-const LEAST_CHANCE: f64 = 0.05;
+pub(super) const LEAST_CHANCE: f64 = 0.05;
 /// By how much drafts must make a step more productive: times and chances are estimates.
 pub(super) const WORTHWHILE: f64 = 1.03;
 /// After so many decode steps without drafts one is sent with some although it does not seem to pay: what a row costs
@@ -69,7 +68,7 @@ impl Scheduler {
     /// The drafts of a step of these sequences, each of which has a token to send and pages for it; the step has room
     /// for `room` of them. They have pages, too.
     pub(super) fn draft(&mut self, ids: &[SequenceId], room: usize) -> Vec<Vec<u32>> {
-        if self.speculation == Speculation::Off || room == 0 {
+        if !self.guesses() || room == 0 {
             return vec![Vec::new(); ids.len()];
         }
         let chances: Vec<Vec<f64>> = ids.iter().map(|id| self.guess(*id)).collect();
@@ -77,7 +76,7 @@ impl Scheduler {
         if let ([id], [chances]) = (ids, &chances[..])
             && let Some(chain) = self.chain(*id, chances, rate)
         {
-            counts = vec![(chain.rows - 1).min(room)];
+            counts = vec![(chain.rows - 1).min(room).min(chances.len())];
         }
         if counts.iter().any(|count| *count > 0) {
             self.undrafted = 0;
@@ -98,23 +97,16 @@ impl Scheduler {
         best_drafts(chances, room, |rows| self.groups.cycle_of_rows_s(&self.times, rows as f64))
     }
 
-    /// Has a sequence guess what follows; the chances of its tokens.
-    pub(super) fn guess(&mut self, id: SequenceId) -> Vec<f64> {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
-            return Vec::new();
-        };
-        sequence.guess(MOST_AHEAD);
-        let guess = sequence.guessed();
-        let chances = sequence.acceptance.chances(self.acceptance, guess.matched);
-        let most = guess.tokens.len().min(sequence.tokens_left().saturating_sub(1));
-        chances.take(most).take_while(|chance| *chance >= LEAST_CHANCE).collect()
+    /// Whether there is anywhere that drafts could come from.
+    pub(super) fn guesses(&self) -> bool {
+        self.speculation != Speculation::Off || self.drafter.is_there()
     }
 
-    /// The first `count` tokens of a sequence's guess, or as many as there are pages for: drafts never make a sequence
+    /// The first `count` drafts that a sequence is offered, or as many as there are pages for: drafts never make a sequence
     /// give way.
     fn reserve_drafts(&mut self, id: SequenceId, count: usize) -> Vec<u32> {
         let count = self.reserve(id, count);
-        self.sequences.get(&id).map_or_else(Vec::new, |sequence| sequence.guessed().tokens[..count].to_vec())
+        self.sequences.get(&id).map_or_else(Vec::new, |sequence| sequence.offered()[..count].to_vec())
     }
 }
 

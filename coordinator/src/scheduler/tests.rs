@@ -1,6 +1,8 @@
 //! Tests of the scheduler: single properties by hand, and all invariants under random events.
 
 mod busy;
+mod draft_stage;
+mod drafts;
 mod prefix;
 mod recovery;
 mod short_way;
@@ -15,6 +17,7 @@ use brigade_proto::ids::{Epoch, Incarnation};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{DrawnToken, StepResult};
 
+use self::draft_stage::{DRAFT, DraftStage, draft_pipeline};
 use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
 use super::groups::MOST_GROUPS;
@@ -67,6 +70,10 @@ struct Bench {
     followed: u64,
     /// How often what ran was where it had been when a pipeline was lost.
     caught_up: u64,
+    /// The draft model's stage, and its steps.
+    draft: Option<DraftStage>,
+    draft_steps: VecDeque<StepFrame>,
+    drafts_broken: Option<String>,
 }
 
 impl Bench {
@@ -90,12 +97,44 @@ impl Bench {
             told: BTreeMap::new(),
             followed: 0,
             caught_up: 0,
+            draft: None,
+            draft_steps: VecDeque::new(),
+            drafts_broken: None,
         }
     }
 
     /// Lets steps be sent ahead of their tokens.
     fn with_short_way(self) -> Bench {
         Bench { scheduler: self.scheduler.with_short_way(true), ..self }
+    }
+
+    /// With a draft model whose drafts are right with a chance of `percent`.
+    fn with_draft(mut self, percent: u64, cache_tokens: u32) -> Bench {
+        let times = vec![StagePrediction { decode_s: 0.001, prefill_s_per_row: 0.000_1 }];
+        let draft = draft_pipeline(times, cache_tokens, 256, 16, false);
+        self.draft = Some(DraftStage::new(&draft, percent));
+        self.scheduler.start_drafts(draft);
+        self
+    }
+
+    /// The draft model computes its oldest step; one after it that is a decode step may come first.
+    fn run_draft(&mut self) -> bool {
+        let decode = self.draft_steps.iter().position(|step| step.kind == StepKind::Decode);
+        let Some(step) = self.draft_steps.remove(decode.unwrap_or(0)) else {
+            return false;
+        };
+        let result = self.draft.as_mut().expect("there is a draft model").run(&step);
+        self.scheduler.handle_result(result, self.now);
+        self.poll();
+        true
+    }
+
+    /// The draft model is lost, with all that it was asked.
+    fn lose_draft(&mut self) {
+        self.scheduler.stop_drafts();
+        self.draft_steps.clear();
+        self.draft = None;
+        self.poll();
     }
 
     fn submit(&mut self, id: u64, request: GenerationRequest) -> Result<(), GenerationError> {
@@ -114,6 +153,13 @@ impl Bench {
     fn poll(&mut self) {
         while let Some(command) = self.scheduler.poll_command(self.now) {
             match command {
+                Command::Send(step) if step.deployment == DRAFT => self.draft_steps.push_back(step),
+                Command::DraftsBroken { reason } => {
+                    assert!(
+                        self.drafts_broken.replace(reason).is_none(),
+                        "told twice that drafts are broken"
+                    );
+                }
                 Command::Send(step) => {
                     let ahead = step.segments.iter().filter(|s| s.drafts as usize == s.tokens.len());
                     self.ahead += ahead.count() as u64;
@@ -185,7 +231,14 @@ impl Bench {
     }
 
     fn run_all(&mut self) {
-        while self.run(StepKind::Decode) || self.run(StepKind::Prefill) {}
+        loop {
+            while self.run_draft() || self.run(StepKind::Decode) || self.run(StepKind::Prefill) {}
+            // Nothing is under way: only the time that drafts are waited for may have to pass.
+            let Some(due) = self.scheduler.next_timeout().filter(|_| self.draft.is_some()) else { return };
+            self.now = self.now.max(due);
+            self.scheduler.handle_timeout(self.now);
+            self.poll();
+        }
     }
 
     fn events(&self, id: u64) -> &[GenerationEvent] {
@@ -211,6 +264,11 @@ impl Bench {
     fn assert_idle(&self) {
         assert_eq!(self.scheduler.steps_in_flight(), 0);
         assert_eq!(self.scheduler.counts().cache_tokens_reserved, 0);
+        if let Some(draft) = &self.draft {
+            assert_eq!(self.scheduler.counts().draft_cache_tokens_reserved, 0);
+            assert!(draft.held.is_empty(), "the draft model still holds {:?}", draft.held.keys());
+            assert_eq!(draft.begun, draft.released);
+        }
         assert!(self.stage.held.is_empty(), "the stage still holds {:?}", self.stage.held.keys());
         assert_eq!(
             self.stage.released, self.stage.begun,

@@ -27,7 +27,7 @@ fn settings(directory: &Path, script: &str, count: usize) -> LocalSettings {
         program: program(directory, script),
         control: ([127, 0, 0, 1], 4567).into(),
         token: "bg1-test-token".to_owned(),
-        models: directory.join("models"),
+        models: vec![directory.join("models")],
         count,
         memory: Bytes::mib(64),
         threads: 3,

@@ -50,6 +50,12 @@ pub enum PlanError {
     /// The context asked for is none that the model can have.
     #[error("a context of {asked} tokens is not possible: the model was trained for 1 to {model}")]
     Context { asked: u32, model: u32 },
+    /// The model fits, but not with another one beside it.
+    #[error(
+        "the model fits, but the draft model needs {needed} on one worker beside it, and at most {left} are left: give \
+         workers more memory, lower the context, join another worker, or leave the draft model out"
+    )]
+    NoRoomForDraft { needed: Bytes, left: Bytes },
     /// The devices have too little memory together.
     #[error("{0}")]
     TooLittleMemory(Box<MemoryShortage>),

@@ -3,12 +3,14 @@
 //! [`plan`] finds, for every number of stages, the partition whose slowest stage takes the least time to decode one
 //! token while every stage fits its device; then it takes the fewest stages past which more would not help.
 
+mod beside;
 mod error;
 mod predict;
 mod search;
 
 use serde::Serialize;
 
+pub use beside::{place_beside, place_whole, plan_beside};
 pub use error::{DeviceRoom, MemoryShortage, PlanError};
 pub use predict::{PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S};
 

@@ -211,6 +211,12 @@ impl Tokenizer {
         &self.end_ids
     }
 
+    /// The first token id that stands for another text here than in `other`, with both texts; `None` where all ids that
+    /// both have mean the same. One may have more ids than the other: vocabularies are padded to round numbers.
+    pub fn difference<'t>(&'t self, other: &'t Tokenizer) -> Option<(u32, &'t str, &'t str)> {
+        self.vocabulary.difference(&other.vocabulary)
+    }
+
     /// Number of token ids.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.len()

@@ -147,6 +147,13 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// The first id that stands for another text here than there.
+    pub(super) fn difference<'v>(&'v self, other: &'v Vocabulary) -> Option<(u32, &'v str, &'v str)> {
+        let pairs = self.texts.iter().zip(&other.texts).enumerate();
+        let mut differing = pairs.filter(|(_, (here, there))| here != there);
+        differing.next().map(|(id, (here, there))| (id as u32, here.as_str(), there.as_str()))
+    }
+
     pub(super) fn from_header(header: &Header) -> Result<Vocabulary, TokenizerError> {
         let key = "tokenizer.ggml.tokens";
         let texts = header.strings(key)?.ok_or(TokenizerError::Missing { key })?;

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use brigade_proto::control::ToWorker;
-use brigade_proto::ids::Epoch;
-use brigade_proto::step::Frame;
+use brigade_proto::ids::{DeploymentId, Epoch, WorkerId};
+use brigade_proto::step::{Frame, StepFrame};
 
 use super::{Core, CoreEvent};
 use crate::deployment;
@@ -19,6 +19,10 @@ impl Core {
                 self.carry_out_membership(command, now);
             } else if let Some(command) = self.deployment.poll_command() {
                 self.carry_out_deployment(command, now);
+            } else if let Some(command) =
+                self.draft.as_mut().and_then(|draft| draft.deployment.poll_command())
+            {
+                self.carry_out_draft(command, now);
             } else if let Some(command) = self.scheduler.poll_command(now) {
                 self.carry_out_scheduler(command, now);
             } else {
@@ -35,7 +39,7 @@ impl Core {
                 }
             }
             membership::Command::Changed => {
-                self.deployment.handle(deployment::Event::MembersChanged, &self.membership, now);
+                self.tell_deployments(deployment::Event::MembersChanged, now);
             }
         }
         self.changed = true;
@@ -44,14 +48,12 @@ impl Core {
     fn carry_out_deployment(&mut self, command: deployment::Command, now: Instant) {
         self.changed = true;
         match command {
-            deployment::Command::PersistEpoch(epoch) => self.write_epoch(epoch, now),
+            deployment::Command::PersistEpoch(epoch) => self.write_epoch(self.deployment.id(), epoch, now),
             deployment::Command::Send { worker, message } => {
                 if matches!(message, ToWorker::Load(_)) {
                     self.recoveries.loading(now);
                 }
-                if let Some(session) = self.membership.member(&worker).and_then(|member| member.session()) {
-                    self.tell(session, message);
-                }
+                self.send_to(&worker, message);
             }
             deployment::Command::CloseLinks => self.links.close(),
             deployment::Command::Start(pipeline) => {
@@ -66,17 +68,20 @@ impl Core {
                     .collect();
                 self.recoveries.serving(now);
                 self.scheduler.start(pipeline, now);
+                self.resume_draft(now);
             }
             deployment::Command::Suspend { reason } => {
                 if self.first.take().is_some() {
                     self.recoveries.lost(self.scheduler.silent_since().unwrap_or(now), now);
                 }
                 self.scheduler.suspend(&reason);
+                self.pause_draft();
             }
             deployment::Command::LookOut(outlook) => self.scheduler.look_out(outlook, now),
             deployment::Command::Stop { reason } => {
                 self.first = None;
                 self.scheduler.stop(&reason, now);
+                self.pause_draft();
             }
             deployment::Command::Failed { reason } => {
                 self.metrics.plan_failures.inc();
@@ -87,11 +92,17 @@ impl Core {
 
     fn carry_out_scheduler(&mut self, command: scheduler::Command, now: Instant) {
         match command {
+            scheduler::Command::Send(step) if self.is_draft(step.deployment) => self.send_draft(step, now),
             scheduler::Command::Send(step) => self.send_first(Frame::Step(step), now),
             scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
             scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
             scheduler::Command::CaughtUp => self.recoveries.caught_up(now, &self.metrics),
+            scheduler::Command::DraftsBroken { reason } => {
+                if let Some(draft) = &mut self.draft {
+                    draft.deployment.handle(deployment::Event::Broken { reason }, &self.membership, now);
+                }
+            }
             scheduler::Command::Broken { reason, silent } => {
                 let reason = match self.silent_stage().filter(|_| silent) {
                     Some(stage) => format!("{stage} has not answered: {reason}"),
@@ -110,17 +121,37 @@ impl Core {
         }
     }
 
-    fn write_epoch(&mut self, epoch: Epoch, now: Instant) {
+    fn send_draft(&mut self, step: StepFrame, now: Instant) {
+        let Some(draft) = &mut self.draft else { return };
+        let Some(worker) = draft.worker.clone() else { return };
+        if let Err(reason) = self.links.send(&worker, Frame::Step(step)) {
+            draft.deployment.handle(deployment::Event::LinkDown { worker, reason }, &self.membership, now);
+        }
+    }
+
+    /// Sends a message to a worker, if it is attached.
+    pub(super) fn send_to(&mut self, worker: &WorkerId, message: ToWorker) {
+        if let Some(session) = self.membership.member(worker).and_then(|member| member.session()) {
+            self.tell(session, message);
+        }
+    }
+
+    /// Writes an epoch down; where one of another deployment is being written, after that.
+    pub(super) fn write_epoch(&mut self, deployment: DeploymentId, epoch: Epoch, now: Instant) {
         let Some(mut state) = self.state_dir.take() else {
+            if self.written_for != deployment && self.next_epoch.is_none() {
+                self.next_epoch = Some((deployment, epoch));
+                return;
+            }
             let result = Err("the last one is still being written".into());
-            let event = deployment::Event::EpochPersisted(result);
-            return self.deployment.handle(event, &self.membership, now);
+            return self.tell_deployment(deployment, deployment::Event::EpochPersisted(result), now);
         };
+        self.written_for = deployment;
         let events = self.events_sender.clone();
         self.tasks.spawn_blocking(move || {
             let result = state.persist_epoch(epoch);
             // An error means that the core has ended: the directory is given up with the event.
-            let _ = events.blocking_send(CoreEvent::EpochWritten { state, result });
+            let _ = events.blocking_send(CoreEvent::EpochWritten { deployment, state, result });
         });
     }
 

@@ -1,6 +1,7 @@
 //! The one task that owns the state machines: it takes events in, and carries their commands out.
 
 mod commands;
+mod draft;
 mod publish;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::{Capabilities, ToCoordinator, ToWorker, Welcome};
 use brigade_proto::health::Health;
-use brigade_proto::ids::{Incarnation, SequenceId, WorkerId};
+use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, SequenceId, WorkerId};
 use brigade_proto::link::Link;
 use brigade_proto::step::StepResult;
 use futures_util::StreamExt;
@@ -33,6 +34,8 @@ use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Speculation};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::{ClusterStatus, ModelStatus};
+
+pub(super) use self::draft::Draft;
 
 /// Events that wait for the core: some from every worker and link at once. Their tasks wait when it is full.
 pub(super) const EVENT_QUEUE: usize = 1024;
@@ -58,7 +61,7 @@ pub(super) enum CoreEvent {
     /// A data link has ended.
     LinkEnded { link: LinkId, reason: String },
     /// The state directory is back from writing an epoch.
-    EpochWritten { state: StateDir, result: Result<(), StateDirError> },
+    EpochWritten { deployment: DeploymentId, state: StateDir, result: Result<(), StateDirError> },
 }
 
 /// What the core is made with.
@@ -68,6 +71,7 @@ pub(super) struct CoreParts {
     pub(super) model: ModelStatus,
     pub(super) state_dir: StateDir,
     pub(super) deployment: Deployment,
+    pub(super) draft: Option<Draft>,
     pub(super) max_waiting: usize,
     pub(super) park: Duration,
     pub(super) speculation: Speculation,
@@ -89,8 +93,13 @@ pub(super) struct Core {
     model: ModelStatus,
     /// `None` while a task writes an epoch.
     state_dir: Option<StateDir>,
+    /// An epoch that is to be written after that one, for another deployment.
+    next_epoch: Option<(DeploymentId, Epoch)>,
+    /// The deployment whose epoch was written last.
+    written_for: DeploymentId,
     membership: Membership,
     deployment: Deployment,
+    draft: Option<Draft>,
     scheduler: Scheduler,
     sessions: HashMap<SessionId, Session>,
     links: Links,
@@ -122,8 +131,11 @@ impl Core {
             data_port: parts.data_port,
             model: parts.model,
             state_dir: Some(parts.state_dir),
+            next_epoch: None,
+            written_for: parts.deployment.id(),
             membership: Membership::new(),
             deployment: parts.deployment,
+            draft: parts.draft,
             scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now)
                 .with_short_way(parts.short_way)
                 .with_park(parts.park),
@@ -166,7 +178,7 @@ impl Core {
             }
         }
         let now = Instant::now();
-        self.deployment.handle(deployment::Event::Stop, &self.membership, now);
+        self.tell_deployments(deployment::Event::Stop, now);
         self.carry_out(now);
         self.publish(now).await;
     }
@@ -175,12 +187,17 @@ impl Core {
         let status = self.published + if self.changed { STATUS_PAUSE } else { STATUS_PERIOD };
         let machines =
             [self.membership.next_timeout(), self.deployment.next_timeout(), self.scheduler.next_timeout()];
-        machines.into_iter().flatten().fold(status, Instant::min)
+        let draft = self.draft.as_ref().and_then(|draft| draft.deployment.next_timeout());
+        let machines = machines.into_iter().chain([draft]);
+        machines.flatten().fold(status, Instant::min)
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         self.membership.handle_timeout(now);
         self.deployment.handle_timeout(&self.membership, now);
+        if let Some(draft) = &mut self.draft {
+            draft.deployment.handle_timeout(&self.membership, now);
+        }
         self.scheduler.handle_timeout(now);
     }
 
@@ -217,15 +234,16 @@ impl Core {
             }
             CoreEvent::LinkEnded { link, reason } => {
                 if let Some(worker) = self.links.remove(link) {
-                    let event = deployment::Event::LinkDown { worker, reason };
-                    self.deployment.handle(event, &self.membership, now);
+                    self.tell_deployments(deployment::Event::LinkDown { worker, reason }, now);
                 }
             }
-            CoreEvent::EpochWritten { state, result } => {
+            CoreEvent::EpochWritten { deployment, state, result } => {
                 self.state_dir = Some(state);
                 let result = result.map_err(|error| error.to_string());
-                let event = deployment::Event::EpochPersisted(result);
-                self.deployment.handle(event, &self.membership, now);
+                self.tell_deployment(deployment, deployment::Event::EpochPersisted(result), now);
+                if let Some((deployment, epoch)) = self.next_epoch.take() {
+                    self.write_epoch(deployment, epoch, now);
+                }
             }
         }
     }
@@ -241,9 +259,15 @@ impl Core {
         };
         self.membership.handle(membership::Event::Heard { session, telemetry }, now);
         let event = match message {
+            // Reports name their deployment, and a worker that has answered a probe has spoken for all.
             ToCoordinator::Stage(report) => deployment::Event::Stage { worker, report },
-            ToCoordinator::LinkLost { deployment, peer, reason } if deployment == self.deployment.id() => {
-                deployment::Event::LinkLost { worker, peer, reason }
+            ToCoordinator::LinkLost { deployment, peer, reason } => {
+                let known = deployment == self.deployment.id() || self.is_draft(deployment);
+                if known {
+                    let event = deployment::Event::LinkLost { worker, peer, reason };
+                    self.tell_deployment(deployment, event, now);
+                }
+                return;
             }
             ToCoordinator::Probed { nonce } => deployment::Event::Probed { worker, nonce },
             ToCoordinator::StepFailed { deployment, step, stage, reason } => {
@@ -254,18 +278,18 @@ impl Core {
                 tracing::info!(%worker, "a worker leaves");
                 return self.membership.handle(membership::Event::Leaving { session }, now);
             }
-            ToCoordinator::Hello(_)
-            | ToCoordinator::Heartbeat(_)
-            | ToCoordinator::LinkLost { .. }
-            | ToCoordinator::LinkProbed { .. } => return,
+            ToCoordinator::Hello(_) | ToCoordinator::Heartbeat(_) | ToCoordinator::LinkProbed { .. } => {
+                return;
+            }
         };
-        self.deployment.handle(event, &self.membership, now);
+        self.tell_deployments(event, now);
     }
 
     fn link_accepted(&mut self, link: Link, now: Instant) {
         let stages = self.deployment.stages();
-        let ends = [stages.first(), stages.last()];
-        let expected = ends.into_iter().flatten().any(|stage| {
+        let draft = self.draft.iter().flat_map(|draft| draft.deployment.stages());
+        let ends = stages.first().into_iter().chain(stages.last()).chain(draft);
+        let expected = ends.into_iter().any(|stage| {
             matches!(link.peer(), brigade_proto::ids::Peer::Worker(worker) if *worker == stage.worker)
         });
         if !expected {
@@ -274,7 +298,7 @@ impl Core {
             return;
         }
         if let Some(worker) = self.links.open(link) {
-            self.deployment.handle(deployment::Event::LinkUp { worker }, &self.membership, now);
+            self.tell_deployments(deployment::Event::LinkUp { worker }, now);
         }
     }
 

@@ -41,6 +41,7 @@ impl Core {
             membership: &self.membership,
             deployment: &self.deployment,
             scheduler: &self.scheduler,
+            draft: self.draft.as_ref(),
             counts,
             statistics: &self.statistics,
             recovery: self.recoveries.status(),

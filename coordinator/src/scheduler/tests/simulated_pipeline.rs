@@ -9,6 +9,7 @@ use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, SequenceId};
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Drawn, DrawnToken, Segment, StageTiming, StepFrame, StepKind, StepResult};
 
+use super::draft_stage::{DRAFT, DraftStage, draft_pipeline};
 use super::simulated_stage::SimulatedStage;
 use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope};
 use crate::scheduler::{Command, Pipeline, Scheduler, Speculation, StagePrediction};
@@ -47,10 +48,26 @@ impl Travelling {
 
 #[derive(Debug)]
 enum Event {
+    Asked(Travelling),
+    Drafted(Travelling, StepResult),
     Arrives(usize, Travelling),
     Computed(usize, Travelling, StepResult, u64),
     Home(StepResult),
     Told(Drawn),
+}
+
+/// A draft model beside the pipeline.
+#[derive(Debug)]
+struct Draft {
+    stage: DraftStage,
+    speed: Speed,
+    link_us: u64,
+    steps: VecDeque<Travelling>,
+    computing: bool,
+    /// The pipeline's stage on the same worker: both compute one step at a time.
+    beside: Option<usize>,
+    /// Does not answer.
+    hangs: bool,
 }
 
 #[derive(Debug)]
@@ -81,6 +98,7 @@ pub(super) struct SimulatedPipeline {
     ahead: VecDeque<Travelling>,
     /// The newest token of each sequence that the first stage was told, with its position.
     told: BTreeMap<SequenceId, (u32, u32)>,
+    draft: Option<Draft>,
     random: Random,
     /// What happens when; the second number keeps the order of what happens at the same time.
     events: BTreeMap<(u64, u64), Event>,
@@ -149,6 +167,7 @@ impl SimulatedPipeline {
             short_us: None,
             ahead: VecDeque::new(),
             told: BTreeMap::new(),
+            draft: None,
             random: Random::new(1),
             events: BTreeMap::new(),
             happened: 0,
@@ -168,6 +187,42 @@ impl SimulatedPipeline {
     pub(super) fn with_short_way(self, short_ms: Option<f64>) -> SimulatedPipeline {
         let scheduler = self.scheduler.with_short_way(true);
         SimulatedPipeline { scheduler, short_us: short_ms.map(|ms| (ms * 1e3) as u64), ..self }
+    }
+
+    /// With a draft model that guesses right with a chance of `percent`, on a worker of its own or beside a stage.
+    pub(super) fn with_draft(
+        mut self,
+        speed: Speed,
+        link_ms: f64,
+        percent: u64,
+        beside: Option<usize>,
+    ) -> SimulatedPipeline {
+        let predicted = StagePrediction {
+            decode_s: speed.us(StepKind::Decode, 1) as f64 * 1e-6,
+            prefill_s_per_row: speed.prefill_ms.1 * 1e-3,
+        };
+        let draft = draft_pipeline(vec![predicted], 1 << 17, 8192, 128, beside.is_some());
+        self.draft = Some(Draft {
+            stage: DraftStage::new(&draft, percent),
+            speed,
+            link_us: (link_ms * 1e3) as u64,
+            steps: VecDeque::new(),
+            computing: false,
+            beside,
+            hangs: false,
+        });
+        self.scheduler.start_drafts(draft);
+        self
+    }
+
+    /// From now on the draft model does not answer any more.
+    pub(super) fn hang_draft(&mut self) {
+        self.draft.as_mut().expect("there is a draft model").hangs = true;
+    }
+
+    /// Whether a draft model is in use.
+    pub(super) fn has_draft(&self) -> bool {
+        self.draft.is_some()
     }
 
     /// Lets prompts share what they have in common: all begin alike.
@@ -215,19 +270,41 @@ impl SimulatedPipeline {
     /// Lets `us` microseconds pass.
     pub(super) fn pass(&mut self, us: u64) {
         let end = self.now_us + us;
-        while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= end) {
-            self.now_us = entry.key().0;
-            let event = entry.remove();
-            self.happen(event);
+        loop {
+            let due_us = self.hold_due_us().filter(|due_us| *due_us <= end);
+            let first = self.events.first_entry().filter(|entry| entry.key().0 <= end);
+            match first {
+                Some(entry) if due_us.is_none_or(|due_us| entry.key().0 < due_us) => {
+                    self.now_us = entry.key().0;
+                    let event = entry.remove();
+                    self.happen(event);
+                }
+                _ => {
+                    let Some(due_us) = due_us else { break };
+                    self.now_us = due_us.max(self.now_us);
+                    self.scheduler.handle_timeout(self.now());
+                    self.poll();
+                }
+            }
         }
         self.now_us = end;
+    }
+
+    /// When the scheduler has waited long enough for a draft model.
+    fn hold_due_us(&self) -> Option<u64> {
+        self.draft.as_ref()?;
+        let due = self.scheduler.next_timeout()?;
+        Some(due.saturating_duration_since(self.begin).as_micros() as u64 + 1)
     }
 
     /// Lets time pass until a sequence has ended, and says when that was; panics where everything stands still first.
     pub(super) fn pass_until_ended(&mut self, id: SequenceId) -> u64 {
         while !self.ended_us.contains_key(&id) {
-            assert!(!self.events.is_empty(), "nothing happens any more, and sequence {id} has not ended");
-            let next = self.events.keys().next().map_or(self.now_us, |key| key.0);
+            let happens = self.events.keys().next().map(|key| key.0);
+            let next = happens.into_iter().chain(self.hold_due_us()).min();
+            let next =
+                next.unwrap_or_else(|| panic!("nothing happens any more, and sequence {id} has not ended"));
+            let next = next.max(self.now_us);
             self.pass(next - self.now_us);
         }
         self.ended_us[&id]
@@ -235,6 +312,23 @@ impl SimulatedPipeline {
 
     fn happen(&mut self, event: Event) {
         match event {
+            Event::Asked(mut travelling) => {
+                travelling.arrived_us = self.now_us;
+                let draft = self.draft.as_mut().expect("there is a draft model");
+                draft.steps.push_back(travelling);
+                let place = draft.beside;
+                self.draft_next();
+                place.into_iter().for_each(|place| self.compute_next(place));
+            }
+            Event::Drafted(travelling, mut result) => {
+                let draft = self.draft.as_mut().expect("there is a draft model");
+                draft.computing = false;
+                let (link_us, place) = (draft.link_us, draft.beside);
+                result.timings = travelling.timings;
+                self.after(link_us, Event::Home(result));
+                place.into_iter().for_each(|place| self.compute_next(place));
+                self.draft_next();
+            }
             Event::Arrives(0, travelling) if travelling.step.short_way.follows => {
                 self.ahead.push_back(travelling);
                 self.fill();
@@ -268,6 +362,7 @@ impl SimulatedPipeline {
                     self.after(self.links_us[place + 1], Event::Home(result));
                 }
                 self.compute_next(place);
+                self.draft_next();
             }
             Event::Home(result) => {
                 self.scheduler.handle_result(result, self.now());
@@ -297,9 +392,34 @@ impl SimulatedPipeline {
         }
     }
 
+    /// The draft model's stage computes its next step, decode steps first.
+    fn draft_next(&mut self) {
+        let Some(draft) = self.draft.as_mut().filter(|draft| !draft.computing && !draft.hangs) else {
+            return;
+        };
+        if draft.beside.is_some_and(|place| self.stages[place].computing) {
+            return;
+        }
+        let decode = draft.steps.iter().position(|travelling| travelling.step.kind == StepKind::Decode);
+        let next = draft.steps.remove(decode.unwrap_or(0));
+        let Some(mut travelling) = next else { return };
+        draft.computing = true;
+        let result = draft.stage.run(&travelling.step);
+        let computed_us = draft.speed.us(travelling.step.kind, travelling.rows());
+        travelling.timings.push(StageTiming {
+            stage: 0,
+            queued_us: (self.now_us - travelling.arrived_us) as u32,
+            computed_us: computed_us as u32,
+            ..StageTiming::default()
+        });
+        self.after(computed_us, Event::Drafted(travelling, result));
+    }
+
     fn compute_next(&mut self, place: usize) {
+        let drafting =
+            self.draft.as_ref().is_some_and(|draft| draft.computing && draft.beside == Some(place));
         let stage = &mut self.stages[place];
-        if stage.computing {
+        if stage.computing || drafting {
             return;
         }
         let Some(mut travelling) = stage.decode.pop_front().or_else(|| stage.prefill.pop_front()) else {
@@ -331,6 +451,15 @@ impl SimulatedPipeline {
     fn poll(&mut self) {
         while let Some(command) = self.scheduler.poll_command(self.now()) {
             match command {
+                Command::Send(step) if step.deployment == DRAFT => {
+                    let link_us = self.draft.as_ref().expect("there is a draft model").link_us;
+                    let travelling = Travelling { step, timings: Vec::new(), arrived_us: 0 };
+                    self.after(link_us, Event::Asked(travelling));
+                }
+                Command::DraftsBroken { .. } => {
+                    self.scheduler.stop_drafts();
+                    self.draft = None;
+                }
                 Command::Send(step) => {
                     let travelling = Travelling { step, timings: Vec::new(), arrived_us: 0 };
                     self.after(self.links_us[0], Event::Arrives(0, travelling));
