@@ -156,3 +156,52 @@ async fn tools_reach_the_template_or_are_missed() {
     assert_eq!(without.render(asked(&tools)).await, Err(RenderError::NoTools));
     assert_eq!(without.render(asked(&[])).await, Ok("hi".to_owned()));
 }
+
+/// A call and its answer, as an assistant's second turn has them.
+fn called() -> Rendering {
+    let function = json!({"name": "look", "arguments": {"at": "sky", "n": 2}});
+    let call = json!({"id": "abc123def", "type": "function", "function": function});
+    let messages = vec![
+        json!({"role": "user", "content": "hi"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "abc123def", "content": "blue"}),
+    ];
+    Rendering { messages, ..Rendering::default() }
+}
+
+#[tokio::test]
+async fn calls_are_written_as_the_template_takes_them() {
+    let tools = vec![json!({"type": "function", "function": {"name": "look"}})];
+    let calls = |before: &str, arguments: &str| {
+        format!(
+            "{{% for t in tools or [] %}}[{{{{ t.function.name }}}}]{{% endfor %}}{{% for m in messages %}}{before}\
+             {{% for c in m.tool_calls or [] %}}({{{{ c.function.name + ' ' + {arguments} }}}}){{% endfor %}}{{% endfor %}}"
+        )
+    };
+    let asks = "{% if m.content is not none %}<{{ m.content }}>{% endif %}";
+    let searches = "{% if '</think>' in m.content %}?{% endif %}<{{ m.content }}>";
+    let (json, joined) = ("c.function.arguments | tojson", "c.function.arguments");
+    let spaced = r#"{"at": "sky", "n": 2}"#;
+    let dense = r#"{"at":"sky","n":2}"#;
+    for (before, arguments, wanted) in [
+        (asks, json, format!("<hi>(look {spaced})<blue>")),
+        // As Qwen 3 and gpt-oss do it.
+        (searches, json, format!("<hi><>(look {spaced})<blue>")),
+        // As DeepSeek's distilled models do it.
+        (asks, joined, format!("<hi>(look {dense})<blue>")),
+        (searches, joined, format!("<hi><>(look {dense})<blue>")),
+    ] {
+        let chat = renderer(&calls(before, arguments));
+        assert_eq!(chat.render(called()).await, Ok(wanted.clone()), "{before} {arguments}");
+        let with = Rendering { tools: tools.clone(), ..called() };
+        assert_eq!(chat.render(with).await, Ok(format!("[look]{wanted}")), "{before} {arguments}");
+    }
+
+    // What fails in every way fails for the reason that came first; what a template refuses is not tried again.
+    let hopeless = renderer(&calls(searches, "c.function.arguments.at + 1"));
+    let error = hopeless.render(called()).await.unwrap_err().to_string();
+    assert!(error.contains("containment"), "{error}");
+    let refusing = "{% if m.content is none %}{{ raise_exception('no content') }}{% endif %}";
+    let error = renderer(&calls(refusing, json)).render(called()).await.unwrap_err().to_string();
+    assert!(error.contains("no content"), "{error}");
+}

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use brigade_shard::template::{ChatTemplate, TemplateError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::wire::{self, MAX_REQUEST_BYTES, Rendering, Reply, Request};
 use super::{ADDRESS_SPACE_BYTES, CPU_SECONDS};
@@ -49,12 +49,56 @@ pub fn serve() -> io::Result<()> {
 fn render(template: &ChatTemplate, rendering: Rendering) -> Result<Reply, TemplateError> {
     let Rendering { messages, tools, mut variables } = rendering;
     if tools.is_empty() {
-        return Ok(Reply::Text(template.render(&messages, true, &variables)?));
+        return Ok(Reply::Text(render_as_it_likes(template, &messages, &variables)?));
     }
-    let without = template.render(&messages, true, &variables);
+    let without = render_as_it_likes(template, &messages, &variables);
     variables.insert("tools".to_owned(), Value::Array(tools));
-    let with = template.render(&messages, true, &variables)?;
+    let with = render_as_it_likes(template, &messages, &variables)?;
     Ok(if without.is_ok_and(|without| without == with) { Reply::NoTools } else { Reply::Text(with) })
+}
+
+/// The prompt, in the first of the ways to write calls that the template does not fail on. Templates differ in what they
+/// take: some ask whether there is content, others search it as text; some write arguments as JSON, others join them on
+/// as the text that they are in a request.
+fn render_as_it_likes(
+    template: &ChatTemplate,
+    messages: &[Value],
+    variables: &Map<String, Value>,
+) -> Result<String, TemplateError> {
+    let failed = match template.render(messages, true, variables) {
+        Err(error @ TemplateError::Failed { .. }) => error,
+        rendered => return rendered,
+    };
+    let ways: [&[fn(&mut Value)]; 3] =
+        [&[fill_content], &[write_arguments], &[fill_content, write_arguments]];
+    for way in ways {
+        let mut written = messages.to_vec();
+        written.iter_mut().for_each(|message| way.iter().for_each(|change| change(message)));
+        if written == messages {
+            continue;
+        }
+        if let Ok(text) = template.render(&written, true, variables) {
+            return Ok(text);
+        }
+    }
+    Err(failed)
+}
+
+/// Makes content that is not there an empty text.
+fn fill_content(message: &mut Value) {
+    if let Some(content) = message.get_mut("content").filter(|content| content.is_null()) {
+        *content = Value::from("");
+    }
+}
+
+/// Makes the arguments of calls the JSON of what they are.
+fn write_arguments(message: &mut Value) {
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments").filter(|value| value.is_object()) {
+            *arguments = Value::from(arguments.to_string());
+        }
+    }
 }
 
 /// Lowers a limit of this process, or raises it again as far as it may.
