@@ -231,6 +231,8 @@ fn may_be_missing(family: &str, key: &str) -> bool {
         "rope_parameters" => family == "llama",
         // Its value is that of a Phi-3 without such a part; factors that ask for the other one would miss it.
         "partial_rotary_factor" | "original_max_position_embeddings" => family == "phi3",
+        // Without norms; a model that has them has tensors that say so.
+        "use_qk_norm" => family == "cohere",
         // Untied is the rule but for Gemma and Cohere.
         "tie_word_embeddings" => true,
         _ => false,
@@ -251,9 +253,11 @@ fn every_setting_that_is_missing_or_misspelt_is_named() {
             set_config(&model, &without);
             // Where a Llama does not state them, others follow, which the tensors contradict.
             let in_tensors = family == "llama" && ["head_dim", "num_key_value_heads"].contains(&key.as_str());
+            let normed = variant.name == "cohere-norms" && key == "use_qk_norm";
             match read(&model) {
                 Err(message) if message.contains(key.as_str()) => {}
                 Err(message) if in_tensors && message.contains("_proj.weight") => {}
+                Err(message) if normed => assert!(message.contains("q_norm.weight"), "{message}"),
                 Ok(_) if may_be_missing(family, key) => {}
                 // Without groups they say nothing.
                 Ok(_)
@@ -401,6 +405,33 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         set_config(&model, &config);
         let message = said(&model);
         assert!(message.contains(word), "{name} with another `{key}`: {message}");
+    }
+}
+
+#[test]
+fn settings_of_published_files_that_change_nothing_are_taken_with_that_value_only() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, key, value, other) in [
+        ("qwen3moe-new", "shared_expert_intermediate_size", json!(0), json!(64)),
+        ("qwen3moe-new", "use_qk_norm", json!(true), json!(false)),
+        ("qwen3moe-new", "qkv_bias", json!(false), json!(true)),
+        ("phi3", "mlp_bias", json!(false), json!(true)),
+        ("phi3", "lm_head_bias", json!(false), json!(true)),
+        ("phi3", "full_attn_mod", json!(1), json!(2)),
+        ("phi3", "interpolate_factor", json!(1), json!(4)),
+        ("cohere2", "layer_switch", json!(4), json!(3)),
+    ] {
+        let model = variant(name).made(folder.path());
+        let mut config = config(&model);
+        // Of the oldest Cohere 2, that number is all that says which layers have windows.
+        config.remove("sliding_window_pattern");
+        let plain = variant(name).made(&folder.path().join("plain"));
+        config.insert(key.to_owned(), value);
+        set_config(&model, &config);
+        assert_eq!(read(&model), read(&plain), "{name} with `{key}`");
+        config.insert(key.to_owned(), other);
+        set_config(&model, &config);
+        assert!(said(&model).contains(key), "{name} with another `{key}`: {}", said(&model));
     }
 }
 

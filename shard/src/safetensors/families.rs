@@ -352,7 +352,10 @@ fn qwen3_moe(t: &mut Translation<'_>) -> Result<(), Problem> {
     t.pass_count("moe_intermediate_size", "expert_feed_forward_length")?;
     t.require("norm_topk_prob", &json!(true))?;
     t.allow("decoder_sparse_step", &json!(1))?;
-    t.allow("mlp_only_layers", &json!([]))
+    t.allow("mlp_only_layers", &json!([]))?;
+    t.allow("shared_expert_intermediate_size", &json!(0))?;
+    t.allow("use_qk_norm", &json!(true))?;
+    t.allow("qkv_bias", &json!(false))
 }
 
 fn qwen(t: &mut Translation<'_>, sizes: &Sizes) -> Result<(), Problem> {
@@ -387,7 +390,12 @@ fn phi3(t: &mut Translation<'_>) -> Result<(), Problem> {
     rms_norm(t)?;
     silu(t)?;
     pass_window(t)?;
-    t.allow("attention_bias", &json!(false))?;
+    for key in ["attention_bias", "mlp_bias", "lm_head_bias"] {
+        t.allow(key, &json!(false))?;
+    }
+    for key in ["full_attn_mod", "interpolate_factor"] {
+        t.allow(key, &json!(1))?;
+    }
     let width = turned_width(t, &sizes)?.unwrap_or(sizes.head);
     t.put("partial_rotary_factor", "rope.dimension_count", Value::Unsigned(width));
     t.ignore(&["original_max_position_embeddings"]);
@@ -400,14 +408,21 @@ const GEMMA_PERIOD: u64 = 6;
 /// Layers of Cohere 2 of which the last sees all positions.
 const COHERE_PERIOD: u64 = 4;
 
-/// Windows on all but the last of `period` layers.
-pub(super) fn periodic_windows(t: &mut Translation<'_>, sizes: &Sizes, period: u64) -> Result<(), Problem> {
+/// Keys that state a number of layers of which the last sees all positions.
+pub(super) const PATTERNS: &[&str] = &["sliding_window_pattern", "_sliding_window_pattern"];
+
+/// Windows on all but the last of `period` layers, which `layer_types` or one of `patterns` must say.
+pub(super) fn periodic_windows(
+    t: &mut Translation<'_>,
+    sizes: &Sizes,
+    period: u64,
+    patterns: &[&str],
+) -> Result<(), Problem> {
     t.pass_count("sliding_window", "attention.sliding_window")?;
     let listed = t.layer_types(sizes.layers, |layer| match layer % period == period - 1 {
         true => "full_attention",
         false => "sliding_attention",
     })?;
-    let patterns = ["sliding_window_pattern", "_sliding_window_pattern"];
     if !listed && !patterns.iter().any(|key| t.states(key)) {
         let (first, second) = ("sliding_window_pattern".to_owned(), "layer_types".to_owned());
         return Err(Problem::MissingEither { first, second });
@@ -431,23 +446,25 @@ fn gemma3(t: &mut Translation<'_>) -> Result<(), Problem> {
         return Err(wrong(key, &Json::from(scalar), "a number above 0"));
     }
     t.put(key, "attention.scale", Value::Float(1.0 / scalar.sqrt()));
-    periodic_windows(t, &sizes, GEMMA_PERIOD)?;
+    periodic_windows(t, &sizes, GEMMA_PERIOD, PATTERNS)?;
     let rules = RopeRules { width: sizes.head, base_may_be_missing: false, by_context: false, yarn: false };
     t.pass_two_ropes(&rules, sizes.context)
 }
 
 fn cohere(t: &mut Translation<'_>) -> Result<(), Problem> {
     let sizes = any_cohere(t)?;
-    let norms = t.optional_flag("use_qk_norm")?.ok_or_else(|| missing("use_qk_norm"))?;
+    // The first files are older than the key, and than the norms.
+    let norms = t.optional_flag("use_qk_norm")?.unwrap_or(false);
     t.put("use_qk_norm", "attention.head_norm", Value::Bool(norms));
     rope(t, &sizes, false)
 }
 
 fn cohere2(t: &mut Translation<'_>) -> Result<(), Problem> {
     let sizes = any_cohere(t)?;
-    periodic_windows(t, &sizes, COHERE_PERIOD)?;
+    // The oldest files have a number under a name that the class takes no notice of: what it does is what they say.
+    let patterns = [PATTERNS, &["layer_switch"]].concat();
+    periodic_windows(t, &sizes, COHERE_PERIOD, &patterns)?;
     for (key, only) in [
-        ("layer_switch", json!(COHERE_PERIOD)),
         ("order_of_interleaved_layers", json!("local_attn_first")),
         ("position_embedding_type", json!("rope_gptj")),
         ("rotary_pct", json!(1.0)),

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::families::{
-    ATTENTION, BIASES, HeadWidth, Names, kv_heads, periodic_windows, rms_norm, rope, silu, sizes,
+    ATTENTION, BIASES, HeadWidth, Names, PATTERNS, kv_heads, periodic_windows, rms_norm, rope, silu, sizes,
 };
 use super::fused::{Form, Fused, Order};
 use super::translation::Translation;
@@ -65,7 +65,7 @@ pub(super) fn translate(t: &mut Translation<'_>) -> Result<(), Problem> {
     rms_norm(t)?;
     silu(t)?;
     t.require("attention_bias", &json!(true))?;
-    periodic_windows(t, &sizes, PERIOD)?;
+    periodic_windows(t, &sizes, PERIOD, PATTERNS)?;
     t.pass_count("num_local_experts", "expert_count")?;
     let used = t.pass_count("num_experts_per_tok", "expert_used_count")?;
     // Older files repeat it, and the context that YaRN began with.
