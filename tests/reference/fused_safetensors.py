@@ -42,18 +42,6 @@ def add_settings(config, args):
             }  # fmt: skip
 
 
-def as_text_part(config, tensors):
-    """A model as the text part of one that sees images, too."""
-    outside = ("architectures", "torch_dtype", "dtype")
-    whole = {key: config.pop(key) for key in outside if key in config}
-    whole |= {"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "text_config": config}
-    whole |= {"vision_config": {"model_type": "llama4_vision_model"}, "boi_token_index": 3, "eoi_token_index": 4, "image_token_index": 5}
-    tensors = {"language_model." + name: values for name, values in tensors.items()}
-    tensors["vision_model.class_embedding"] = np.zeros((8,), np.float32)
-    tensors["multi_modal_projector.linear_1.weight"] = np.zeros((8, 8), np.float32)
-    return whole, tensors
-
-
 def add_llama4_feed_forward(tensors, args, layer, place):
     sizes, stream = args.sizes, tensors.stream
     hidden, width = sizes["hidden"], sizes["ffn"]

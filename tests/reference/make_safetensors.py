@@ -17,6 +17,7 @@ import numpy as np
 import fused_safetensors
 import json_tokenizers
 import routed_safetensors
+import text_part
 from make_tiny import Stream
 
 COMMON = {"hidden": 96, "layers": 3, "heads": 6, "kv_heads": 2, "head": 16, "ffn": 160}
@@ -269,7 +270,7 @@ def make(args):
     write_json = lambda name, value: (output / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")  # noqa: E731
     config, tensors = config_of(args), tensors_of(args)
     if args.text_part:
-        config, tensors = fused_safetensors.as_text_part(config, tensors)
+        config, tensors = text_part.of(config, tensors, args.new)
     write_json("config.json", config)
     if args.shards == 1:
         write_file(output / "model.safetensors", tensors, args.dtype)
@@ -305,7 +306,7 @@ def parse(arguments=None):
     parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
     parser.add_argument("--widened", action="store_true", help="with --mxfp4: the same values in the type of the others")
     parser.add_argument("--plain-heads", action="store_true", help="llama4: heads have no norm")
-    parser.add_argument("--text-part", action="store_true", help="llama4: as a part of a model that sees images, too")
+    parser.add_argument("--text-part", action="store_true", help="gemma3_text, llama4: as a part of a model that sees images, too")
     parser.add_argument("--tokenizer", choices=json_tokenizers.KINDS, default="llama3")
     parser.add_argument("--vocab", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)

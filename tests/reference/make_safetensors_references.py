@@ -36,6 +36,8 @@ VARIANTS = {
     "phi3-long": "phi3 --long-factors --original-context 16 --new --tokenizer llama2",
     "gemma3": "gemma3_text --tokenizer gemma",
     "gemma3-new": "gemma3_text --new --dtype bf16 --tokenizer gemma",
+    "gemma3-part": "gemma3_text --text-part --tokenizer gemma",
+    "gemma3-part-new": "gemma3_text --text-part --new --dtype bf16 --tokenizer gemma",
     "cohere": "cohere --tokenizer gpt2",
     "cohere-norms": "cohere --head-norms --new --tokenizer gpt2",
     "cohere2": "cohere2 --tokenizer gpt2",

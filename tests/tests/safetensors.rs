@@ -9,7 +9,7 @@ use std::{fs, iter};
 
 use brigade_proto::control::CacheDtype;
 use brigade_shard::model_file::Header;
-use brigade_shard::spec::{Attention, ModelSpec, Temperature};
+use brigade_shard::spec::{Attention, ModelSpec, Norm, Temperature};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
 use brigade_tests::chain::Chain;
@@ -223,7 +223,10 @@ fn may_be_missing(family: &str, key: &str) -> bool {
         "moe_layers" | "layer_types" | "for_llm_compressor" => family == "llama4",
         "no_rope_layers" | "no_rope_layer_interval" => family == "llama4",
         "attn_temperature_tuning" | "floor_scale" | "attn_scale" => family == "llama4",
-        "vision_config" | "boi_token_index" | "eoi_token_index" | "image_token_index" => family == "llama4",
+        "vision_config" | "boi_token_index" | "eoi_token_index" | "image_token_index" => {
+            matches!(family, "llama4" | "gemma3_text")
+        }
+        "mm_tokens_per_image" => family == "gemma3_text",
         "qk_head_dim" | "head_dim" | "rope_interleave" | "topk_method" => family == "deepseek_v3",
         // Without it every layer sees everything.
         "sliding_window" => !matches!(family, "gemma3_text" | "cohere2" | "gpt_oss"),
@@ -307,7 +310,10 @@ fn every_tensor_that_is_missing_or_misspelt_is_named() {
         let (whole, data) = taken_apart(&file);
         // Layers that are not run may lack what they like, and other parts than the text are not looked into.
         let further = format!("model.layers.{}.", read(&model).unwrap().layers.len());
-        let elsewhere = |name: &str| name.starts_with("vision_model.") || name.starts_with("multi_modal");
+        let elsewhere = |name: &str| {
+            let name = name.strip_prefix("model.").unwrap_or(name);
+            ["vision_model.", "vision_tower.", "multi_modal"].iter().any(|start| name.starts_with(start))
+        };
         for name in whole.keys().filter(|name| *name != "__metadata__") {
             let mut header = whole.clone();
             let entry = header.remove(name).unwrap();
@@ -394,6 +400,8 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         ("llama4-part", "text_config", json!(7), "text_config"),
         ("llama4-part", "tie_word_embeddings", json!(true), "tie_word_embeddings"),
         ("llama4-part", "audio_config", json!({}), "audio_config"),
+        ("gemma3-part", "audio_config", json!({}), "audio_config"),
+        ("gemma3-part", "text_config", json!({"hidden_size": 96}), "num_hidden_layers"),
         ("glm4moe", "attention_bias", json!(false), "self_attn.q_proj.bias"),
         ("glm4moe", "use_qk_norm", json!(true), "self_attn.q_norm.weight"),
         ("glm4moe", "partial_rotary_factor", json!(1.5), "partial_rotary_factor"),
@@ -460,6 +468,41 @@ fn llama_4_relies_on_what_its_class_does_where_published_files_say_nothing() {
     assert_eq!(temperature(Value::Null), usual);
     assert_eq!(temperature(json!(4)), usual);
     assert_eq!(temperature(json!(0)), None);
+}
+
+#[test]
+fn gemma_3_as_a_part_relies_on_what_its_class_does_where_published_files_say_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = variant("gemma3-part").made(folder.path());
+    let whole = config(&model);
+    let without = |key: &str| {
+        let mut config = whole.clone();
+        let settings = config["text_config"].as_object_mut().unwrap();
+        settings.remove(key).unwrap_or_else(|| panic!("`{key}` is not stated"));
+        set_config(&model, &config);
+        read(&model)
+    };
+    assert_eq!(without("max_position_embeddings").unwrap().context_length, 131_072);
+    let spec = without("rms_norm_eps").unwrap();
+    assert_eq!(spec.layers[0].attention_norm, Norm::Rms { epsilon: 1e-6 });
+    match &without("query_pre_attn_scalar").unwrap().layers[0].attention {
+        Attention::Grouped(attention) => assert_eq!(attention.scale, 1.0 / 16.0),
+        Attention::Latent(_) => panic!("latent attention"),
+    }
+    // What the tensors contradict.
+    for (key, wanted) in [
+        ("num_attention_heads", "[96, 256]"),
+        ("num_key_value_heads", "[96, 128]"),
+        ("head_dim", "256"),
+        ("vocab_size", "262208"),
+    ] {
+        let message = without(key).unwrap_err();
+        assert!(message.contains(wanted), "without `{key}`: {message}");
+    }
+    for key in ["hidden_size", "num_hidden_layers", "intermediate_size", "sliding_window"] {
+        let message = without(key).unwrap_err();
+        assert!(message.contains(key), "without `{key}`: {message}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A directory with a model: its configuration, its tensors, and what is beside them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,18 +72,19 @@ pub(crate) fn open(folder: &Path) -> Result<Header, FileError> {
     let config = json::object(&text).map_err(|problem| in_config(Problem::Json { problem }))?;
     let family = family(&config).map_err(in_config)?;
     let settings = settings(&config, family).map_err(in_config)?;
-    let mut translation = Translation::new(settings, family.architecture);
+    let mut translation = Translation::new(&settings, family.architecture);
     refuse_quantised(&mut translation, family).map_err(in_config)?;
     (family.translate)(&mut translation).map_err(in_config)?;
     let tied = translation.optional_flag("tie_word_embeddings").map_err(in_config)?;
     translation.finish().map_err(in_config)?;
 
     let (parts, tensors, file_bytes) = read_tensors(folder, &mut hash)?;
+    let family = names::as_spelt(family, &tensors);
     let mut metadata = translation.metadata;
     let experts = metadata.get(&format!("{}.expert_count", family.architecture)).and_then(Value::as_u64);
     let in_folder = |problem| FileError::new(folder, problem);
     let mut named = names::named(family, tensors, experts.unwrap_or(0)).map_err(in_folder)?;
-    check_ends(&mut named, family, settings, tied.unwrap_or(family.tied)).map_err(in_folder)?;
+    check_ends(&mut named, family, &settings, tied.unwrap_or(family.tied)).map_err(in_folder)?;
     for tensor in translation.stated {
         named.add(Some(tensor.name.clone()), tensor);
     }
@@ -154,16 +156,20 @@ fn family(config: &Map<String, Json>) -> Result<&'static Family, Problem> {
         _ => None,
     };
     let class = class.ok_or_else(|| wrong(key, value, "an array of one name"))?;
-    FAMILIES.iter().find(|family| family.class == class).ok_or_else(|| Problem::UnknownClass {
-        found: class.chars().take(80).collect(),
-        known: FAMILIES.iter().map(|family| family.class).collect(),
+    FAMILIES.iter().find(|family| family.class == class).ok_or_else(|| {
+        let mut known: Vec<&'static str> = FAMILIES.iter().map(|family| family.class).collect();
+        known.dedup();
+        Problem::UnknownClass { found: class.chars().take(80).collect(), known }
     })
 }
 
 /// The settings of a family, which may be a part of those of the whole model; the others must be known, too.
-fn settings<'c>(config: &'c Map<String, Json>, family: &Family) -> Result<&'c Map<String, Json>, Problem> {
+fn settings<'c>(
+    config: &'c Map<String, Json>,
+    family: &Family,
+) -> Result<Cow<'c, Map<String, Json>>, Problem> {
     let Some(nested) = &family.nested else {
-        return Ok(config);
+        return Ok(Cow::Borrowed(config));
     };
     let mut whole = Translation::new(config, family.architecture);
     refuse_quantised(&mut whole, family)?;
@@ -177,7 +183,9 @@ fn settings<'c>(config: &'c Map<String, Json>, family: &Family) -> Result<&'c Ma
         }
         _ => whole.finish()?,
     }
-    Ok(settings)
+    let mut settings = settings.clone();
+    (nested.fill_in)(&mut settings);
+    Ok(Cow::Owned(settings))
 }
 
 /// The files, their tensors, and the size of all files together.

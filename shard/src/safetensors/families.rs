@@ -1,9 +1,10 @@
 //! The families that can be run from safetensors: which keys of `config.json` are which hyper-parameters, and how the
 //! tensors are called. What the keys mean is that of the class of Hugging Face's transformers that they are written for.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::fused::Fused;
+use super::gemma3;
 use super::gpt_oss;
 use super::llama4;
 use super::rope::RopeRules;
@@ -42,12 +43,14 @@ pub(super) struct Family {
 pub(super) struct Nested {
     /// The object of `config.json` with its settings.
     pub(super) settings: &'static str,
-    /// What its tensors' names begin with.
-    pub(super) prefix: &'static str,
+    /// What its tensors' names begin with, and what they would begin with where it is whole.
+    pub(super) prefixes: &'static [(&'static str, &'static str)],
     /// Settings of the other parts.
     pub(super) other_settings: &'static [&'static str],
     /// What the names of the other parts' tensors begin with.
     pub(super) other_tensors: &'static [&'static str],
+    /// Puts in what the class has where published settings say nothing.
+    pub(super) fill_in: fn(&mut Map<String, Json>),
 }
 
 /// Tensors outside the layers, in every family.
@@ -86,11 +89,6 @@ const FUSED: Names = &[
     ("ffn_up.weight", "mlp.gate_up_proj.weight"),
     ("ffn_down.weight", "mlp.down_proj.weight"),
 ];
-const FOUR_NORMS: Names = &[
-    ("post_attention_norm.weight", "post_attention_layernorm.weight"),
-    ("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
-    ("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
-];
 /// A star stands for the number of an expert.
 const MIXTRAL_EXPERTS: Names = &[
     ("ffn_gate_inp.weight", "block_sparse_moe.gate.weight"),
@@ -118,6 +116,16 @@ const PLAIN: Family = Family {
     translate: llama,
 };
 
+const GEMMA3: Family = Family {
+    class: "Gemma3ForCausalLM",
+    architecture: "gemma3",
+    names: gemma3::NAMES,
+    norms: Meaning::LessOne,
+    tied: true,
+    translate: gemma3::translate,
+    ..PLAIN
+};
+
 const LLAMA4: Family = Family {
     class: "Llama4ForCausalLM",
     architecture: "llama4",
@@ -127,8 +135,8 @@ const LLAMA4: Family = Family {
     ..PLAIN
 };
 
-/// All families.
-pub(super) const FAMILIES: [Family; 16] = [
+/// All families. Those of one class differ in where their text part is only.
+pub(super) const FAMILIES: [Family; 18] = [
     Family { class: "LlamaForCausalLM", ..PLAIN },
     Family { class: "MistralForCausalLM", translate: mistral, ..PLAIN },
     Family {
@@ -165,15 +173,9 @@ pub(super) const FAMILIES: [Family; 16] = [
         translate: phi3,
         ..PLAIN
     },
-    Family {
-        class: "Gemma3ForCausalLM",
-        architecture: "gemma3",
-        names: &[ATTENTION, HEAD_NORMS, FOUR_NORMS, FEED_FORWARD],
-        norms: Meaning::LessOne,
-        tied: true,
-        translate: gemma3,
-        ..PLAIN
-    },
+    GEMMA3,
+    Family { class: "Gemma3ForConditionalGeneration", nested: Some(gemma3::TEXT_PART), ..GEMMA3 },
+    Family { class: "Gemma3ForConditionalGeneration", nested: Some(gemma3::NEWER_TEXT_PART), ..GEMMA3 },
     Family {
         class: "CohereForCausalLM",
         architecture: "command-r",
@@ -403,8 +405,6 @@ fn phi3(t: &mut Translation<'_>) -> Result<(), Problem> {
     t.pass_rope(&rules, sizes.context)
 }
 
-/// Layers of Gemma 3 of which the last sees all positions.
-const GEMMA_PERIOD: u64 = 6;
 /// Layers of Cohere 2 of which the last sees all positions.
 const COHERE_PERIOD: u64 = 4;
 
@@ -428,27 +428,6 @@ pub(super) fn periodic_windows(
         return Err(Problem::MissingEither { first, second });
     }
     patterns.iter().try_for_each(|key| t.allow(key, &json!(period)))
-}
-
-fn gemma3(t: &mut Translation<'_>) -> Result<(), Problem> {
-    let sizes = sizes(t, HeadWidth::Stated)?;
-    kv_heads(t)?;
-    rms_norm(t)?;
-    t.require("hidden_activation", &json!("gelu_pytorch_tanh"))?;
-    t.allow("hidden_act", &json!("gelu_pytorch_tanh"))?;
-    t.allow("attention_bias", &json!(false))?;
-    t.allow("use_bidirectional_attention", &json!(false))?;
-    t.allow("attn_logit_softcapping", &Json::Null)?;
-    t.allow("final_logit_softcapping", &Json::Null)?;
-    let key = "query_pre_attn_scalar";
-    let scalar = t.number(key)?;
-    if scalar <= 0.0 {
-        return Err(wrong(key, &Json::from(scalar), "a number above 0"));
-    }
-    t.put(key, "attention.scale", Value::Float(1.0 / scalar.sqrt()));
-    periodic_windows(t, &sizes, GEMMA_PERIOD, PATTERNS)?;
-    let rules = RopeRules { width: sizes.head, base_may_be_missing: false, by_context: false, yarn: false };
-    t.pass_two_ropes(&rules, sizes.context)
 }
 
 fn cohere(t: &mut Translation<'_>) -> Result<(), Problem> {

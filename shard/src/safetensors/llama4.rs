@@ -43,9 +43,10 @@ pub(super) const FUSED: &[Fused] = &[
 /// Where the text part of a model is that sees images, too.
 pub(super) const TEXT_PART: Nested = Nested {
     settings: "text_config",
-    prefix: "language_model.",
+    prefixes: &[("language_model.", "")],
     other_settings: &["vision_config", "boi_token_index", "eoi_token_index", "image_token_index"],
     other_tensors: &["vision_model.", "multi_modal_projector."],
+    fill_in: |_| {},
 };
 
 /// Translates the configuration.

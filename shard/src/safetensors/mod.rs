@@ -9,6 +9,7 @@
 mod directory;
 mod families;
 mod fused;
+mod gemma3;
 mod gpt_oss;
 mod json;
 pub mod limits;

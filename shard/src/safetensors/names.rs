@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::families::{ENDS, Family, LAYER_PREFIXES};
+use super::families::{ENDS, FAMILIES, Family, LAYER_PREFIXES};
 use super::fused::{self, Waiting};
 use crate::model_file::{Layout, Meaning, Problem, TensorInfo};
 use crate::units::Bytes;
@@ -87,9 +87,7 @@ pub(super) fn named(
         let name = (!named.by_name.contains_key(&name)).then_some(name);
         named.add(name, tensor);
     }
-    if let Some(nested) = &family.nested {
-        named.tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, nested.prefix));
-    }
+    named.tensors.iter_mut().for_each(|tensor| tensor.name = in_whole_model(family, &tensor.name));
     strangers.into_iter().for_each(|tensor| named.add(None, tensor));
     Ok(named)
 }
@@ -102,7 +100,11 @@ fn own_tensors(family: &Family, tensors: Vec<TensorInfo>) -> (Vec<TensorInfo>, V
     };
     let (mut own, mut strangers) = (Vec::new(), Vec::new());
     for tensor in tensors {
-        match tensor.name.strip_prefix(nested.prefix).map(str::to_owned) {
+        let mut names = nested
+            .prefixes
+            .iter()
+            .filter_map(|(theirs, own)| tensor.name.strip_prefix(theirs).map(|rest| format!("{own}{rest}")));
+        match names.next() {
             Some(name) => own.push(TensorInfo { name, ..tensor }),
             None if nested.other_tensors.iter().any(|start| tensor.name.starts_with(start)) => {}
             None => strangers.push(tensor),
@@ -170,11 +172,27 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
 
 /// How a file of a family calls the tensor that a GGUF file calls `name`; a star stands for the number of an expert.
 pub(super) fn name_in_file(family: &Family, name: &str) -> String {
-    let prefix = family.nested.as_ref().map_or("", |nested| nested.prefix);
-    format!("{prefix}{}", whole_name(family, name))
+    in_whole_model(family, &whole_name(family, name))
 }
 
-/// The same, of a model that is no part of another.
+/// What a tensor is called in a model that its family is a part of, if it is one.
+fn in_whole_model(family: &Family, name: &str) -> String {
+    let prefixes = family.nested.iter().flat_map(|nested| nested.prefixes);
+    let mut names =
+        prefixes.filter_map(|(theirs, own)| name.strip_prefix(own).map(|rest| format!("{theirs}{rest}")));
+    names.next().unwrap_or_else(|| name.to_owned())
+}
+
+/// Of the families of one class, the one whose text part is where these tensors are.
+pub(super) fn as_spelt(family: &'static Family, tensors: &[TensorInfo]) -> &'static Family {
+    let holds = |family: &Family| {
+        let prefix = family.nested.as_ref().and_then(|nested| nested.prefixes.first());
+        prefix.is_some_and(|(theirs, _)| tensors.iter().any(|tensor| tensor.name.starts_with(theirs)))
+    };
+    FAMILIES.iter().find(|other| other.class == family.class && holds(other)).unwrap_or(family)
+}
+
+/// How a file of a family calls a tensor where the model is no part of another.
 fn whole_name(family: &Family, name: &str) -> String {
     if let Some((_, theirs)) = ENDS.iter().find(|(ours, _)| *ours == name) {
         return (*theirs).to_owned();
