@@ -253,17 +253,22 @@ fn a_stage_for_every_layer_gives_the_bits_of_one_for_all() {
     for variant in variants().iter().filter(|variant| pools.insert(variant.pool())) {
         let header = Header::open(&variant.file(folder.path())).unwrap();
         let path = &variant.paths.iter().max_by_key(|scored| scored.path.len()).unwrap().path;
-        let logits = |chain: &mut Chain| {
+        let logits = |chain: &mut Chain, step_rows: usize| {
             let mut all = Vec::new();
-            chain.run(path, path.len() / 3, 0, |_, logits| all.push(logits.to_vec()));
+            chain.run(path, step_rows, 0, |_, logits| all.push(logits.to_vec()));
             all
         };
-        let whole = logits(&mut Chain::load(&header, usize::MAX, CONTEXT, CacheDtype::F16));
+        let mut whole = Chain::load(&header, usize::MAX, CONTEXT, CacheDtype::F16);
+        let whole = logits(&mut whole, path.len() / 3);
         let mut cut = Chain::load(&header, 1, CONTEXT, CacheDtype::F16);
-        let found = logits(&mut cut);
-        assert_eq!((whole.len(), found.len()), (path.len(), path.len()));
-        let first = whole.iter().zip(&found).position(|(whole, found)| whole != found);
-        assert_eq!(first, None, "{} in {} stages: the first token that differs", variant.name, cut.stages());
+        // The prompt in parts, and token by token as an answer is made.
+        for step_rows in [path.len() / 3, 1] {
+            let found = logits(&mut cut, step_rows);
+            assert_eq!((whole.len(), found.len()), (path.len(), path.len()));
+            let first = whole.iter().zip(&found).position(|(whole, found)| whole != found);
+            let cut = format!("{} in {} stages, {step_rows} tokens a step", variant.name, cut.stages());
+            assert_eq!(first, None, "{cut}: the first token that differs");
+        }
     }
 }
 

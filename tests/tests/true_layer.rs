@@ -83,10 +83,11 @@ fn free_disk(folder: &Path) -> u64 {
     if result == 0 { stat.f_bavail * stat.f_frsize } else { 0 }
 }
 
-/// Memory of this process that is resident.
+/// Memory of this process that is resident and its own: pages of the model's file, which the system may take back at any
+/// time, do not count.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
