@@ -1,8 +1,8 @@
 //! Who is in the cluster: workers attach, report, break off, come back and get lost.
 //!
-//! A pure state machine: events and the time go in, commands come out. A broken control stream alone is not death; a
-//! worker counts as lost once the stream has stayed broken for [`REATTACH_GRACE`], when nothing was heard of it for
-//! [`SILENCE_LIMIT`], or when it says that it leaves.
+//! A pure state machine: events and the time go in, commands come out. Neither a broken control stream nor silence alone
+//! is death: both raise a doubt at once, for which the worker's data plane is probed. A worker counts as lost when the
+//! probe finds nobody, when its stream has stayed broken for [`REATTACH_GRACE`], or when it says that it leaves.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -10,12 +10,22 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::{Capabilities, Telemetry};
 use brigade_proto::ids::WorkerId;
+use brigade_proto::link::Probed;
 
 /// How often a worker reports: often enough that a silent one is noticed within seconds, and nothing beside the steps.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// After how much silence a worker is doubted: two heartbeats, and as much again as a packet lost twice comes late.
+pub const DOUBT_AFTER: Duration = Duration::from_millis(2200);
+/// How long a probe may take: a handshake over a far link, and one lost packet of it.
+pub const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a doubt may stay unsettled: a probe, and as long again for a coordinator that is busy.
+pub const DOUBT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a broken control stream may stay broken: one reconnection with its back-off.
 pub const REATTACH_GRACE: Duration = Duration::from_secs(2);
-/// How long a worker may be silent: five heartbeats, as long as a data link may be idle.
+/// The same for a worker whose data plane has answered since: several reconnections.
+pub const ANSWERED_GRACE: Duration = Duration::from_secs(5);
+/// How long the control stream of a worker whose data plane answers may be silent, before the stream counts as broken:
+/// five heartbeats, as long as a data link may be idle.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a lost worker stays in the status.
 const REMEMBER_LOST: Duration = Duration::from_secs(600);
@@ -52,6 +62,20 @@ pub enum Event {
         /// The stream it said so on.
         session: SessionId,
     },
+    /// There is reason to doubt that a worker is there.
+    Doubted {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker's data plane was probed.
+    Probed {
+        /// Which worker.
+        worker: WorkerId,
+        /// The number of the doubt.
+        nonce: u64,
+        /// What was found out.
+        probed: Probed,
+    },
     /// A stream has ended.
     Detached {
         /// Which.
@@ -66,7 +90,14 @@ pub enum Event {
 pub enum Command {
     /// Close a stream that a newer one has replaced, or that belongs to a lost worker.
     Close(SessionId),
-    /// The set of attached workers has changed: look at it again.
+    /// Probe a worker's data plane, and say what was found out.
+    Probe {
+        /// Which worker.
+        worker: WorkerId,
+        /// The number of the doubt.
+        nonce: u64,
+    },
+    /// The set of attached workers has changed, or who is in doubt: look at it again.
     Changed,
 }
 
@@ -117,6 +148,28 @@ impl Member {
             Presence::Suspected { .. } | Presence::Lost { .. } => None,
         }
     }
+
+    /// Where its data plane may be reached: what it says itself, and where it is seen.
+    pub fn data_addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.capabilities.data_addresses.clone();
+        addresses.extend(self.home().filter(|seen| !self.capabilities.data_addresses.contains(seen)));
+        addresses
+    }
+
+    /// Where its data plane is if it is where it is seen.
+    pub fn home(&self) -> Option<SocketAddr> {
+        let port = self.capabilities.data_addresses.first()?.port();
+        Some(SocketAddr::new(self.remote.ip(), port))
+    }
+}
+
+/// Whether a worker is there, while that is not known.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    nonce: u64,
+    since: Instant,
+    /// Whether its data plane has answered.
+    answered: bool,
 }
 
 /// The workers of a cluster.
@@ -124,6 +177,8 @@ impl Member {
 pub struct Membership {
     members: BTreeMap<WorkerId, Member>,
     sessions: BTreeMap<SessionId, WorkerId>,
+    doubts: BTreeMap<WorkerId, Doubt>,
+    last_nonce: u64,
     commands: VecDeque<Command>,
 }
 
@@ -153,9 +208,16 @@ impl Membership {
         self.members.values().filter(|member| member.session().is_some())
     }
 
-    /// Whether some worker's stream broke so lately that it may come back.
+    /// Whether it is not known of some worker whether it is there: its stream broke just now, or it is in doubt.
     pub fn any_suspected(&self) -> bool {
-        self.members.values().any(|member| matches!(member.presence, Presence::Suspected { .. }))
+        self.members.keys().any(|worker| self.is_suspected(worker))
+    }
+
+    /// Whether that is not known of this worker.
+    pub fn is_suspected(&self, worker: &WorkerId) -> bool {
+        let broken = |member: &Member| matches!(member.presence, Presence::Suspected { .. });
+        self.members.get(worker).is_some_and(broken)
+            || self.doubts.get(worker).is_some_and(|doubt| !doubt.answered)
     }
 
     /// Takes in what happened.
@@ -170,14 +232,28 @@ impl Membership {
                     if let Some(telemetry) = telemetry {
                         member.telemetry = telemetry;
                     }
+                    let worker = member.id.clone();
+                    self.settle(&worker);
                 }
             }
-            Event::Leaving { session } => self.lose(session, "it was stopped".into(), now),
+            Event::Doubted { worker } => {
+                if self.members.get(&worker).is_some_and(|member| member.session().is_some()) {
+                    self.doubt(worker, now);
+                }
+            }
+            Event::Probed { worker, nonce, probed } => self.probed(&worker, nonce, probed, now),
+            Event::Leaving { session } => {
+                if let Some(worker) = self.worker_of(session).cloned() {
+                    self.lose(&worker, "it was stopped".into(), now);
+                }
+            }
             Event::Detached { session, reason: _ } => {
                 if let Some(member) = self.of_session(session) {
                     member.presence = Presence::Suspected { since: now };
+                    let worker = member.id.clone();
                     self.sessions.remove(&session);
                     self.commands.push_back(Command::Changed);
+                    self.doubt(worker, now);
                 }
             }
         }
@@ -185,38 +261,95 @@ impl Membership {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let mut silent = Vec::new();
-        let mut changed = false;
-        for member in self.members.values_mut() {
-            match member.presence {
-                Presence::Attached { session, heard } if now >= heard + SILENCE_LIMIT => silent.push(session),
-                Presence::Suspected { since } if now >= since + REATTACH_GRACE => {
-                    let reason = "its control connection broke and it did not come back".into();
-                    member.presence = Presence::Lost { since: now, reason };
-                    changed = true;
-                }
-                _ => {}
-            }
-        }
-        for session in silent {
-            self.lose(session, format!("nothing was heard of it for {} s", SILENCE_LIMIT.as_secs()), now);
-        }
-        if changed {
-            self.commands.push_back(Command::Changed);
+        let due = |member: &&Member| self.due(member).is_some_and(|due| now >= due);
+        let due: Vec<WorkerId> = self.members.values().filter(due).map(|member| member.id.clone()).collect();
+        for worker in due {
+            self.time_is_up(&worker, now);
         }
         self.forget(now);
     }
 
     /// When [`Membership::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.members
-            .values()
-            .map(|member| match member.presence {
-                Presence::Attached { heard, .. } => heard + SILENCE_LIMIT,
-                Presence::Suspected { since } => since + REATTACH_GRACE,
-                Presence::Lost { since, .. } => since + REMEMBER_LOST,
-            })
-            .min()
+        self.members.values().filter_map(|member| self.due(member)).min()
+    }
+
+    /// When something has to happen to a member.
+    fn due(&self, member: &Member) -> Option<Instant> {
+        let doubt = self.doubts.get(&member.id);
+        Some(match member.presence {
+            Presence::Attached { heard, .. } => match doubt {
+                None => heard + DOUBT_AFTER,
+                Some(Doubt { answered: false, since, .. }) => *since + DOUBT_LIMIT,
+                Some(Doubt { answered: true, .. }) => heard + SILENCE_LIMIT,
+            },
+            Presence::Suspected { since } => {
+                let answered = doubt.is_some_and(|doubt| doubt.answered);
+                since + if answered { ANSWERED_GRACE } else { REATTACH_GRACE }
+            }
+            Presence::Lost { since, .. } => since + REMEMBER_LOST,
+        })
+    }
+
+    fn time_is_up(&mut self, worker: &WorkerId, now: Instant) {
+        let doubt = self.doubts.get(worker).copied();
+        let Some(member) = self.members.get_mut(worker) else {
+            return;
+        };
+        match (&member.presence, doubt) {
+            (Presence::Attached { .. }, None) => self.doubt(worker.clone(), now),
+            (Presence::Attached { heard, .. }, Some(Doubt { answered: false, .. })) => {
+                let silent = now.saturating_duration_since(*heard);
+                self.lose(worker, silence(silent), now);
+            }
+            (Presence::Attached { session, .. }, Some(Doubt { answered: true, .. })) => {
+                let session = *session;
+                member.presence = Presence::Suspected { since: now };
+                self.sessions.remove(&session);
+                self.commands.push_back(Command::Close(session));
+                self.commands.push_back(Command::Changed);
+            }
+            (Presence::Suspected { .. }, _) => {
+                self.lose(worker, "its control connection broke and it did not come back".into(), now);
+            }
+            (Presence::Lost { .. }, _) => {}
+        }
+    }
+
+    /// Has a worker probed, unless it is in doubt already.
+    fn doubt(&mut self, worker: WorkerId, now: Instant) {
+        if self.doubts.contains_key(&worker) {
+            return;
+        }
+        self.last_nonce += 1;
+        let nonce = self.last_nonce;
+        self.doubts.insert(worker.clone(), Doubt { nonce, since: now, answered: false });
+        self.commands.push_back(Command::Probe { worker, nonce });
+    }
+
+    /// A worker is there, or known not to be.
+    fn settle(&mut self, worker: &WorkerId) {
+        if self.doubts.remove(worker).is_some() {
+            self.commands.push_back(Command::Changed);
+        }
+    }
+
+    fn probed(&mut self, worker: &WorkerId, nonce: u64, probed: Probed, now: Instant) {
+        let Some(doubt) = self.doubts.get_mut(worker).filter(|doubt| doubt.nonce == nonce) else {
+            return;
+        };
+        if probed == Probed::Here {
+            doubt.answered = true;
+            self.commands.push_back(Command::Changed);
+            return;
+        }
+        let broken = "its control connection broke";
+        let reason = match self.members.get(worker).map(|member| &member.presence) {
+            Some(Presence::Attached { heard, .. }) => silence(now.saturating_duration_since(*heard)),
+            _ if probed == Probed::Gone => format!("{broken}, and nothing listens at its data port"),
+            _ => format!("{broken}, and its data port does not answer"),
+        };
+        self.lose(worker, reason, now);
     }
 
     /// The next thing to do.
@@ -232,6 +365,7 @@ impl Membership {
         capabilities: Capabilities,
         now: Instant,
     ) {
+        self.doubts.remove(&worker);
         let old = self.members.get(&worker);
         if let Some(replaced) = old.and_then(Member::session) {
             self.sessions.remove(&replaced);
@@ -244,13 +378,18 @@ impl Membership {
         self.commands.push_back(Command::Changed);
     }
 
-    fn lose(&mut self, session: SessionId, reason: String, now: Instant) {
-        if let Some(member) = self.of_session(session) {
-            member.presence = Presence::Lost { since: now, reason };
+    fn lose(&mut self, worker: &WorkerId, reason: String, now: Instant) {
+        self.doubts.remove(worker);
+        let Some(member) = self.members.get_mut(worker) else {
+            return;
+        };
+        let session = member.session();
+        member.presence = Presence::Lost { since: now, reason };
+        if let Some(session) = session {
             self.sessions.remove(&session);
             self.commands.push_back(Command::Close(session));
-            self.commands.push_back(Command::Changed);
         }
+        self.commands.push_back(Command::Changed);
     }
 
     fn of_session(&mut self, session: SessionId) -> Option<&mut Member> {
@@ -274,6 +413,10 @@ impl Membership {
             }
         }
     }
+}
+
+fn silence(silent: Duration) -> String {
+    format!("nothing was heard of it for {:.1} s, and its data port does not answer", silent.as_secs_f64())
 }
 
 #[cfg(test)]

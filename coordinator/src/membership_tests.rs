@@ -34,6 +34,14 @@ fn detached(session: u64) -> Event {
     Event::Detached { session: SessionId(session), reason: "reset".into() }
 }
 
+fn probe(name: &str, nonce: u64) -> Command {
+    Command::Probe { worker: id(name), nonce }
+}
+
+fn answer(name: &str, nonce: u64, probed: Probed) -> Event {
+    Event::Probed { worker: id(name), nonce, probed }
+}
+
 fn commands(membership: &mut Membership) -> Vec<Command> {
     std::iter::from_fn(|| membership.poll_command()).collect()
 }
@@ -53,7 +61,7 @@ fn a_broken_stream_alone_is_not_death() {
     assert_eq!(commands(&mut membership), [Command::Changed]);
 
     membership.handle(detached(1), t0);
-    assert_eq!(commands(&mut membership), [Command::Changed]);
+    assert_eq!(commands(&mut membership), [Command::Changed, probe("w1", 1)]);
     assert!(membership.any_suspected());
     assert_eq!(membership.next_timeout(), Some(t0 + REATTACH_GRACE));
 
@@ -74,21 +82,96 @@ fn a_worker_that_does_not_come_back_is_lost_after_the_grace() {
     membership.handle_timeout(t0 + REATTACH_GRACE);
     assert!(is_lost(&membership, "w1"));
     assert_eq!(commands(&mut membership), [Command::Changed]);
+    // What the probe finds out later changes nothing.
+    membership.handle(answer("w1", 1, Probed::Here), t0 + REATTACH_GRACE);
+    assert!(is_lost(&membership, "w1") && commands(&mut membership).is_empty());
 }
 
 #[test]
-fn silence_is_noticed_and_the_stream_closed() {
+fn a_process_that_is_gone_is_lost_as_soon_as_the_probe_says_so() {
+    for (probed, word) in [(Probed::Gone, "listens"), (Probed::Silent, "answer")] {
+        let (mut membership, t0) = (Membership::new(), Instant::now());
+        membership.handle(attached(1, "w1"), t0);
+        membership.handle(detached(1), t0);
+        commands(&mut membership);
+        membership.handle(answer("w1", 7, Probed::Here), t0);
+        assert!(commands(&mut membership).is_empty(), "the answer to another question");
+        membership.handle(answer("w1", 1, probed), t0 + seconds(0.1));
+        assert_eq!(commands(&mut membership), [Command::Changed]);
+        let Presence::Lost { reason, .. } = &membership.member(&id("w1")).unwrap().presence else {
+            panic!("it is not lost");
+        };
+        assert!(reason.contains(word), "{reason}");
+        assert!(!membership.any_suspected());
+    }
+}
+
+#[test]
+fn a_worker_whose_data_plane_answers_has_longer_to_come_back() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle(detached(1), t0);
+    membership.handle(answer("w1", 1, Probed::Here), t0 + seconds(0.1));
+    membership.handle_timeout(t0 + REATTACH_GRACE);
+    assert!(!is_lost(&membership, "w1") && membership.any_suspected());
+    membership.handle_timeout(t0 + ANSWERED_GRACE);
+    assert!(is_lost(&membership, "w1"));
+}
+
+#[test]
+fn silence_raises_a_doubt_which_the_probe_settles() {
     let (mut membership, t0) = (Membership::new(), Instant::now());
     membership.handle(attached(1, "w1"), t0);
     membership.handle(attached(2, "w2"), t0);
     commands(&mut membership);
     let heard =
         Event::Heard { session: SessionId(2), telemetry: Some(Telemetry { steps: 7, ..Default::default() }) };
-    membership.handle(heard, t0 + seconds(3.0));
-    membership.handle_timeout(t0 + SILENCE_LIMIT);
+    membership.handle(heard, t0 + seconds(1.0));
+    membership.handle_timeout(t0 + DOUBT_AFTER);
+    assert_eq!(commands(&mut membership), [probe("w1", 1)]);
+    assert!(membership.is_suspected(&id("w1")) && !membership.is_suspected(&id("w2")));
+    membership.handle(answer("w1", 1, Probed::Silent), t0 + DOUBT_AFTER + PROBE_PATIENCE);
     assert_eq!(commands(&mut membership), [Command::Close(SessionId(1)), Command::Changed]);
     assert!(is_lost(&membership, "w1") && !is_lost(&membership, "w2"));
     assert_eq!(membership.member(&id("w2")).unwrap().telemetry.steps, 7);
+}
+
+#[test]
+fn a_word_from_the_worker_ends_every_doubt() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    commands(&mut membership);
+    // The coordinator itself has slept for an hour: what the worker said meanwhile is still to be read.
+    let later = t0 + seconds(3600.0);
+    membership.handle_timeout(later);
+    assert_eq!(commands(&mut membership), [probe("w1", 1)]);
+    membership.handle(Event::Heard { session: SessionId(1), telemetry: None }, later);
+    assert_eq!(commands(&mut membership), [Command::Changed]);
+    membership.handle(answer("w1", 1, Probed::Silent), later + seconds(1.0));
+    assert!(!is_lost(&membership, "w1") && !membership.any_suspected());
+    // Others may doubt it too.
+    membership.handle(Event::Doubted { worker: id("w1") }, later + seconds(2.0));
+    membership.handle(Event::Doubted { worker: id("w1") }, later + seconds(2.0));
+    assert_eq!(commands(&mut membership), [probe("w1", 2)]);
+    membership.handle_timeout(later + seconds(2.0) + DOUBT_LIMIT);
+    assert!(is_lost(&membership, "w1"), "nobody has said what became of the probe");
+}
+
+#[test]
+fn a_silent_stream_of_a_worker_that_answers_is_dialled_again() {
+    let (mut membership, t0) = (Membership::new(), Instant::now());
+    membership.handle(attached(1, "w1"), t0);
+    membership.handle_timeout(t0 + DOUBT_AFTER);
+    membership.handle(answer("w1", 1, Probed::Here), t0 + DOUBT_AFTER);
+    commands(&mut membership);
+    assert!(!membership.any_suspected());
+    membership.handle_timeout(t0 + SILENCE_LIMIT);
+    assert_eq!(commands(&mut membership), [Command::Close(SessionId(1)), Command::Changed]);
+    assert!(!is_lost(&membership, "w1") && membership.any_suspected());
+    membership.handle(attached(2, "w1"), t0 + SILENCE_LIMIT + seconds(1.0));
+    assert!(!membership.any_suspected());
+    membership.handle(detached(2), t0 + SILENCE_LIMIT + seconds(2.0));
+    assert!(commands(&mut membership).contains(&probe("w1", 2)), "a new doubt");
 }
 
 #[test]
@@ -137,7 +220,13 @@ fn random_events_keep_streams_and_workers_matched() {
     for session in 0..20_000u64 {
         now += Duration::from_millis(random.below(700));
         let any = SessionId(session.saturating_sub(random.below(12)));
-        match random.below(5) {
+        match random.below(8) {
+            5 => membership.handle(Event::Doubted { worker: id(&format!("w{}", random.below(5))) }, now),
+            6 | 7 => {
+                let probed = [Probed::Here, Probed::Gone, Probed::Silent][random.below(3) as usize].clone();
+                let nonce = membership.last_nonce.saturating_sub(random.below(3));
+                membership.handle(answer(&format!("w{}", random.below(5)), nonce, probed), now);
+            }
             0 => {
                 membership.handle(attached(session, &format!("w{}", random.below(5))), now);
                 open.insert(SessionId(session));

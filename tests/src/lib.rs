@@ -1,5 +1,5 @@
 //! The harness of the tests that need more than one crate: it builds both programs, fetches the real model, and starts
-//! real clusters of real processes on loopback.
+//! real clusters of real processes on loopback, or simulates one of the real state machines.
 //!
 //! Whatever a test starts ends with it: [`process::Process`] kills what it started, by id, when it is dropped.
 
@@ -8,4 +8,7 @@ pub mod cluster;
 pub mod http;
 pub mod process;
 pub mod reference;
+pub mod serve;
 pub mod setup;
+pub mod simulation;
+pub mod stream;

@@ -1,13 +1,11 @@
 //! Starting, joining and ending: nothing is left behind, and nothing hangs.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use brigade_tests::cluster::{Cluster, START, STOP, Up, brigade, served_url, worker};
-use brigade_tests::http::Client;
-use brigade_tests::process::{Process, is_running, send_signal, wait_until};
+use brigade_tests::cluster::{Cluster, STOP, Up, brigade};
+use brigade_tests::process::{is_running, send_signal, wait_until};
+use brigade_tests::serve::Served;
 use brigade_tests::setup;
 use serde_json::json;
 
@@ -96,7 +94,7 @@ async fn a_worker_that_dies_is_replaced_and_service_resumes() {
 async fn a_request_whose_worker_dies_gets_its_whole_answer() {
     let cluster = small_cluster();
     let client = cluster.client.clone();
-    let request = json!({ "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": true });
+    let request = json!({ "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": true, "temperature": 0.9, "seed": 7 });
     let undisturbed = client.complete(request.clone()).await;
     let workers = cluster.workers();
     let running = tokio::spawn({
@@ -116,13 +114,9 @@ async fn a_request_whose_worker_dies_gets_its_whole_answer() {
 
 #[tokio::test]
 async fn with_too_little_memory_left_a_request_is_told_what_is_missing_after_its_time() {
-    let mut served = serve(&["--min-workers", "2", "--ctx", "1024", "--park", "3s"]);
-    let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let mut workers = ["anna", "ben"].map(|name| {
-        let home = &homes[usize::from(name == "ben")];
-        join_with(&served.control, name, home, Some(&served.token), "80MiB")
-    });
-    let client = Client::new(&served.process.wait_for("address", START, served_url));
+    let mut served = Served::start(&["--min-workers", "2", "--ctx", "1024", "--park", "3s"]);
+    let [_anna, mut ben] = ["anna", "ben"].map(|name| served.join(name, "128MiB"));
+    let client = served.client();
     let request = json!({ "model": client.model().await, "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": true });
     let running = tokio::spawn({
         let client = client.clone();
@@ -131,8 +125,7 @@ async fn with_too_little_memory_left_a_request_is_told_what_is_missing_after_its
     while client.status().await["requests"]["generated_tokens"] == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    workers[1].signal(libc::SIGKILL);
-    workers[1].wait(STOP);
+    ben.kill();
     let killed = Instant::now();
     // Nothing can be planned, so that new requests are refused, and told when to come again.
     let refused = loop {
@@ -148,80 +141,23 @@ async fn with_too_little_memory_left_a_request_is_told_what_is_missing_after_its
     let message = answer.error(503)["message"].as_str().unwrap().to_owned();
     assert!(message.contains("MiB more") && message.contains("parked for 3 s"), "{message}");
     // A worker that joins brings service back.
-    let _again = join_with(&served.control, "ben", &homes[1], None, "80MiB");
-    let deadline = Instant::now() + START;
-    while client.get("/health").await.status != 200 {
-        assert!(Instant::now() < deadline, "not serving again:\n{}", served.process.output());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    ben.restart();
+    served.wait_until_serving(&client).await;
     client.complete(json!({ "prompt": "The bucket", "max_tokens": 4 })).await;
-}
-
-/// A coordinator started by `brigade serve`, with the join token that it printed.
-struct Served {
-    process: Process,
-    home: tempfile::TempDir,
-    token: String,
-    control: String,
-}
-
-fn serve(arguments: &[&str]) -> Served {
-    let home = tempfile::tempdir().unwrap();
-    let mut command = brigade(&home);
-    command
-        .arg("serve")
-        .arg(setup::smollm2())
-        .args(["--http", "127.0.0.1:0", "--control", "127.0.0.1:0"])
-        .args(arguments);
-    let mut process = Process::start(&mut command);
-    let (control, token) = process.wait_for("join command", Duration::from_secs(20), |line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let join =
-            words.windows(2).position(|pair| pair[0].ends_with("brigade-worker") && pair[1] == "join")?;
-        let token = words.iter().position(|word| *word == "--token")?;
-        Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
-    });
-    Served { process, home, token, control }
-}
-
-fn join(control: &str, name: &str, home: &tempfile::TempDir, token: Option<&str>) -> Process {
-    join_with(control, name, home, token, "160MiB")
-}
-
-fn join_with(
-    control: &str,
-    name: &str,
-    home: &tempfile::TempDir,
-    token: Option<&str>,
-    memory: &str,
-) -> Process {
-    let mut command = worker(home);
-    command.args(["join", control, "--name", name, "--memory", memory, "--threads", "1", "--models"]);
-    command.arg(setup::smollm2().parent().unwrap());
-    if let Some(token) = token {
-        command.env("BRIGADE_TOKEN", token);
-    }
-    Process::start(&mut command)
 }
 
 #[tokio::test]
 async fn a_worker_rejoins_without_a_token() {
-    let mut served = serve(&["--min-workers", "1"]);
-    let home = tempfile::tempdir().unwrap();
-    let mut first = join(&served.control, "anna", &home, Some(&served.token));
-    let url = served.process.wait_for("address", START, served_url);
-    let client = Client::new(&url);
+    let mut served = Served::start(&["--min-workers", "1"]);
+    let mut anna = served.join("anna", "160MiB");
+    let client = served.client();
     let id = client.status().await["workers"][0]["id"].clone();
-    first.signal(libc::SIGTERM);
-    let (status, output) = first.wait(STOP);
+    anna.process.signal(libc::SIGTERM);
+    let (status, output) = anna.process.wait(STOP);
     assert_eq!(status.code(), Some(0), "{output}");
 
-    let _second = join(&served.control, "anna", &home, None);
-    let deadline = Instant::now() + START;
-    while client.get("/health").await.status != 200 {
-        assert!(Instant::now() < deadline, "not serving again:\n{}", served.process.output());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    anna.restart();
+    served.wait_until_serving(&client).await;
     let status = client.status().await;
     let attached: Vec<_> =
         status["workers"].as_array().unwrap().iter().filter(|w| w["state"] == "attached").collect();
@@ -231,7 +167,7 @@ async fn a_worker_rejoins_without_a_token() {
 
 #[test]
 fn tokens_that_are_wrong_used_expired_or_revoked_are_refused() {
-    let served = serve(&[]);
+    let served = Served::start(&[]);
     let token_command = |arguments: &[&str]| {
         let mut command = brigade(&served.home);
         command.arg("token").args(arguments);
@@ -240,8 +176,8 @@ fn tokens_that_are_wrong_used_expired_or_revoked_are_refused() {
         String::from_utf8(output.stdout).unwrap()
     };
     let refused = |name: &str, token: &str, words: &[&str]| {
-        let home = tempfile::tempdir().unwrap();
-        let (status, output) = join(&served.control, name, &home, Some(token)).wait(Duration::from_secs(20));
+        let mut joined = served.join_with(name, "160MiB", Some(token));
+        let (status, output) = joined.process.wait(Duration::from_secs(20));
         assert_ne!(status.code(), Some(0), "{name}: {output}");
         assert!(words.iter().any(|word| output.contains(word)), "{name}: none of {words:?} in:\n{output}");
         assert!(!output.contains("panicked"), "{output}");
@@ -254,9 +190,8 @@ fn tokens_that_are_wrong_used_expired_or_revoked_are_refused() {
     refused("foreign", &foreign, &["not the one this token was made for"]);
 
     let single = token_command(&["create", "--uses", "1"]).trim().to_owned();
-    let home = tempfile::tempdir().unwrap();
-    let mut first = join(&served.control, "first", &home, Some(&single));
-    first.wait_for("attachment", Duration::from_secs(20), |line| {
+    let mut first = served.join_with("first", "160MiB", Some(&single));
+    first.process.wait_for("attachment", Duration::from_secs(20), |line| {
         (line.contains("attached") || line.contains("joined")).then_some(())
     });
     refused("second", &single, &["used"]);

@@ -22,8 +22,37 @@ fn main() {
     let trials = vec![
         Trial::test("three_hosts_with_addresses_of_their_own_serve_one_model", three_hosts)
             .with_ignored_flag(skip),
+        Trial::test("a_link_that_is_cut_is_blamed_and_no_worker", cut_link).with_ignored_flag(skip),
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    // Both make networks of the same names.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A coordinator on the first host, and a worker on each of the others; with its address, once it serves.
+fn serve(network: &Network, home: &Path, workers: usize) -> (Process, Vec<Process>, String) {
+    let programs = setup::programs();
+    let model = setup::smollm2();
+    let count = workers.to_string();
+    let arguments = ["--min-workers", &count, "--ctx", "512"];
+    let mut coordinator =
+        Process::start(network.host(0, &programs.brigade, home).arg("serve").arg(model).args(arguments));
+    let token = coordinator.wait_for("join command", START, |line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "--token")?;
+        Some(words.get(at + 1)?.trim_matches('\'').to_owned())
+    });
+    let join = |host: usize| {
+        let mut command = network.host(host, &programs.worker, home);
+        command.args(["join", &format!("{}:7481", Network::address(0)), "--name", &format!("host{host}")]);
+        command
+            .args(["--memory", "96MiB", "--threads", "1", "--models"])
+            .arg(model.parent().expect("a file has a folder"));
+        Process::start(command.env("BRIGADE_TOKEN", &token))
+    };
+    let workers = (1..=workers).map(join).collect();
+    let url = coordinator.wait_for("address", START, served_url);
+    (coordinator, workers, url)
 }
 
 fn three_hosts() -> Result<(), Failed> {
@@ -31,28 +60,7 @@ fn three_hosts() -> Result<(), Failed> {
     let home = tempfile::tempdir()?;
     let programs = setup::programs();
     let model = setup::smollm2();
-    let mut coordinator =
-        Process::start(network.host(0, &programs.brigade, home.path()).arg("serve").arg(model).args([
-            "--min-workers",
-            "2",
-            "--ctx",
-            "512",
-        ]));
-    let token = coordinator.wait_for("join command", START, |line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let at = words.iter().position(|word| *word == "--token")?;
-        Some(words.get(at + 1)?.trim_matches('\'').to_owned())
-    });
-    let join = |host: usize| {
-        let mut command = network.host(host, &programs.worker, home.path());
-        command.args(["join", &format!("{}:7481", Network::address(0)), "--name", &format!("host{host}")]);
-        command
-            .args(["--memory", "96MiB", "--threads", "1", "--models"])
-            .arg(model.parent().expect("a file has a folder"));
-        Process::start(command.env("BRIGADE_TOKEN", &token))
-    };
-    let workers = [join(1), join(2)];
-    let url = coordinator.wait_for("address", START, served_url);
+    let (mut coordinator, workers, url) = serve(&network, home.path(), 2);
 
     let question = [
         "run",
@@ -88,6 +96,78 @@ fn three_hosts() -> Result<(), Failed> {
     println!("the coordinator ended after {:?}", start.elapsed());
     if ended.code() != Some(0) {
         return Err(format!("the coordinator ended with {ended}:\n{output}").into());
+    }
+    drop(workers);
+    Ok(())
+}
+
+/// Cuts the link between the first two stages while an answer runs; the coordinator still reaches both.
+fn cut_link() -> Result<(), Failed> {
+    /// Within this text goes on.
+    const GOES_ON: Duration = Duration::from_secs(10);
+    let network = Network::make(4)?;
+    let home = tempfile::tempdir()?;
+    let programs = setup::programs();
+    let (coordinator, workers, url) = serve(&network, home.path(), 3);
+    let status = || -> Result<Value, Failed> {
+        let mut command = network.host(0, &programs.brigade, home.path());
+        Ok(serde_json::from_str(&run(command.args(["status", "--json", "--url", &url]))?)?)
+    };
+    let names = |status: &Value| -> Vec<String> {
+        let stages = status["stages"].as_array().cloned().unwrap_or_default();
+        stages.iter().map(|stage| stage["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let question = ["run", "--max-tokens", "400", "--temperature", "0", "SmolLM2-135M-Instruct.Q4_1"];
+    let ask = || {
+        let mut command = network.host(0, &programs.brigade, home.path());
+        command.args(question).args(["Tell a long story about a bucket.", "--url", &url]);
+        command
+    };
+    let undisturbed = run(&mut ask())?;
+    let generated = |status: &Value| status["requests"]["generated_tokens"].as_u64().unwrap_or_default();
+    let before = generated(&status()?);
+    let mut asked = ask();
+    let answer = std::thread::spawn(move || run(&mut asked).map_err(|failed| format!("{failed:?}")));
+    while generated(&status()?) < before + 20 {}
+    let order = names(&status()?);
+    let host = |name: &str| name.trim_start_matches("host").parse::<usize>().unwrap_or_default();
+    let (one, other) = (host(&order[0]), host(&order[1]));
+    network.cut(one, other)?;
+    let cut = Instant::now();
+    // What is under way still comes home.
+    std::thread::sleep(Duration::from_secs(1));
+    let stalled = generated(&status()?);
+    let went_on = loop {
+        let now = status()?;
+        if generated(&now) > stalled {
+            break cut.elapsed();
+        }
+        if cut.elapsed() > GOES_ON * 3 {
+            return Err(format!("text does not go on: {now:#}\n{}", coordinator.output()).into());
+        }
+    };
+    let said = answer.join().expect("running a program does not panic")?;
+    let now = status()?;
+    println!(
+        "{} was cut from {}; text went on after {went_on:.2?}, over {:?}",
+        order[0],
+        order[1],
+        names(&now)
+    );
+    println!("recovery: {}", now["recovery"]);
+    if said != undisturbed {
+        return Err(format!("with the link cut it says `{said}`, otherwise `{undisturbed}`").into());
+    }
+    let lost = now["workers"].as_array().into_iter().flatten().filter(|worker| worker["state"] == "lost");
+    if lost.count() > 0 {
+        return Err(format!("a worker is blamed: {:#}", now["workers"]).into());
+    }
+    let neighbours = names(&now);
+    if neighbours.windows(2).any(|pair| pair.contains(&order[0]) && pair.contains(&order[1])) {
+        return Err(format!("{neighbours:?} still uses the link").into());
+    }
+    if went_on > GOES_ON {
+        return Err(format!("text went on after {went_on:?}, {GOES_ON:?} are promised").into());
     }
     drop(workers);
     Ok(())
@@ -136,6 +216,15 @@ impl Network {
 
     fn address(host: usize) -> String {
         format!("10.77.0.{}", host + 1)
+    }
+
+    /// Has two hosts drop whatever they would send to each other.
+    fn cut(&self, one: usize, other: usize) -> Result<(), String> {
+        for (from, to) in [(one, other), (other, one)] {
+            let to = format!("{}/32", Network::address(to));
+            ip(&["-n", &self.names[from + 1], "route", "add", "blackhole", &to])?;
+        }
+        Ok(())
     }
 
     /// A program on one of the hosts.

@@ -197,6 +197,7 @@ fn plan_input(
         cache_value_bytes: serving.kv_dtype.bytes(),
         wire_value_bytes: WireDtype::from(serving.wire).size() as u32,
         hop,
+        apart: Vec::new(),
     }
 }
 

@@ -179,8 +179,8 @@ impl Model {
         let draft = draft.map(|draft| draft.cost.clone());
         let served_with_draft = std::cell::Cell::new(false);
         let input = plan_input(settings);
-        Box::new(move |devices, min_stages| {
-            let input = input(devices, min_stages);
+        Box::new(move |devices, min_stages, apart| {
+            let input = PlanInput { apart: apart.to_vec(), ..input(devices, min_stages) };
             let found = match &draft {
                 None => plan(&cost, &input),
                 Some(draft) => match plan_beside(&cost, &input, draft) {
@@ -199,7 +199,7 @@ impl DraftModel {
         let cost = self.cost.clone();
         let context = settings.context.unwrap_or(u32::MAX);
         let input = plan_input(settings);
-        Box::new(move |devices, _| {
+        Box::new(move |devices, _, _| {
             let found = place_whole(&cost, &input(devices, 1), context);
             found.map_err(|error| format!("no room for the draft model: {error}"))
         })
@@ -226,5 +226,6 @@ fn plan_input(settings: &ClusterSettings) -> impl Fn(&[PlanDevice], usize) -> Pl
         cache_value_bytes,
         wire_value_bytes,
         hop: HopCost::default(),
+        apart: Vec::new(),
     }
 }

@@ -215,6 +215,7 @@ impl Cluster {
             metrics: metrics.clone(),
             health,
             tasks: tasks.clone(),
+            transport: transport.clone(),
             events,
             submissions,
             status: status_sender,

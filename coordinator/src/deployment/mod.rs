@@ -9,6 +9,7 @@
 
 mod beside;
 mod devices;
+mod links;
 mod running;
 mod transitions;
 
@@ -25,6 +26,7 @@ use brigade_shard::units::Bytes;
 use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
+use self::links::Links;
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
 
@@ -36,6 +38,11 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 pub const ACTIVATE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a worker that has attached anew may take to answer a probe: one message each way.
 pub const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
+/// A stage hangs when it computes a step for longer than this, and for longer than [`HUNG_TIMES`] what the largest one
+/// should take.
+const HUNG_LEAST: Duration = Duration::from_secs(4);
+/// How many times as long as it should a step may take before its stage counts as hung: machines do other things, too.
+const HUNG_TIMES: f64 = 50.0;
 /// After this long in service a plan has proved itself, and a failure does not count as repeated.
 const SETTLED: Duration = Duration::from_secs(5);
 /// The wait before the third plan in a row; it doubles with each further one. The second is tried at once.
@@ -47,8 +54,9 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 /// Sequences that a pipeline serves at a time, where its cache holds them: enough that decoding is bound by arithmetic.
 const SEQUENCES: u32 = 32;
 
-/// Cuts the model for the devices, into at least as many stages as said; the error is for people.
-pub type Planner = Box<dyn Fn(&[PlanDevice], usize) -> Result<Plan, String> + Send>;
+/// Cuts the model for the devices, into at least as many stages as said, with no pair of those devices as neighbours; the
+/// error is for people.
+pub type Planner = Box<dyn Fn(&[PlanDevice], usize, &[(usize, usize)]) -> Result<Plan, String> + Send>;
 
 /// What is served, and how.
 #[derive(Clone, Debug)]
@@ -117,6 +125,20 @@ pub enum Event {
         /// The probe's number.
         nonce: u64,
     },
+    /// A worker has found out whether it reaches another.
+    LinkProbed {
+        /// The number asked with.
+        nonce: u64,
+        /// Whether it does.
+        reached: bool,
+    },
+    /// A worker has said for how long it has been computing a step.
+    Computing {
+        /// Which worker.
+        worker: WorkerId,
+        /// How long; zero where there is no step.
+        time: Duration,
+    },
     /// The pipeline does not work as it should.
     Broken {
         /// Why, for people.
@@ -138,6 +160,8 @@ pub enum Command {
         /// What.
         message: ToWorker,
     },
+    /// Find out whether a worker is there.
+    Doubt(WorkerId),
     /// Close the coordinator's data links: the next plan opens its own.
     CloseLinks,
     /// Every stage is active: serve requests.
@@ -194,6 +218,10 @@ pub struct Deployment {
     paused: bool,
     /// What other deployments hold on each worker.
     taken: BTreeMap<WorkerId, Bytes>,
+    /// Who reaches whom.
+    links: Links,
+    /// Workers whose device does not get done with a step.
+    hung: BTreeSet<WorkerId>,
     commands: VecDeque<Command>,
 }
 
@@ -212,6 +240,8 @@ impl Deployment {
             holders: BTreeSet::new(),
             paused: false,
             taken: BTreeMap::new(),
+            links: Links::default(),
+            hung: BTreeSet::new(),
             commands: VecDeque::new(),
         }
     }
@@ -273,7 +303,7 @@ impl Deployment {
     /// When [`Deployment::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Waiting { not_before, .. } => *not_before,
+            State::Waiting { not_before, .. } => not_before.or_else(|| self.links.next_timeout()),
             State::Running(running) => running.next_timeout(),
             State::Stopped => None,
         }

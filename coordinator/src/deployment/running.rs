@@ -1,7 +1,7 @@
 //! A plan on its way from durable epoch to service.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
     ConnectStage, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState, ToWorker,
@@ -11,7 +11,7 @@ use brigade_proto::step::WireDtype;
 use brigade_shard::plan::{Plan, PlannedStage};
 
 use super::{ACTIVATE_LIMIT, CONNECT_LIMIT, DeploymentSettings, LOAD_SILENCE, SEQUENCES};
-use crate::membership::{Membership, SessionId};
+use crate::membership::{Member, Membership, SessionId};
 use crate::scheduler::{Pipeline, StagePrediction};
 use crate::status::Phase;
 
@@ -258,6 +258,14 @@ impl Running {
         format!("stage {stage} on {}", self.stages[stage].name)
     }
 
+    /// What the largest step should take on a stage.
+    pub(super) fn longest_step(&self, stage: usize, rows: u32) -> Duration {
+        let planned = &self.stages[stage].planned;
+        let longest_ms = planned.decode_ms.max(planned.prefill_ms_per_token * f64::from(rows));
+        // A prediction beyond any sense is no reason to wait for ever.
+        Duration::from_secs_f64((longest_ms / 1e3).clamp(0.0, LOAD_SILENCE.as_secs_f64()))
+    }
+
     /// Whether the step that all stages are in is done.
     pub(super) fn step_is_done(&self) -> bool {
         let all = |progress| self.stages.iter().all(|stage| stage.progress >= progress);
@@ -320,17 +328,7 @@ pub(super) fn sequences(parallel: u32) -> u32 {
     parallel.max(SEQUENCES)
 }
 
-/// Where a worker's data plane may be reached: what it says itself, and where the coordinator sees it.
-fn addresses(worker: &WorkerId, members: &Membership) -> Vec<SocketAddr> {
-    let Some(member) = members.member(worker) else {
-        return Vec::new();
-    };
-    let mut addresses = member.capabilities.data_addresses.clone();
-    if let Some(port) = addresses.first().map(SocketAddr::port) {
-        let seen = SocketAddr::new(member.remote.ip(), port);
-        if !addresses.contains(&seen) {
-            addresses.push(seen);
-        }
-    }
-    addresses
+/// Where a worker's data plane may be reached.
+pub(super) fn addresses(worker: &WorkerId, members: &Membership) -> Vec<SocketAddr> {
+    members.member(worker).map(Member::data_addresses).unwrap_or_default()
 }

@@ -16,17 +16,18 @@ const ID: DeploymentId = DeploymentId(1);
 
 /// Even shards over all devices, which need 100 MiB together.
 fn planner() -> Planner {
-    Box::new(|devices, min_stages| {
+    Box::new(|devices, min_stages, apart| {
         let offered: Bytes = devices.iter().map(|device| device.budget).sum();
         if offered < Bytes::mib(100) {
             return Err(format!("{} more are needed", Bytes::mib(100) - offered));
         }
         assert!(min_stages <= devices.len());
+        let order = order(devices.len(), apart).ok_or("no order keeps them apart")?;
         let end = |stage: usize| (stage + 1) * LAYERS / devices.len();
         let start = |stage: usize| stage * LAYERS / devices.len();
-        let stage = |device: usize| PlannedStage {
-            device,
-            shard: Shard::of(LayerRange { start: start(device), end: end(device) }, LAYERS),
+        let stage = |place: usize| PlannedStage {
+            device: order[place],
+            shard: Shard::of(LayerRange { start: start(place), end: end(place) }, LAYERS),
             memory: StageBytes::default(),
             decode_ms: 1.0,
             prefill_ms_per_token: 0.1,
@@ -41,6 +42,15 @@ fn planner() -> Planner {
             notes: Vec::new(),
         })
     })
+}
+
+/// Some order of three devices or fewer in which no pair of `apart` are neighbours.
+fn order(devices: usize, apart: &[(usize, usize)]) -> Option<Vec<usize>> {
+    let orders = [[0, 1, 2], [1, 0, 2], [0, 2, 1]]
+        .map(|order| order.into_iter().filter(|device| *device < devices).collect::<Vec<usize>>());
+    let is_apart =
+        |pair: &[usize]| apart.contains(&(pair[0], pair[1])) || apart.contains(&(pair[1], pair[0]));
+    orders.into_iter().find(|order| !order.windows(2).any(is_apart))
 }
 
 fn worker(name: &str) -> WorkerId {
@@ -60,6 +70,7 @@ struct Bench {
     outlook: Option<Outlook>,
     failures: Vec<String>,
     links_closed: usize,
+    doubted: Vec<String>,
 }
 
 impl Bench {
@@ -87,6 +98,7 @@ impl Bench {
             outlook: None,
             failures: Vec::new(),
             links_closed: 0,
+            doubted: Vec::new(),
         }
     }
 
@@ -166,6 +178,7 @@ impl Bench {
                     self.sent.push((worker.to_string(), message));
                 }
                 Command::CloseLinks => self.links_closed += 1,
+                Command::Doubt(worker) => self.doubted.push(worker.to_string()),
                 Command::Start(pipeline) => {
                     assert!(self.serving.replace(pipeline).is_none(), "started twice");
                 }
@@ -357,7 +370,7 @@ fn planning_waits_for_a_worker_that_may_come_back() {
     let mut bench = three();
     bench.bring_up();
     bench.take_sent();
-    // The data link tells of the death before the control plane's grace is over.
+    // The data link tells of the death while the probe is still under way.
     bench.detach("w2");
     let reason = "reset".to_owned();
     bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason });
@@ -449,8 +462,107 @@ fn a_broken_link_or_pipeline_ends_service() {
         bench.handle(event);
         assert_eq!(bench.serving, None);
         assert!(bench.failures[0].contains("reset"), "{:?}", bench.failures);
+        // A link between two workers is looked at first.
+        let asked = bench.take_sent().into_iter().find_map(|(_, message)| match message {
+            ToWorker::ProbeLink { nonce, .. } => Some(nonce),
+            _ => None,
+        });
+        if let Some(nonce) = asked {
+            bench.handle(Event::LinkProbed { nonce, reached: true });
+        }
         bench.bring_up();
     }
+}
+
+#[test]
+fn a_link_that_broke_between_workers_that_are_there_is_looked_at_before_the_next_plan() {
+    for reached in [true, false] {
+        let mut bench = three();
+        bench.bring_up();
+        bench.take_sent();
+        let reason = "nothing was heard".to_owned();
+        let lost = |from: &str, to: &str| Event::LinkLost {
+            worker: worker(from),
+            peer: Peer::Worker(worker(to)),
+            reason: reason.clone(),
+        };
+        bench.handle(lost("w1", "w2"));
+        bench.handle(lost("w2", "w1"));
+        assert_eq!((&bench.serving, bench.deployment.phase()), (&None, Phase::Waiting));
+        assert_eq!(bench.outlook, Some(Outlook::Coming), "requests wait");
+        assert_eq!(bench.doubted, ["w1", "w2"], "both ends are probed");
+        let sent = bench.take_sent();
+        let [(asked, ToWorker::ProbeLink { nonce, peer, addresses })] = &sent[..] else {
+            panic!("{sent:?}");
+        };
+        assert_eq!((asked.as_str(), peer), ("w1", &Peer::Worker(worker("w2"))));
+        assert!(!addresses.is_empty());
+        bench.handle(Event::LinkProbed { nonce: nonce + 1, reached: true });
+        assert_eq!(bench.deployment.phase(), Phase::Waiting, "that was another question");
+        bench.handle(Event::LinkProbed { nonce: *nonce, reached });
+        let names: Vec<&str> = bench.deployment.stages().iter().map(|stage| stage.name.as_str()).collect();
+        assert_eq!(names, if reached { ["w1", "w2", "w3"] } else { ["w1", "w3", "w2"] });
+        bench.bring_up();
+        assert_eq!(bench.failures.len(), 1, "{:?}", bench.failures);
+    }
+}
+
+#[test]
+fn a_check_that_brings_no_answer_does_not_hold_up_the_plan() {
+    let mut bench = three();
+    bench.bring_up();
+    let reason = "nothing was heard".to_owned();
+    bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason });
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.deployment.phase(), Phase::Waiting);
+    keep_alive(&mut bench);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.deployment.stages().len(), 3);
+    bench.bring_up();
+    // Nor does one whose worker is lost meanwhile.
+    let reason = "nothing was heard".to_owned();
+    bench.pass(SETTLED);
+    keep_alive(&mut bench);
+    bench.handle(Event::LinkLost { worker: worker("w1"), peer: Peer::Worker(worker("w2")), reason });
+    bench.leave("w2");
+    assert_eq!(bench.deployment.stages().len(), 2);
+}
+
+#[test]
+fn workers_that_could_not_be_connected_are_kept_apart_for_a_while() {
+    let mut bench = three();
+    let order = |bench: &Bench| -> Vec<String> {
+        bench.deployment.stages().iter().map(|stage| stage.name.clone()).collect()
+    };
+    bench.all_report(&StageState::Loaded(StageMemory::default()));
+    bench.report("w2", StageState::Failed { reason: "no answer from w3".into() });
+    assert_eq!(order(&bench), ["w2", "w1", "w3"]);
+    // A worker that has attached anew may be somewhere else.
+    bench.attach("w3", 64);
+    bench.pass(FIRST_BACK_OFF);
+    assert_eq!(order(&bench), ["w1", "w2", "w3"], "{:?}", bench.deployment);
+}
+
+#[test]
+fn a_device_that_hangs_is_left_out_until_it_is_done() {
+    let mut bench = three();
+    bench.bring_up();
+    let computing =
+        |seconds: f64| Event::Computing { worker: worker("w2"), time: Duration::from_secs_f64(seconds) };
+    // The largest step should take 12.8 ms.
+    bench.handle(computing(HUNG_LEAST.as_secs_f64() - 0.1));
+    assert!(bench.failures.is_empty());
+    bench.handle(computing(HUNG_LEAST.as_secs_f64()));
+    assert!(bench.failures[0].contains("stage 1 on w2 hangs"), "{:?}", bench.failures);
+    let names: Vec<&str> = bench.deployment.stages().iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["w1", "w3"]);
+    bench.bring_up();
+    bench.handle(computing(60.0));
+    assert_eq!(bench.failures.len(), 1, "it has no part in this plan");
+    bench.handle(computing(0.0));
+    bench.handle(Event::Broken { reason: "a test".into() });
+    bench.pass(FIRST_BACK_OFF);
+    assert_eq!(bench.deployment.stages().len(), 3);
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! How a deployment goes from one state to the next.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brigade_proto::control::{StageReport, ToWorker};
-use brigade_proto::ids::{Epoch, WorkerId};
+use brigade_proto::ids::{Epoch, Peer, WorkerId};
 
 use super::devices::devices;
-use super::running::{Progress, Running, Step};
+use super::running::{Progress, Running, Step, addresses};
 use super::{
-    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, LONGEST_BACK_OFF, SETTLED, SHORT_BACK_OFF,
-    State, waiting_for_workers,
+    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, HUNG_LEAST, HUNG_TIMES, LONGEST_BACK_OFF,
+    SETTLED, SHORT_BACK_OFF, State, waiting_for_workers,
 };
 use crate::membership::{Membership, Presence};
 use crate::scheduler::Outlook;
@@ -48,9 +48,18 @@ impl Deployment {
                 });
                 if active {
                     let name = self.name_of(&worker);
+                    if let Peer::Worker(peer) = &peer {
+                        self.look_at_link(&worker, peer, members, now);
+                    }
                     self.fail(format!("the data link from {name} to {peer} broke: {reason}"), members, now);
                 }
             }
+            Event::LinkProbed { nonce, reached } => {
+                if self.links.probed(nonce, reached, members, now) {
+                    self.members_changed(members, now);
+                }
+            }
+            Event::Computing { worker, time } => self.computing(&worker, time, members, now),
             Event::Probed { worker, nonce } => self.probed(&worker, nonce, members, now),
             Event::Broken { reason } => self.fail(reason, members, now),
             Event::Stop => self.stop(),
@@ -61,6 +70,7 @@ impl Deployment {
     pub fn handle_timeout(&mut self, members: &Membership, now: Instant) {
         match &self.state {
             State::Waiting { not_before: Some(due), .. } if now >= *due => self.plan_anew(members, now),
+            State::Waiting { not_before: None, .. } if self.links.expire(now) => self.plan_anew(members, now),
             State::Running(running) => {
                 if let Some(reason) = running.overdue(now) {
                     self.fail(reason, members, now);
@@ -96,9 +106,68 @@ impl Deployment {
         let Some(stage) = running.stage_of(worker).filter(|_| current) else {
             return;
         };
+        let connecting = running.step == Step::Connecting;
         match running.report(stage, report.state, now) {
             Ok(()) => self.advance(members, now),
-            Err(reason) => self.fail(reason, members, now),
+            Err(reason) => {
+                if connecting {
+                    self.blame_link_after(stage, members, now);
+                }
+                self.fail(reason, members, now);
+            }
+        }
+    }
+
+    /// Has a link looked at that broke between two workers of which nobody doubts that they are there. The next plan waits
+    /// for that.
+    fn look_at_link(&mut self, from: &WorkerId, to: &WorkerId, members: &Membership, now: Instant) {
+        if [from, to].into_iter().any(|worker| !is_well(worker, members)) {
+            return;
+        }
+        let nonce = self.links.check(from, to, now);
+        let (peer, addresses) = (Peer::Worker(to.clone()), addresses(to, members));
+        let message = ToWorker::ProbeLink { nonce, peer, addresses };
+        self.commands.push_back(Command::Send { worker: from.clone(), message });
+        self.commands.extend([from, to].map(|worker| Command::Doubt(worker.clone())));
+    }
+
+    /// A stage could not be connected, and its worker and the next one are there: they do not reach each other.
+    fn blame_link_after(&mut self, stage: usize, members: &Membership, now: Instant) {
+        let Some(running) = self.running() else { return };
+        let Some([this, next]) = running.stages.get(stage..stage + 2) else {
+            return;
+        };
+        let (this, next) = (this.worker.clone(), next.worker.clone());
+        if is_well(&this, members) && is_well(&next, members) {
+            self.links.keep_apart(&this, &next, members, now);
+        }
+    }
+
+    /// Takes in for how long a worker has been computing a step. A device that hangs is left out until it is done, or its
+    /// worker is another process.
+    fn computing(&mut self, worker: &WorkerId, time: Duration, members: &Membership, now: Instant) {
+        if time < HUNG_LEAST {
+            if self.hung.remove(worker) {
+                self.members_changed(members, now);
+            }
+            return;
+        }
+        let Some(running) = self.running().filter(|running| running.step == Step::Serving) else {
+            return;
+        };
+        let Some(stage) = running.stage_of(worker) else {
+            return;
+        };
+        let expected = running.longest_step(stage, self.settings.prefill_chunk);
+        if time >= HUNG_LEAST.max(expected.mul_f64(HUNG_TIMES)) {
+            let reason = format!(
+                "{} hangs: it has computed a step for {:.1} s, of {:.3} s expected",
+                running.describe(stage),
+                time.as_secs_f64(),
+                expected.as_secs_f64()
+            );
+            self.hung.insert(worker.clone());
+            self.fail(reason, members, now);
         }
     }
 
@@ -176,7 +245,13 @@ impl Deployment {
             self.commands.push_back(Command::LookOut(Outlook::Coming));
             return;
         }
-        let attached: Vec<_> = members.attached().collect();
+        if self.links.is_checking(members, now) {
+            let reason = self.with_last_failure("a link between workers broke; finding out why".into());
+            self.state = State::Waiting { reason, not_before: None };
+            self.commands.push_back(Command::LookOut(Outlook::Coming));
+            return;
+        }
+        let attached: Vec<_> = members.attached().filter(|member| !self.hung.contains(&member.id)).collect();
         let wanted = if self.has_served { 1 } else { self.settings.min_workers.max(1) };
         if attached.len() < wanted {
             self.wait(waiting_for_workers(attached.len(), wanted));
@@ -184,11 +259,17 @@ impl Deployment {
         }
         let devices = devices(&attached, |member| self.left(&member.id, member.capabilities.budget));
         let min_stages = self.settings.min_workers.clamp(1, attached.len());
-        let plan = match (self.planner)(&devices, min_stages) {
+        let workers: Vec<WorkerId> = attached.iter().map(|member| member.id.clone()).collect();
+        let apart = self.links.apart(&workers, members, now);
+        let mut plan = (self.planner)(&devices, min_stages, &apart);
+        if plan.is_err() && !apart.is_empty() && min_stages > 1 {
+            // Rather fewer stages than none.
+            plan = (self.planner)(&devices, 1, &apart).or(plan);
+        }
+        let plan = match plan {
             Ok(plan) => plan,
             Err(reason) => return self.wait(reason),
         };
-        let workers: Vec<WorkerId> = attached.iter().map(|member| member.id.clone()).collect();
         let epoch = Epoch(self.epoch.0 + 1);
         match Running::new(&self.settings, epoch, plan, &workers, members, now) {
             Some(running) => {
@@ -282,6 +363,12 @@ impl Deployment {
         let stage = self.running().and_then(|running| Some(&running.stages[running.stage_of(worker)?]));
         stage.map_or_else(|| worker.to_string(), |stage| stage.name.clone())
     }
+}
+
+/// Whether nobody doubts that a worker is there.
+fn is_well(worker: &WorkerId, members: &Membership) -> bool {
+    let attached = members.member(worker).is_some_and(|member| member.session().is_some());
+    attached && !members.is_suspected(worker)
 }
 
 /// Why a plan cannot go on with the workers as they are now, if it cannot. Workers that attached anew while serving

@@ -56,6 +56,12 @@ pub enum PlanError {
          workers more memory, lower the context, join another worker, or leave the draft model out"
     )]
     NoRoomForDraft { needed: Bytes, left: Bytes },
+    /// Devices that cannot reach each other would have to be neighbours.
+    #[error(
+        "{pairs} cannot reach each other's data port over UDP, and no order of the workers keeps them apart: let UDP \
+         through between them, or join another worker"
+    )]
+    Apart { pairs: String },
     /// The devices have too little memory together.
     #[error("{0}")]
     TooLittleMemory(Box<MemoryShortage>),
@@ -139,6 +145,14 @@ impl fmt::Display for MemoryShortage {
         }
         Ok(())
     }
+}
+
+/// Says who cannot reach whom.
+pub(super) fn apart(input: &PlanInput) -> PlanError {
+    let name = |device: usize| input.devices.get(device).map_or("?", |device| device.name.as_str());
+    let pairs: Vec<String> =
+        input.apart.iter().map(|(one, other)| format!("{} and {}", name(*one), name(*other))).collect();
+    PlanError::Apart { pairs: pairs.join(", ") }
 }
 
 /// Finds out how much memory is missing.

@@ -80,6 +80,8 @@ pub struct PlanInput {
     pub wire_value_bytes: u32,
     /// What every link costs.
     pub hop: HopCost,
+    /// Pairs of devices that cannot reach each other, so that neither may come right after the other.
+    pub apart: Vec<(usize, usize)>,
 }
 
 /// The assignment of shards to devices.
@@ -168,7 +170,13 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
             best = Some(candidate);
         }
     }
-    let best = best.ok_or_else(|| error::shortage(&search, cost, input, min_stages))?;
+    let best = best.ok_or_else(|| {
+        let free = PlanInput { apart: Vec::new(), ..input.clone() };
+        if !input.apart.is_empty() && plan(cost, &free).is_ok() {
+            return error::apart(input);
+        }
+        error::shortage(&Search::new(cost, &free), cost, input, min_stages)
+    })?;
     Ok(best.into_plan(&search, &predictor, input, cost, single.as_ref()))
 }
 

@@ -4,8 +4,6 @@
 //! one number that matters is how far they reach together: the furthest layer is always the best. That makes the
 //! search over orders a dynamic programme over sets.
 
-use std::collections::HashMap;
-
 use super::PlanInput;
 use super::predict::stage_s;
 use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
@@ -170,7 +168,8 @@ impl<'a> Search<'a> {
         let bound = Bound { room, slowest_s: high };
         let mut given = best.order.clone();
         given.sort_unstable();
-        let order = if self.chain(&given, bound).is_some() { given } else { best.order.clone() };
+        let keeps = self.keeps_apart(&given) && self.chain(&given, bound).is_some();
+        let order = if keeps { given } else { best.order.clone() };
         let even = if self.cuts.is_empty() { self.balance(order, bound) } else { self.chain(&order, bound) };
         Some(even.unwrap_or(best))
     }
@@ -243,31 +242,44 @@ impl<'a> Search<'a> {
     fn follow(&self, bound: Bound<'_>, stages: usize, last: Option<usize>) -> Option<Partition> {
         let devices = self.budgets.len();
         let width = if devices <= EXACT_DEVICES { BEAM } else { NARROW_BEAM };
+        // Where some devices cannot follow others, sets differ in who is last, too.
+        let constrained = !self.input.apart.is_empty();
+        let width = if constrained { width * devices } else { width };
         let kept = last.map_or(0, |device| 1 << device);
         let mut beam = vec![Reached { layer: 0, used: kept, order: Vec::new() }];
         for stage in 1..stages {
             let most = self.layers().checked_sub(stages - stage)?;
-            let mut next: HashMap<u128, Reached> = HashMap::new();
-            for reached in &beam {
-                for device in self.choices(reached.used) {
+            let mut next = Vec::new();
+            for (from, reached) in beam.iter().enumerate() {
+                for device in self.choices(reached.used).filter(|device| self.may_follow(reached, *device)) {
                     let Some(layer) = self.reach(device, reached.layer, most, bound) else {
                         continue;
                     };
-                    let used = reached.used | 1 << device;
-                    if next.get(&used).is_none_or(|other| other.layer < layer) {
-                        let order = reached.order.iter().copied().chain([device]).collect();
-                        next.insert(used, Reached { layer, used, order });
-                    }
+                    next.push(Reaching {
+                        missing: self.layers() - layer,
+                        used: reached.used | 1 << device,
+                        device,
+                        from,
+                    });
                 }
             }
-            beam = next.into_values().collect();
-            // The set decides between equals, so that a plan does not depend on the order of a hash table.
-            beam.sort_unstable_by_key(|reached| (usize::MAX - reached.layer, reached.used));
-            beam.truncate(width);
+            // Of each set the one that gets furthest, and of those the best.
+            let set = |reaching: &Reaching| (reaching.used, if constrained { reaching.device } else { 0 });
+            next.sort_unstable_by_key(|reaching| (set(reaching), reaching.missing, reaching.device));
+            next.dedup_by_key(|reaching| set(reaching));
+            next.sort_unstable_by_key(|reaching| (reaching.missing, reaching.used, reaching.device));
+            next.truncate(width);
+            let follow = |reaching: &Reaching| Reached {
+                layer: self.layers() - reaching.missing,
+                used: reaching.used,
+                order: beam[reaching.from].order.iter().copied().chain([reaching.device]).collect(),
+            };
+            beam = next.iter().map(follow).collect();
         }
         beam.iter().find_map(|reached| {
             let rest = LayerRange::new(reached.layer, self.layers()).filter(|rest| !rest.is_empty())?;
-            let holds = |device: &usize| self.holds(*device, rest, bound);
+            let holds =
+                |device: &usize| self.holds(*device, rest, bound) && self.may_follow(reached, *device);
             let device = match last {
                 Some(last) => Some(last).filter(holds)?,
                 None => self.choices(reached.used).find(holds)?,
@@ -277,13 +289,27 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// The devices not in `used`, of several equal ones only the first.
+    /// The devices not in `used`, of several equal ones only the first: as long as any may be anybody's neighbour, it does
+    /// not matter which.
     fn choices(&self, used: u128) -> impl Iterator<Item = usize> {
         let free = move |device: &usize| used & (1 << device) == 0;
         (0..self.budgets.len()).filter(free).filter(move |device| {
             let twin = |other: usize| self.are_equal(other, *device);
-            !(0..*device).filter(free).any(twin)
+            !self.input.apart.is_empty() || !(0..*device).filter(free).any(twin)
         })
+    }
+
+    /// Whether a device may come after those of `reached`.
+    fn may_follow(&self, reached: &Reached, device: usize) -> bool {
+        reached.order.last().is_none_or(|last| !self.are_apart(*last, device))
+    }
+
+    fn keeps_apart(&self, order: &[usize]) -> bool {
+        order.windows(2).all(|pair| !self.are_apart(pair[0], pair[1]))
+    }
+
+    fn are_apart(&self, one: usize, other: usize) -> bool {
+        self.input.apart.iter().any(|pair| *pair == (one, other) || *pair == (other, one))
     }
 
     fn are_equal(&self, one: usize, other: usize) -> bool {
@@ -336,6 +362,15 @@ struct Reached {
     layer: usize,
     used: u128,
     order: Vec<usize>,
+}
+
+/// The same with one device more: how many layers are missing then.
+struct Reaching {
+    missing: usize,
+    used: u128,
+    device: usize,
+    /// Which of those before it follows.
+    from: usize,
 }
 
 /// What computing one row of a stage takes.

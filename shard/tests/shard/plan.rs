@@ -30,6 +30,7 @@ fn input(devices: Vec<PlanDevice>) -> PlanInput {
         cache_value_bytes: 2,
         wire_value_bytes: 4,
         hop: HopCost { rtt_us: 10.0, bytes_per_s: 1e9 },
+        apart: Vec::new(),
     }
 }
 
@@ -412,5 +413,34 @@ fn sixteen_different_devices_and_126_layers_are_planned_at_once() {
         });
         let in_time = times.any(|time| time < Duration::from_millis(100));
         assert!(in_time, "no plan within 100 ms in 40 runs with a context of {context:?}");
+    }
+}
+
+#[test]
+fn workers_that_cannot_reach_each_other_are_no_neighbours() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(12));
+    for devices in 3..=6 {
+        for apart in [vec![(0, 1)], vec![(1, 0), (1, 2)], vec![(0, 1), (0, 2)]] {
+            let made_for = PlanInput {
+                apart: apart.clone(),
+                min_stages: devices,
+                ..input(equal_devices(devices, 1 << 30))
+            };
+            let made = plan(&cost, &made_for);
+            let order: Vec<usize> = match &made {
+                Ok(made) => made.stages.iter().map(|stage| stage.device).collect(),
+                Err(error) => {
+                    assert!(devices == 3 && apart.len() == 2, "{devices} devices, {apart:?}: {error}");
+                    let text = error.to_string();
+                    assert!(text.contains("cannot reach each other"), "{text}");
+                    continue;
+                }
+            };
+            assert_eq!(order.len(), devices);
+            for pair in order.windows(2) {
+                let are_apart = apart.contains(&(pair[0], pair[1])) || apart.contains(&(pair[1], pair[0]));
+                assert!(!are_apart, "{order:?} for {apart:?}");
+            }
+        }
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use brigade_proto::control::ToWorker;
-use brigade_proto::ids::{DeploymentId, Epoch, WorkerId};
+use brigade_proto::ids::{DeploymentId, Epoch, Peer, WorkerId};
 use brigade_proto::step::{Frame, StepFrame};
 
 use super::{Core, CoreEvent};
 use crate::deployment;
-use crate::membership::{self, SessionId};
+use crate::membership::{self, PROBE_PATIENCE, SessionId};
 use crate::scheduler;
 
 impl Core {
@@ -33,6 +33,7 @@ impl Core {
 
     fn carry_out_membership(&mut self, command: membership::Command, now: Instant) {
         match command {
+            membership::Command::Probe { worker, nonce } => self.probe(worker, nonce),
             membership::Command::Close(session) => {
                 if let Some(session) = self.sessions.remove(&session) {
                     session.end.cancel();
@@ -45,6 +46,24 @@ impl Core {
         self.changed = true;
     }
 
+    /// Finds out whether a worker's data plane answers.
+    fn probe(&mut self, worker: WorkerId, nonce: u64) {
+        let Some(member) = self.membership.member(&worker) else {
+            return;
+        };
+        let (home, addresses) = (member.home(), member.data_addresses());
+        let (transport, events) = (self.transport.clone(), self.events_sender.clone());
+        self.tasks.spawn(async move {
+            let peer = Peer::Worker(worker.clone());
+            let probed = tokio::select! {
+                probed = transport.probe(&peer, home, &addresses, PROBE_PATIENCE) => probed,
+                // The core has ended.
+                () = events.closed() => return,
+            };
+            let _ = events.send(CoreEvent::Probed { worker, nonce, probed }).await;
+        });
+    }
+
     fn carry_out_deployment(&mut self, command: deployment::Command, now: Instant) {
         self.changed = true;
         match command {
@@ -54,6 +73,9 @@ impl Core {
                     self.recoveries.loading(now);
                 }
                 self.send_to(&worker, message);
+            }
+            deployment::Command::Doubt(worker) => {
+                self.membership.handle(membership::Event::Doubted { worker }, now);
             }
             deployment::Command::CloseLinks => self.links.close(),
             deployment::Command::Start(pipeline) => {

@@ -10,6 +10,7 @@ use brigade_proto::ids::{DeploymentId, WorkerId};
 
 use super::Core;
 use crate::deployment::{self, Deployment};
+use crate::membership;
 use crate::scheduler::DraftPipeline;
 
 /// A draft model.
@@ -101,6 +102,9 @@ impl Core {
             }
             deployment::Command::Suspend { .. } | deployment::Command::Stop { .. } => {
                 self.scheduler.stop_drafts()
+            }
+            deployment::Command::Doubt(worker) => {
+                self.membership.handle(membership::Event::Doubted { worker }, now);
             }
             // Requests are served without drafts meanwhile.
             deployment::Command::LookOut(_) => {}

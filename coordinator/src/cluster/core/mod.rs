@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{Capabilities, ToCoordinator, ToWorker, Welcome};
 use brigade_proto::health::Health;
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, SequenceId, WorkerId};
-use brigade_proto::link::Link;
+use brigade_proto::link::{Link, Probed, Transport};
 use brigade_proto::step::StepResult;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -54,6 +54,8 @@ pub(super) enum CoreEvent {
     Said { session: SessionId, message: ToCoordinator },
     /// A worker's stream has ended.
     Detached { session: SessionId, reason: String },
+    /// A worker's data plane was probed.
+    Probed { worker: WorkerId, nonce: u64, probed: Probed },
     /// A worker has dialled the data plane.
     LinkAccepted(Box<Link>),
     /// A result came.
@@ -79,6 +81,7 @@ pub(super) struct CoreParts {
     pub(super) metrics: Metrics,
     pub(super) health: Health,
     pub(super) tasks: TaskTracker,
+    pub(super) transport: Arc<Transport>,
     pub(super) events: (mpsc::Sender<CoreEvent>, mpsc::Receiver<CoreEvent>),
     pub(super) submissions: mpsc::Receiver<Submission>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
@@ -114,6 +117,7 @@ pub(super) struct Core {
     metrics: Metrics,
     health: Health,
     tasks: TaskTracker,
+    transport: Arc<Transport>,
     events_sender: mpsc::Sender<CoreEvent>,
     events: mpsc::Receiver<CoreEvent>,
     submissions: mpsc::Receiver<Submission>,
@@ -150,6 +154,7 @@ impl Core {
             metrics: parts.metrics,
             health: parts.health,
             tasks: parts.tasks,
+            transport: parts.transport,
             events_sender,
             events,
             submissions: parts.submissions,
@@ -226,6 +231,10 @@ impl Core {
                 self.sessions.remove(&session);
                 self.membership.handle(membership::Event::Detached { session, reason }, now);
             }
+            CoreEvent::Probed { worker, nonce, probed } => {
+                tracing::info!(%worker, ?probed, "probed a worker's data plane");
+                self.membership.handle(membership::Event::Probed { worker, nonce, probed }, now);
+            }
             CoreEvent::LinkAccepted(link) => self.link_accepted(*link, now),
             CoreEvent::Result { link, result } => {
                 if self.links.worker_of(link).is_some() {
@@ -278,9 +287,18 @@ impl Core {
                 tracing::info!(%worker, "a worker leaves");
                 return self.membership.handle(membership::Event::Leaving { session }, now);
             }
-            ToCoordinator::Hello(_) | ToCoordinator::Heartbeat(_) | ToCoordinator::LinkProbed { .. } => {
-                return;
+            // The served model's plan alone looks at links and devices.
+            ToCoordinator::LinkProbed { nonce, reached } => {
+                tracing::info!(%worker, reached, "a worker probed the link to another");
+                let event = deployment::Event::LinkProbed { nonce, reached };
+                return self.deployment.handle(event, &self.membership, now);
             }
+            ToCoordinator::Heartbeat(telemetry) => {
+                let time = Duration::from_millis(telemetry.computing_ms.into());
+                let event = deployment::Event::Computing { worker, time };
+                return self.deployment.handle(event, &self.membership, now);
+            }
+            ToCoordinator::Hello(_) => return,
         };
         self.tell_deployments(event, now);
     }

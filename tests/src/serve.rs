@@ -1,0 +1,125 @@
+//! A coordinator that waits for workers, and workers that join it: programs of their own, each of which a test may stop,
+//! kill and start again.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::cluster::{START, brigade, served_url, worker};
+use crate::http::Client;
+use crate::process::Process;
+use crate::setup;
+
+/// How long a coordinator may take to say how to join it.
+const JOINABLE: Duration = Duration::from_secs(20);
+/// How often it is asked whether it serves.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A coordinator started by `brigade serve`.
+#[derive(Debug)]
+pub struct Served {
+    /// The program.
+    pub process: Process,
+    /// Where it keeps things.
+    pub home: TempDir,
+    /// The join token that it printed.
+    pub token: String,
+    /// Where workers join.
+    pub control: String,
+}
+
+impl Served {
+    /// Serves the real model on ephemeral ports of loopback.
+    pub fn start(arguments: &[&str]) -> Served {
+        let home = tempfile::tempdir().expect("the temporary folder is writable");
+        let mut command = brigade(&home);
+        command
+            .arg("serve")
+            .arg(setup::smollm2())
+            .args(["--http", "127.0.0.1:0", "--control", "127.0.0.1:0"])
+            .args(arguments);
+        let mut process = Process::start(&mut command);
+        let (control, token) = process.wait_for("join command", JOINABLE, |line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let join =
+                words.windows(2).position(|pair| pair[0].ends_with("brigade-worker") && pair[1] == "join")?;
+            let token = words.iter().position(|word| *word == "--token")?;
+            Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
+        });
+        Served { process, home, token, control }
+    }
+
+    /// A worker that joins with the coordinator's token.
+    pub fn join(&self, name: &str, memory: &str) -> Joined {
+        self.join_with(name, memory, Some(&self.token))
+    }
+
+    /// A worker that joins with another token.
+    pub fn join_with(&self, name: &str, memory: &str, token: Option<&str>) -> Joined {
+        let home = tempfile::tempdir().expect("the temporary folder is writable");
+        let settings =
+            Joining { control: self.control.clone(), name: name.to_owned(), memory: memory.to_owned(), home };
+        Joined { process: Process::start(&mut settings.command(token)), settings }
+    }
+
+    /// A client of its API, once it serves.
+    pub fn client(&mut self) -> Client {
+        Client::new(&self.process.wait_for("address", START, served_url))
+    }
+
+    /// Waits until it serves again.
+    pub async fn wait_until_serving(&self, client: &Client) {
+        let deadline = Instant::now() + START;
+        while client.get("/health").await.status != 200 {
+            assert!(Instant::now() < deadline, "not serving again:\n{}", self.process.output());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// A worker started by `brigade-worker join`.
+#[derive(Debug)]
+pub struct Joined {
+    /// The program.
+    pub process: Process,
+    settings: Joining,
+}
+
+#[derive(Debug)]
+struct Joining {
+    control: String,
+    name: String,
+    memory: String,
+    home: TempDir,
+}
+
+impl Joining {
+    fn command(&self, token: Option<&str>) -> Command {
+        let mut command = worker(&self.home);
+        command.args(["join", &self.control, "--name", &self.name, "--memory", &self.memory]);
+        command.args(["--threads", "1", "--models"]).arg(setup::smollm2().parent().expect("a folder"));
+        if let Some(token) = token {
+            command.env("BRIGADE_TOKEN", token);
+        }
+        command
+    }
+}
+
+impl Joined {
+    /// The worker's name.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// Ends the program at once, as a power cut would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.process.signal(libc::SIGKILL);
+        self.process.wait(Duration::from_secs(5));
+    }
+
+    /// Starts the program again, with the certificate that it has by now.
+    pub fn restart(&mut self) {
+        self.process = Process::start(&mut self.settings.command(None));
+    }
+}

@@ -1,0 +1,393 @@
+//! Faults of real processes: workers that are killed or stopped while answers run. Every answer is compared with what it
+//! is without a fault, token by token, and the time that recovery takes with what is promised.
+//!
+//! A plain run does a part of it, and names what it leaves out; `BRIGADE_FAULTS=all cargo test --release -p brigade-tests
+//! --test faults` does all of it.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use brigade_tests::http::Client;
+use brigade_tests::serve::{Joined, Served};
+use brigade_tests::stream::{Streaming, Told};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+
+/// Tokens of each answer: enough that one is still under way when its 200th has come.
+const TOKENS: usize = 320;
+/// Tokens of the prompts that are long: enough that they are being computed for a while.
+const LONG_PROMPT: usize = 400;
+/// Within this a killed process is noticed.
+const DETECTED: Duration = Duration::from_secs(1);
+/// Within this a stopped process is noticed.
+const STOPPED_DETECTED: Duration = Duration::from_secs(5);
+/// Within this, and the time to load, text goes on.
+const GOES_ON: Duration = Duration::from_secs(5);
+/// Within this text goes on after a worker is back without which there is too little memory.
+const BACK: Duration = Duration::from_secs(10);
+/// Within this everything is over.
+const END: Duration = Duration::from_secs(120);
+/// How often the coordinator is asked how it is.
+const POLL: Duration = Duration::from_millis(10);
+
+/// When a fault comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// When each answer has so many tokens.
+    Tokens(usize),
+    /// While the prompts are computed.
+    Prompt,
+    /// While the plan is loaded that makes up for another worker.
+    Loading,
+}
+
+fn main() {
+    let all = std::env::var("BRIGADE_FAULTS").is_ok_and(|value| value == "all");
+    let mut trials = Vec::new();
+    for stage in 0..3 {
+        for moment in
+            [Moment::Tokens(1), Moment::Tokens(17), Moment::Tokens(200), Moment::Prompt, Moment::Loading]
+        {
+            let part = matches!((stage, moment), (1, Moment::Tokens(17)) | (2, Moment::Prompt));
+            let name = format!("stage_{stage}_is_killed_at_{}", in_words(moment));
+            trials.push(Trial::test(name, move || killed(stage, moment)).with_ignored_flag(!all && !part));
+        }
+        let name = format!("stage_{stage}_is_stopped_for_20_s");
+        let part = stage == 1;
+        trials.push(Trial::test(name, move || stopped(stage)).with_ignored_flag(!all && !part));
+    }
+    trials.push(Trial::test("a_worker_that_nobody_can_stand_in_for_is_waited_for", waited_for));
+    if !all {
+        println!("a part of the faults; BRIGADE_FAULTS=all runs those that are ignored here, too");
+    }
+    // Each has the machine to itself.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn in_words(moment: Moment) -> String {
+    match moment {
+        Moment::Tokens(tokens) => format!("token_{tokens}"),
+        Moment::Prompt => "its_prompt".into(),
+        Moment::Loading => "loading".into(),
+    }
+}
+
+/// Four requests of different kinds; the prompts are as long as said.
+fn requests(prompt_tokens: Option<usize>) -> Vec<Value> {
+    let sampling = [
+        json!({ "temperature": 0 }),
+        json!({ "temperature": 0.8, "seed": 1 }),
+        json!({ "temperature": 1.1, "seed": 2, "top_p": 0.9, "frequency_penalty": 0.4 }),
+        json!({ "temperature": 0.7, "seed": 3, "repetition_penalty": 1.1 }),
+    ];
+    let request = |(place, mut settings): (usize, Value)| {
+        settings["prompt"] = match prompt_tokens {
+            None => json!(format!("Chapter {place}. The bucket brigade stood from the river to the")),
+            // Any ids will do, as long as no two prompts begin alike.
+            Some(tokens) => {
+                let id = |position: usize| 1000 + (position * 37 + place * 101) % 20000;
+                json!((0..tokens).map(id).collect::<Vec<usize>>())
+            }
+        };
+        settings["max_tokens"] = json!(TOKENS);
+        settings["ignore_eos"] = json!(true);
+        settings
+    };
+    sampling.into_iter().enumerate().map(request).collect()
+}
+
+/// A coordinator with three workers.
+struct Cluster {
+    served: Served,
+    workers: Vec<Joined>,
+    client: Client,
+    model: String,
+}
+
+impl Cluster {
+    /// Workers with so much memory each; it serves.
+    async fn start(memory: &str, context: &[&str]) -> Cluster {
+        let context = if context.is_empty() { &["--ctx", "1280", "--parallel", "4"] } else { context };
+        let mut served = Served::start(&[&["--min-workers", "3"], context].concat());
+        let workers: Vec<Joined> =
+            ["anna", "ben", "carla"].iter().map(|name| served.join(name, memory)).collect();
+        let client = served.client();
+        let model = client.model().await;
+        Cluster { served, workers, client, model }
+    }
+
+    async fn streams(&self, prompt_tokens: Option<usize>) -> Vec<Streaming> {
+        let mut streams = Vec::new();
+        for request in requests(prompt_tokens) {
+            streams.push(Streaming::start(&self.client, &self.model, request).await);
+        }
+        streams
+    }
+
+    /// The worker that holds a stage.
+    async fn holder(&mut self, stage: usize) -> &mut Joined {
+        let status = self.client.status().await;
+        let name = status["stages"][stage]["name"].as_str().expect("the stage is there").to_owned();
+        self.workers.iter_mut().find(|worker| worker.name() == name).expect("a worker of ours")
+    }
+
+    /// Waits until the loss of the plan is noticed; how long that took.
+    async fn noticed(&self, epoch: u64, since: Instant, limit: Duration) -> Duration {
+        loop {
+            let status = self.client.status().await;
+            if status["phase"] != "serving" || status["epoch"].as_u64() != Some(epoch) {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < limit + END, "it is never noticed:\n{}", self.served.process.output());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn epoch(&self) -> u64 {
+        self.client.status().await["epoch"].as_u64().expect("a number")
+    }
+}
+
+/// The same answers without any fault, from one cluster for all tests.
+async fn undisturbed(prompt_tokens: Option<usize>) -> &'static [Told] {
+    static SHORT: OnceLock<Vec<Told>> = OnceLock::new();
+    static LONG: OnceLock<Vec<Told>> = OnceLock::new();
+    let place = if prompt_tokens.is_some() { &LONG } else { &SHORT };
+    if place.get().is_none() {
+        let cluster = Cluster::start("256MiB", &[]).await;
+        let told = ends(cluster.streams(prompt_tokens).await).await;
+        assert!(told.iter().all(|told| told.tokens.len() == TOKENS && told.done), "{told:?}");
+        let _ = place.set(told);
+    }
+    place.get().expect("it was just set")
+}
+
+async fn ends(streams: Vec<Streaming>) -> Vec<Told> {
+    let mut told = Vec::new();
+    for stream in streams {
+        told.push(stream.end(END).await);
+    }
+    told
+}
+
+fn check(found: &[Told], wanted: &[Told]) -> Result<(), Failed> {
+    for (place, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        if let Some(error) = &found.error {
+            return Err(format!("stream {place} ended with {error}").into());
+        }
+        if found.tokens != wanted.tokens || found.text != wanted.text || found.finish != wanted.finish {
+            let same = found.tokens.iter().zip(&wanted.tokens).take_while(|(a, b)| a == b).count();
+            return Err(format!(
+                "stream {place} has {} tokens, of which the first {same} are those of {} wanted; it says `{}` instead of `{}`",
+                found.tokens.len(),
+                wanted.tokens.len(),
+                found.text,
+                wanted.text
+            )
+            .into());
+        }
+        if !found.done {
+            return Err(format!("stream {place} broke off after its last token").into());
+        }
+    }
+    Ok(())
+}
+
+/// Prints where the time went, and checks it against what is promised; `late` is what the fault itself takes.
+async fn check_times(
+    cluster: &Cluster,
+    told: &[Told],
+    fault: Instant,
+    detected: (Duration, Duration),
+    late: Duration,
+) -> Result<(), Failed> {
+    let (detected, limit) = detected;
+    let status = cluster.client.status().await;
+    let part = |name: &str| status["recovery"][name].as_u64().unwrap_or_default();
+    let gap = told.iter().map(|told| told.longest_gap(fault)).max().unwrap_or_default();
+    println!(
+        "  noticed after {detected:.2?}; detect {} ms, plan {} ms, load {} ms, replay {} ms; longest gap {gap:.2?}; \
+         {} of {} requests recovered",
+        part("detect_ms"),
+        part("plan_ms"),
+        part("load_ms"),
+        part("replay_ms"),
+        status["requests"]["recovered"],
+        told.len(),
+    );
+    if detected > limit {
+        return Err(format!("noticed after {detected:?}, {limit:?} are promised").into());
+    }
+    let allowed = late + GOES_ON + Duration::from_millis(part("load_ms"));
+    if gap > allowed {
+        return Err(format!("text went on after {gap:?}, {allowed:?} are promised").into());
+    }
+    Ok(())
+}
+
+fn run(test: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(test)
+}
+
+fn killed(stage: usize, moment: Moment) -> Result<(), Failed> {
+    run(async move {
+        let prompt_tokens = (moment == Moment::Prompt).then_some(LONG_PROMPT);
+        let wanted = undisturbed(prompt_tokens).await;
+        if moment == Moment::Loading {
+            return killed_while_loading(stage, wanted).await;
+        }
+        let mut cluster = Cluster::start("256MiB", &[]).await;
+        let epoch = cluster.epoch().await;
+        let streams = cluster.streams(prompt_tokens).await;
+        match moment {
+            Moment::Tokens(tokens) => {
+                while streams.iter().any(|stream| stream.count() < tokens) {
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+            Moment::Prompt | Moment::Loading => {
+                // Some of the prompts' tokens are computed, and some are not.
+                let computed = || async {
+                    cluster.client.status().await["requests"]["prompt_tokens"].as_u64().expect("a count")
+                };
+                while computed().await < LONG_PROMPT as u64 {
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        }
+        let holder = cluster.holder(stage).await;
+        let fault = Instant::now();
+        holder.kill();
+        let before: Vec<usize> = streams.iter().map(Streaming::count).collect();
+        let detected = cluster.noticed(epoch, fault, DETECTED).await;
+        println!("  stage {stage} was killed when the answers had {before:?} tokens");
+        let told = ends(streams).await;
+        check(&told, wanted)?;
+        // Long prompts take their time, and more of it with a worker less.
+        let prompts = wanted.iter().map(Told::first_token).max().unwrap_or_default() * 2;
+        let late = if prompt_tokens.is_some() { prompts } else { Duration::ZERO };
+        check_times(&cluster, &told, fault, (detected, DETECTED), late).await
+    })
+}
+
+/// Kills one worker, and while the next plan is loaded a second one, which holds a stage of that.
+async fn killed_while_loading(stage: usize, wanted: &[Told]) -> Result<(), Failed> {
+    let mut cluster = Cluster::start("256MiB", &[]).await;
+    let epoch = cluster.epoch().await;
+    let streams = cluster.streams(None).await;
+    while streams.iter().any(|stream| stream.count() < 17) {
+        tokio::time::sleep(POLL).await;
+    }
+    let first = Instant::now();
+    cluster.holder(stage).await.kill();
+    let detected = cluster.noticed(epoch, first, DETECTED).await;
+    let next = loop {
+        let status = cluster.client.status().await;
+        if status["phase"] == "loading" {
+            break status;
+        }
+        if first.elapsed() > END || status["phase"] == "serving" {
+            return Err(format!("no loading was seen; it is {}", status["phase"]).into());
+        }
+    };
+    let second = Instant::now();
+    cluster.holder(stage % 2).await.kill();
+    println!("  a stage of plan {} was killed while it was loaded", next["epoch"]);
+    let told = ends(streams).await;
+    check(&told, wanted)?;
+    check_times(&cluster, &told, first, (detected, DETECTED), second - first).await
+}
+
+fn stopped(stage: usize) -> Result<(), Failed> {
+    run(async move {
+        let wanted = undisturbed(None).await;
+        let mut cluster = Cluster::start("256MiB", &[]).await;
+        let epoch = cluster.epoch().await;
+        let streams = cluster.streams(None).await;
+        while streams.iter().any(|stream| stream.count() < 17) {
+            tokio::time::sleep(POLL).await;
+        }
+        let holder = cluster.holder(stage).await;
+        let fault = Instant::now();
+        holder.process.signal(libc::SIGSTOP);
+        let stopped = holder.name().to_owned();
+        let detected = cluster.noticed(epoch, fault, STOPPED_DETECTED).await;
+        let told = ends(streams).await;
+        check(&told, wanted)?;
+        check_times(&cluster, &told, fault, (detected, STOPPED_DETECTED), STOPPED_DETECTED).await?;
+        let status = cluster.client.status().await;
+        let state = |status: &Value| {
+            let workers = status["workers"].as_array().expect("a list").clone();
+            workers.into_iter().find(|worker| worker["name"] == stopped.as_str()).expect("it is known")["state"]
+                .clone()
+        };
+        let lost: Vec<&Value> = status["workers"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|worker| worker["state"] == "lost")
+            .collect();
+        if lost.len() != 1 || state(&status) != "lost" {
+            return Err(format!("{stopped} alone was stopped: {:#}", status["workers"]).into());
+        }
+        tokio::time::sleep(Duration::from_secs(20).saturating_sub(fault.elapsed())).await;
+        let holder = cluster.workers.iter_mut().find(|worker| worker.name() == stopped).expect("ours");
+        holder.process.signal(libc::SIGCONT);
+        let back = Instant::now();
+        while state(&cluster.client.status().await) != "attached" {
+            if back.elapsed() > BACK {
+                return Err(
+                    format!("{stopped} does not come back:\n{}", cluster.served.process.output()).into()
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        println!("  {stopped} is back {:.2?} after it was continued", back.elapsed());
+        // What it still had to say of the old plan changes nothing.
+        let told = ends(cluster.streams(None).await).await;
+        check(&told, wanted)
+    })
+}
+
+/// With so little memory that all three are needed, answers are parked until the lost one is back.
+fn waited_for() -> Result<(), Failed> {
+    run(async move {
+        let wanted = undisturbed(None).await;
+        let mut cluster = Cluster::start("72MiB", &["--ctx", "512", "--parallel", "4"]).await;
+        let epoch = cluster.epoch().await;
+        let streams = cluster.streams(None).await;
+        while streams.iter().any(|stream| stream.count() < 17) {
+            tokio::time::sleep(POLL).await;
+        }
+        let fault = Instant::now();
+        cluster.holder(1).await.kill();
+        let detected = cluster.noticed(epoch, fault, DETECTED).await;
+        // Long enough that a comment keeps the streams alive.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let status = cluster.client.status().await;
+        let reason = status["reason"].as_str().unwrap_or_default().to_owned();
+        if status["phase"] != "waiting" || !reason.contains("MiB more") {
+            return Err(format!("nothing is missing: {reason}").into());
+        }
+        if !streams.iter().all(|stream| !stream.so_far().comments.is_empty()) {
+            return Err("no comment has kept the streams alive".into());
+        }
+        let gone = cluster.workers.iter_mut().find(|worker| !is_alive(worker)).expect("one was killed");
+        let back = Instant::now();
+        gone.restart();
+        let told = ends(streams).await;
+        check(&told, wanted)?;
+        let went_on = told.iter().map(|told| told.longest_gap(fault)).max().unwrap_or_default();
+        let after = went_on.saturating_sub(back - fault);
+        println!("  text went on {after:.2?} after the worker was started again");
+        if after > BACK {
+            return Err(format!("text went on after {after:?}, {BACK:?} are promised").into());
+        }
+        check_times(&cluster, &told, fault, (detected, DETECTED), back - fault + BACK).await
+    })
+}
+
+fn is_alive(worker: &Joined) -> bool {
+    brigade_tests::process::is_running(worker.process.id())
+}
