@@ -36,7 +36,9 @@ fn a_good_draft_model_makes_answers_faster() {
 
 #[test]
 fn a_draft_model_that_does_not_pay_costs_little() {
-    let cases: [(&str, &[f64], f64, u64, Option<usize>); 6] = [
+    /// What it is, the stages' times and the draft's in milliseconds, how often it is right in percent, and beside which stage.
+    type Case = (&'static str, &'static [f64], f64, u64, Option<usize>);
+    let cases: [Case; 6] = [
         ("it never guesses right", &[20.0, 20.0], 2.0, 0, None),
         ("nor on a worker that has enough to do", &[20.0], 5.0, 0, Some(0)),
         ("it seldom guesses right", &[20.0, 20.0], 10.0, 10, Some(1)),
