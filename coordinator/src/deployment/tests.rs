@@ -1,5 +1,7 @@
 //! Tests of the deployment machine, with workers that answer as real ones do.
 
+mod devices;
+
 use brigade_proto::control::{Capabilities, DeviceKind, StageMemory, StageState};
 use brigade_proto::ids::Fence;
 use brigade_shard::cost::StageBytes;
