@@ -112,7 +112,7 @@ pub struct DraftStatus {
     pub cache_tokens: u32,
     /// Those reserved for running sequences.
     pub cache_tokens_reserved: u32,
-    /// Whether it is not asked for a while, since answers were no faster with it.
+    /// Whether it is not asked at the moment, since answers would be no faster with it.
     pub rests: bool,
 }
 

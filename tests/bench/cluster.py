@@ -49,9 +49,10 @@ class Programs:
 
 
 class Cluster:
-    """A coordinator on the first of `hosts` and a worker on each other, on `network`; without one all are on loopback."""
+    """A coordinator on the first of `hosts` and a worker on each other, on `network`; without one all are on loopback.
+    `least` workers get a stage at least; otherwise all do."""
 
-    def __init__(self, programs, model, threads, network, hosts, settings, stretch=None):
+    def __init__(self, programs, model, threads, network, hosts, settings, stretch=None, least=None):
         self.programs, self.network, self.hosts = programs, network, hosts
         self.home = tempfile.TemporaryDirectory()
         self.processes, self.warm = [], False
@@ -61,7 +62,7 @@ class Cluster:
         if network is None:
             control, self.http_port = programs.free_port(), programs.free_port()
         address = "127.0.0.1" if network is None else network.address(hosts[0])
-        serve = [programs.brigade, "serve", model, "--min-workers", len(workers), "--http", f"127.0.0.1:{self.http_port}"]
+        serve = [programs.brigade, "serve", model, "--min-workers", least or len(workers), "--http", f"127.0.0.1:{self.http_port}"]
         serve += ["--control", f"{address}:{control}", *settings]
         coordinator = self.start("coordinator", hosts[0], serve)
         words = self.line(coordinator, lambda words: "--token" in words)
@@ -73,6 +74,15 @@ class Cluster:
             self.start(f"w{number}", host, join, environment)
         self.line(coordinator, lambda words: "serving" in words and any(word.startswith("http://") for word in words))
         self.model = self.status()["model"]["id"]
+        self.wait_for_draft()
+
+    def wait_for_draft(self):
+        """Waits until the draft model is there, where there is to be one."""
+        deadline = time.monotonic() + START_S
+        while (draft := self.status()["draft"]) and draft["phase"] != "serving":
+            if time.monotonic() > deadline:
+                raise SystemExit(f"error: the draft model is not used: {draft}")
+            time.sleep(0.1)
 
     def start(self, name, host, command, environment=None):
         home = pathlib.Path(self.home.name) / name

@@ -37,10 +37,14 @@ CASES = {
     "sixteen-streams": "16 streams, 3 workers, long links, stages stretched",
     "far-coordinator": "one stream, the coordinator behind a long link against beside the workers",
     "prompt-lookup": "an edit of given code with SmolLM2, one stream, 2 workers, with drafts against without",
+    "draft-model": "one stream with a draft model against without: one that pays, and one that does not",
 }
 # Each way, in milliseconds.
 SLOW_MS, LONG_MS, FAR_MS = 1.0, 5.0, 20.0
 STRETCH = 4
+# Layers of the model that is served where a second one drafts, and what is made of SmolLM2 for that (tests/python/reshape.py).
+DEEP = 240
+RESHAPED = {"deep": ["--layers", str(DEEP)], "rounded": ["--type", "q8_0"], "stump": ["--layers", "2"]}
 CONTEXT, STREAMS = 4608, 16
 # The repeated code is a file of Python, and what is wanted is the same with its class renamed; its beginning is given.
 EDITED, RENAMED = "Inventory", "Store"
@@ -113,6 +117,26 @@ class Bench:
             settings_here = ["--ctx", 2048, "--parallel", 2, *settings]
             self.clusters[settings] = Cluster(self.programs, compare.model("smollm2-q4_1", None, self.args), 1, None, [0] * 3, settings_here)
         return self.clusters[settings]
+
+    def drafted(self, place, draft=None):
+        """Two workers of one thread with SmolLM2 made deeper, which says what SmolLM2 says, on one of them or on both; with a draft model
+        or without."""
+        key = ("drafted", place, draft)
+        if key not in self.clusters:
+            say(f"starting 2 workers with SmolLM2 of {DEEP} layers{f' and {draft} as its draft model' if draft else ''}...")
+            settings = ["--ctx", 1024, "--parallel", 1, "--no-speculation"] + (["--draft", self.reshaped(draft)] if draft else [])
+            least = 1 if place == "apart" else 2
+            self.clusters[key] = Cluster(self.programs, self.reshaped("deep"), 1, None, [0] * 3, settings, least=least)
+        return self.clusters[key]
+
+    def reshaped(self, name):
+        made = self.args.work / f"smollm2-{name}.gguf"
+        if not made.exists():
+            script = compare.REPOSITORY / "tests/python/reshape.py"
+            source, partial = compare.model("smollm2-q4_1", None, self.args), made.with_suffix(".partial")
+            compare.call([self.args.llama or sys.executable, script, source, partial, *RESHAPED[name]])
+            partial.rename(made)
+        return made
 
     def network(self, delays_ms):
         if delays_ms not in self.networks:
@@ -303,6 +327,34 @@ def prompt_lookup(bench, case):
     rounds("a story at temperature 1", 0.97, "Once upon a time, in a town by the sea,", 1)
 
 
+def draft_model(bench, case):
+    """Drafts by a second model, with lookup off on both sides; the answers must be the same."""
+    cases = [
+        ("SmolLM2 as Q8_0 for one of 8 times its layers, beside a stage of 2", 1.3, "beside", "rounded", 0),
+        ("the same at temperature 1", 1.3, "beside", "rounded", 1),
+        ("SmolLM2 as Q8_0 for one of 8 times its layers, on a worker of its own", 1.3, "apart", "rounded", 0),
+        ("2 of its layers, which guess badly, beside a stage of 2", 0.95, "beside", "stump", 0),
+    ]
+    for what, wanted, place, draft, temperature in cases:
+        sides = {"with drafts": bench.drafted(place, draft), "without": bench.drafted(place)}
+        texts = set()
+
+        def answer(cluster, temperature=temperature, texts=texts):
+            took_s, text, usage = cluster.complete("Once upon a time, in a town by the sea,", EDIT_TOKENS, temperature)
+            texts.add(text)
+            details = usage["completion_tokens_details"]
+            accepted, rejected = details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+            return {"tokens/s": (EDIT_TOKENS - 1) / took_s, "drafts": accepted + rejected, "accepted": accepted}
+
+        for cluster in sides.values():
+            answer(cluster)
+        found = bench.rounds({name: lambda cluster=cluster: answer(cluster) for name, cluster in sides.items()}, max(bench.args.rounds, 3))
+        if len(texts) != 1:
+            raise SystemExit(f"error: drafts changed the answer: {texts}")
+        drafts, accepted = (statistics.median(one[key] for one in found["with drafts"]) for key in ("drafts", "accepted"))
+        bench.row(case, f"{what}; {accepted} of {drafts} drafts right", wanted, found, "with drafts", "without", "tokens/s")
+
+
 def over(delays_ms):
     return "" if delays_ms is None else f", 1 Gbit/s and {delays_ms:g} ms each way"
 
@@ -311,7 +363,7 @@ RUNS = {
     "one-stream": one_stream, "prompt": long_prompt, "hop": hop, "eight-streams": eight_streams, "gap": gap,
     "slow-one-stream": lambda bench, case: one_stream(bench, case, SLOW_MS), "slow-prompt": lambda bench, case: long_prompt(bench, case, SLOW_MS),
     "slow-eight-streams": lambda bench, case: eight_streams(bench, case, SLOW_MS), "sixteen-streams": sixteen_streams,
-    "far-coordinator": far_coordinator, "prompt-lookup": prompt_lookup,
+    "far-coordinator": far_coordinator, "prompt-lookup": prompt_lookup, "draft-model": draft_model,
 }  # fmt: skip
 
 

@@ -72,6 +72,21 @@ pub fn smollm2_as(kind: &str) -> PathBuf {
     file
 }
 
+/// The real model, reshaped by `tests/python/reshape.py` with these arguments; made if it is not there.
+pub fn smollm2_reshaped(name: &str, arguments: &[&str]) -> PathBuf {
+    let file = target_folder().join("models").join(format!("SmolLM2-135M-Instruct.{name}.gguf"));
+    let python = python();
+    let _lock = lock("model");
+    if !file.exists() {
+        let partial = file.with_extension("partial");
+        let mut reshape = Command::new(python);
+        reshape.arg(repository().join("tests/python/reshape.py")).arg(smollm2_unlocked()).arg(&partial);
+        run(reshape.args(arguments), "reshape SmolLM2");
+        std::fs::rename(&partial, &file).expect("the partial file was just written");
+    }
+    file
+}
+
 fn smollm2_unlocked() -> PathBuf {
     let file = target_folder().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     if !file.exists() {

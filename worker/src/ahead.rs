@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use brigade_proto::ids::{SequenceId, StepId};
-use brigade_proto::step::{Drawn, DrawnToken, Frame, StepFrame};
+use brigade_proto::step::{Drawn, DrawnToken, Frame, Segment, StepFrame};
 
 use crate::engine::{Arrival, DECODE_LANE_FRAMES};
 
@@ -102,12 +102,16 @@ impl Ahead {
     }
 }
 
-/// Each segment's sequence, with the position after its first token.
+/// Each segment's sequence, with the position after those of its tokens that are no drafts.
 pub(crate) fn places(frame: &StepFrame) -> Vec<(SequenceId, u32)> {
-    frame.segments.iter().map(|segment| (segment.sequence, segment.start + 1)).collect()
+    let place = |segment: &Segment| {
+        let certain = (segment.tokens.len() as u32).saturating_sub(segment.drafts);
+        (segment.sequence, segment.start + certain)
+    };
+    frame.segments.iter().map(place).collect()
 }
 
-/// What a step's segments, which begin before `places`, drew; `None` where the frame is no result.
+/// What a step's segments, whose first draws are for `places`, drew; `None` where the frame is no result.
 pub(crate) fn drawn(places: &[(SequenceId, u32)], frame: &Frame) -> Option<Drawn> {
     let Frame::Result(result) = frame else {
         return None;
@@ -123,7 +127,7 @@ pub(crate) fn drawn(places: &[(SequenceId, u32)], frame: &Frame) -> Option<Drawn
 #[cfg(test)]
 mod tests {
     use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId};
-    use brigade_proto::step::{Segment, ShortWay, StepKind};
+    use brigade_proto::step::{SegmentOutput, ShortWay, StepKind, StepResult, TokenScore};
 
     use super::*;
 
@@ -203,6 +207,30 @@ mod tests {
         assert!(ahead.admit(step(3, &[(1, 11)])).unwrap().is_none());
         ahead.forget(&[SequenceId(1)]);
         assert!(ahead.admit(step(4, &[(1, 10)])).unwrap().is_none(), "another sequence of that number");
+    }
+
+    #[test]
+    fn a_draw_stands_behind_all_tokens_that_are_no_drafts_and_the_drafts_that_were_right() {
+        // Three tokens at once, and one with two drafts of which one is right.
+        let mut frame = step(1, &[(1, 10), (2, 20)]).frame;
+        frame.segments[0].tokens = vec![5, 6, 7];
+        (frame.segments[1].tokens, frame.segments[1].drafts) = (vec![8, 9, 4], 2);
+        let score = |token| TokenScore { token, logprob: 0.0, top: Vec::new() };
+        let output = |sequence, tokens: &[u32]| SegmentOutput {
+            sequence: SequenceId(sequence),
+            scores: Vec::new(),
+            sampled: tokens.iter().copied().map(score).collect(),
+        };
+        let result = StepResult {
+            fence: FENCE,
+            deployment: DeploymentId(1),
+            step: StepId(1),
+            kind: StepKind::Decode,
+            outputs: vec![output(1, &[30]), output(2, &[9, 31])],
+            timings: Vec::new(),
+        };
+        let found = drawn(&places(&frame), &Frame::Result(result)).unwrap();
+        assert_eq!(found, told(1, &[(1, 13, 30), (2, 22, 31)]));
     }
 
     #[test]

@@ -613,6 +613,53 @@ fn a_worker_that_is_not_used_any_more_gives_its_stage_up() {
 
 /// Whatever happens in whatever order: epochs grow and are durable first, service has every stage active, and with
 /// all workers well the model is served again.
+/// A deployment beside another one, with two workers of 60 MiB each.
+fn beside() -> Bench {
+    let mut bench = Bench::new(1);
+    bench.deployment = bench.deployment.paused("the other one is not served yet");
+    bench.attach("a", 60);
+    bench.attach("b", 60);
+    bench
+}
+
+#[test]
+fn what_is_paused_makes_no_plan_and_then_takes_what_is_left() {
+    let mut bench = beside();
+    assert_eq!((bench.deployment.phase(), bench.persisted.len()), (Phase::Waiting, 0));
+    assert_eq!(bench.deployment.reason().as_deref(), Some("the other one is not served yet"));
+    let taken = BTreeMap::from([(worker("a"), Bytes::mib(30))]);
+    bench.deployment.resume(taken, &bench.members, bench.now);
+    bench.poll();
+    assert_eq!(bench.deployment.reason().as_deref(), Some("10.0 MiB more are needed"));
+    // As soon as others leave enough.
+    let taken = BTreeMap::from([(worker("a"), Bytes::mib(20))]);
+    bench.deployment.resume(taken, &bench.members, bench.now);
+    bench.poll();
+    bench.bring_up();
+    assert!(bench.serving.is_some());
+}
+
+#[test]
+fn what_is_paused_while_it_serves_gives_its_workers_back() {
+    let mut bench = beside();
+    bench.deployment.resume(BTreeMap::new(), &bench.members, bench.now);
+    bench.poll();
+    bench.bring_up();
+    bench.take_sent();
+    bench.deployment.pause("the other one is lost", &bench.members);
+    bench.poll();
+    let retire = ToWorker::Retire { deployment: ID };
+    assert_eq!(bench.take_sent(), [("a".to_owned(), retire.clone()), ("b".to_owned(), retire)]);
+    assert_eq!((&bench.serving, bench.deployment.stages().len()), (&None, 0));
+    bench.members_changed();
+    bench.attach("c", 60);
+    assert_eq!((bench.deployment.phase(), bench.persisted.len()), (Phase::Waiting, 1), "no plan is made");
+    bench.deployment.resume(BTreeMap::new(), &bench.members, bench.now);
+    bench.poll();
+    bench.bring_up();
+    assert_eq!(bench.deployment.stages().len(), 3);
+}
+
 #[test]
 fn service_always_comes_back_after_random_events() {
     for seed in 0..40 {

@@ -84,7 +84,7 @@ fn draft_line(draft: &DraftStatus) -> String {
     };
     match &draft.reason {
         Some(reason) => format!("{place}; {reason}"),
-        None if draft.rests => format!("{place}; rests, since answers were no faster with it"),
+        None if draft.rests => format!("{place}; rests, since answers would be no faster with it"),
         None => format!(
             "{place}; cache {} of {} tokens reserved",
             draft.cache_tokens_reserved, draft.cache_tokens

@@ -156,7 +156,7 @@ pub struct Counts {
     pub draft_model_tokens_accepted: u64,
     /// Cache tokens of the draft model's that sequences have.
     pub draft_cache_tokens_reserved: u32,
-    /// Whether the draft model is not asked for a while, since that did not pay.
+    /// Whether the draft model is not asked at the moment, since that would not pay.
     pub draft_model_rests: bool,
     /// Steps sent before their tokens were known.
     pub steps_ahead: u64,

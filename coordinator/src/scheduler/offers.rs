@@ -12,7 +12,7 @@ use super::Scheduler;
 use super::acceptance::Acceptance;
 use super::ahead::MOST_AHEAD;
 use super::sequence::{Sequence, Source};
-use super::speculation::{LEAST_CHANCE, MOST_DRAFTS, Speculation};
+use super::speculation::{LEAST_CHANCE, MOST_DRAFTS, PROBE_CHANCE, PROBE_DRAFTS, Speculation};
 
 /// How many times as long as expected drafts are waited for.
 const PATIENCE: f64 = 3.0;
@@ -95,10 +95,14 @@ impl Scheduler {
         let coming = self.drafter.coming(id).filter(|_| !sequence.guesses_better())?;
         let terms = self.draft_terms();
         let most = sequence.tokens_left().saturating_sub(1);
-        let depth = self.draft_depth(&terms, coming.chance, most, coming.here);
-        let missing = depth.drafts.saturating_sub(coming.here);
+        let wanted = match self.drafter.is_tried() {
+            true if self.probe_is_due() && coming.chance >= PROBE_CHANCE => PROBE_DRAFTS.min(most),
+            true => 0,
+            false => self.draft_depth(&terms, coming.chance, most, coming.here).drafts,
+        };
+        let missing = wanted.saturating_sub(coming.here);
         let expected_s = missing as f64 * terms.draft_s + terms.wire_s;
-        (missing > 0).then(|| (depth.drafts, Duration::from_secs_f64(expected_s)))
+        (missing > 0).then(|| (wanted, Duration::from_secs_f64(expected_s)))
     }
 }
 

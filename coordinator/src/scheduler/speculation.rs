@@ -19,10 +19,12 @@ pub(super) const WORTHWHILE: f64 = 1.03;
 /// After so many decode steps without drafts one is sent with some although it does not seem to pay: what a row costs
 /// may have been overestimated, and steps of one size say nothing about it.
 const PROBE_EVERY: u64 = 64;
+/// The same while a draft model is tried, of which that is not known either.
+const TRIAL_PROBE_EVERY: u64 = 4;
 /// Drafts of such a step.
-const PROBE_DRAFTS: usize = 3;
+pub(super) const PROBE_DRAFTS: usize = 3;
 /// The least chance of a first draft that is sent for that.
-const PROBE_CHANCE: f64 = 0.5;
+pub(super) const PROBE_CHANCE: f64 = 0.5;
 
 /// Where drafts come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,13 +85,18 @@ impl Scheduler {
         } else {
             self.undrafted += 1;
             let likely = |chances: &Vec<f64>| chances.first().is_some_and(|chance| *chance >= PROBE_CHANCE);
-            let probed = chances.iter().position(likely).filter(|_| self.undrafted >= PROBE_EVERY);
+            let probed = chances.iter().position(likely).filter(|_| self.probe_is_due());
             if let Some(place) = probed {
                 counts[place] = chances[place].len().min(PROBE_DRAFTS).min(room);
                 self.undrafted = 0;
             }
         }
         ids.iter().zip(counts).map(|(id, count)| self.reserve_drafts(*id, count)).collect()
+    }
+
+    /// Whether the next decode step is to have drafts although they do not seem to pay.
+    pub(super) fn probe_is_due(&self) -> bool {
+        self.undrafted >= if self.drafter.is_tried() { TRIAL_PROBE_EVERY } else { PROBE_EVERY }
     }
 
     /// How many drafts each sequence of a step should have, and how many tokens per second that makes.

@@ -66,6 +66,9 @@ impl Sums {
 #[derive(Clone, Copy)]
 struct Bound<'r> {
     room: &'r Room,
+    /// What a stage's workspace takes without the head, and with it: the same for all ranges, of which a search asks for
+    /// millions.
+    workspace: [Bytes; 2],
     /// Time to decode one row, in seconds.
     slowest_s: f64,
 }
@@ -120,10 +123,19 @@ impl<'a> Search<'a> {
 
     /// What a stage of `range` takes.
     pub(super) fn bytes(&self, range: LayerRange, room: &Room) -> Bytes {
+        self.bytes_within(range, &self.bound(room, f64::INFINITY))
+    }
+
+    fn bytes_within(&self, range: LayerRange, bound: &Bound<'_>) -> Bytes {
         let shard = Shard::of(range, self.layers());
         let weights = Bytes(self.weights.over(range)) + self.cost.weights_beside_layers(&shard);
-        let cache = cache_bytes(self.cache_values.over(range), room);
-        weights + cache + workspace_bytes(self.cost.widths(), room, shard.head)
+        let cache = cache_bytes(self.cache_values.over(range), bound.room);
+        weights + cache + bound.workspace[usize::from(shard.head)]
+    }
+
+    fn bound<'r>(&self, room: &'r Room, slowest_s: f64) -> Bound<'r> {
+        let workspace = [false, true].map(|head| workspace_bytes(self.cost.widths(), room, head));
+        Bound { room, workspace, slowest_s }
     }
 
     /// Weight bytes read, and operations, to compute one row of a stage; the head's apart.
@@ -147,16 +159,16 @@ impl<'a> Search<'a> {
 
     /// Whether the model fits into exactly `stages` stages.
     pub(super) fn fits(&self, room: &Room, stages: usize) -> bool {
-        self.find(Bound { room, slowest_s: f64::INFINITY }, stages).is_some()
+        self.find(self.bound(room, f64::INFINITY), stages).is_some()
     }
 
     /// The partition into exactly `stages` stages whose slowest stage decodes fastest; `None` where none fits.
     pub(super) fn fastest(&self, room: &Room, stages: usize) -> Option<Partition> {
-        let mut best = self.find(Bound { room, slowest_s: f64::INFINITY }, stages)?;
+        let mut best = self.find(self.bound(room, f64::INFINITY), stages)?;
         let (mut low, mut high) = (0.0, self.slowest_s(&best));
         while high - low > TIME_PRECISION * high {
             let slowest_s = (low + high) / 2.0;
-            match self.find(Bound { room, slowest_s }, stages) {
+            match self.find(self.bound(room, slowest_s), stages) {
                 Some(found) => {
                     high = self.slowest_s(&found);
                     best = found;
@@ -165,7 +177,7 @@ impl<'a> Search<'a> {
             }
         }
         // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
-        let bound = Bound { room, slowest_s: high };
+        let bound = self.bound(room, high);
         let mut given = best.order.clone();
         given.sort_unstable();
         let keeps = self.keeps_apart(&given) && self.chain(&given, bound).is_some();
@@ -183,7 +195,7 @@ impl<'a> Search<'a> {
     }
 
     fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
-        self.bytes(range, bound.room) <= self.budgets[device]
+        self.bytes_within(range, &bound) <= self.budgets[device]
             && self.decode_s(device, range) <= bound.slowest_s
     }
 

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, plan};
+use brigade_shard::plan::{
+    HopCost, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, place_beside, plan, plan_beside,
+};
 use brigade_shard::units::Bytes;
 
 use crate::random::Random;
@@ -443,4 +445,40 @@ fn workers_that_cannot_reach_each_other_are_no_neighbours() {
             }
         }
     }
+}
+
+#[test]
+fn a_plan_beside_a_draft_model_leaves_it_room_on_one_device() {
+    let cost_of = |layers| tiny_llama::read(&tiny_llama::file(layers)).3;
+    let (cost, draft) = (cost_of(6), cost_of(1));
+    let whole = |cost: &Cost, input: &PlanInput| {
+        let found = plan(cost, &PlanInput { devices: equal_devices(1, 1 << 40), ..input.clone() }).unwrap();
+        found.stages[0].memory.total().0
+    };
+    let sizes = input(Vec::new());
+    let (model, small) = (whole(&cost, &sizes), whole(&draft, &sizes));
+    let place = |budgets: &[u64]| {
+        let devices =
+            budgets.iter().enumerate().map(|(i, budget)| device(&format!("w{i}"), *budget, 1e6)).collect();
+        let input = input(devices);
+        let found = plan_beside(&cost, &input, &draft)?;
+        check(&found, &cost, &input);
+        let beside = place_beside(&draft, &input, &found)?;
+        assert_eq!(beside.stages.len(), 1);
+        assert_eq!(beside.stages[0].shard, draft.whole());
+        let held = found.stages.iter().filter(|stage| stage.device == beside.stages[0].device);
+        let held: u64 = held.map(|stage| stage.memory.total().0).sum();
+        assert!(held + beside.stages[0].memory.total().0 <= budgets[beside.stages[0].device]);
+        Ok::<usize, PlanError>(beside.stages[0].device)
+    };
+    assert_eq!(place(&[model + small]).unwrap(), 0);
+    assert_eq!(place(&[model, small]).unwrap(), 1, "the model alone fills the first");
+    assert_eq!(place(&[small, model, small * 2]).unwrap(), 2, "the most memory is left there");
+    // The model has to be cut for the other one to find a place.
+    place(&[model, model / 2 + small]).unwrap();
+    let error = place(&[model + small / 2, small / 2]).unwrap_err();
+    let PlanError::NoRoomForDraft { needed, left } = &error else { panic!("{error}") };
+    assert!(*left < *needed && needed.0 <= small, "{error}");
+    assert!(error.to_string().contains("leave the draft model out"), "{error}");
+    assert!(matches!(place(&[model / 4]), Err(PlanError::TooLittleMemory(_))), "that is another matter");
 }

@@ -310,3 +310,27 @@ fn a_run_too_long_for_the_patterns_is_refused_and_a_long_text_is_not() {
     let words = "hello ".repeat(100_000);
     assert_eq!(plain(&tokenizer, &words).len(), 200_000);
 }
+
+#[test]
+fn tokenizers_differ_in_the_first_id_that_means_something_else() {
+    let (one, other) = (build(&pieces()).unwrap(), byte_pair_tokenizer());
+    assert_eq!(one.difference(&build(&pieces()).unwrap()), None);
+    let (id, here, there) = one.difference(&other).unwrap();
+    assert!(id < 3 && here != there, "{id}: {here} {there}");
+    assert_eq!(other.difference(&one), Some((id, there, here)));
+    // One is padded: what both have is the same.
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>", "▁", "a", "b"].map(str::to_owned).to_vec();
+    let of = |tokens: &[String]| {
+        let file = Gguf::default()
+            .key("tokenizer.ggml.model", "llama")
+            .key("tokenizer.ggml.tokens", Meta::Strs(tokens.to_vec()))
+            .key("tokenizer.ggml.token_type", Meta::I32s(vec![NORMAL; tokens.len()]))
+            .key("tokenizer.ggml.scores", Meta::F32s(vec![0.0; tokens.len()]));
+        build(&file).unwrap()
+    };
+    let short = of(&tokens);
+    tokens.push("[PAD]".to_owned());
+    assert_eq!(short.difference(&of(&tokens)), None);
+    tokens[4] = "c".to_owned();
+    assert_eq!(short.difference(&of(&tokens)), Some((4, "a", "c")));
+}

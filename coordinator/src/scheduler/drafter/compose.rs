@@ -11,7 +11,7 @@ use super::worth::{Terms, Use};
 use super::{Drafter, Flight};
 use crate::scheduler::pages::Pages;
 use crate::scheduler::sequence::Sequence;
-use crate::scheduler::speculation::{LEAST_CHANCE, MOST_DRAFTS};
+use crate::scheduler::speculation::{LEAST_CHANCE, MOST_DRAFTS, PROBE_DRAFTS};
 use crate::scheduler::{ASSURED_TOKENS, Scheduler};
 
 /// Most tokens that are made up for beside drafting; more go as a prompt does, behind what others wait for.
@@ -70,7 +70,7 @@ impl Scheduler {
         let left = sequence.tokens_left().saturating_sub(1);
         match usage {
             Use::Wait | Use::Rest => return 0,
-            Use::Try => return left.min(1),
+            Use::Try => return left.min(if self.probe_is_due() { PROBE_DRAFTS } else { 1 }),
             Use::Draft => {}
         }
         if !sequence.decodes() || sequence.guesses_better() {
@@ -137,7 +137,9 @@ impl Drafter {
         if segments.is_empty() && chunks < MOST_CHUNKS {
             let far = |mirror: &Mirror| mirror.behind() > CATCH_UP;
             segments = self.known_segments(sequences, StepKind::Prefill, room, far);
-            return (StepKind::Prefill, false, segments);
+            if !segments.is_empty() {
+                return (StepKind::Prefill, false, segments);
+            }
         }
         (StepKind::Decode, false, segments)
     }

@@ -131,7 +131,12 @@ impl Drafter {
 
     /// Whether it answers in time.
     pub(super) fn can_be_waited_for(&self) -> bool {
-        self.is_there() && !self.late && self.usage == Use::Draft
+        self.is_there() && !self.late && matches!(self.usage, Use::Draft | Use::Try)
+    }
+
+    /// Whether it is being tried.
+    pub(super) fn is_tried(&self) -> bool {
+        self.is_there() && self.usage == Use::Try
     }
 
     /// Whether it is asked about a sequence.
@@ -216,9 +221,9 @@ impl Drafter {
         self.pages.reserved_tokens()
     }
 
-    /// Whether it is not asked for a while.
+    /// Whether it is not asked at the moment, since that would not pay.
     pub(super) fn rests(&self) -> bool {
-        self.worth.rests()
+        self.is_there() && matches!(self.usage, Use::Rest | Use::Wait)
     }
 
     /// When it should have answered at the latest.

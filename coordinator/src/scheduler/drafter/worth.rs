@@ -3,8 +3,8 @@
 //! With a chance `p` that a draft is right where those before it were, a segment of `k` drafts brings
 //! `1 + p + ... + p^k` tokens. It takes a cycle of steps with so many more rows (see `groups`) and, as far as drafts are
 //! not there yet, the time that the draft model needs for them: it goes on drafting while the pipeline verifies, unless
-//! both need the same worker. Where no `k` makes enough of a difference the model rests, and is tried again ever more
-//! seldom.
+//! both need the same worker. A model is tried first; where no `k` makes enough of a difference it rests, and is tried
+//! again ever more seldom.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(320);
 /// Drafts that a model is tried with.
 const TRIAL: f64 = 12.0;
-/// The chance of a draft of a good model: where not even this would pay, no model is tried.
+/// The chance of a draft of a good model: where not even this would pay, that says nothing of a model.
 const GOOD: f64 = 0.95;
 /// Least drafts that fit into the time that a stage is idle in a cycle, for the draft model to compute on the same worker
 /// meanwhile: a step that comes while one is made waits for it.
@@ -86,7 +86,7 @@ impl Default for Worth {
 pub(super) enum Use {
     /// To draft.
     Draft,
-    /// To draft single tokens, for comparison.
+    /// To draft for comparison, and now and then for the pipeline, to find out what rows cost.
     Try,
     /// Nothing, as long as so many sequences decode.
     Wait,
@@ -95,16 +95,13 @@ pub(super) enum Use {
 }
 
 impl Worth {
+    /// Of a model that is to be tried first.
     pub(super) fn new() -> Worth {
-        Worth { state: State::On, ..Worth::default() }
+        Worth { state: State::Tried { rate: Rate::default() }, ..Worth::default() }
     }
 
     pub(super) fn stop(&mut self) {
         self.state = State::Absent;
-    }
-
-    pub(super) fn rests(&self) -> bool {
-        matches!(self.state, State::Resting { .. } | State::Tried { .. })
     }
 
     pub(super) fn observe(&mut self, right: bool) {
@@ -123,8 +120,8 @@ impl Worth {
     pub(super) fn judge(&mut self, gain: impl Fn(f64) -> f64, now: Instant) -> Use {
         match self.state {
             State::Absent => Use::Rest,
-            _ if gain(GOOD) < WORTHWHILE => Use::Wait,
             State::On if gain(self.rate.chance(PRIOR)) >= WORTHWHILE => Use::Draft,
+            State::On if gain(GOOD) < WORTHWHILE => Use::Wait,
             State::On => self.lay_off(now),
             State::Resting { until } if now < until => Use::Rest,
             State::Resting { .. } => {
@@ -132,11 +129,14 @@ impl Worth {
                 Use::Try
             }
             State::Tried { rate } if rate.all < TRIAL * 0.9 => Use::Try,
-            State::Tried { rate } if gain(rate.chance(PRIOR)) >= WORTH_BEGINNING => {
-                *self = Worth { rate, ..Worth::new() };
-                Use::Draft
+            State::Tried { rate } => {
+                let gain_now = gain(rate.chance(PRIOR));
+                if gain_now < WORTH_BEGINNING && gain(GOOD) >= WORTHWHILE {
+                    return self.lay_off(now);
+                }
+                *self = Worth { rate, state: State::On, rest: FIRST_REST };
+                if gain_now >= WORTH_BEGINNING { Use::Draft } else { Use::Wait }
             }
-            State::Tried { .. } => self.lay_off(now),
         }
     }
 
@@ -240,69 +240,5 @@ impl Scheduler {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn worth(rights: &[bool]) -> Worth {
-        let mut worth = Worth::new();
-        rights.iter().for_each(|right| worth.observe(*right));
-        worth
-    }
-
-    /// Answers are faster by the chance of a draft.
-    fn gain(chance: f64) -> f64 {
-        1.0 + chance - 0.3
-    }
-
-    #[test]
-    fn a_model_that_guesses_badly_rests_and_is_tried_ever_more_seldom() {
-        let mut now = Instant::now();
-        let mut worth = worth(&[false; 12]);
-        let mut tried = Vec::new();
-        for _ in 0..2000 {
-            let rests = worth.judge(gain, now) == Use::Rest;
-            let trial = worth.judge(gain, now) == Use::Try;
-            assert!(rests || trial);
-            if trial {
-                tried.push(now);
-                (0..TRIAL as usize).for_each(|_| worth.observe(false));
-            }
-            now += Duration::from_secs(1);
-        }
-        let rests: Vec<u64> = tried.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
-        // A second passes between a trial and its judgement.
-        assert!(rests.starts_with(&[11, 21, 41, 81]) && rests.last() == Some(&321), "{rests:?}");
-    }
-
-    #[test]
-    fn a_model_that_has_become_better_is_used_again() {
-        let now = Instant::now();
-        let mut worth = worth(&[false; 200]);
-        assert_eq!(worth.judge(gain, now), Use::Rest);
-        let later = now + FIRST_REST;
-        assert_eq!(worth.judge(gain, later), Use::Try);
-        (0..TRIAL as usize).for_each(|_| worth.observe(true));
-        assert_eq!(worth.judge(gain, later), Use::Draft);
-    }
-
-    #[test]
-    fn where_no_draft_would_pay_nothing_is_said_of_the_model() {
-        let now = Instant::now();
-        let mut worth = worth(&[true; 50]);
-        assert_eq!(worth.judge(|_| 1.0, now), Use::Wait);
-        assert_eq!(worth.judge(gain, now), Use::Draft);
-    }
-
-    #[test]
-    fn drafts_are_waited_for_as_far_as_they_pay() {
-        let cycle_s = |drafts: usize| 0.040 + 0.001 * drafts as f64;
-        let depth = |chance, here, draft_s: f64| {
-            best_depth(chance, 24, here, |missing| missing as f64 * draft_s, cycle_s).drafts
-        };
-        assert_eq!(depth(0.8, 0, 0.050), 0, "a draft takes longer than a step");
-        assert_eq!(depth(0.8, 3, 0.050), 3, "those that are there are sent");
-        assert!((3..=6).contains(&depth(0.8, 0, 0.004)), "{}", depth(0.8, 0, 0.004));
-        assert!(depth(0.95, 0, 0.004) > depth(0.8, 0, 0.004));
-        assert_eq!(depth(0.01, 24, 0.004), 0, "rows that are computed in vain");
-    }
-}
+#[path = "tests/worth.rs"]
+mod tests;
