@@ -493,7 +493,7 @@ fn gemma_3_as_a_part_relies_on_what_its_class_does_where_published_files_say_not
     for (key, wanted) in [
         ("num_attention_heads", "[96, 256]"),
         ("num_key_value_heads", "[96, 128]"),
-        ("head_dim", "256"),
+        ("head_dim", "[96, 1024]"),
         ("vocab_size", "262208"),
     ] {
         let message = without(key).unwrap_err();
