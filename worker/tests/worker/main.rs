@@ -4,7 +4,6 @@
 
 mod attention;
 mod bench;
-mod blocks;
 mod candle;
 mod engine;
 mod frame_limits;
