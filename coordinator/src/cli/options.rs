@@ -54,8 +54,9 @@ pub(super) struct ServingOptions {
     #[arg(long, env = "BRIGADE_WIRE", value_name = "TYPE", hide_env = true, default_value = "f32")]
     pub(super) wire: Wire,
 
-    /// Guess no tokens ahead from what stands in the prompt and the answer. Guesses change no token of an answer: they are computed beside the token before them where
-    /// that is likely to make answers faster, and taken where they are what is drawn
+    /// Guess no tokens ahead from what stands in the prompt and the answer. Guesses change no token of an answer: they are
+    /// computed beside the token before them where that is likely to make answers faster, and taken where they are what is
+    /// drawn
     #[arg(long, env = "BRIGADE_NO_SPECULATION", hide_env = true)]
     pub(super) no_speculation: bool,
 
