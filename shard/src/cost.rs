@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::Kernels;
 use crate::layers::{LayerRange, Shard};
 use crate::spec::{Attention, FeedForward, LatentAttention, LatentQuery, ModelSpec};
 use crate::tensors::{Role, TensorTable};
@@ -94,6 +95,8 @@ pub struct LayerCost {
     pub flops: u64,
     /// Values that the cache keeps for one token: keys and values of all heads, or what latent attention makes both of.
     pub cache_values: u64,
+    /// What a device must be able to compute to hold it.
+    pub needs: Kernels,
 }
 
 /// What one end of a model costs.
@@ -105,6 +108,8 @@ pub struct EndCost {
     pub active: Bytes,
     /// Floating-point operations for one row.
     pub flops: u64,
+    /// What a device must be able to compute to hold it.
+    pub needs: Kernels,
 }
 
 /// What every part of a model costs.
@@ -162,6 +167,7 @@ impl Cost {
     /// What the parts of the model `spec` cost with the tensors in `table`.
     pub fn new(spec: &ModelSpec, table: &TensorTable) -> Cost {
         let size = |role| table.get(role).map_or(Bytes::ZERO, |tensor| tensor.bytes);
+        let needs = |role| table.get(role).map_or(Kernels::NONE, |tensor| Kernels::NONE.with(tensor.kind));
         let embedding_bytes = size(Role::TokenEmbedding);
         let head_matrix = size(table.head_role());
         let head_flops = 2 * spec.hidden as u64 * spec.vocab as u64;
@@ -172,8 +178,14 @@ impl Cost {
                 weights: embedding_bytes,
                 active: Bytes(embedding_bytes.0 / (spec.vocab as u64).max(1)),
                 flops: 0,
+                needs: needs(Role::TokenEmbedding),
             },
-            head: EndCost { weights: head_matrix + norm, active: head_matrix + norm, flops: head_flops },
+            head: EndCost {
+                weights: head_matrix + norm,
+                active: head_matrix + norm,
+                flops: head_flops,
+                needs: needs(table.head_role()),
+            },
             shared: if spec.head.tied { embedding_bytes } else { Bytes::ZERO },
             rope: [Role::RopeFrequencies, Role::RopeLong, Role::RopeShort].into_iter().map(size).sum(),
             widths: Widths::of(spec),
@@ -221,6 +233,14 @@ impl Cost {
     pub fn weights(&self, shard: &Shard) -> Bytes {
         let layers: Bytes = self.held(shard).map(|layer| layer.weights).sum();
         layers + self.weights_beside_layers(shard)
+    }
+
+    /// What a device must be able to compute to hold a shard.
+    pub fn needs(&self, shard: &Shard) -> Kernels {
+        let layers = self.held(shard).fold(Kernels::NONE, |needs, layer| needs.and(layer.needs));
+        let embedding = if shard.embedding { self.embedding.needs } else { Kernels::NONE };
+        let head = if shard.head { self.head.needs } else { Kernels::NONE };
+        layers.and(embedding).and(head)
     }
 
     /// What a stage that holds `shard` takes of its worker's budget.
@@ -354,7 +374,7 @@ impl LatentWidths {
 }
 
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
-    let mut cost = LayerCost::default();
+    let mut cost = LayerCost { needs: Kernels::of_layer(&spec.layers[layer]), ..LayerCost::default() };
     for (role, tensor) in table.layer(layer) {
         // Of the experts' tensors, a row reads the share of those that it takes.
         let (taken, of) = match &spec.layers[layer].feed_forward {
@@ -369,6 +389,7 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
         cost.active += Bytes(resident.0 / of * taken);
         if !role.is_vector() {
             cost.flops += 2 * (tensor.values() / of) * taken;
+            cost.needs = cost.needs.with(tensor.kind);
         }
     }
     cost.cache_values = match &spec.layers[layer].attention {

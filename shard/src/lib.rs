@@ -7,6 +7,7 @@
 pub mod cost;
 pub mod family;
 pub mod gguf;
+pub mod kernels;
 pub mod layers;
 pub mod model_file;
 pub mod plan;

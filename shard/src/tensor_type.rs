@@ -88,6 +88,11 @@ const TABLE: [(TensorType, u32, &str, u64, u64); 32] = {
 };
 
 impl TensorType {
+    /// Every type.
+    pub fn all() -> impl Iterator<Item = TensorType> {
+        TABLE.iter().map(|row| row.0)
+    }
+
     /// The type with this `ggml_type` number; `None` where the number is unknown or no longer in use.
     pub fn from_ggml(number: u32) -> Option<TensorType> {
         TABLE.iter().find(|row| row.1 == number).map(|row| row.0)

@@ -121,3 +121,22 @@ async fn token_ids_of_a_mixed_bag_of_text_equal_llama_cpps() {
     }
     cluster.stop();
 }
+
+#[test]
+fn the_real_model_is_shown_as_one_that_can_be_served() {
+    let mut show = std::process::Command::new(&setup::programs().brigade);
+    let output =
+        show.args(["models", "show", "--json"]).arg(setup::smollm2()).output().expect("brigade runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let card: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a card");
+    assert_eq!(card["problems"], json!([]));
+    assert_eq!((&card["architecture"], &card["spec"]["layers"]), (&json!("llama"), &json!(30)));
+    assert_eq!(card["spec"]["kinds"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        card["spec"]["kinds"][0]["attention"],
+        "9 query heads on 3 key/value heads of 64, all positions, rope base 100000"
+    );
+    assert_eq!(card["tokenizer"]["kind"], "byte-level BPE, split as `smollm`");
+    assert_eq!(card["tokenizer"]["ends_at"][0]["text"], "<|im_end|>");
+    assert!(card["template"]["bytes"].as_u64().is_some_and(|bytes| bytes > 100), "{}", card["template"]);
+}

@@ -52,6 +52,10 @@ struct Giant {
     published_bytes: f64,
     /// Values in the cache for a token and layer.
     cache_values: u64,
+    /// What is said of its layers.
+    words: &'static [&'static str],
+    /// What the error says where it is planned for devices that candle drives; `None` where these can compute it.
+    beyond_cards: Option<&'static str>,
 }
 
 const GIANTS: [Giant; 2] = [
@@ -63,6 +67,8 @@ const GIANTS: [Giant; 2] = [
         active: 405.9e9,
         published_bytes: 243.1e9,
         cache_values: 2 * 8 * 128,
+        words: &["128 query heads on 8 key/value heads of 128", "rope base 500000 with divisors"],
+        beyond_cards: None,
     },
     Giant {
         model: "deepseek-r1",
@@ -73,6 +79,12 @@ const GIANTS: [Giant; 2] = [
         active: 36.6e9,
         published_bytes: 404.4e9,
         cache_values: 512 + 64,
+        words: &[
+            "on a latent vector of 512",
+            "256 experts of 2048, 8 for each token from 4 of 8 groups and a shared one of 2048",
+            "sigmoid gates, chosen with a bias, weights times 2.5",
+        ],
+        beyond_cards: Some("studio-1 has no kernels for mixtures of experts, latent attention; studio-2 "),
     },
 ];
 
@@ -126,6 +138,10 @@ fn giants_are_read_planned_and_priced_from_their_headers() {
         assert!(near(number("file_bytes"), giant.published_bytes, 0.005), "{}", card["file_bytes"]);
         let cache = 2 * giant.cache_values * giant.layers;
         assert_eq!(card["spec"]["cache_bytes_per_token"], cache, "{}", giant.model);
+        let kinds = card["spec"]["kinds"].to_string();
+        for word in giant.words {
+            assert!(kinds.contains(word), "{word} in {kinds}");
+        }
 
         let plan = within_bounds(&[
             "plan",
@@ -157,5 +173,25 @@ fn giants_are_read_planned_and_priced_from_their_headers() {
             giant.model,
             stages.len()
         );
+    }
+}
+
+#[test]
+fn a_giant_is_planned_on_cards_only_where_these_can_compute_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = folder.path().join("cards.toml");
+    std::fs::write(&cluster, CLUSTER.replace("tflops = 27", "tflops = 27\ndevice = \"metal\"")).unwrap();
+    for giant in GIANTS {
+        let file = header(folder.path(), &giant);
+        let mut plan = Command::new(&setup::programs().brigade);
+        let output = plan.arg("plan").arg(&file).arg("--cluster").arg(&cluster).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        match giant.beyond_cards {
+            None => assert!(output.status.success(), "{said}"),
+            Some(words) => {
+                assert_eq!(output.status.code(), Some(1), "{said}");
+                assert!(said.contains(words) && said.contains("--device cpu"), "{said}");
+            }
+        }
     }
 }

@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::{
-    Activation, Attention, Experts, FeedForward, GroupedAttention, LatentAttention, LayerSpec, ModelSpec,
-    Norm, Residual, Rope, RopeDivisors, RopeScaling, Visibility,
+    Activation, Attention, Experts, FeedForward, Gating, GroupedAttention, HeadNorm, LatentAttention,
+    LayerSpec, ModelSpec, Norm, Projections, Residual, Rope, RopeDivisors, RopeScaling, Routing, Visibility,
+    Weighing,
 };
 use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensor_type::TensorType;
@@ -22,7 +23,7 @@ use clap::{Args, Subcommand};
 use super::FAILED;
 use super::options::{model_file, model_id};
 use crate::render::{
-    EndToken, LayerKind, ModelCard, SpecCard, TemplateCard, TokenizerCard, TypeCard, render_model,
+    EndToken, LayerKind, ModelCard, SpecCard, StatedCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };
 use crate::template::{ChatRenderer, own_program};
 
@@ -107,10 +108,17 @@ async fn card(path: &Path, header: &Header) -> anyhow::Result<ModelCard> {
         unusual.push(format!("keys that are not known and change nothing here: {}", unknown.join(", ")));
     }
     let text = |key| header.str(key).ok().flatten().unwrap_or_default().to_owned();
+    let architecture = text("general.architecture");
+    let number = |key: &str| header.u64(&format!("{architecture}.{key}")).ok().flatten();
     Ok(ModelCard {
         model: model_id(path),
         name: text("general.name"),
-        architecture: text("general.architecture"),
+        stated: StatedCard {
+            layers: number("block_count"),
+            hidden: number("embedding_length"),
+            context: number("context_length"),
+        },
+        architecture,
         files: header.parts().to_vec(),
         file_bytes: header.file_bytes(),
         fingerprint: header.fingerprint().to_string(),
@@ -221,6 +229,18 @@ fn grouped_words(attention: &GroupedAttention) -> String {
     if attention.sinks {
         words.push_str(" and sinks");
     }
+    words.push_str(match attention.head_norm {
+        None => "",
+        Some(HeadNorm::Weighted { .. }) => ", norms of queries and keys",
+        Some(HeadNorm::Plain { .. }) => ", norms of queries and keys without weights",
+    });
+    let input_bias = matches!(attention.projections, Projections::Separate { bias: true });
+    words.push_str(match (input_bias, attention.output_bias) {
+        (false, false) => "",
+        (true, false) => ", biases on queries, keys and values",
+        (false, true) => ", a bias on its output",
+        (true, true) => ", biases",
+    });
     if attention.temperature.is_some() {
         words.push_str(", queries that sharpen with their position");
     }
@@ -271,9 +291,30 @@ fn feed_forward_words(feed_forward: &FeedForward) -> String {
                 .groups
                 .map_or(String::new(), |groups| format!(" from {} of {} groups", groups.used, groups.count));
             let shared = shared_width.map_or(String::new(), |width| format!(" and a shared one of {width}"));
-            format!("{count} experts of {width}, {used} for each token{groups}{shared}, {activation}{biases}")
+            let routing = routing_words(routing);
+            format!(
+                "{count} experts of {width}, {used} for each token{groups}{shared}, {activation}{biases}{routing}"
+            )
         }
     }
+}
+
+/// How a router differs from one whose weights are a softmax's.
+fn routing_words(routing: &Routing) -> String {
+    let mut words = String::new();
+    if routing.gating == Gating::Sigmoid {
+        words.push_str(", sigmoid gates");
+    }
+    if routing.selection_bias {
+        words.push_str(", chosen with a bias");
+    }
+    if routing.scale != 1.0 {
+        words.push_str(&format!(", weights times {}", routing.scale));
+    }
+    if routing.weighing == Weighing::Inputs {
+        words.push_str(", weights on the inputs");
+    }
+    words
 }
 
 fn activation_word(activation: Activation) -> &'static str {

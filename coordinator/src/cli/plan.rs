@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use brigade_proto::step::WireDtype;
 use brigade_shard::cost::Cost;
+use brigade_shard::kernels::Kernels;
 use brigade_shard::model_file::Header;
 use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput, place_beside, plan_beside};
 use brigade_shard::spec::ModelSpec;
@@ -34,7 +35,8 @@ const LOOPBACK: HopCost = HopCost { rtt_us: 60.0, bytes_per_s: 500e6 };
 #[derive(Debug, Args)]
 #[command(
     after_help = "A cluster file lists devices:\n\n  [[device]]\n  name = \"studio\"\n  memory = \"96GiB\"\n  \
-                  bandwidth_gbps = 800   # gigabytes per second\n  tflops = 27\n\n\
+                  bandwidth_gbps = 800   # gigabytes per second\n  tflops = 27\n  \
+                  device = \"metal\"       # or cuda; cpu where it is left out\n\n\
                   Example: brigade plan SmolLM2.gguf --workers 3 --memory 64MiB"
 )]
 pub struct PlanArgs {
@@ -73,6 +75,27 @@ struct Device {
     /// Gigabytes per second.
     bandwidth_gbps: f64,
     tflops: f64,
+    #[serde(default)]
+    device: Backend,
+}
+
+/// What computes on a device of a cluster file: `--device` of its worker, without the card's index.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Backend {
+    #[default]
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+impl Backend {
+    fn kernels(self) -> Kernels {
+        match self {
+            Backend::Cpu => Kernels::CPU,
+            Backend::Cuda | Backend::Metal => Kernels::CANDLE,
+        }
+    }
 }
 
 /// Shows the plan.
@@ -177,6 +200,7 @@ fn local_devices(workers: &WorkerOptions) -> anyhow::Result<Vec<PlanDevice>> {
         budget,
         bandwidth_bytes_per_s: ASSUMED_BANDWIDTH,
         flops_per_s: ASSUMED_FLOPS,
+        kernels: Kernels::CPU,
     };
     Ok((0..workers.workers).map(device).collect())
 }
@@ -232,6 +256,7 @@ fn device(device: Device) -> Result<PlanDevice, String> {
         budget,
         bandwidth_bytes_per_s: device.bandwidth_gbps * 1e9,
         flops_per_s: device.tflops * 1e12,
+        kernels: device.device.kernels(),
     })
 }
 
@@ -278,9 +303,12 @@ mod tests {
                 name: "mac".to_owned(),
                 budget: Bytes(96 << 30),
                 bandwidth_bytes_per_s: 800e9,
-                flops_per_s: 27e12
+                flops_per_s: 27e12,
+                kernels: Kernels::CPU,
             }]
         );
+        let devices = parse_cluster(&format!("{MAC}device = 'metal'\n")).unwrap();
+        assert_eq!(devices[0].kernels, Kernels::CANDLE);
     }
 
     #[test]
@@ -292,6 +320,7 @@ mod tests {
             (&MAC.replace("800", "0"), "bandwidth_gbps of device `mac` is 0"),
             (&MAC.replace("tflops = 27", "tflops = nan"), "tflops of device `mac`"),
             (&MAC.replace("tflops", "teraflops"), "teraflops"),
+            (&format!("{MAC}device = 'tpu'\n"), "tpu"),
         ] {
             let error = parse_cluster(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");

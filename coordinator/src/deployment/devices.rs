@@ -1,6 +1,7 @@
 //! Workers as the planner sees them.
 
-use brigade_proto::control::Capabilities;
+use brigade_proto::control::{Capabilities, DeviceKind};
+use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::PlanDevice;
 use brigade_shard::units::Bytes;
 
@@ -21,6 +22,10 @@ pub(super) fn devices(members: &[&Member], budget: impl Fn(&Member) -> Bytes) ->
             budget: budget(member),
             bandwidth_bytes_per_s: fastest(|twin| twin.bandwidth_bytes_per_s),
             flops_per_s: fastest(|twin| twin.flops_per_s),
+            kernels: match own.device {
+                DeviceKind::Cpu => Kernels::CPU,
+                DeviceKind::Cuda(_) | DeviceKind::Metal => Kernels::CANDLE,
+            },
         }
     };
     members.iter().map(device).collect()

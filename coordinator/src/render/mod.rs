@@ -8,7 +8,7 @@ mod status;
 mod table;
 
 pub use model::{
-    EndToken, LayerKind, ModelCard, SpecCard, TemplateCard, TokenizerCard, TypeCard, render_model,
+    EndToken, LayerKind, ModelCard, SpecCard, StatedCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };
 pub use plan::{PlanStage, PlanView, render_plan};
 pub use status::render_status;

@@ -28,6 +28,8 @@ pub struct ModelCard {
     /// Weights that one token is multiplied with: of the experts, those that it takes; without the embedding. 0 where
     /// the model cannot be run.
     pub active_parameters: u64,
+    /// Sizes that the file states, whether it can be run or not.
+    pub stated: StatedCard,
     /// What it computes; `None` where it cannot be run.
     pub spec: Option<SpecCard>,
     /// The types of its tensors, the one with the most bytes first.
@@ -40,6 +42,17 @@ pub struct ModelCard {
     pub unusual: Vec<String>,
     /// Why it cannot be served; empty where it can.
     pub problems: Vec<String>,
+}
+
+/// Sizes as a file states them; `None` where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatedCard {
+    /// Number of layers, with those that predict tokens beyond the next.
+    pub layers: Option<u64>,
+    /// Width of the hidden state.
+    pub hidden: Option<u64>,
+    /// Longest context that it was trained for, in tokens.
+    pub context: Option<u64>,
 }
 
 /// What a model computes.
@@ -166,6 +179,13 @@ pub fn render_model(card: &ModelCard) -> String {
                 count(spec.flops_per_token)
             ),
         );
+    }
+    if card.spec.is_none() {
+        let StatedCard { layers, hidden, context } = card.stated;
+        let sizes = [("layers", layers), ("hidden state", hidden), ("context", context)];
+        for (word, size) in sizes {
+            line(word, &size.map_or("not stated".to_owned(), |size| format!("{size}, as the file states")));
+        }
     }
     if let Some(tokenizer) = &card.tokenizer {
         line("tokenizer", &format!("{}, {} tokens", tokenizer.kind, tokenizer.tokens));

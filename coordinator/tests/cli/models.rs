@@ -36,6 +36,33 @@ fn a_file_that_cannot_be_served_is_shown_with_what_is_wrong() {
 }
 
 #[test]
+fn a_file_of_an_unknown_architecture_is_shown_with_the_sizes_that_it_states() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("new.gguf");
+    crate::tiny_model::write_model(&path, 8);
+    let known = std::fs::read(&path).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(text(&known).contains("llama.block_count"));
+    // An architecture with as many letters, so that all lengths stay right.
+    let mut unknown = known;
+    for at in 0..unknown.len() - 5 {
+        if &unknown[at..at + 5] == b"llama" {
+            unknown[at..at + 5].copy_from_slice(b"gamma");
+        }
+    }
+    std::fs::write(&path, unknown).unwrap();
+    let outcome = run(home.path(), &["models", "show", "new.gguf", "--json"]);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let card: ModelCard = serde_json::from_str(&outcome.out).unwrap();
+    assert!(card.spec.is_none());
+    let stated = card.stated;
+    assert_eq!((stated.layers, stated.hidden, stated.context), (Some(8), Some(256), Some(2048)));
+    assert!(card.problems[0].contains("the architecture `gamma` is not supported"), "{:?}", card.problems);
+    let outcome = run(home.path(), &["models", "show", "new.gguf"]);
+    assert!(outcome.out.contains("layers       8, as the file states"), "{}", outcome.out);
+}
+
+#[test]
 fn a_file_that_is_no_model_is_refused() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("note.gguf"), "not a model").unwrap();

@@ -12,11 +12,14 @@ const MOST_TRIED: usize = 8;
 /// of `draft`.
 ///
 /// # Errors
-/// As [`plan`], and [`PlanError::NoRoomForDraft`] where the devices hold the model alone.
+/// As [`plan`], and [`PlanError::NoRoomForDraft`] where the devices hold the model alone, or [`PlanError::NoKernels`]
+/// where none of them can compute all of `draft`.
 pub fn plan_beside(cost: &Cost, input: &PlanInput, draft: &Cost) -> Result<Plan, PlanError> {
     let alone = plan(cost, input)?;
-    if place_beside(draft, input, &alone).is_ok() {
-        return Ok(alone);
+    match place_beside(draft, input, &alone) {
+        Ok(_) => return Ok(alone),
+        Err(error @ PlanError::NoKernels { .. }) => return Err(error),
+        Err(_) => {}
     }
     let mut places: Vec<usize> = (0..input.devices.len()).collect();
     places.sort_by_key(|place| std::cmp::Reverse(input.devices[*place].budget));
@@ -46,15 +49,17 @@ pub fn place_beside(draft: &Cost, input: &PlanInput, beside: &Plan) -> Result<Pl
     place_whole(draft, &PlanInput { devices: left(input, beside), ..input.clone() }, beside.context)
 }
 
-/// Where to put the whole of `draft`: on the device with the most memory, for sequences of up to `context` tokens, or as
+/// Where to put the whole of `draft`: on the device with the most memory of those that can compute it, for sequences of up to `context` tokens, or as
 /// long as fit.
 ///
 /// # Errors
 /// As [`plan`], for the device that comes nearest.
 pub fn place_whole(draft: &Cost, input: &PlanInput, context: u32) -> Result<Plan, PlanError> {
+    let needed = draft.needs(&draft.whole());
     let most = input.devices.iter().enumerate().max_by_key(|(place, device)| {
+        let able = device.kernels.can(needed);
         // Of equal ones the last: the first are taken by others first.
-        (device.budget, *place)
+        (able, device.budget, *place)
     });
     let (place, device) = most.ok_or(PlanError::NoDevices)?;
     let on = |context| {

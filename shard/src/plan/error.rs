@@ -1,10 +1,12 @@
 //! Why there is no plan.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use super::search::Search;
-use super::{MAX_DEVICES, PlanInput, largest, least_room, room, sequence_tokens};
+use super::{MAX_DEVICES, PlanInput, lacking_everywhere, largest, least_room, room, sequence_tokens};
 use crate::cost::{Cost, PAGE_TOKENS, Room};
+use crate::kernels::Kernels;
 use crate::layers::LayerRange;
 use crate::units::Bytes;
 
@@ -62,6 +64,12 @@ pub enum PlanError {
          through between them, or join another worker"
     )]
     Apart { pairs: String },
+    /// No memory would suffice, since devices cannot compute parts of the model.
+    #[error("{}", no_kernels_in_words(lacking))]
+    NoKernels {
+        /// Each device that lacks something, with what that is.
+        lacking: Vec<(String, Kernels)>,
+    },
     /// The devices have too little memory together.
     #[error("{0}")]
     TooLittleMemory(Box<MemoryShortage>),
@@ -70,6 +78,16 @@ pub enum PlanError {
 fn listed(split: &[usize]) -> String {
     let each: Vec<String> = split.iter().map(usize::to_string).collect();
     each.join(",")
+}
+
+fn no_kernels_in_words(lacking: &[(String, Kernels)]) -> String {
+    let each: Vec<String> =
+        lacking.iter().map(|(name, kernels)| format!("{name} has no kernels for {kernels}")).collect();
+    format!(
+        "the workers cannot compute this model: {}; join a worker on a processor (`--device cpu`), which has kernels for \
+         everything",
+        each.join("; ")
+    )
 }
 
 /// How much memory is missing, and where.
@@ -90,8 +108,10 @@ pub struct MemoryShortage {
     pub least_worker: Option<Bytes>,
     /// A shorter context than the stated one that would fit, in tokens.
     pub shorter_context: Option<u32>,
-    /// Every worker.
+    /// Every worker that can compute some of the model.
     pub devices: Vec<DeviceRoom>,
+    /// Those that cannot, and what they have no kernels for.
+    pub unable: Vec<(String, Kernels)>,
 }
 
 /// A worker with too little memory, or just not enough.
@@ -143,6 +163,9 @@ impl fmt::Display for MemoryShortage {
                 n => write!(f, "enough for {n} layers")?,
             }
         }
+        for (name, lacking) in &self.unable {
+            write!(f, "; {name} cannot help, it has no kernels for {lacking}")?;
+        }
         Ok(())
     }
 }
@@ -155,14 +178,37 @@ pub(super) fn apart(input: &PlanInput) -> PlanError {
     PlanError::Apart { pairs: pairs.join(", ") }
 }
 
-/// Finds out how much memory is missing.
-pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_stages: usize) -> PlanError {
-    let room_wanted = least_room(cost, input);
-    let most_stages = search.budgets().len().min(search.layers());
-    let counts = match input.split.len() {
-        0 => min_stages..=most_stages,
+/// Says which devices cannot compute what, where no memory would make up for that.
+pub(super) fn no_kernels(cost: &Cost, input: &PlanInput, min_stages: usize) -> Option<PlanError> {
+    let whole = cost.needs(&cost.whole());
+    let lacking = input.devices.iter().map(|device| (device.name.clone(), device.kernels.lacking(whole)));
+    let lacking: Vec<(String, Kernels)> = lacking.filter(|(_, lacking)| *lacking != Kernels::NONE).collect();
+    let ample = Search::new(cost, input).with_budgets(vec![Bytes(u64::MAX); input.devices.len()]);
+    let room = least_room(cost, input);
+    let fits = || stage_counts(&ample, input, min_stages).any(|stages| ample.fits(&room, stages));
+    (!lacking.is_empty() && !fits()).then_some(PlanError::NoKernels { lacking })
+}
+
+/// The numbers of stages that a plan may have.
+fn stage_counts(search: &Search<'_>, input: &PlanInput, min_stages: usize) -> RangeInclusive<usize> {
+    match input.split.len() {
+        0 => min_stages..=search.budgets().len().min(search.layers()),
         stages => stages..=stages,
-    };
+    }
+}
+
+/// Finds out how much memory is missing.
+pub(super) fn shortage(cost: &Cost, input: &PlanInput, min_stages: usize) -> PlanError {
+    let mut unable = Vec::new();
+    let mut input = input.clone();
+    input.devices.retain(|device| {
+        let lacking = lacking_everywhere(cost, device.kernels);
+        unable.extend(lacking.map(|lacking| (device.name.clone(), lacking)));
+        lacking.is_none()
+    });
+    let (search, input) = (&Search::new(cost, &input), &input);
+    let room_wanted = least_room(cost, input);
+    let counts = stage_counts(search, input, min_stages);
     let fits = |search: &Search<'_>, room: &Room| counts.clone().any(|n| search.fits(room, n));
     // Enough for any device to hold any shard.
     let ample = search.bytes(LayerRange { start: 0, end: search.layers() }, &room_wanted);
@@ -199,6 +245,7 @@ pub(super) fn shortage(search: &Search<'_>, cost: &Cost, input: &PlanInput, min_
         devices: (0..input.devices.len())
             .map(|device| device_room(search, input, device, &room_wanted))
             .collect(),
+        unable,
     }))
 }
 

@@ -15,7 +15,8 @@ pub use error::{DeviceRoom, MemoryShortage, PlanError};
 pub use predict::{PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S};
 
 use crate::cost::{Cost, PAGE_TOKENS, Room, StageBytes};
-use crate::layers::Shard;
+use crate::kernels::Kernels;
+use crate::layers::{LayerRange, Shard};
 use crate::units::Bytes;
 use predict::Predictor;
 use search::{Partition, Search};
@@ -41,6 +42,8 @@ pub struct PlanDevice {
     pub bandwidth_bytes_per_s: f64,
     /// Floating-point operations per second of its matrix-matrix product.
     pub flops_per_s: f64,
+    /// What it can compute: it is given nothing else.
+    pub kernels: Kernels,
 }
 
 /// What crossing a link costs.
@@ -175,7 +178,8 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
         if !input.apart.is_empty() && plan(cost, &free).is_ok() {
             return error::apart(input);
         }
-        error::shortage(&Search::new(cost, &free), cost, input, min_stages)
+        let lacking = error::no_kernels(cost, &free, min_stages);
+        lacking.unwrap_or_else(|| error::shortage(cost, &free, min_stages))
     })?;
     Ok(best.into_plan(&search, &predictor, input, cost, single.as_ref()))
 }
@@ -274,7 +278,7 @@ impl Candidate {
         let stages: Vec<PlannedStage> = stages.collect();
         Plan {
             bottleneck: predictor.bottleneck(search, &stages),
-            unused: unused(search, &self, input),
+            unused: unused(search, &self, input, cost),
             notes: notes(&self, input, cost, single),
             stages,
             context: self.room.context,
@@ -363,13 +367,15 @@ fn largest(low: u64, high: u64, fits: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
-fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput) -> Vec<UnusedDevice> {
+fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput, cost: &Cost) -> Vec<UnusedDevice> {
     let stages = chosen.partition.order.len();
     let idle = (0..input.devices.len()).filter(|device| !chosen.partition.order.contains(device));
     let reason = |device: usize| {
         let smallest = search.smallest_shard(&chosen.room);
-        let budget = input.devices[device].budget;
-        if smallest > budget {
+        let PlanDevice { budget, kernels, .. } = input.devices[device];
+        if let Some(lacking) = lacking_everywhere(cost, kernels) {
+            format!("it has no kernels for {lacking}")
+        } else if smallest > budget {
             format!("its budget of {budget} holds not even one layer, which takes {smallest}")
         } else if !input.split.is_empty() {
             format!("the split that was asked for has {stages} stages")
@@ -380,6 +386,20 @@ fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput) -> Vec<Unu
         }
     };
     idle.map(|device| UnusedDevice { device, reason: reason(device) }).collect()
+}
+
+/// What a device lacks that can hold no layer of a model; `None` where it can hold some.
+fn lacking_everywhere(cost: &Cost, kernels: Kernels) -> Option<Kernels> {
+    let mut all = Kernels::NONE;
+    for layer in 0..cost.layer_count() {
+        let shard = Shard::of(LayerRange { start: layer, end: layer + 1 }, cost.layer_count());
+        let lacking = kernels.lacking(cost.needs(&shard));
+        if lacking == Kernels::NONE {
+            return None;
+        }
+        all = all.and(lacking);
+    }
+    Some(all)
 }
 
 fn notes(chosen: &Candidate, input: &PlanInput, cost: &Cost, single: Option<&Candidate>) -> Vec<String> {

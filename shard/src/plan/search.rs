@@ -4,8 +4,8 @@
 //! one number that matters is how far they reach together: the furthest layer is always the best. That makes the
 //! search over orders a dynamic programme over sets.
 
-use super::PlanInput;
 use super::predict::stage_s;
+use super::{PlanDevice, PlanInput};
 use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
 use crate::layers::{LayerRange, Shard};
 use crate::units::Bytes;
@@ -84,11 +84,18 @@ pub(super) struct Search<'a> {
     active: Sums,
     flops: Sums,
     cache_values: Sums,
+    /// For every device the layers that it cannot compute; `None` for one that can compute all of the model.
+    beyond: Vec<Option<Sums>>,
 }
 
 impl<'a> Search<'a> {
     pub(super) fn new(cost: &'a Cost, input: &'a PlanInput) -> Search<'a> {
         let layers = cost.layers();
+        let whole = cost.needs(&cost.whole());
+        let beyond = |device: &PlanDevice| {
+            let lacks = |needed| !device.kernels.can(needed);
+            lacks(whole).then(|| Sums::of(layers.iter().map(|layer| u64::from(lacks(layer.needs)))))
+        };
         Search {
             cost,
             input,
@@ -105,6 +112,7 @@ impl<'a> Search<'a> {
             active: Sums::of(layers.iter().map(|layer| layer.active.0)),
             flops: Sums::of(layers.iter().map(|layer| layer.flops)),
             cache_values: Sums::of(layers.iter().map(|layer| layer.cache_values)),
+            beyond: input.devices.iter().map(beyond).collect(),
         }
     }
 
@@ -197,6 +205,18 @@ impl<'a> Search<'a> {
     fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
         self.bytes_within(range, &bound) <= self.budgets[device]
             && self.decode_s(device, range) <= bound.slowest_s
+            && self.can_compute(device, range)
+    }
+
+    fn can_compute(&self, device: usize, range: LayerRange) -> bool {
+        let Some(beyond) = &self.beyond[device] else {
+            return true;
+        };
+        let shard = Shard::of(range, self.layers());
+        let can = |needed| self.input.devices[device].kernels.can(needed);
+        beyond.over(range) == 0
+            && (!shard.embedding || can(self.cost.embedding().needs))
+            && (!shard.head || can(self.cost.head().needs))
     }
 
     /// The furthest layer, at most `most`, that a device reaches from `start`; `None` where it holds not even one.
@@ -329,6 +349,7 @@ impl<'a> Search<'a> {
         self.budgets[one] == self.budgets[other]
             && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
             && a.flops_per_s == b.flops_per_s
+            && a.kernels == b.kernels
     }
 
     /// The partition in this order, within the bound, whose stages' times have the least sum of squares: no slower than

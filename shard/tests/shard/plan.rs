@@ -3,18 +3,30 @@
 use std::time::{Duration, Instant};
 
 use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
+use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::plan::{
     HopCost, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, place_beside, plan, plan_beside,
 };
+use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
 use crate::random::Random;
 use crate::tiny_llama;
 
 fn device(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
-    let name = name.to_owned();
-    PlanDevice { name, budget: Bytes(budget), bandwidth_bytes_per_s: bandwidth, flops_per_s: bandwidth * 4.0 }
+    PlanDevice {
+        name: name.to_owned(),
+        budget: Bytes(budget),
+        bandwidth_bytes_per_s: bandwidth,
+        flops_per_s: bandwidth * 4.0,
+        kernels: Kernels::CPU,
+    }
+}
+
+/// A card that candle drives.
+fn card(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
+    PlanDevice { kernels: Kernels::CANDLE, ..device(name, budget, bandwidth) }
 }
 
 fn equal_devices(count: usize, budget: u64) -> Vec<PlanDevice> {
@@ -67,7 +79,8 @@ fn brute_force(cost: &Cost, input: &PlanInput, room: &Room, stages: usize) -> Op
         for (index, device) in case.input.devices.iter().enumerate().filter(|(i, _)| used & 1 << i == 0) {
             for end in start + 1..=layers {
                 let shard = Shard::of(LayerRange { start, end }, layers);
-                if case.cost.memory(&shard, case.room).total() > device.budget {
+                let can = device.kernels.can(case.cost.needs(&shard));
+                if !can || case.cost.memory(&shard, case.room).total() > device.budget {
                     continue;
                 }
                 let slowest = slowest.max(stage_s(case.cost, device, &shard));
@@ -90,7 +103,9 @@ fn check(plan: &Plan, cost: &Cost, input: &PlanInput) -> f64 {
         assert!(!stage.shard.layers.is_empty());
         next = stage.shard.layers.end;
         assert_eq!(stage.memory, cost.memory(&stage.shard, &plan.room(input)));
-        assert!(stage.memory.total() <= input.devices[stage.device].budget);
+        let device = &input.devices[stage.device];
+        assert!(stage.memory.total() <= device.budget);
+        assert!(device.kernels.can(cost.needs(&stage.shard)));
         devices.push(stage.device);
     }
     assert_eq!(next, cost.layer_count());
@@ -106,19 +121,27 @@ fn check(plan: &Plan, cost: &Cost, input: &PlanInput) -> f64 {
 fn small_cases_are_solved_as_well_as_by_trying_everything() {
     let mut random = Random::new(3);
     let mut solved = 0;
+    let mut without_kernels = 0;
     for _ in 0..400 {
         let layers = 2 + random.below(5);
-        let file = if random.below(2) == 0 {
+        let mut file = if random.below(2) == 0 {
             tiny_llama::file(layers as u32)
         } else {
             tiny_llama::untied(layers as u32)
         };
+        // In half of the cases some layers are such that cards cannot compute them.
+        let mixed = random.below(2) == 0;
+        for layer in (0..layers as usize).filter(|_| mixed) {
+            let kind = if random.below(3) == 0 { TensorType::IQ4_NL } else { TensorType::Q4_0 };
+            file = tiny_llama::with_layer_in(file, layer, kind);
+        }
         let (_, _, _, cost) = tiny_llama::read(&file);
         let whole = cost.memory(&cost.whole(), &Plan::default_room()).total().0;
         let stages = 1 + random.below(layers.min(4)) as usize;
         let devices = (0..stages).map(|i| {
             let budget = random.between(0.15, 1.3) * whole as f64;
-            device(&format!("w{i}"), budget as u64, random.between(1e5, 4e6))
+            let make = if random.below(3) == 0 { card } else { device };
+            make(&format!("w{i}"), budget as u64, random.between(1e5, 4e6))
         });
         let input = PlanInput { min_stages: stages, ..input(devices.collect()) };
         let found = plan(&cost, &input);
@@ -130,10 +153,12 @@ fn small_cases_are_solved_as_well_as_by_trying_everything() {
                 solved += 1;
             }
             (Err(PlanError::TooLittleMemory(_)), None) => {}
+            (Err(PlanError::NoKernels { .. }), None) if mixed => without_kernels += 1,
             (found, best) => panic!("{found:?} against {best:?}"),
         }
     }
     assert!(solved > 100, "only {solved} cases had a solution");
+    assert!(without_kernels > 10, "only {without_kernels} cases were beyond the devices");
 }
 
 trait DefaultRoom {
@@ -145,6 +170,51 @@ impl DefaultRoom for Plan {
     fn default_room() -> Room {
         Room { cache_tokens: 64, context: 64, step_rows: 8, sequences: 1, cache_value_bytes: 2 }
     }
+}
+
+#[test]
+fn a_card_without_the_kernels_is_left_out_and_said_to_lack_them() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::mixture(4));
+    let fast_card = || card("card", 1 << 30, 1e9);
+    let found = plan(&cost, &input(vec![fast_card(), device("cpu", 1 << 30, 1e6)])).unwrap();
+    assert_eq!(found.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(), [1]);
+    assert_eq!(found.unused[0].reason, "it has no kernels for mixtures of experts");
+
+    let alone = plan(&cost, &input(vec![fast_card()])).unwrap_err();
+    assert!(alone.to_string().contains("card has no kernels for mixtures of experts"), "{alone}");
+
+    // Memory is what is missing, but not on the card.
+    let error = plan(&cost, &input(vec![fast_card(), device("cpu", 1000, 1e6)])).unwrap_err();
+    let PlanError::TooLittleMemory(shortage) = &error else { panic!("{error}") };
+    assert_eq!(shortage.offered, Bytes(1000));
+    assert!(
+        error.to_string().ends_with("; card cannot help, it has no kernels for mixtures of experts"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_card_holds_the_layers_that_it_has_kernels_for() {
+    let file = tiny_llama::with_layer_in(tiny_llama::file(6), 0, TensorType::IQ4_NL);
+    let (_, _, _, cost) = tiny_llama::read(&file);
+    let input =
+        PlanInput { min_stages: 2, ..input(vec![card("card", 1 << 30, 1e9), device("cpu", 1 << 30, 1e6)]) };
+    let found = plan(&cost, &input).unwrap();
+    check(&found, &cost, &input);
+    let held: Vec<_> = found.stages.iter().map(|stage| (stage.device, stage.shard.layers.len())).collect();
+    assert_eq!(held, [(1, 1), (0, 5)]);
+}
+
+#[test]
+fn a_draft_model_goes_where_it_can_be_computed() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(4));
+    let (_, _, _, draft) = tiny_llama::read(&tiny_llama::mixture(1));
+    let input = input(vec![card("card", 1 << 30, 1e9), device("cpu", 1 << 24, 1e6)]);
+    let found = plan_beside(&cost, &input, &draft).unwrap();
+    assert_eq!(place_beside(&draft, &input, &found).unwrap().stages[0].device, 1);
+    let cards = PlanInput { devices: vec![card("card", 1 << 30, 1e9)], ..input };
+    let error = plan_beside(&cost, &cards, &draft).unwrap_err();
+    assert!(error.to_string().contains("card has no kernels for mixtures of experts"), "{error}");
 }
 
 #[test]

@@ -2,14 +2,15 @@
 
 use super::tiny_model::{Random, TinyModel, room};
 use brigade_proto::control::CacheDtype;
+use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
 use brigade_shard::tensor_type::TensorType;
-use brigade_worker::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, Span};
+use brigade_worker::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Span};
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
 use brigade_worker::model::{self, Input, StageModel, StageNeeds};
-use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles};
+use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles, TensorSource};
 use candle_core::Device;
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
@@ -100,6 +101,32 @@ fn types_that_candle_does_not_know_are_refused_by_name() {
         );
         load(CpuBackend::new(1).unwrap(), &header, model.layers);
     }
+}
+
+/// A tensor of zeros.
+struct Zeros;
+
+impl TensorSource for Zeros {
+    fn read_at(&self, _at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        out.fill(0);
+        Ok(())
+    }
+
+    fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
+        LoadError::Unsupported { tensor: "zeros".to_owned(), kind, device }
+    }
+}
+
+#[test]
+fn the_planner_knows_what_each_device_computes() {
+    let (ours, candle) = (CpuBackend::new(1).unwrap(), CandleBackend::new(Device::Cpu).unwrap());
+    for kind in TensorType::all() {
+        let shape = MatrixShape { kind, rows: 16, width: 256 };
+        assert_eq!(ours.matrix(shape, &mut Zeros).is_ok(), Kernels::CPU.has(kind), "{kind} on the processor");
+        assert_eq!(candle.matrix(shape, &mut Zeros).is_ok(), Kernels::CANDLE.has(kind), "{kind} on cards");
+    }
+    let shape = MatrixShape { kind: TensorType::Q8_0, rows: 16, width: 256 };
+    assert!(ours.experts(shape, 2, &mut Zeros).is_ok() && candle.experts(shape, 2, &mut Zeros).is_err());
 }
 
 /// The values of `rows` on the host.
