@@ -137,6 +137,7 @@ fn the_real_model_is_shown_as_one_that_can_be_served() {
         "9 query heads on 3 key/value heads of 64, all positions, rope base 100000"
     );
     assert_eq!(card["tokenizer"]["kind"], "byte-level BPE, split as `smollm`");
-    assert_eq!(card["tokenizer"]["ends_at"][0]["text"], "<|im_end|>");
+    let ends = card["tokenizer"]["ends_at"].as_array().expect("a list");
+    assert!(ends.iter().any(|end| end["text"] == "<|im_end|>"), "{ends:?}");
     assert!(card["template"]["bytes"].as_u64().is_some_and(|bytes| bytes > 100), "{}", card["template"]);
 }

@@ -2,7 +2,10 @@
 //!
 //! Whether a device can go on from some layer to another only gets harder with more layers, so for a set of devices the
 //! one number that matters is how far they reach together: the furthest layer is always the best. That makes the
-//! search over orders a dynamic programme over sets.
+//! search over orders a dynamic programme over sets. Where some devices cannot compute some layers that no longer holds, and
+//! every layer that a set reaches is followed.
+
+use std::collections::BTreeMap;
 
 use super::predict::stage_s;
 use super::{PlanDevice, PlanInput};
@@ -257,6 +260,10 @@ impl<'a> Search<'a> {
 
     /// Some partition into exactly `stages` stages within the bound.
     fn find(&self, bound: Bound<'_>, stages: usize) -> Option<Partition> {
+        let few = self.budgets.len() <= EXACT_DEVICES;
+        if few && self.beyond.iter().any(Option::is_some) {
+            return self.follow_all(bound, stages);
+        }
         let found = self.follow(bound, stages, None);
         if found.is_some() || self.budgets.len() <= EXACT_DEVICES {
             return found;
@@ -268,6 +275,63 @@ impl<'a> Search<'a> {
         };
         let last = (0..self.budgets.len()).min_by_key(tail)?;
         self.follow(bound, stages, Some(last))
+    }
+
+    /// Follows every set of devices to every layer that it reaches. Where devices cannot compute some layers, further is
+    /// not always better: the next device may have to begin with a layer that it can compute.
+    fn follow_all(&self, bound: Bound<'_>, stages: usize) -> Option<Partition> {
+        let (layers, devices) = (self.layers(), self.budgets.len());
+        // By device and start.
+        let reach = |device| (0..layers).map(|start| self.reach(device, start, layers, bound)).collect();
+        let reach: Vec<Vec<Option<usize>>> = (0..devices).map(reach).collect();
+        let cuts = |end: usize| self.cuts.is_empty() || self.cuts.contains(&end);
+        // For every set of devices, with the last of them, the layers that it reaches, each with where that one started.
+        let mut sets = BTreeMap::from([((0u128, usize::MAX), vec![None; layers + 1])]);
+        let mut history = Vec::with_capacity(stages);
+        for stage in 1..=stages {
+            let mut next: BTreeMap<(u128, usize), Vec<Option<usize>>> = BTreeMap::new();
+            for ((used, last), from) in &sets {
+                let starts = (0..layers).filter(|at| from[*at].is_some() || (stage == 1 && *at == 0));
+                let starts: Vec<usize> = starts.collect();
+                for device in
+                    self.choices(*used).filter(|device| stage == 1 || !self.are_apart(*last, *device))
+                {
+                    let reached =
+                        next.entry((used | 1 << device, device)).or_insert_with(|| vec![None; layers + 1]);
+                    // Later starts reach further, so that no layer is looked at twice.
+                    let mut furthest = 0;
+                    for start in &starts {
+                        let end = reach[device][*start].unwrap_or(*start);
+                        for end in (furthest.max(*start) + 1..=end).filter(|end| cuts(*end)) {
+                            reached[end].get_or_insert(*start);
+                        }
+                        furthest = furthest.max(end);
+                    }
+                }
+            }
+            history.push(std::mem::replace(&mut sets, next));
+        }
+        let mut at = sets.iter().find(|(_, reached)| reached[layers].is_some()).map(|(key, _)| *key)?;
+        let (mut order, mut ends, mut end) = (Vec::new(), Vec::new(), layers);
+        history.push(sets);
+        for stage in (1..=stages).rev() {
+            let (used, device) = at;
+            let start = history[stage][&at][end]?;
+            order.push(device);
+            ends.push(end);
+            if stage > 1 {
+                let before = history[stage - 1].iter().find(|((set, last), reached)| {
+                    *set == used & !(1 << device)
+                        && !self.are_apart(*last, device)
+                        && reached[start].is_some()
+                });
+                at = *before?.0;
+            }
+            end = start;
+        }
+        order.reverse();
+        ends.reverse();
+        Some(Partition { order, ends })
     }
 
     /// Follows the sets of devices that reach furthest, stage by stage; `last` is kept for the last one.
