@@ -13,6 +13,9 @@ use tokio_util::sync::DropGuard;
 pub struct GenerationRequest {
     /// The prompt's token ids; at least one.
     pub prompt: Vec<u32>,
+    /// Tokens of the answer that were drawn before, by a generation that broke off: this one goes on behind them, and does
+    /// not tell them again. They count among `max_tokens`, of which some are left.
+    pub drawn: Vec<u32>,
     /// How to choose tokens; its `end_ids` end the generation, unless they are empty (`ignore_eos`).
     pub sampling: Sampling,
     /// Most tokens to generate; 0 only scores the prompt.

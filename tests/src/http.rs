@@ -79,8 +79,19 @@ impl Client {
 
     /// `POST path`, with the body of the answer still to come.
     pub async fn begin(&self, path: &str, body: Vec<u8>) -> reqwest::Response {
+        self.begin_with(path, body, &[]).await
+    }
+
+    /// The same with more headers.
+    pub async fn begin_with(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+        headers: &[(&str, String)],
+    ) -> reqwest::Response {
         let request =
             self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
         let request = self.authorized(request.body(body));
         request.send().await.unwrap_or_else(|error| panic!("failed to post to {path}: {error:?}"))
     }

@@ -27,18 +27,24 @@ pub struct Served {
     pub token: String,
     /// Where workers join.
     pub control: String,
+    arguments: Vec<String>,
 }
 
 impl Served {
     /// Serves the real model on ephemeral ports of loopback.
     pub fn start(arguments: &[&str]) -> Served {
         let home = tempfile::tempdir().expect("the temporary folder is writable");
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments)
+    }
+
+    fn at(home: TempDir, http: &str, control: &str, arguments: Vec<String>) -> Served {
         let mut command = brigade(&home);
         command
             .arg("serve")
             .arg(setup::smollm2())
-            .args(["--http", "127.0.0.1:0", "--control", "127.0.0.1:0"])
-            .args(arguments);
+            .args(["--http", http, "--control", control])
+            .args(&arguments);
         let mut process = Process::start(&mut command);
         let (control, token) = process.wait_for("join command", JOINABLE, |line| {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -47,7 +53,15 @@ impl Served {
             let token = words.iter().position(|word| *word == "--token")?;
             Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
         });
-        Served { process, home, token, control }
+        Served { process, home, token, control, arguments }
+    }
+
+    /// Ends the program at once, as a power cut would, and starts it again at the same addresses; `client` speaks to it.
+    pub fn kill_and_restart(mut self, client: &Client) -> Served {
+        self.process.signal(libc::SIGKILL);
+        self.process.wait(Duration::from_secs(5));
+        let http = client.url().trim_start_matches("http://").to_owned();
+        Served::at(self.home, &http, &self.control, self.arguments)
     }
 
     /// A worker that joins with the coordinator's token.

@@ -34,6 +34,8 @@ pub struct Told {
     pub error: Option<Value>,
     /// Whether the stream ended in order.
     pub done: bool,
+    /// The number of its last event, where these have any.
+    pub last_event: Option<u64>,
 }
 
 impl Told {
@@ -58,6 +60,9 @@ impl Told {
         let now = Instant::now();
         if line.starts_with(':') {
             self.comments.push(now);
+        }
+        if let Some(number) = line.strip_prefix("id: ") {
+            self.last_event = Some(number.parse().expect("an event's id is a number"));
         }
         let Some(data) = line.strip_prefix("data: ") else {
             return;
@@ -85,15 +90,39 @@ impl Told {
 
 impl Streaming {
     /// Begins to stream a completion; `request` needs no model.
-    pub async fn start(client: &Client, model: &str, mut request: Value) -> Streaming {
+    pub async fn start(client: &Client, model: &str, request: Value) -> Streaming {
+        Streaming::begin(client, model, request, Vec::new(), Told::default()).await
+    }
+
+    /// The same with a key, under which the answer is kept; it goes on behind what was told `before`.
+    pub async fn start_kept(
+        client: &Client,
+        model: &str,
+        request: Value,
+        key: &str,
+        before: Told,
+    ) -> Streaming {
+        let mut headers = vec![("Idempotency-Key", key.to_owned())];
+        headers.extend(before.last_event.map(|number| ("Last-Event-ID", number.to_string())));
+        Streaming::begin(client, model, request, headers, before).await
+    }
+
+    async fn begin(
+        client: &Client,
+        model: &str,
+        mut request: Value,
+        headers: Vec<(&'static str, String)>,
+        before: Told,
+    ) -> Streaming {
         request["model"] = model.into();
         request["stream"] = json!(true);
         request["return_token_ids"] = json!(true);
-        let told = Told { asked: Some(Instant::now()), ..Told::default() };
+        let told = Told { asked: Some(Instant::now()), ..before };
         let so_far = Arc::new(Mutex::new(told));
         let (client, shared) = (client.clone(), so_far.clone());
         let task = tokio::spawn(async move {
-            let mut response = client.begin("/v1/completions", request.to_string().into_bytes()).await;
+            let mut response =
+                client.begin_with("/v1/completions", request.to_string().into_bytes(), &headers).await;
             let mut text = Vec::new();
             if !response.status().is_success() {
                 let status = response.status().as_u16();

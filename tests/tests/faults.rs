@@ -57,6 +57,7 @@ fn main() {
         trials.push(Trial::test(name, move || stopped(stage)).with_ignored_flag(!all && !part));
     }
     trials.push(Trial::test("a_worker_that_nobody_can_stand_in_for_is_waited_for", waited_for));
+    trials.push(Trial::test("the_coordinator_is_killed_and_started_again", coordinator_killed));
     if !all {
         println!("a part of the faults; BRIGADE_FAULTS=all runs those that are ignored here, too");
     }
@@ -385,6 +386,63 @@ fn waited_for() -> Result<(), Failed> {
             return Err(format!("text went on after {after:?}, {BACK:?} are promised").into());
         }
         check_times(&cluster, &told, fault, (detected, DETECTED), back - fault + BACK).await
+    })
+}
+
+/// Whoever asks again with the same key gets the rest, and no worker reads a weight again.
+fn coordinator_killed() -> Result<(), Failed> {
+    run(async move {
+        let wanted = undisturbed(None).await;
+        let mut cluster = Cluster::start("256MiB", &[]).await;
+        let model = cluster.model.clone();
+        let client = cluster.client.clone();
+        let key = |place: usize| format!("answer-{place}");
+        let mut streams = Vec::new();
+        for (place, request) in requests(None).into_iter().enumerate() {
+            streams.push(Streaming::start_kept(&client, &model, request, &key(place), Told::default()).await);
+        }
+        while streams.iter().any(|stream| stream.count() < 17) {
+            tokio::time::sleep(POLL).await;
+        }
+        let fault = Instant::now();
+        cluster.served = cluster.served.kill_and_restart(&client);
+        let before = ends(streams).await;
+        if before.iter().any(|told| told.done || told.tokens.len() >= TOKENS) {
+            return Err("an answer had ended before the coordinator was killed".into());
+        }
+        cluster.served.wait_until_serving(&client).await;
+        let serving = fault.elapsed();
+        let counts: Vec<usize> = before.iter().map(|told| told.tokens.len()).collect();
+        let mut streams = Vec::new();
+        for (place, (request, before)) in requests(None).into_iter().zip(before).enumerate() {
+            streams.push(Streaming::start_kept(&client, &model, request, &key(place), before).await);
+        }
+        let told = ends(streams).await;
+        check(&told, wanted)?;
+        let gap = told.iter().map(|told| told.longest_gap(fault)).max().unwrap_or_default();
+        println!(
+            "  killed when the answers had {counts:?} tokens; served again after {serving:.2?}, text went on after {gap:.2?}"
+        );
+        if gap > GOES_ON {
+            return Err(format!("text went on after {gap:?}, {GOES_ON:?} are promised").into());
+        }
+        for worker in &cluster.workers {
+            let output = worker.process.output();
+            let loads = output.lines().filter(|line| line.contains("loading ")).count();
+            if loads != 1 {
+                return Err(format!("{} has read weights {loads} times:\n{output}", worker.name()).into());
+            }
+        }
+        // An answer that has ended is told again as it was, and nothing is computed for it.
+        let status = client.status().await;
+        let finished = status["requests"]["finished"].clone();
+        let again =
+            Streaming::start_kept(&client, &model, requests(None).remove(0), &key(0), Told::default()).await;
+        check(&[again.end(END).await], &wanted[..1])?;
+        if client.status().await["requests"]["finished"] != finished {
+            return Err("an answer that was kept was generated again".into());
+        }
+        Ok(())
     })
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// The first wait.
 pub const FIRST_WAIT: Duration = Duration::from_millis(200);
 
-/// The longest wait.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The longest wait: a coordinator that is back serves again within seconds, however long it was gone.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Waits that double from [`FIRST_WAIT`] to [`LONGEST_WAIT`], spread by chance so that workers which lost the same
 /// coordinator do not come back at the same instant.
@@ -37,7 +37,7 @@ mod tests {
     fn waits_double_up_to_the_longest_and_start_anew_after_a_success() {
         let mut backoff = Backoff::default();
         let waits: Vec<u128> = (0..7).map(|_| backoff.next(u32::MAX).as_millis()).collect();
-        assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(waits, [200, 400, 800, 1600, 2000, 2000, 2000]);
         backoff.reset();
         assert_eq!(backoff.next(0).as_millis(), 150);
         for _ in 0..100 {

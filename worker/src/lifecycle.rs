@@ -8,5 +8,5 @@ mod machine;
 mod messages;
 mod phase;
 
-pub use machine::{MAX_STAGES, PROGRESS_INTERVAL, StageMachine};
+pub use machine::{KEPT_FOR, MAX_STAGES, PROGRESS_INTERVAL, StageMachine};
 pub use messages::{ConnectId, LoadId, StageCommand, StageEvent};

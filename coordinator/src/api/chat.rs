@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use brigade_shard::tokenizer::Tokenizer;
 use futures_util::StreamExt;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::answers::{self, Deltas, Job};
 use super::auth;
@@ -17,6 +18,7 @@ use super::choice::{Delta, Finish, Reading};
 use super::engine::Engine;
 use super::envelope::{Envelope, Usage};
 use super::error::ApiError;
+use super::kept::Wish;
 use super::logprobs::ChatLogprobs;
 use super::params::Delivery;
 use super::prompts;
@@ -36,8 +38,9 @@ pub(crate) async fn chat<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let scope = auth::scope(&request);
+    let (scope, headers) = (auth::scope(&request), request.headers().clone());
     let body = body::read(request).await?;
+    let wish = Wish::read(&headers, "chat", &body)?;
     let mut request = ChatRequest::parse(&body, api.vocabulary())?;
     drop(body);
     api.check_model(request.model.as_deref())?;
@@ -58,15 +61,7 @@ pub(crate) async fn chat<E: Engine>(
         Delivery::Whole => "chat.completion",
         Delivery::Stream { .. } => "chat.completion.chunk",
     };
-    let writing = Writing {
-        envelope: Envelope::new(api.engine(), "chatcmpl", object)?,
-        usage: Usage::of_prompt(prompt.tokens.len()),
-        tokenizer,
-        calls: (0..shared.choices).map(|_| choice()).collect(),
-        logprobs,
-        token_ids: shared.token_ids,
-        prompt_ids: shared.token_ids.then(|| prompt.tokens.clone()),
-    };
+    let mut envelope = Envelope::new(api.engine(), "chatcmpl", object)?;
     let jobs = (0..shared.choices).map(|choice| Job {
         reading: Reading {
             stops: shared.stops.clone(),
@@ -79,16 +74,30 @@ pub(crate) async fn chat<E: Engine>(
         },
         request: GenerationRequest {
             prompt: prompt.tokens.clone(),
+            drawn: Vec::new(),
             sampling: shared.sampling_of(choice),
             max_tokens,
             score_prompt: false,
             scope,
         },
     });
-    let deltas = answers::start(api.engine(), jobs.collect(), api.shutdown()).await?;
+    let mut jobs: Vec<Job> = jobs.collect();
+    let kept = api.keep(wish.as_ref(), &mut envelope, &mut jobs).await?;
+    // A template may write the time, so that the prompt of an answer that was begun before may be another one.
+    let prompt = jobs.first().map_or(&prompt.tokens, |job| &job.request.prompt);
+    let writing = Writing {
+        envelope,
+        usage: Usage::of_prompt(prompt.len()),
+        tokenizer,
+        calls: (0..shared.choices).map(|_| choice()).collect(),
+        logprobs,
+        token_ids: shared.token_ids,
+        prompt_ids: shared.token_ids.then(|| prompt.clone()),
+    };
+    let deltas = answers::start(api.engine(), jobs, kept, api.shutdown()).await?;
     match shared.delivery {
         Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
-        Delivery::Stream { usage } => Ok(sse::respond(deltas, Streaming { writing, usage })),
+        Delivery::Stream { usage } => Ok(sse::respond(deltas, Streaming { writing, usage }, wish.as_ref())),
     }
 }
 
@@ -231,6 +240,20 @@ impl Writing {
         (logprobs, self.token_ids.then(|| std::mem::take(&mut delta.drawn)))
     }
 
+    /// The calls of a choice as the client is told of them, with their places, the first of which is `before`.
+    fn told(
+        &self,
+        calls: Vec<Call>,
+        choice: usize,
+        before: usize,
+    ) -> impl Iterator<Item = (usize, ToolCall)> {
+        let answer = self.envelope.identity().0.to_owned();
+        calls.into_iter().zip(before..).map(move |(call, at)| {
+            let function = CalledFunction { name: call.name, arguments: call.arguments };
+            (at, ToolCall { index: None, id: call_id(&answer, choice, at), kind: "function", function })
+        })
+    }
+
     async fn whole(mut self, mut deltas: Deltas) -> Result<ChatCompletion, ApiError> {
         let mut choices = vec![Delta::default(); self.calls.len()];
         while let Some(item) = deltas.next().await {
@@ -244,7 +267,7 @@ impl Writing {
         }
         let choices = choices.into_iter().enumerate().map(|(index, all)| self.choice(index, all));
         Ok(ChatCompletion {
-            choices: choices.collect::<Result<_, _>>()?,
+            choices: choices.collect(),
             envelope: self.envelope,
             usage: self.usage,
             prompt_token_ids: self.prompt_ids,
@@ -252,39 +275,29 @@ impl Writing {
     }
 
     /// A choice that has ended.
-    fn choice(&mut self, index: usize, mut all: Delta) -> Result<ChatChoice, ApiError> {
+    fn choice(&mut self, index: usize, mut all: Delta) -> ChatChoice {
         let (logprobs, token_ids) = self.details(&mut all);
-        let calls = &mut self.calls[index];
-        let found = calls.find(all.text, true);
+        let found = self.calls[index].find(all.text, true);
         let only_calls = !found.calls.is_empty() && found.text.trim().is_empty();
         let message = ChatMessage {
             role: ROLE,
             content: (!only_calls).then_some(found.text),
             refusal: None,
-            tool_calls: found.calls.into_iter().map(|call| told(call, None)).collect::<Result<_, _>>()?,
+            tool_calls: self.told(found.calls, index, 0).map(|(_, call)| call).collect(),
         };
-        let finish_reason = all.finish.map(|finish| calls.finish_reason(finish));
-        Ok(ChatChoice { index, message, logprobs, finish_reason, token_ids })
+        let finish_reason = all.finish.map(|finish| self.calls[index].finish_reason(finish));
+        ChatChoice { index, message, logprobs, finish_reason, token_ids }
     }
 }
 
-/// A call as the client is told of it.
-fn told(call: Call, index: Option<usize>) -> Result<ToolCall, ApiError> {
-    let function = CalledFunction { name: call.name, arguments: call.arguments };
-    Ok(ToolCall { index, id: call_id()?, kind: "function", function })
-}
-
-/// A random id of nine letters and digits: the only form that the templates of Mistral's models take back.
-fn call_id() -> Result<String, ApiError> {
-    let mut random = getrandom::u64().map_err(|error| {
-        ApiError::internal(format!("the operating system gave no random number: {error}"))
-    })?;
-    let id = (0..CALL_ID_CHARS).map(|_| {
-        let digit = (random % 36) as u32;
-        random /= 36;
-        char::from_digit(digit, 36).unwrap_or('0')
-    });
-    Ok(id.collect())
+/// The id of a choice's call: nine letters and digits, the only form that the templates of Mistral's models take back. It
+/// follows from the answer's own random id, so that an answer that is told again has the same.
+fn call_id(answer: &str, choice: usize, call: usize) -> String {
+    let hash = Sha256::digest(format!("{answer} {choice} {call}"));
+    hash.iter()
+        .take(CALL_ID_CHARS)
+        .map(|byte| char::from_digit(u32::from(byte % 36), 36).unwrap_or('0'))
+        .collect()
 }
 
 /// Turns deltas into chunks.
@@ -315,20 +328,16 @@ impl Chunks for Streaming {
     fn delta(&mut self, index: usize, mut delta: Delta) -> String {
         self.writing.usage.add(&delta, index == 0);
         let (logprobs, token_ids) = self.writing.details(&mut delta);
-        let choice = &mut self.writing.calls[index];
-        let before = choice.count;
-        let found = choice.find(delta.text, delta.finish.is_some());
-        let calls = found.calls.into_iter().zip(before..).map(|(call, at)| told(call, Some(at)));
-        let tool_calls = match calls.collect::<Result<_, _>>() {
-            Ok(calls) => calls,
-            Err(error) => return error.to_json().to_string(),
-        };
+        let before = self.writing.calls[index].count;
+        let found = self.writing.calls[index].find(delta.text, delta.finish.is_some());
+        let calls = self.writing.told(found.calls, index, before);
+        let tool_calls = calls.map(|(at, call)| ToolCall { index: Some(at), ..call }).collect();
         let content = (!found.text.is_empty()).then_some(found.text);
         let choice = ChunkChoice {
             index,
             delta: ChunkDelta { role: None, content, tool_calls },
             logprobs,
-            finish_reason: delta.finish.map(|finish| choice.finish_reason(finish)),
+            finish_reason: delta.finish.map(|finish| self.writing.calls[index].finish_reason(finish)),
             token_ids,
         };
         self.chunk(vec![choice], None)

@@ -1,4 +1,5 @@
 //! One choice of an answer: a generation's events become text, with stop strings cut off and every token at its place.
+//! The same events give the same text, whenever they are read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use brigade_shard::tokenizer::{SpecialText, TextStart, TextStream, Tokenizer};
 
 use super::echo::Echo;
 use super::stop::{Matched, StopMatcher};
-use crate::generation::{Drawn, FinishReason, Generation, GenerationError, GenerationEvent, Origin};
+use crate::generation::{Drawn, FinishReason, GenerationError, GenerationEvent, Origin};
 
 /// How a generation is read.
 #[derive(Clone, Debug)]
@@ -82,11 +83,11 @@ impl Finish {
     }
 }
 
-/// A generation on its way to text. Dropping it cancels the generation.
+/// A generation's events on their way to text.
 #[derive(Debug)]
 pub(crate) struct Choice {
-    /// Gone once the answer has ended, so that the cluster stops at once.
-    generation: Option<Generation>,
+    /// Whether the answer has ended; a stop string may end it before the generation.
+    ended: bool,
     reading: Reading,
     tokenizer: Arc<Tokenizer>,
     text: TextStream,
@@ -108,10 +109,10 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// Reads `generation` as told.
-    pub(crate) fn new(generation: Generation, reading: Reading, tokenizer: Arc<Tokenizer>) -> Choice {
+    /// Reads events as told.
+    pub(crate) fn new(reading: Reading, tokenizer: Arc<Tokenizer>) -> Choice {
         Choice {
-            generation: Some(generation),
+            ended: false,
             stop: StopMatcher::new(reading.stops.clone()),
             reading,
             tokenizer,
@@ -129,60 +130,58 @@ impl Choice {
         }
     }
 
-    /// Waits for what comes next; `None` once the answer has ended.
+    /// What is certain before anything has happened.
+    pub(crate) fn begin(&mut self) -> Option<Delta> {
+        self.echo_when_ready()
+    }
+
+    /// Whether the answer has ended: what is read after that changes nothing.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes in what has happened, and says what has become certain by it.
     ///
     /// # Errors
     /// What ended the generation before its time.
-    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, GenerationError> {
-        loop {
-            if let Some(echoed) = self.echo_when_ready() {
-                return Ok(Some(echoed));
-            }
-            let Some(generation) = &mut self.generation else {
-                return Ok(None);
-            };
-            let event = generation.events.recv().await.unwrap_or_else(|| {
-                let reason = "the scheduler dropped it; ask again".to_owned();
-                GenerationEvent::Failed(GenerationError::Interrupted { reason })
-            });
-            let delta = match event {
-                GenerationEvent::Reused(tokens) => {
-                    self.reused = tokens as usize;
-                    continue;
-                }
-                GenerationEvent::PromptScores(scores) => {
-                    self.prompt_scores.extend(scores);
-                    continue;
-                }
-                GenerationEvent::Token(Drawn { score, origin }) => {
-                    self.count_draft(origin);
-                    self.take(score)
-                }
-                GenerationEvent::Done(reason) if self.reading.echo.is_none() => self.end(reason),
-                GenerationEvent::Done(_) => {
-                    self.generation = None;
-                    let reason = "log-probabilities of the prompt are missing".to_owned();
-                    return Err(GenerationError::Interrupted { reason });
-                }
-                GenerationEvent::Failed(error) => {
-                    self.generation = None;
-                    return Err(error);
-                }
-            };
-            if delta.finish.is_some() {
-                self.generation = None;
-            }
-            let told = self.reading.ids && !self.drawn.is_empty();
-            if told || delta.finish.is_some() || !delta.pieces.is_empty() || !delta.text.is_empty() {
-                return Ok(Some(Delta {
-                    drawn: std::mem::take(&mut self.drawn),
-                    reused: std::mem::take(&mut self.reused),
-                    accepted: std::mem::take(&mut self.accepted),
-                    rejected: std::mem::take(&mut self.rejected),
-                    ..delta
-                }));
-            }
+    pub(crate) fn read(&mut self, event: GenerationEvent) -> Result<Option<Delta>, GenerationError> {
+        if self.ended {
+            return Ok(None);
         }
+        let delta = match event {
+            GenerationEvent::Reused(tokens) => {
+                self.reused = tokens as usize;
+                return Ok(None);
+            }
+            GenerationEvent::PromptScores(scores) => {
+                self.prompt_scores.extend(scores);
+                return Ok(self.echo_when_ready());
+            }
+            GenerationEvent::Token(Drawn { score, origin }) => {
+                self.count_draft(origin);
+                self.take(score)
+            }
+            GenerationEvent::Done(reason) if self.reading.echo.is_none() => self.end(reason),
+            GenerationEvent::Done(_) => {
+                self.ended = true;
+                let reason = "log-probabilities of the prompt are missing".to_owned();
+                return Err(GenerationError::Interrupted { reason });
+            }
+            GenerationEvent::Failed(error) => {
+                self.ended = true;
+                return Err(error);
+            }
+        };
+        self.ended = delta.finish.is_some();
+        let told = self.reading.ids && !self.drawn.is_empty();
+        let certain = told || self.ended || !delta.pieces.is_empty() || !delta.text.is_empty();
+        Ok(certain.then(|| Delta {
+            drawn: std::mem::take(&mut self.drawn),
+            reused: std::mem::take(&mut self.reused),
+            accepted: std::mem::take(&mut self.accepted),
+            rejected: std::mem::take(&mut self.rejected),
+            ..delta
+        }))
     }
 
     /// The prompt as the answer's beginning, once all its scores are here.

@@ -17,6 +17,7 @@ use super::completion_request::CompletionRequest;
 use super::engine::Engine;
 use super::envelope::{Envelope, Usage};
 use super::error::ApiError;
+use super::kept::Wish;
 use super::logprobs::CompletionLogprobs;
 use super::params::Delivery;
 use super::prompts::{self, Encoded};
@@ -29,8 +30,9 @@ pub(crate) async fn complete<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let scope = auth::scope(&request);
+    let (scope, headers) = (auth::scope(&request), request.headers().clone());
     let body = body::read(request).await?;
+    let wish = Wish::read(&headers, "completions", &body)?;
     let mut request = CompletionRequest::parse(&body, api.vocabulary())?;
     drop(body);
     api.check_model(request.model.as_deref())?;
@@ -40,27 +42,14 @@ pub(crate) async fn complete<E: Engine>(
     }
 
     let logprobs = request.shared.sampling.logprobs.is_some();
-    let mut writing = Writing {
-        envelope: Envelope::new(api.engine(), "cmpl", "text_completion")?,
-        usage: Usage::of_prompt(encoded.iter().map(|prompt| prompt.tokens.len()).sum()),
-        tokenizer: Arc::clone(&api.engine().model().tokenizer),
-        logprobs,
-        choices: each_choice(&encoded, request.shared.choices)
-            .map(|(prompt, _)| Position {
-                offset: 0,
-                prompt_ids: request.shared.token_ids.then(|| prompt.tokens.clone()),
-            })
-            .collect(),
-        choices_per_prompt: request.shared.choices,
-        token_ids: request.shared.token_ids,
-        stream_usage: None,
-    };
+    let mut envelope = Envelope::new(api.engine(), "cmpl", "text_completion")?;
     let jobs = each_choice(&encoded, request.shared.choices).map(|(prompt, choice)| {
         let scored = request.echo && logprobs;
         let tokens = prompt.tokens.clone();
         Job {
             request: GenerationRequest {
                 prompt: tokens,
+                drawn: Vec::new(),
                 sampling: request.shared.sampling_of(choice),
                 max_tokens: request.max_tokens,
                 score_prompt: scored,
@@ -77,12 +66,29 @@ pub(crate) async fn complete<E: Engine>(
             },
         }
     });
-    let deltas = answers::start(api.engine(), jobs.collect(), api.shutdown()).await?;
+    let mut jobs: Vec<Job> = jobs.collect();
+    let kept = api.keep(wish.as_ref(), &mut envelope, &mut jobs).await?;
+    let mut writing = Writing {
+        envelope,
+        usage: Usage::of_prompt(encoded.iter().map(|prompt| prompt.tokens.len()).sum()),
+        tokenizer: Arc::clone(&api.engine().model().tokenizer),
+        logprobs,
+        choices: each_choice(&encoded, request.shared.choices)
+            .map(|(prompt, _)| Position {
+                offset: 0,
+                prompt_ids: request.shared.token_ids.then(|| prompt.tokens.clone()),
+            })
+            .collect(),
+        choices_per_prompt: request.shared.choices,
+        token_ids: request.shared.token_ids,
+        stream_usage: None,
+    };
+    let deltas = answers::start(api.engine(), jobs, kept, api.shutdown()).await?;
     match request.shared.delivery {
         Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
         Delivery::Stream { usage } => {
             writing.stream_usage = usage.then_some(None);
-            Ok(sse::respond(deltas, writing))
+            Ok(sse::respond(deltas, writing, wish.as_ref()))
         }
     }
 }

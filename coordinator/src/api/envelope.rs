@@ -41,6 +41,16 @@ impl Envelope {
             system_fingerprint: format!("fp_{}", &fingerprint[..FINGERPRINT_CHARS.min(fingerprint.len())]),
         })
     }
+
+    /// The answer's id, and when it was begun in seconds since 1970.
+    pub(crate) fn identity(&self) -> (&str, u64) {
+        (&self.id, self.created)
+    }
+
+    /// Makes it that of an answer that was begun before.
+    pub(crate) fn set_identity(&mut self, id: String, created: u64) {
+        (self.id, self.created) = (id, created);
+    }
 }
 
 /// Tokens of a request and its answer.

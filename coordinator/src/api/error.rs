@@ -88,6 +88,33 @@ impl ApiError {
         ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
     }
 
+    /// 409: a later request with the same key goes on with the answer.
+    pub fn taken_over() -> ApiError {
+        let message = "another request with the same `Idempotency-Key` goes on with this answer";
+        ApiError::new(StatusCode::CONFLICT, "invalid_request_error", "taken_over", message)
+    }
+
+    /// 409: the request that has the answer does not give it up.
+    pub fn key_in_use() -> ApiError {
+        let message = "another request with the same `Idempotency-Key` is being answered; try again";
+        ApiError::new(StatusCode::CONFLICT, "invalid_request_error", "key_in_use", message).with_retry(1)
+    }
+
+    /// 409: the answer under a key is another model's.
+    pub fn key_of_another_model() -> ApiError {
+        let message = "the answer under this `Idempotency-Key` was begun by another model than the one that is served now; \
+                       use a new key";
+        ApiError::new(StatusCode::CONFLICT, "invalid_request_error", "key_of_another_model", message)
+    }
+
+    /// 422: a key was used for another request.
+    pub fn key_of_another_request() -> ApiError {
+        let message = "this `Idempotency-Key` was used for another request: use a new key for each, and repeat a request \
+                       with the same body";
+        let (kind, code) = ("invalid_request_error", "key_of_another_request");
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, kind, code, message)
+    }
+
     /// 413: the body is longer than the server reads.
     pub fn body_too_large(limit_bytes: usize) -> ApiError {
         let message =

@@ -20,6 +20,7 @@ mod engine;
 mod envelope;
 mod error;
 mod fields;
+mod kept;
 mod logprobs;
 mod messages;
 mod pages;
@@ -34,6 +35,7 @@ mod tools;
 
 pub use engine::Engine;
 pub use error::ApiError;
+pub use kept::KeptAnswers;
 pub use server::{ServeError, serve};
 
 /// Who may use the API.
@@ -44,4 +46,6 @@ pub struct ApiSettings {
     pub api_keys: Vec<String>,
     /// Host names besides `localhost` and IP addresses that requests may be made to while there are no keys.
     pub hosts: Vec<String>,
+    /// Where answers of requests with an `Idempotency-Key` are kept; `None` where such requests are refused.
+    pub kept: Option<KeptAnswers>,
 }

@@ -63,7 +63,7 @@ pub async fn serve<E: Engine>(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     listener.local_addr()?;
-    let api = Api::new(engine, Guard::new(&settings), shutdown.clone());
+    let api = Api::new(engine, Guard::new(&settings), settings.kept.clone(), shutdown.clone());
     let router = router(api);
     let connections = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -94,6 +94,9 @@ pub async fn serve<E: Engine>(
     drop(listener);
     connections.close();
     connections.wait().await;
+    if let Some(kept) = settings.kept {
+        kept.close().await;
+    }
     Ok(())
 }
 

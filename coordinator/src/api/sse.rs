@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::answers::Deltas;
 use super::choice::Delta;
 use super::error::ApiError;
+use super::kept::Wish;
 
 /// How often a comment is sent while there is nothing to say, during a long prompt or while a lost worker is made up for:
 /// well below the idle limits of usual proxies (30 s and more), and how soon a client that left is noticed.
@@ -36,12 +37,21 @@ pub(crate) fn event_text(chunk: &impl Serialize) -> String {
 
 /// Sends deltas as they come: each an event, then `[DONE]`. After an error the stream ends with the error object as its
 /// last event instead. When the client leaves, the stream is dropped and with it every generation.
-pub(crate) fn respond<C: Chunks>(deltas: Deltas, mut chunks: C) -> Response {
+///
+/// The events of an answer that is kept are numbered from 0, and those that its client has seen are left out.
+pub(crate) fn respond<C: Chunks>(deltas: Deltas, mut chunks: C, wish: Option<&Wish>) -> Response {
     let queued: VecDeque<String> = chunks.opening().into();
-    let state = Sending { deltas: Some(deltas), chunks, queued };
-    let events = stream::unfold(state, |mut state| async move {
-        let text = state.next().await?;
-        Some((Ok::<_, Infallible>(Event::default().data(text)), state))
+    let first = wish.map(|wish| wish.last_event.map_or(0, |seen| seen.saturating_add(1)));
+    let state = Sending { deltas: Some(deltas), chunks, queued, next: 0 };
+    let events = stream::unfold(state, move |mut state| async move {
+        loop {
+            let event = match (state.next().await?, first) {
+                (Said::Part(_, number), Some(first)) if number < first => continue,
+                (Said::Part(text, number), Some(_)) => Event::default().id(number.to_string()).data(text),
+                (Said::Part(text, _) | Said::Error(text), _) => Event::default().data(text),
+            };
+            return Some((Ok::<_, Infallible>(event), state));
+        }
     });
     Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
@@ -52,25 +62,38 @@ struct Sending<C> {
     chunks: C,
     /// Events that are ready; none is longer in the queue than the opening and the closing are.
     queued: VecDeque<String>,
+    /// The number of the next event.
+    next: u64,
+}
+
+/// What is sent.
+enum Said {
+    /// A part of the answer, with its number.
+    Part(String, u64),
+    /// Why there is no more of it.
+    Error(String),
 }
 
 impl<C: Chunks> Sending<C> {
-    async fn next(&mut self) -> Option<String> {
-        if let Some(text) = self.queued.pop_front() {
-            return Some(text);
-        }
-        match self.deltas.as_mut()?.next().await {
-            Some(Ok((index, delta))) => Some(self.chunks.delta(index, delta)),
-            Some(Err(error)) => {
-                self.deltas = None;
-                Some(error.to_json().to_string())
-            }
-            None => {
-                self.deltas = None;
-                self.queued.extend(self.chunks.closing());
-                self.queued.push_back("[DONE]".to_owned());
-                self.queued.pop_front()
-            }
-        }
+    async fn next(&mut self) -> Option<Said> {
+        let text = match self.queued.pop_front() {
+            Some(text) => text,
+            None => match self.deltas.as_mut()?.next().await {
+                Some(Ok((index, delta))) => self.chunks.delta(index, delta),
+                Some(Err(error)) => {
+                    self.deltas = None;
+                    return Some(Said::Error(error.to_json().to_string()));
+                }
+                None => {
+                    self.deltas = None;
+                    self.queued.extend(self.chunks.closing());
+                    self.queued.push_back("[DONE]".to_owned());
+                    self.queued.pop_front()?
+                }
+            },
+        };
+        let number = self.next;
+        self.next += 1;
+        Some(Said::Part(text, number))
     }
 }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::answers::Job;
 use super::auth::Guard;
 use super::engine::Engine;
+use super::envelope::Envelope;
 use super::error::ApiError;
+use super::kept::{Kept, KeptAnswers, Wish};
 use super::params::Vocabulary;
 use crate::generation::GenerationError;
 use crate::status::Phase;
@@ -24,6 +27,7 @@ struct Shared<E> {
     engine: E,
     guard: Guard,
     shutdown: CancellationToken,
+    kept: Option<KeptAnswers>,
     encodings: Arc<Semaphore>,
 }
 
@@ -34,10 +38,35 @@ impl<E> Clone for Api<E> {
 }
 
 impl<E: Engine> Api<E> {
-    /// Serves `engine` until `shutdown`.
-    pub(crate) fn new(engine: E, guard: Guard, shutdown: CancellationToken) -> Api<E> {
+    /// Serves `engine` until `shutdown`; answers that are to be kept go to `kept`.
+    pub(crate) fn new(
+        engine: E,
+        guard: Guard,
+        kept: Option<KeptAnswers>,
+        shutdown: CancellationToken,
+    ) -> Api<E> {
         let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
-        Api { shared: Arc::new(Shared { engine, guard, shutdown, encodings }) }
+        Api { shared: Arc::new(Shared { engine, guard, shutdown, kept, encodings }) }
+    }
+
+    /// Takes up the answer that is wished, where one is: `envelope` and `jobs` become those that it was begun with.
+    ///
+    /// # Errors
+    /// 400 where this server keeps no answers, and as [`KeptAnswers::take`].
+    pub(crate) async fn keep(
+        &self,
+        wish: Option<&Wish>,
+        envelope: &mut Envelope,
+        jobs: &mut [Job],
+    ) -> Result<Option<Kept>, ApiError> {
+        let Some(wish) = wish else {
+            return Ok(None);
+        };
+        let Some(kept) = &self.shared.kept else {
+            let message = "this server keeps no answers (--keep-answers 0s): leave out `Idempotency-Key`";
+            return Err(ApiError::bad_request("answers_not_kept", message));
+        };
+        kept.take(wish, self.engine(), envelope, jobs).await.map(Some)
     }
 
     /// The cluster.

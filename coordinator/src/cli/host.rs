@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::INTERRUPTED;
 use super::options::{HttpOptions, ServingOptions, WorkerOptions, cluster_settings};
-use crate::api::{self, ApiSettings};
+use crate::api::{self, ApiSettings, KeptAnswers};
 use crate::cluster::{Cluster, ClusterHandle, ClusterSettings};
 use crate::discovery::{self, Announcement, AnnouncementFile};
 use crate::local::{self, LocalEvent, LocalSettings, LocalWorkers};
@@ -37,16 +37,19 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Binds HTTP and starts the cluster; where `announce`, other commands on this machine will find it.
+    /// Binds HTTP and starts the cluster; where `announce`, other commands on this machine will find it. Answers that are
+    /// asked for with a key are kept for `keep_answers`.
     pub(super) async fn start(
         settings: ClusterSettings,
         http: &HttpOptions,
+        keep_answers: Duration,
         announce: bool,
     ) -> anyhow::Result<Host> {
         let listener = listen(http.http).await?;
         let address = listener.local_addr().context("failed to read the address of HTTP")?;
         let state = std::path::absolute(&settings.state_dir).unwrap_or_else(|_| settings.state_dir.clone());
         let model = settings.model_id.clone();
+        let answers = settings.state_dir.join("answers");
         let cluster = Cluster::start(settings).await.context("failed to start the coordinator")?;
         let url = format!("http://{}", reachable(address));
         let announcement = announce.then(|| {
@@ -60,7 +63,9 @@ impl Host {
             announce_it(&announcement)
         });
         let stop = CancellationToken::new();
-        let settings = ApiSettings { api_keys: http.api_key.clone(), ..ApiSettings::default() };
+        let kept = (!keep_answers.is_zero()).then(|| KeptAnswers::open(&answers, keep_answers)).transpose();
+        let kept = kept.context("failed to set up the answers that are kept")?;
+        let settings = ApiSettings { api_keys: http.api_key.clone(), kept, ..ApiSettings::default() };
         let handle = cluster.handle();
         let shutdown = stop.clone();
         let http = tokio::spawn(async move {
@@ -180,7 +185,7 @@ impl Embedded {
         let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
         let draft = settings.draft.as_ref().map(|(path, _)| folder(path));
         let models = [folder(model)].into_iter().chain(draft).collect();
-        let host = Host::start(settings, http, place.announce).await?;
+        let host = Host::start(settings, http, serving.keep_answers, place.announce).await?;
         let token = host.cluster().create_token(LOCAL_TOKEN_TTL, None);
         let local = LocalSettings {
             program,

@@ -75,6 +75,11 @@ pub(super) struct ServingOptions {
     /// little memory; then they end with an error
     #[arg(long, env = "BRIGADE_PARK", value_name = "TIME", hide_env = true, default_value = "120s", value_parser = parse_duration)]
     pub(super) park: Duration,
+
+    /// How long an answer is kept after its last token that was asked for with the header `Idempotency-Key`, so that the
+    /// same request gets it again, also after a restart; only this user can read it. 0s refuses such requests
+    #[arg(long, env = "BRIGADE_KEEP_ANSWERS", value_name = "TIME", hide_env = true, default_value = "1h", value_parser = parse_duration)]
+    pub(super) keep_answers: Duration,
 }
 
 /// How hidden states cross links, as a flag's value.

@@ -53,7 +53,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let state = state_dir(args.state.as_deref())?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     let settings = cluster_settings(&model, state, args.control, args.min_workers as usize, &args.serving)?;
-    let mut host = Host::start(settings, &args.http, true).await?;
+    let mut host = Host::start(settings, &args.http, args.serving.keep_answers, true).await?;
     let token = host.cluster().create_token(TOKEN_TTL, None).context("failed to make a join token")?;
     let addresses = addresses(host.cluster().control_addr());
     say(&join_text(&host.cluster().handle().model().id, &addresses, &token.to_string(), host.url()));

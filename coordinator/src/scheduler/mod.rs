@@ -365,6 +365,11 @@ impl Scheduler {
         if request.prompt.is_empty() {
             return Err(GenerationError::Interrupted { reason: "the prompt holds no token".into() });
         }
+        if !request.drawn.is_empty() && request.drawn.len() >= request.max_tokens as usize {
+            return Err(GenerationError::Interrupted {
+                reason: "the answer has all its tokens already".into(),
+            });
+        }
         if !fits(&room, most_tokens(&request)) {
             return Err(GenerationError::ContextExceeded {
                 prompt: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),

@@ -134,8 +134,11 @@ pub(super) enum Progress {
 
 impl Sequence {
     pub(super) fn new(request: GenerationRequest) -> Sequence {
-        let GenerationRequest { prompt: tokens, sampling, max_tokens, score_prompt, scope } = request;
+        let GenerationRequest { prompt: mut tokens, drawn, sampling, max_tokens, score_prompt, scope } =
+            request;
         let prompt = tokens.len();
+        tokens.extend(drawn);
+        let prefill = tokens.len();
         Sequence {
             sampling,
             max_tokens: max_tokens as usize,
@@ -145,7 +148,7 @@ impl Sequence {
             losses: Losses::default(),
             tokens,
             prompt,
-            prefill: prompt,
+            prefill,
             sent: 0,
             pages: Vec::new(),
             shared: 0,

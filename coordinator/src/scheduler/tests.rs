@@ -46,6 +46,7 @@ fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
 fn request(prompt: u32, max_tokens: u32) -> GenerationRequest {
     GenerationRequest {
         prompt: (0..prompt).map(|i| 100 + i).collect(),
+        drawn: Vec::new(),
         sampling: Sampling::default(),
         max_tokens,
         score_prompt: false,

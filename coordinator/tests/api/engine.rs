@@ -147,7 +147,7 @@ async fn play(engine: &ScriptedEngine, request: &GenerationRequest, events: &mps
         send(GenerationEvent::PromptScores(first.to_vec())).await;
         send(GenerationEvent::PromptScores(second.to_vec())).await;
     }
-    let mut left = request.max_tokens;
+    let mut left = request.max_tokens - request.drawn.len() as u32;
     let mut acts = (engine.script)(request);
     acts.push(Act::Draw(IM_END));
     for act in acts {

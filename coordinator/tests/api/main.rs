@@ -8,6 +8,7 @@ mod client;
 mod completions;
 mod engine;
 mod errors;
+mod kept;
 mod lifecycle;
 mod model;
 mod stops;

@@ -188,8 +188,14 @@ impl Run {
         let sampling = Sampling { seed: self.random.below(1000), end_ids, ..Sampling::default() };
         let max_tokens = self.random.between(0, 80) as u32;
         let score_prompt = max_tokens == 0 || self.random.once_in(4);
-        let request =
-            GenerationRequest { prompt, sampling, max_tokens, score_prompt, scope: ReuseScope::default() };
+        let request = GenerationRequest {
+            prompt,
+            drawn: Vec::new(),
+            sampling,
+            max_tokens,
+            score_prompt,
+            scope: ReuseScope::default(),
+        };
         let (tokens, _) = model::answer(&request.prompt, &request.sampling, max_tokens as usize);
         if self.world.submit(id, request.clone()).is_ok() {
             let asked =

@@ -18,6 +18,10 @@ pub const MAX_STAGES: usize = 16;
 /// Least time between two progress reports of one load.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long weights are kept for a coordinator that has started anew and does not ask for them: it may still wait for
+/// other workers to come back.
+pub const KEPT_FOR: Duration = Duration::from_secs(300);
+
 /// Everything a worker knows of its stages.
 ///
 /// Invariants: the memory of all stages, including those being read and those not yet let go of, stays within the
@@ -66,7 +70,7 @@ impl StageMachine {
     pub fn handle(&mut self, event: StageEvent, now: Instant) -> Vec<StageCommand> {
         let mut out = Vec::new();
         match event {
-            StageEvent::Welcomed(incarnation) => self.welcomed(incarnation, &mut out),
+            StageEvent::Welcomed(incarnation) => self.welcomed(incarnation, now, &mut out),
             StageEvent::Load(order) => self.load(order, &mut out),
             StageEvent::Connect(order) => self.connect(order, &mut out),
             StageEvent::Activate { deployment, fence } => self.activate(deployment, fence, &mut out),
@@ -87,28 +91,69 @@ impl StageMachine {
                 }
             }
             StageEvent::Panicked { deployment, reason } => self.panicked(deployment, reason, &mut out),
-            StageEvent::RetireAll => self.end_all(&mut out),
+            StageEvent::Beat => {
+                let late = |slot: &Slot| slot.kept.is_some_and(|since| now >= since + KEPT_FOR);
+                for deployment in self.that(late) {
+                    self.end(deployment, None, None, &mut out);
+                }
+            }
+            StageEvent::RetireAll => {
+                for deployment in self.that(|_| true) {
+                    self.end(deployment, None, None, &mut out);
+                }
+            }
         }
         out
     }
 
-    fn welcomed(&mut self, incarnation: Incarnation, out: &mut Vec<StageCommand>) {
+    /// A coordinator that has started anew knows of no stage: their weights are kept for its first plan, which will likely
+    /// be the last one again.
+    fn welcomed(&mut self, incarnation: Incarnation, now: Instant, out: &mut Vec<StageCommand>) {
         if self.incarnation.replace(incarnation) == Some(incarnation) {
-            out.extend(self.slots.values().filter_map(report_of));
-        } else {
-            self.end_all(out);
+            out.extend(self.slots.values().filter(|slot| slot.kept.is_none()).filter_map(report_of));
+            return;
+        }
+        for deployment in self.that(|_| true) {
+            let Some(slot) = self.slots.get_mut(&deployment) else { continue };
+            match slot.phase {
+                Phase::Loaded { memory }
+                | Phase::Connecting { memory, .. }
+                | Phase::Connected { memory, .. }
+                | Phase::Active { memory, .. } => {
+                    out.push(StageCommand::Unbind { deployment });
+                    slot.phase = Phase::Loaded { memory };
+                    slot.kept = Some(now);
+                }
+                Phase::Finding { .. }
+                | Phase::Reading { .. }
+                | Phase::Failed { .. }
+                | Phase::Ending { .. } => {
+                    self.end(deployment, None, None, out);
+                }
+            }
         }
     }
 
-    fn end_all(&mut self, out: &mut Vec<StageCommand>) {
-        let deployments: Vec<DeploymentId> = self.slots.keys().copied().collect();
-        for deployment in deployments {
-            self.end(deployment, None, None, out);
-        }
+    /// The deployments of some stages.
+    fn that(&self, matches: impl Fn(&Slot) -> bool) -> Vec<DeploymentId> {
+        self.slots.iter().filter(|(_, slot)| matches(slot)).map(|(deployment, _)| *deployment).collect()
     }
 
     fn load(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
         let deployment = order.deployment;
+        let own = self.slots.get(&deployment);
+        if own.is_none_or(|slot| slot.kept.is_some() && !same_weights(&order, &slot.order)) {
+            // The new plan is another one: what is kept for the last one makes room first.
+            let mut kept = self.that(|slot| slot.kept.is_some());
+            kept.sort_by_key(|of| *of == deployment);
+            if let Some(last) = kept.pop() {
+                for other in kept {
+                    self.end(other, None, None, out);
+                }
+                self.end(last, None, Some(order), out);
+                return;
+            }
+        }
         let Some(slot) = self.slots.get_mut(&deployment) else {
             if self.slots.len() >= MAX_STAGES {
                 let reason = format!("this worker holds {MAX_STAGES} stages already, and takes no more");
@@ -128,7 +173,8 @@ impl StageMachine {
             }
             return;
         }
-        if order.epoch < slot.order.epoch {
+        let kept = slot.kept.take().is_some();
+        if !kept && order.epoch < slot.order.epoch {
             let current = slot.order.epoch;
             out.push(older(deployment, order.epoch, current));
             return;
@@ -137,10 +183,8 @@ impl StageMachine {
             self.start(order, out);
             return;
         }
-        let same_weights = order.fingerprint == slot.order.fingerprint
-            && order.shard == slot.order.shard
-            && order.room == slot.order.room;
-        if order.epoch == slot.order.epoch {
+        let same_weights = same_weights(&order, &slot.order);
+        if !kept && order.epoch == slot.order.epoch {
             if same_weights {
                 out.extend(report_of(slot));
             } else {
@@ -175,7 +219,7 @@ impl StageMachine {
     fn start(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
         let load = LoadId(self.next_id());
         out.push(StageCommand::Find { load, order: order.clone() });
-        let slot = Slot { order, phase: Phase::Finding { load } };
+        let slot = Slot { order, phase: Phase::Finding { load }, kept: None };
         out.extend(report_of(&slot));
         self.slots.insert(slot.order.deployment, slot);
     }
@@ -334,7 +378,15 @@ impl StageMachine {
                 let epoch = slot.order.epoch;
                 self.end(deployment, Some(epoch), None, out);
             }
-            None => out.push(report(deployment, Epoch::default(), StageState::Retired)),
+            None => {
+                // It may still wait for what another one takes.
+                for slot in self.slots.values_mut() {
+                    if let Phase::Ending { then, .. } = &mut slot.phase {
+                        then.take_if(|order| order.deployment == deployment);
+                    }
+                }
+                out.push(report(deployment, Epoch::default(), StageState::Retired));
+            }
         }
     }
 
@@ -404,7 +456,8 @@ impl StageMachine {
         if let Some(epoch) = told {
             out.push(report(deployment, epoch, StageState::Retired));
         }
-        if let Some(order) = then {
+        // It may be of another deployment, which has been loaded meanwhile.
+        if let Some(order) = then.filter(|order| !self.slots.contains_key(&order.deployment)) {
             self.start(*order, out);
         }
     }
@@ -417,7 +470,7 @@ impl StageMachine {
         wanted: &str,
         out: &mut Vec<StageCommand>,
     ) -> Option<&mut Slot> {
-        let Some(slot) = self.slots.get_mut(&deployment) else {
+        let Some(slot) = self.slots.get_mut(&deployment).filter(|slot| slot.kept.is_none()) else {
             let reason = format!("cannot {wanted} deployment {deployment}: no stage of it was loaded here");
             out.push(failed(deployment, epoch, reason));
             return None;
@@ -437,4 +490,9 @@ impl StageMachine {
         self.last_id += 1;
         self.last_id
     }
+}
+
+/// Whether a stage that was loaded by one order is what another one wants.
+fn same_weights(one: &LoadStage, other: &LoadStage) -> bool {
+    one.fingerprint == other.fingerprint && one.shard == other.shard && one.room == other.room
 }

@@ -86,6 +86,8 @@ pub enum StageEvent {
         /// What the defect said.
         reason: String,
     },
+    /// Time has passed while the worker is attached.
+    Beat,
     /// The worker ends: every stage goes.
     RetireAll,
 }

@@ -13,6 +13,9 @@ use super::messages::{ConnectId, LoadId, StageCommand};
 pub(super) struct Slot {
     pub(super) order: LoadStage,
     pub(super) phase: Phase,
+    /// Since when it is kept for a coordinator that has started anew, which may want it again; `None` for the stages of
+    /// the start that last welcomed this worker.
+    pub(super) kept: Option<Instant>,
 }
 
 #[derive(Debug)]

@@ -348,6 +348,9 @@ impl Hub {
 
     fn beat(&mut self) {
         self.data.expire(Instant::now());
+        if self.welcome.is_some() {
+            self.apply(StageEvent::Beat);
+        }
         self.tell_telemetry();
     }
 

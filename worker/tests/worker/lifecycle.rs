@@ -10,7 +10,9 @@ use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer};
 use brigade_proto::step::WireDtype;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::units::Bytes;
-use brigade_worker::lifecycle::{ConnectId, LoadId, MAX_STAGES, StageCommand, StageEvent, StageMachine};
+use brigade_worker::lifecycle::{
+    ConnectId, KEPT_FOR, LoadId, MAX_STAGES, StageCommand, StageEvent, StageMachine,
+};
 
 const DEPLOYMENT: DeploymentId = DeploymentId(7);
 const INCARNATION: Incarnation = Incarnation(3);
@@ -237,17 +239,59 @@ fn commands_out_of_order_are_refused() {
 }
 
 #[test]
-fn a_lost_stream_keeps_stages_and_a_new_start_of_the_coordinator_does_not() {
+fn a_lost_stream_keeps_stages_and_a_new_start_of_the_coordinator_their_weights() {
     let mut driven = Driven::new(100);
-    driven.active(1, 10);
+    driven.active(7, 10);
     let again = driven.tell(StageEvent::Welcomed(INCARNATION));
     assert_eq!(states(&again), [StageState::Active]);
-    let commands = driven.tell(StageEvent::Welcomed(Incarnation(4)));
-    assert!(commands.contains(&StageCommand::Drop { deployment: DEPLOYMENT }), "{commands:?}");
-    assert_eq!(states(&commands), []);
-    // Its first plan may bear the old one's name, and waits for the memory.
-    assert_eq!(driven.tell(StageEvent::Load(order(1, 0))), []);
-    find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
+    // The new start's epochs may begin anywhere.
+    for epoch in [8, 3] {
+        let commands = driven.tell(StageEvent::Welcomed(Incarnation(90 - epoch)));
+        assert_eq!(commands, [StageCommand::Unbind { deployment: DEPLOYMENT }]);
+        assert!(only_failure(&driven.tell(StageEvent::Connect(connect(DEPLOYMENT, 7)))).contains("no stage"));
+        let commands = driven.tell(StageEvent::Load(order(epoch, 2)));
+        let clear = StageCommand::Clear { deployment: DEPLOYMENT, stage: order(epoch, 2).stage };
+        assert!(commands.contains(&clear), "{commands:?}");
+        assert_eq!(states(&commands), [StageState::Loaded(memory(10))], "nothing is read again");
+        assert_eq!(reports(&commands)[0].epoch, Epoch(epoch));
+    }
+}
+
+#[test]
+fn weights_that_a_new_start_does_not_want_make_room() {
+    let draft = DeploymentId(DEPLOYMENT.0 + 1);
+    let with_draft = |driven: &mut Driven| {
+        driven.active(1, 50);
+        driven.loaded(LoadStage { deployment: draft, ..order(1, 2) }, 40);
+        driven.tell(StageEvent::Welcomed(Incarnation(4)));
+    };
+    // Another shard: both go, and reading waits for it.
+    let mut driven = Driven::new(100);
+    with_draft(&mut driven);
+    let commands = driven.tell(StageEvent::Load(order(2, 0)));
+    let dropped = |deployment| StageCommand::Drop { deployment };
+    assert!(commands.contains(&dropped(draft)) && commands.contains(&dropped(DEPLOYMENT)), "{commands:?}");
+    assert_eq!(driven.tell(StageEvent::Dropped { deployment: draft }), []);
+    let load = find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
+    let commands = driven.tell(StageEvent::Found { load, memory: memory(100) });
+    assert!(matches!(commands[0], StageCommand::Read { .. }), "{commands:?}");
+
+    // One of another deployment that was not here.
+    let mut driven = Driven::new(100);
+    driven.loaded(LoadStage { deployment: draft, ..order(1, 2) }, 40);
+    driven.tell(StageEvent::Welcomed(Incarnation(4)));
+    assert!(driven.tell(StageEvent::Load(order(2, 0))).contains(&dropped(draft)));
+    find_of(&driven.tell(StageEvent::Dropped { deployment: draft }));
+
+    // The same shard: the draft model's weights wait, but not for ever.
+    let mut driven = Driven::new(100);
+    with_draft(&mut driven);
+    assert_eq!(states(&driven.tell(StageEvent::Load(order(2, 2)))), [StageState::Loaded(memory(50))]);
+    assert_eq!(driven.tell(StageEvent::Beat), []);
+    driven.now += KEPT_FOR;
+    assert!(driven.tell(StageEvent::Beat).contains(&dropped(draft)));
+    driven.tell(StageEvent::Dropped { deployment: draft });
+    assert_eq!(driven.machine.held(), Bytes::mib(50));
 }
 
 #[test]
@@ -466,12 +510,12 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
         let mut machine = StageMachine::new(Bytes::mib(World::BUDGET));
         let mut world = World::default();
         let mut incarnation = 1;
-        let now = Instant::now();
-        let step = |machine: &mut StageMachine, world: &mut World, event| {
+        let mut now = Instant::now();
+        let step = |machine: &mut StageMachine, world: &mut World, event, now| {
             let commands = machine.handle(event, now);
             world.obey(commands);
         };
-        step(&mut machine, &mut world, StageEvent::Welcomed(Incarnation(incarnation)));
+        step(&mut machine, &mut world, StageEvent::Welcomed(Incarnation(incarnation)), now);
         for _ in 0..400 {
             let deployment = DeploymentId(random.below(3));
             let epoch = random.below(6);
@@ -486,6 +530,10 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
                     fence: Fence { incarnation: Incarnation(incarnation), epoch: Epoch(epoch) },
                 },
                 6 if random.below(3) == 0 => StageEvent::Retire { deployment },
+                8 if random.below(20) == 0 => {
+                    now += KEPT_FOR / 3;
+                    StageEvent::Beat
+                }
                 7 if random.below(20) == 0 => {
                     incarnation += random.below(2);
                     StageEvent::Welcomed(Incarnation(incarnation))
@@ -495,12 +543,12 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
                     None => continue,
                 },
             };
-            step(&mut machine, &mut world, event);
+            step(&mut machine, &mut world, event, now);
         }
-        step(&mut machine, &mut world, StageEvent::RetireAll);
+        step(&mut machine, &mut world, StageEvent::RetireAll, now);
         for _ in 0..10_000 {
             if let Some(event) = world.happen(&mut random) {
-                step(&mut machine, &mut world, event);
+                step(&mut machine, &mut world, event, now);
             }
         }
         assert!(machine.is_empty(), "seed {seed}: {machine:?}");

@@ -236,6 +236,7 @@ impl SimulatedPipeline {
         self.next += 1;
         let request = GenerationRequest {
             prompt: (0..prompt).collect(),
+            drawn: Vec::new(),
             sampling: Sampling::default(),
             max_tokens,
             score_prompt: false,
