@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use super::tiny_model::{Random, decode, encode};
+use super::blocks::{InMemory, all_kinds, random_blocks, values_of};
+use super::tiny_model::Random;
 use brigade_proto::control::CacheDtype;
 use brigade_shard::spec::Visibility;
 use brigade_shard::tensor_type::TensorType;
 use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, HeadRows, MatrixShape, Span};
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::{CpuBackend, CpuMatrix, CpuRows, Simd};
-use brigade_worker::weights::{LoadError, TensorSource};
 use candle_core::Device;
 
 const HEADS: usize = 3;
@@ -18,29 +18,14 @@ const ROWS: usize = 37;
 const WIDTH: usize = 256;
 /// Rows of each head, of which some are asked for.
 const OF: HeadRows = HeadRows { heads: HEADS, stride: 43, first: 11, count: 32 };
-const KINDS: [TensorType; 5] =
-    [TensorType::F32, TensorType::F16, TensorType::Q8_0, TensorType::Q5_0, TensorType::Q4K];
-
-struct InMemory<'a>(&'a [u8]);
-
-impl TensorSource for InMemory<'_> {
-    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        out.copy_from_slice(&self.0[at as usize..][..out.len()]);
-        Ok(())
-    }
-
-    fn unsupported(&self, kind: TensorType, device: &'static str) -> LoadError {
-        LoadError::Unsupported { tensor: "test".to_owned(), kind, device }
-    }
-}
 
 fn weights(kind: TensorType) -> Vec<u8> {
-    encode(kind, &Random::new(5).normals(HEADS * OF.stride * WIDTH, 0.3))
+    random_blocks(kind, HEADS * OF.stride * WIDTH, &mut Random::new(5))
 }
 
 fn matrix(backend: &CpuBackend, kind: TensorType, bytes: &[u8]) -> CpuMatrix {
     let rows = bytes.len() / kind.bytes_of(WIDTH as u64).unwrap().0 as usize;
-    backend.matrix(MatrixShape { kind, rows, width: WIDTH }, &mut InMemory(bytes)).unwrap()
+    backend.matrix(MatrixShape { kind, rows, width: WIDTH }, &mut InMemory(bytes.to_vec())).unwrap()
 }
 
 fn rows(backend: &CpuBackend, values: &[f32], width: usize) -> CpuRows {
@@ -62,7 +47,7 @@ fn part(all: &[f32], width: usize, head: usize) -> Vec<f32> {
 fn each_head_meets_its_own_rows_as_it_would_alone() {
     let mut backend = CpuBackend::new(2).unwrap();
     let input = Random::new(6).normals(ROWS * HEADS * WIDTH, 1.0);
-    for kind in KINDS {
+    for kind in all_kinds() {
         let bytes = weights(kind);
         let all = matrix(&backend, kind, &bytes);
         let mut out = backend.rows(1, 1).unwrap();
@@ -92,9 +77,9 @@ fn a_transposed_matrix_is_multiplied_exactly_and_alike_everywhere() {
         backend.head_linear_transposed(&x, &matrix, OF, &mut out).unwrap();
         values(backend, &out)
     };
-    for kind in KINDS {
+    for kind in all_kinds() {
         let bytes = weights(kind);
-        let exact_weights = decode(kind, &bytes, HEADS * OF.stride * WIDTH);
+        let exact_weights = values_of(kind, &bytes, WIDTH);
         let found = run(&mut CpuBackend::with_simd(1, Simd::Portable).unwrap(), kind, &bytes, 0..ROWS);
         for (index, found) in found.iter().enumerate() {
             let (row, head, column) = (index / (HEADS * WIDTH), index / WIDTH % HEADS, index % WIDTH);

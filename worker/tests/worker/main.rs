@@ -4,6 +4,7 @@
 
 mod attention;
 mod bench;
+mod blocks;
 mod candle;
 mod engine;
 mod frame_limits;
