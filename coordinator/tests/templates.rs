@@ -180,6 +180,8 @@ async fn calls_are_written_as_the_template_takes_them() {
     };
     let asks = "{% if m.content is not none %}<{{ m.content }}>{% endif %}";
     let searches = "{% if '</think>' in m.content %}?{% endif %}<{{ m.content }}>";
+    let wants =
+        "{% if m.content is not string %}{{ raise_exception('no content') }}{% endif %}<{{ m.content }}>";
     let (json, joined) = ("c.function.arguments | tojson", "c.function.arguments");
     let spaced = r#"{"at": "sky", "n": 2}"#;
     let dense = r#"{"at":"sky","n":2}"#;
@@ -187,6 +189,8 @@ async fn calls_are_written_as_the_template_takes_them() {
         (asks, json, format!("<hi>(look {spaced})<blue>")),
         // As Qwen 3 and gpt-oss do it.
         (searches, json, format!("<hi><>(look {spaced})<blue>")),
+        // As templates do it that have a word of their own for what they do not take.
+        (wants, json, format!("<hi><>(look {spaced})<blue>")),
         // As DeepSeek's distilled models do it.
         (asks, joined, format!("<hi>(look {dense})<blue>")),
         (searches, joined, format!("<hi><>(look {dense})<blue>")),
@@ -197,11 +201,11 @@ async fn calls_are_written_as_the_template_takes_them() {
         assert_eq!(chat.render(with).await, Ok(format!("[look]{wanted}")), "{before} {arguments}");
     }
 
-    // What fails in every way fails for the reason that came first; what a template refuses is not tried again.
+    // What fails in every way fails for the reason that came first, and so does what a template refuses in every way.
     let hopeless = renderer(&calls(searches, "c.function.arguments.at + 1"));
     let error = hopeless.render(called()).await.unwrap_err().to_string();
     assert!(error.contains("containment"), "{error}");
-    let refusing = "{% if m.content is none %}{{ raise_exception('no content') }}{% endif %}";
+    let refusing = "{% if m.role == 'tool' %}{{ raise_exception('no answers here') }}{% endif %}";
     let error = renderer(&calls(refusing, json)).render(called()).await.unwrap_err().to_string();
-    assert!(error.contains("no content"), "{error}");
+    assert!(error.contains("no answers here"), "{error}");
 }

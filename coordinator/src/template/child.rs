@@ -57,16 +57,16 @@ fn render(template: &ChatTemplate, rendering: Rendering) -> Result<Reply, Templa
     Ok(if without.is_ok_and(|without| without == with) { Reply::NoTools } else { Reply::Text(with) })
 }
 
-/// The prompt, in the first of the ways to write calls that the template does not fail on. Templates differ in what they
-/// take: some ask whether there is content, others search it as text; some write arguments as JSON, others join them on
-/// as the text that they are in a request.
+/// The prompt, in the first of the ways to write calls that the template neither fails on nor refuses. Templates differ in
+/// what they take: some ask whether there is content, others search it as text or want it to be one; some write arguments
+/// as JSON, others join them on as the text that they are in a request.
 fn render_as_it_likes(
     template: &ChatTemplate,
     messages: &[Value],
     variables: &Map<String, Value>,
 ) -> Result<String, TemplateError> {
     let failed = match template.render(messages, true, variables) {
-        Err(error @ TemplateError::Failed { .. }) => error,
+        Err(error @ (TemplateError::Failed { .. } | TemplateError::Refused { .. })) => error,
         rendered => return rendered,
     };
     let ways: [&[fn(&mut Value)]; 3] =

@@ -73,6 +73,61 @@ async fn the_template_sees_tools_calls_and_answers() {
     assert!(engine.requests.lock().unwrap()[1].prompt.starts_with(&[IM_START]));
 }
 
+/// A template that has `before` for the content of a message, and calls' arguments one by one.
+fn template_with(before: &str) -> String {
+    format!(
+        "{{% for t in tools or [] %}}{{{{ t.function.name }}}}\n{{% endfor %}}{{% for m in messages %}}\
+         {{{{ '<|im_start|>' + m.role + '\n' }}}}{before}\
+         {{% for c in m.tool_calls or [] %}}({{{{ c.function.name }}}}\
+         {{% for name, value in c.function.arguments.items() %}} {{{{ name }}}}={{{{ value }}}}{{% endfor %}}){{% endfor %}}\
+         {{{{ '<|im_end|>\n' }}}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}"
+    )
+}
+
+#[tokio::test]
+async fn a_loop_of_calls_ends_in_an_answer_whatever_the_template_takes() {
+    let searches = "{% if '</think>' in m.content %}?{% endif %}{{ m.content }}";
+    let wants = "{% if m.content is not string %}{{ raise_exception('content must be text') }}{% endif %}{{ m.content }}";
+    let joins = "{{ m.content + '' }}";
+    let leaves_out = "{% if m.content %}{{ m.content }}{% endif %}";
+    for before in [searches, wants, joins, leaves_out] {
+        let engine = ScriptedEngine::of(model_with(Some(&template_with(before))), |request| {
+            let starts = request.prompt.iter().filter(|id| **id == IM_START).count();
+            let text = match starts {
+                2 => {
+                    "<tool_call>{\"name\": \"forecast\", \"arguments\": {\"city\": \"Rome\", \"days\": 2}}</tool_call>"
+                }
+                _ => "It is sunny.",
+            };
+            bytes(text).into_iter().map(crate::engine::Act::Draw).collect()
+        });
+        let server = Server::start(engine.clone()).await;
+        let said = server.chat(body(json!({}))).await["choices"][0]["message"].clone();
+        assert_eq!(said["content"], Value::Null, "{before}: {said}");
+        let id = said["tool_calls"][0]["id"].clone();
+        let mut without_content = said.clone();
+        without_content.as_object_mut().unwrap().remove("content");
+        for (turn, said) in [said, without_content].into_iter().enumerate() {
+            let answered = json!({"role": "tool", "tool_call_id": id, "content": "sunny"});
+            let messages = json!([{"role": "user", "content": "hi"}, said, answered]);
+            let answer = server.chat(body(json!({"messages": messages}))).await;
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["message"]["content"], "It is sunny.", "{before}: {answer}");
+            assert_eq!(choice["finish_reason"], "stop", "{before}: {answer}");
+            let mut wanted = bytes("forecast\n");
+            for message in ["user\nhi", "assistant\n(forecast city=Rome days=2)", "tool\nsunny"] {
+                wanted.push(IM_START);
+                wanted.extend(bytes(message));
+                wanted.push(IM_END);
+                wanted.extend(bytes("\n"));
+            }
+            wanted.push(IM_START);
+            wanted.extend(bytes("assistant\n"));
+            assert_eq!(engine.requests.lock().unwrap()[turn + 1].prompt, wanted, "{before}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn calls_come_back_as_calls() {
     let hermes = "<tool_call>\n{\"name\": \"forecast\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
