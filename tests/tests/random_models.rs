@@ -35,13 +35,18 @@ fn random_models_of_every_family_give_logits_of_a_spread_of_two() {
     let experts = ["expert_ffn=256", "rank=256"];
     for (shape, mix, more) in [
         ("llama", "q4_k_m", &experts[..0]),
+        ("mixtral", "q4_k_m", &experts[..0]),
+        ("llama4", "q4_k_m", &experts[..1]),
+        ("qwen2", "q3_k", &experts[..0]),
         ("qwen3", "q6_k", &experts[..0]),
         ("phi3", "q5_k_m", &experts[..0]),
         ("gemma3", "q4_0", &experts[..0]),
+        ("command-r", "iq4_xs", &experts[..0]),
         ("cohere2", "q8_0", &experts[..0]),
         ("qwen3moe", "q4_k_m", &experts[..1]),
         ("gpt-oss", "mxfp4_moe", &experts[..1]),
         ("glm4moe", "q5_k_m", &experts[..1]),
+        ("deepseek-v2", "q5_k_m", &experts[..]),
         ("deepseek-v3", "q4_k_m", &experts[..]),
     ] {
         let file = make(folder.path(), shape, mix, &[&SMALL, more].concat());
