@@ -15,7 +15,8 @@ import json_tokenizers
 import make_safetensors
 import token_texts
 
-VOCAB = 512
+# What kinds have in common; each has texts of its own besides.
+TEXTS = [*token_texts.COMMON, *token_texts.DIGIT_RUNS, *token_texts.PRETOKENIZER]
 # The user's own token, white space that a special token takes with it, and tokens with line ends.
 AROUND = ["<tool_call>a</tool_call> <tool_call> ", "a <strip> \n b<strip>c", " a\n\n\nb \n\n c"]
 
@@ -49,12 +50,6 @@ CHATS = [
 ]
 
 
-def texts_of(kind):
-    special = json_tokenizers.SPECIAL[kind]
-    texts = [*token_texts.COMMON, *token_texts.DIGIT_RUNS, *token_texts.PRETOKENIZER]
-    return texts, [*token_texts.special_texts(special), *AROUND]
-
-
 def encoded(tokenizer, text, special):
     tokenizer.encode_special_tokens = not special
     return tokenizer.encode(text, add_special_tokens=False).ids
@@ -63,7 +58,7 @@ def encoded(tokenizer, text, special):
 def row(tokenizer, text):
     """A text's ids, and what they decode to where that is another text."""
     plain, parsed = encoded(tokenizer, text, False), encoded(tokenizer, text, True)
-    found = {"text": text, "plain": plain}
+    found = {"plain": plain}
     if parsed != plain:
         found["special"] = parsed
     shown, skipped = (tokenizer.decode(parsed, skip_special_tokens=skip) for skip in (False, True))
@@ -78,16 +73,27 @@ def compact(value):
     return json.dumps(value, separators=(",", ":"))
 
 
-def kind_of(kind):
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(json_tokenizers.files(kind, VOCAB)["tokenizer.json"]))
-    tokenizer.no_truncation()
-    common, special = texts_of(kind)
-    rows = [row(tokenizer, text) for text in [*common, *special]]
+def before(tokenizer, settings):
+    """What stands before a text: what the post-processor puts there, or the token that the settings ask for."""
     begun = tokenizer.encode("a", add_special_tokens=True).ids
     added = begun[: len(begun) - len(encoded(tokenizer, "a", True))]
+    if settings.get("add_bos_token") and not added:
+        added = [tokenizer.token_to_id(settings["bos_token"])]
+    return added
+
+
+def kind_of(kind):
+    files = json_tokenizers.files(kind, json_tokenizers.vocab_of(kind))
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+    tokenizer.no_truncation()
+    own = [*token_texts.special_texts(json_tokenizers.SPECIAL[kind]), *AROUND]
+    rows = [row(tokenizer, text) for text in TEXTS]
+    rows += [{"text": text, **row(tokenizer, text)} for text in own]
+    added = before(tokenizer, files["tokenizer_config.json"])
     print(f"{kind}: {len(rows)} texts, before a text {added}")
     lines = ",\n".join(compact(found) for found in rows)
-    return f'{{"kind":"{kind}","before":{compact(added)},"texts":[\n{lines}\n]}}'
+    vocab = json_tokenizers.vocab_of(kind)
+    return f'{{"kind":"{kind}","vocab":{vocab},"before":{compact(added)},"rows":[\n{lines}\n]}}'
 
 
 def chat(flags, template):
@@ -111,7 +117,7 @@ def main():
     kinds = ",\n".join(kind_of(kind) for kind in json_tokenizers.KINDS)
     chats = ",\n".join(chat(flags, template) for flags, template in CHATS)
     versions = compact({"tokenizers": tokenizers.__version__, "transformers": transformers.__version__})
-    args.output.write_text(f'{{"versions":{versions},"kinds":[\n{kinds}\n],"chats":[\n{chats}\n]}}\n')
+    args.output.write_text(f'{{"versions":{versions},"texts":{compact(TEXTS)},"kinds":[\n{kinds}\n],"chats":[\n{chats}\n]}}\n')
 
 
 if __name__ == "__main__":

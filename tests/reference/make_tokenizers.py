@@ -13,7 +13,7 @@ from collections import Counter
 import gguf
 
 import token_texts
-from tiny_vocabulary import BYTE, CONTROL, NORMAL, TEXT, UNKNOWN, USER_DEFINED, WHOLE_WORDS, byte_letters, learn_merges, merge
+from tiny_vocabulary import BYTE, CONTROL, NORMAL, TEXT, UNKNOWN, USER_DEFINED, WHOLE_WORDS, Words, byte_letters, learn_merges
 
 # Every name that Brigade knows.
 PRETOKENIZERS = (
@@ -145,9 +145,9 @@ def add_pieces(writer, family):
         writer.add_add_space_prefix(family["space_prefix"])
 
 
-def merges_across_words(texts):
+def merges_across_words(texts, count):
     """Merges of the bytes where two characters meet, then of what that leaves. Letters and digits of ASCII among themselves count
-    only after an apostrophe, where a contraction may end."""
+    only after an apostrophe, where a contraction may end. `count` of the merges are of what is left."""
     plain = lambda c: c.isascii() and c.isalnum()  # noqa: E731
     meeting = Counter()
     for text in texts:
@@ -155,14 +155,14 @@ def merges_across_words(texts):
             if not (plain(a) and plain(b)) or "'" in text[max(at - 2, 0) : at]:
                 meeting[spelled(a)[-1], spelled(b)[0]] += 1
     first = sorted(meeting, key=lambda pair: (meeting[pair], pair))
-    words = [tuple(spelled(text)) for text in texts if text]
+    words = Words(spelled(text) for text in texts if text)
     for pair in first:
-        words = [merge(word, pair) for word in words]
-    return [*first, *learn_merges(words, MERGES)]
+        words.merge(pair)
+    return [*first, *learn_merges(words, count)]
 
 
 def make(folder):
-    merges = merges_across_words([*token_texts.COMMON, *token_texts.PRETOKENIZER])
+    merges = merges_across_words([*token_texts.COMMON, *token_texts.PRETOKENIZER], MERGES)
     for pre in PRETOKENIZERS:
         writer = open_writer(folder / f"words-{pre}.gguf", "words")
         add_words(writer, pre, merges, [("<bos>", CONTROL), ("<end>", CONTROL)], {"bos": "<bos>", "eos": "<end>"})

@@ -109,7 +109,7 @@ def add_vocabulary(writer, model):
     merges += [f"{a}{b} {c}" for a, b, c in triples] + [f"{a} {b}{c}" for a, b, c in triples]
     while len(merges) < model["merges"]:
         merges += merges[: model["merges"] - len(merges)]
-    tokens = letters + [a + b for a, b in pairs] + [a + b + c for a, b, c in triples] + special
+    tokens = [*letters, *(a + b for a, b in pairs), *(a + b + c for a, b, c in triples), *special]
     assert len(tokens) == model["vocab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(model["pre"])

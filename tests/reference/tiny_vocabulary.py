@@ -1,6 +1,8 @@
 """Small tokenizers for tiny models: byte-level BPE and SentencePiece with byte fallback."""
 
-from collections import Counter
+import functools
+import heapq
+from collections import Counter, defaultdict
 
 import gguf
 
@@ -28,6 +30,7 @@ CHAT_TEMPLATE_SPM = (
 )
 
 
+@functools.cache
 def byte_letters():
     """GPT-2's printable letter for each byte."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -38,26 +41,58 @@ def byte_letters():
         else:
             letters[byte] = chr(256 + extra)
             extra += 1
-    return [letters[byte] for byte in range(256)]
+    return tuple(letters[byte] for byte in range(256))
+
+
+class Words:
+    """Words on their way to tokens, with the pairs of neighbours in them."""
+
+    def __init__(self, words):
+        self.words = list(Counter(tuple(word) for word in words).items())
+        self.pairs, self.places = Counter(), defaultdict(set)
+        self.touched = set()
+        for index in range(len(self.words)):
+            self.count(index, 1)
+        # Holds each pair with its present count, and with counts that it had.
+        self.best = []
+        self.push_touched()
+
+    def count(self, index, sign):
+        word, times = self.words[index]
+        for pair in zip(word, word[1:]):
+            self.pairs[pair] += sign * times
+            self.places[pair].add(index)
+            self.touched.add(pair)
+
+    def push_touched(self):
+        for pair in self.touched:
+            heapq.heappush(self.best, (-self.pairs[pair], pair))
+        self.touched.clear()
+
+    def merge(self, pair):
+        for index in self.places.pop(pair, ()):
+            self.count(index, -1)
+            word, times = self.words[index]
+            self.words[index] = (merge(word, pair), times)
+            self.count(index, 1)
+        self.push_touched()
+
+    def most_frequent(self):
+        """The most frequent pair; ties go to the smaller one. `None` where there is no pair."""
+        while self.best:
+            count, pair = heapq.heappop(self.best)
+            if count and -count == self.pairs[pair]:
+                return pair
+        return None
 
 
 def learn_merges(words, count):
     """The `count` most frequent pairs, greedily; ties go to the smaller pair."""
-    counts = Counter(tuple(word) for word in words)
+    words = words if isinstance(words, Words) else Words(words)
     merges = []
-    while len(merges) < count:
-        pairs = Counter()
-        for word, times in counts.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += times
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        joined = Counter()
-        for word, times in counts.items():
-            joined[merge(word, best)] += times
-        counts = joined
+    while len(merges) < count and (pair := words.most_frequent()):
+        merges.append(pair)
+        words.merge(pair)
     return merges
 
 
