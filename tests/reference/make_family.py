@@ -43,13 +43,14 @@ ROPE_BASE = {"llama": 10000.0, "qwen2": 1e6, "qwen3": 1e6, "phi3": 10000.0, "gem
 
 
 class FamilyTensors(Tensors):
-    def __init__(self, writer, stream, kind, stack_kind=None):
+    def __init__(self, writer, stream, kind, stack_kinds=()):
         super().__init__(writer, stream, kind)
-        self.stack_kind = stack_kind
+        self.stack_kinds = stack_kinds
 
     def stack(self, name, count, rows, columns, deviation):
         """`count` matrices in one tensor."""
-        kind = self.stack_kind or self.kind
+        layer = int(name.split(".")[1])
+        kind = self.stack_kinds[layer % len(self.stack_kinds)] if self.stack_kinds else self.kind
         if kind in K_BLOCKS:
             data = k_blocks(self.stream, kind, (count * rows, columns), deviation).reshape(count, rows, -1)
         else:
@@ -204,15 +205,25 @@ def add_tensors(tensors, args):
         tensors.matrix("output.weight", args.vocab, hidden, output)
 
 
+def types(text):
+    """Types with commas between."""
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in TYPES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"`{unknown[0]}` is not one of {', '.join(TYPES)}")
+    return names
+
+
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output")
     parser.add_argument("family", choices=SIZES)
     parser.add_argument("--type", choices=TYPES, default="f32", help="type of every matrix")
-    parser.add_argument("--experts-type", choices=TYPES, help="type of the experts' matrices, where it is another")
+    parser.add_argument("--experts-type", type=types, default=(), help="type of the experts' matrices, where it is another; of several, the layers take one after another")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--ffn", type=int)
+    parser.add_argument("--expert-ffn", type=int)
     parser.add_argument("--experts", type=int)
     parser.add_argument("--used", type=int, help="experts that a token takes")
     parser.add_argument("--moe-step", type=int, help="llama4: one layer of so many has experts")
@@ -231,7 +242,7 @@ def parse(arguments=None):
     args.sizes = dict(SIZES[args.family])
     if args.joined:
         args.sizes["split"] = False
-    for key in ("layers", "hidden", "ffn", "experts", "used", "moe_step", "further"):
+    for key in ("layers", "hidden", "ffn", "expert_ffn", "experts", "used", "moe_step", "further"):
         if getattr(args, key):
             args.sizes[key] = getattr(args, key)
     return args

@@ -31,6 +31,8 @@ def pool(name, flags):
 
 DEEPSEEK_V3 = "deepseek-v3 --yarn 4 --original-context 64"
 GPT_OSS = "gpt-oss --yarn 32 --original-context 64"
+# Rows of whole blocks of 256.
+WIDE_EXPERTS = "qwen3moe --type q8_0 --hidden 256 --expert-ffn 256"
 VARIANTS = {
     **both("qwen2", "qwen2"),
     "qwen2-tied": "qwen2 --tied --seed 32",
@@ -39,6 +41,9 @@ VARIANTS = {
     "qwen3moe-f32": "qwen3moe --seed 41",
     **pool("mixtral-q8_0", "mixtral --type q8_0"),
     **pool("qwen3moe-q8_0", "qwen3moe --type q8_0"),
+    **pool("qwen3moe-k", f"{WIDE_EXPERTS} --layers 5 --experts-type q2_k,q3_k,q4_k,q5_k,q6_k"),
+    **pool("qwen3moe-iq1-iq2", f"{WIDE_EXPERTS} --layers 5 --experts-type iq1_s,iq1_m,iq2_xxs,iq2_xs,iq2_s"),
+    **pool("qwen3moe-iq3-iq4", f"{WIDE_EXPERTS} --layers 4 --experts-type iq3_xxs,iq3_s,iq4_nl,iq4_xs"),
     "llama-yarn-f32": "llama --yarn 4 --original-context 64",
     "qwen2-yarn-f32": "qwen2 --yarn 2.5 --original-context 2048 --attn-factor 0.8",
     "qwen3-yarn-f32": "qwen3 --yarn 8 --original-context 32",
