@@ -33,6 +33,8 @@ const SMALL: [&str; 3] = ["hidden=256", "ffn=512", "vocab=1024"];
 fn random_models_of_every_family_give_logits_of_a_spread_of_two() {
     let folder = tempfile::tempdir_in(setup::target_folder()).unwrap();
     let experts = ["expert_ffn=256", "rank=256"];
+    // A shape of its true size, made as small as the others.
+    let lite = ["expert_ffn=256", "rank=256", "layers=4", "experts=8", "heads=4", "kv_heads=4", "merges=0"];
     for (shape, mix, more) in [
         ("llama", "q4_k_m", &experts[..0]),
         ("mixtral", "q4_k_m", &experts[..0]),
@@ -46,6 +48,7 @@ fn random_models_of_every_family_give_logits_of_a_spread_of_two() {
         ("qwen3moe", "q4_k_m", &experts[..1]),
         ("gpt-oss", "mxfp4_moe", &experts[..1]),
         ("glm4moe", "q5_k_m", &experts[..1]),
+        ("deepseek-v2-lite", "q6_k", &lite[..]),
         ("deepseek-v2", "q5_k_m", &experts[..]),
         ("deepseek-v3", "q4_k_m", &experts[..]),
     ] {
