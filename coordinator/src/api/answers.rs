@@ -11,7 +11,7 @@ use super::choice::{Choice, Delta, Reading};
 use super::engine::Engine;
 use super::error::ApiError;
 use super::kept::{Kept, Record};
-use crate::generation::{FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest};
+use crate::generation::{Generation, GenerationError, GenerationEvent, GenerationRequest};
 
 /// Most generations of one request at a time, so that a long list of prompts leaves room for other clients in the
 /// scheduler's queue.
@@ -57,11 +57,6 @@ pub(crate) async fn start<E: Engine>(
         let delta = choices.get_mut(index).map(|choice| choice.read(event)).transpose()?;
         past.extend(delta.flatten().map(|delta| (index, delta)));
     }
-    for (index, (job, choice)) in jobs.iter().zip(&mut choices).enumerate() {
-        let delta =
-            end_of(&job.request).map(|reason| choice.read(GenerationEvent::Done(reason))).transpose()?;
-        past.extend(delta.flatten().map(|delta| (index, delta)));
-    }
     let left = jobs.into_iter().zip(&choices).enumerate().filter(|(_, (_, choice))| !choice.has_ended());
     let left = left.map(|(index, (job, _))| (index, job.request)).collect();
     let live = Live { arrivals: arrivals(engine, left, shutdown).await?, running: Vec::new(), choices };
@@ -74,18 +69,6 @@ pub(crate) async fn start<E: Engine>(
             past.chain(ReceiverStream::new(receiver)).boxed()
         }
     })
-}
-
-/// How an answer ended of which all tokens were drawn before.
-fn end_of(request: &GenerationRequest) -> Option<FinishReason> {
-    let last = request.drawn.last()?;
-    if request.sampling.end_ids.contains(last) {
-        Some(FinishReason::EndToken)
-    } else if request.drawn.len() >= request.max_tokens as usize {
-        Some(FinishReason::Length)
-    } else {
-        None
-    }
 }
 
 /// Something that happened to one of the generations.

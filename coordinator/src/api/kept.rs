@@ -27,7 +27,7 @@ use super::answers::Job;
 use super::engine::Engine;
 use super::envelope::Envelope;
 use super::error::ApiError;
-use crate::generation::{Drawn, FinishReason, GenerationEvent, Origin};
+use crate::generation::{Drawn, FinishReason, GenerationEvent, GenerationRequest, Origin};
 use crate::state_dir::{StateDirError, create_private_dir, private_options};
 
 /// The header that names an answer, as the IETF's draft `draft-ietf-httpapi-idempotency-key-header` has it.
@@ -378,6 +378,11 @@ impl Record {
             }
             // All scores were told before the first token.
             job.request.score_prompt &= job.request.drawn.is_empty();
+            if let Some(reason) = end_of(&job.request).filter(|_| !ended) {
+                let event = GenerationEvent::Done(reason);
+                self.append(index, &event).await?;
+                past.push((index, event));
+            }
         }
         Ok(past)
     }
@@ -393,6 +398,18 @@ impl Record {
     async fn truncate(&self, length: u64) -> Result<(), ApiError> {
         let file = self.file.clone();
         blocking(move || file.set_len(length)).await
+    }
+}
+
+/// How an answer ended of which all tokens were drawn before.
+fn end_of(request: &GenerationRequest) -> Option<FinishReason> {
+    let last = request.drawn.last()?;
+    if request.sampling.end_ids.contains(last) {
+        Some(FinishReason::EndToken)
+    } else if request.drawn.len() >= request.max_tokens as usize {
+        Some(FinishReason::Length)
+    } else {
+        None
     }
 }
 

@@ -172,7 +172,14 @@ async fn an_answer_that_broke_off_goes_on_behind_what_was_told() {
             }
             let numbers: Vec<u64> = events.iter().map(|(number, _)| number.unwrap()).collect();
             assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>(), "each event once, in order");
-            assert_eq!(by_choice(&events), by_choice(&undisturbed), "in steps of {step}: {body}");
+            let (found, wanted) = (by_choice(&events), by_choice(&undisturbed));
+            for (choice, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                for (found, wanted) in found.iter().zip(wanted) {
+                    assert_eq!(found, wanted, "choice {choice} in steps of {step}: {body}");
+                }
+                assert_eq!(found.len(), wanted.len(), "choice {choice} in steps of {step}: {body}");
+            }
+            assert_eq!(found.len(), wanted.len());
         }
     }
 }
@@ -203,7 +210,9 @@ async fn a_record_that_was_cut_anywhere_is_gone_on_with() {
 #[tokio::test]
 async fn calls_of_tools_keep_their_ids() {
     let call = [&[TOOL_CALLS][..], &bytes("[{\"name\": \"sun\", \"arguments\": {}}]")].concat();
-    let engine = ScriptedEngine::new(move |request| draw(&call[request.drawn.len().min(call.len())..]));
+    let template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let engine =
+        ScriptedEngine::of(model_with(Some(template)), move |request| draw(&call[request.drawn.len()..]));
     let folder = tempfile::tempdir().unwrap();
     let server = serve(engine, folder.path()).await;
     let body = json!({
