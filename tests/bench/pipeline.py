@@ -361,7 +361,7 @@ def over(delays_ms):
 
 RUNS = {
     "one-stream": one_stream, "prompt": long_prompt, "hop": hop, "eight-streams": eight_streams, "gap": gap,
-    "slow-one-stream": lambda bench, case: one_stream(bench, case, SLOW_MS), "slow-prompt": lambda bench, case: long_prompt(bench, case, SLOW_MS),
+    "slow-one-stream": lambda bench, case: [one_stream(bench, case, delay) for delay in (SLOW_MS, SLOW_MS / 2)], "slow-prompt": lambda bench, case: long_prompt(bench, case, SLOW_MS),
     "slow-eight-streams": lambda bench, case: eight_streams(bench, case, SLOW_MS), "sixteen-streams": sixteen_streams,
     "far-coordinator": far_coordinator, "prompt-lookup": prompt_lookup, "draft-model": draft_model,
 }  # fmt: skip

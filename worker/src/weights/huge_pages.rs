@@ -3,16 +3,25 @@
 //! Decoding goes through all weights for every token. On pages of 4 KiB the processor looks up an address for each of
 //! them, which on virtual machines goes through two tables: a fifth of the time. Huge pages must be found, though, which
 //! takes several times as long as reading the weights where memory is in pieces. So weights are read to small pages, and
-//! moved afterwards, 2 MiB at a time, by a thread of the lowest priority, while the stage serves already.
+//! moved afterwards, 2 MiB at a time, by a thread that rests most of the time, while the stage serves already. Its priority
+//! is the usual one: whoever reads a page that is being moved waits for it, so that a mover that is never let run would hold
+//! up the steps themselves.
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Bytes of a huge page, and of the memory that is moved at once: short enough that ending does not wait.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// A page that took longer was waited for, not moved, and counts as this long.
+const LONGEST_PAGE: Duration = Duration::from_millis(5);
+
+/// For how many times as long as a page took the mover rests after it.
+const REST: u32 = 3;
 
 /// Huge pages in a row that could not be had, before the rest stays where it is.
 const FAILURES_LIMIT: u32 = 16;
@@ -53,7 +62,6 @@ impl Drop for HugePages {
 }
 
 fn move_all(memory: &[Range<usize>], ended: &AtomicBool) {
-    give_way();
     let mut failures = 0;
     for range in memory {
         let whole = range.start.next_multiple_of(HUGE_PAGE)..range.end / HUGE_PAGE * HUGE_PAGE;
@@ -61,17 +69,11 @@ fn move_all(memory: &[Range<usize>], ended: &AtomicBool) {
             if ended.load(Ordering::Relaxed) || failures == FAILURES_LIMIT {
                 return;
             }
+            let start = Instant::now();
             failures = if collapse(address) { 0 } else { failures + 1 };
+            std::thread::sleep(start.elapsed().min(LONGEST_PAGE) * REST);
         }
     }
-}
-
-/// Lets every other thread go first.
-#[cfg(target_os = "linux")]
-fn give_way() {
-    const LOWEST: libc::c_int = 19;
-    // SAFETY: the call takes numbers alone; 0 is the calling thread. Where it fails, the thread merely does not give way.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
 }
 
 /// Moves the memory of a huge page to one; `false` where there is none.
@@ -82,9 +84,6 @@ fn collapse(address: usize) -> bool {
     // SAFETY: the call changes no byte, whatever lies at the address.
     unsafe { libc::madvise(address as *mut libc::c_void, HUGE_PAGE, MADV_COLLAPSE) == 0 }
 }
-
-#[cfg(not(target_os = "linux"))]
-fn give_way() {}
 
 #[cfg(not(target_os = "linux"))]
 fn collapse(_address: usize) -> bool {
