@@ -25,6 +25,7 @@ use crate::engine::{Compute, Output, words};
 use crate::lifecycle::{LoadId, MAX_STAGES};
 use crate::models::ModelStore;
 use crate::stage::{LoadProgress, Stage, StageOutput, StageRequest, plan_check};
+use crate::weights::LoadError;
 
 /// Time between two log lines about a load.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
@@ -218,8 +219,20 @@ fn read(
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
     let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget };
-    let stage = Stage::load(request, progress)
-        .map_err(|error| format!("failed to load {shard} of {model}: {error}"))?;
+    let stage = Stage::load(request, progress).map_err(|error| {
+        let how_far = match &error {
+            // A device fails for lack of memory, if at all: what was wanted and what there is tell why.
+            LoadError::Device(_) => format!(
+                "; {} of {weights} of weights were read, and the stage needs {:.1} MiB, of {:.1} MiB that its budget \
+                 leaves: lower --memory to what this machine gives, or free some",
+                progress.loaded(),
+                memory.total().as_mib(),
+                budget.as_mib()
+            ),
+            _ => String::new(),
+        };
+        format!("failed to load {shard} of {model}: {error}{how_far}")
+    })?;
     tracing::info!("loaded {shard} of {model}: {weights} in {:.1} s", start.elapsed().as_secs_f64());
     Ok((Box::new(stage), limits))
 }

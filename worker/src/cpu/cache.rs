@@ -6,7 +6,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::panels::PANEL_ROWS;
-use crate::backend::{Batch, CacheShape};
+use crate::backend::{BackendError, Batch, CacheShape};
+use crate::weights::WeightBuffer;
 
 /// Tokens of a page.
 pub(crate) const PAGE: usize = PAGE_TOKENS as usize;
@@ -24,13 +25,14 @@ pub struct CpuCache {
 
 /// Numbers in one allocation of zeros, so that pages never written take no memory.
 struct Numbers {
-    bytes: Vec<u8>,
+    buffer: WeightBuffer,
     dtype: CacheDtype,
 }
 
 impl Numbers {
-    fn zeroed(len: usize, dtype: CacheDtype) -> Numbers {
-        Numbers { bytes: vec![0; len * size(dtype)], dtype }
+    fn zeroed(len: usize, dtype: CacheDtype) -> Result<Numbers, BackendError> {
+        let buffer = WeightBuffer::zeroed_to("make room for the cache", len * size(dtype))?;
+        Ok(Numbers { buffer, dtype })
     }
 
     /// Writes numbers that lie `stride` apart, the first at `at`.
@@ -41,14 +43,16 @@ impl Numbers {
                 for (i, numbers) in numbers.chunks(PANEL_ROWS).enumerate() {
                     let halves = &mut halves[..numbers.len()];
                     halves.convert_from_f32_slice(numbers);
-                    let out = &mut self.bytes[2 * (at + i * PANEL_ROWS * stride)..];
+                    let out = &mut self.buffer.bytes_mut()[2 * (at + i * PANEL_ROWS * stride)..];
                     for (half, out) in halves.iter().zip(out.chunks_mut(2 * stride)) {
                         out[..2].copy_from_slice(&half.to_le_bytes());
                     }
                 }
             }
             CacheDtype::F32 => {
-                for (number, out) in numbers.iter().zip(self.bytes[4 * at..].chunks_mut(4 * stride)) {
+                for (number, out) in
+                    numbers.iter().zip(self.buffer.bytes_mut()[4 * at..].chunks_mut(4 * stride))
+                {
                     out[..4].copy_from_slice(&number.to_le_bytes());
                 }
             }
@@ -56,7 +60,7 @@ impl Numbers {
     }
 
     fn read(&self, at: usize, len: usize) -> &[u8] {
-        &self.bytes[at * size(self.dtype)..][..len * size(self.dtype)]
+        &self.buffer.bytes()[at * size(self.dtype)..][..len * size(self.dtype)]
     }
 }
 
@@ -70,13 +74,13 @@ fn size(dtype: CacheDtype) -> usize {
 
 impl CpuCache {
     /// An empty cache.
-    pub(crate) fn new(shape: CacheShape) -> CpuCache {
+    ///
+    /// Fails where the system gives no memory.
+    pub(crate) fn new(shape: CacheShape) -> Result<CpuCache, BackendError> {
         let rows = shape.pages * shape.kv_heads * PAGE;
-        CpuCache {
-            shape,
-            keys: Numbers::zeroed(rows * shape.key_width, shape.dtype),
-            values: (!shape.values_in_keys).then(|| Numbers::zeroed(rows * shape.value_width, shape.dtype)),
-        }
+        let numbers = |width| Numbers::zeroed(rows * width, shape.dtype);
+        let values = if shape.values_in_keys { None } else { Some(numbers(shape.value_width)?) };
+        Ok(CpuCache { shape, keys: numbers(shape.key_width)?, values })
     }
 
     /// The first of a head's tokens on a page.

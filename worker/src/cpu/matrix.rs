@@ -12,7 +12,7 @@ use super::panels::{self, ActivationRow, FloatFormat, MOST_ROWS, PANEL_ROWS, Pan
 use super::super_blocks;
 use crate::simd::Simd;
 use crate::team::{PerMember, Team};
-use crate::weights::{LoadError, MappedBytes, READ_BYTES, TensorSource, WeightBuffer};
+use crate::weights::{LoadError, MappedBytes, READ_BYTES, READING, TensorSource, WeightBuffer, lengthen};
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
 const TILE_ROWS: usize = 16;
@@ -358,8 +358,9 @@ impl CpuMatrix {
             let first = i * together;
             let last = first + piece.len() / panel_bytes - 1;
             let (start, (end, more)) = (rows_of(first).0, rows_of(last));
-            file.resize((end + more - start) * row_bytes, 0);
-            source.read_at((start * row_bytes) as u64, file)?;
+            let len = (end + more - start) * row_bytes;
+            lengthen(READING, file, len)?;
+            source.read_at((start * row_bytes) as u64, &mut file[..len])?;
             for (panel, out) in (first..).zip(piece.chunks_exact_mut(panel_bytes)) {
                 let (row, count) = rows_of(panel);
                 let rows = &file[(row - start) * row_bytes..];

@@ -32,7 +32,7 @@ use crate::backend::{
 };
 pub use crate::simd::Simd;
 use crate::team::{PerMember, Team};
-use crate::weights::{HugePages, LoadError, TensorSource};
+use crate::weights::{HugePages, LoadError, TensorSource, lengthen};
 
 /// Below this many values an elementwise operation stays on one thread: handing it out would cost more.
 const PARALLEL_VALUES: usize = 16 * 1024;
@@ -324,11 +324,13 @@ impl Backend for CpuBackend {
     }
 
     fn rows(&self, capacity: usize, width: usize) -> Result<CpuRows, BackendError> {
-        Ok(CpuRows { width, rows: 0, data: vec![0.0; capacity * width] })
+        let mut data = Vec::new();
+        lengthen("make room for a step", &mut data, capacity * width)?;
+        Ok(CpuRows { width, rows: 0, data })
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CpuCache, BackendError> {
-        Ok(CpuCache::new(shape))
+        CpuCache::new(shape)
     }
 
     fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {

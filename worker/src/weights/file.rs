@@ -12,7 +12,7 @@ use brigade_shard::units::Bytes;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-use super::{LoadError, LoadProgress, MappedBytes, ReadProblem, TensorSource};
+use super::{LoadError, LoadProgress, MappedBytes, READING, ReadProblem, TensorSource, lengthen};
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
@@ -91,7 +91,8 @@ impl FileTensor<'_> {
     ///
     /// Fails where a value is not finite: such a file is damaged.
     pub fn floats(&self) -> Result<Vec<f32>, LoadError> {
-        let mut bytes = vec![0; self.info.bytes.0 as usize];
+        let mut bytes = Vec::new();
+        lengthen(READING, &mut bytes, self.info.bytes.0 as usize)?;
         self.read_at(0, &mut bytes)?;
         let mut values: Vec<f32> = match self.info.kind {
             TensorType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),

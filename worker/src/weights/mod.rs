@@ -14,7 +14,7 @@ mod progress;
 use brigade_shard::tensor_type::TensorType;
 
 pub use buffer::MappedBytes;
-pub(crate) use buffer::WeightBuffer;
+pub(crate) use buffer::{WeightBuffer, lengthen};
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
 pub(crate) use huge_pages::HugePages;
@@ -25,6 +25,9 @@ use crate::team::Team;
 /// Bytes of one read: large enough for full speed, small enough that several threads share a tensor, that progress
 /// moves and that cancelling is quick.
 pub(crate) const READ_BYTES: usize = 512 * 1024;
+
+/// What memory is asked for that bytes of a file only pass through.
+pub(crate) const READING: &str = "make room to read weights";
 
 /// Where a backend gets the bytes of a tensor from.
 pub trait TensorSource: Sync {

@@ -5,8 +5,9 @@
 
 use brigade_shard::model_file::{Layout, Steps};
 
-use super::LoadError;
 use super::file::FileTensor;
+use super::{LoadError, READING, lengthen};
+use crate::backend::BackendError;
 
 /// Bytes of a block of MXFP4: its scale, then its codes.
 const MXFP4_BYTES: usize = 17;
@@ -22,7 +23,8 @@ impl FileTensor<'_> {
         if at.is_multiple_of(row_bytes) && (end - first) * row_bytes == out.len() as u64 {
             return self.pick_rows(steps, columns, first, out);
         }
-        let mut rows = vec![0; ((end - first) * row_bytes) as usize];
+        let mut rows = Vec::new();
+        lengthen(READING, &mut rows, ((end - first) * row_bytes) as usize)?;
         self.pick_rows(steps, columns, first, &mut rows)?;
         out.copy_from_slice(&rows[(at - first * row_bytes) as usize..][..out.len()]);
         Ok(())
@@ -76,9 +78,9 @@ impl FileTensor<'_> {
     ) -> Result<(), LoadError> {
         let pieces = &self.info.pieces;
         if let Layout::CodesAndScales(_) = self.info.layout {
-            let codes = run.span(CODES_BYTES, &mut scratch.values);
+            let codes = run.span(CODES_BYTES, &mut scratch.values)?;
             self.read_piece(&pieces[0], run.begin * CODES_BYTES as u64, codes)?;
-            let scales = run.span(1, &mut scratch.scales);
+            let scales = run.span(1, &mut scratch.scales)?;
             self.read_piece(&pieces[1], run.begin, scales)?;
             let step = run.step as usize;
             let codes = codes.as_chunks::<CODES_BYTES>().0.iter().step_by(step);
@@ -88,7 +90,7 @@ impl FileTensor<'_> {
             return Ok(());
         }
         let block = self.info.kind.block_bytes() as usize;
-        let span = run.span(block, &mut scratch.values);
+        let span = run.span(block, &mut scratch.values)?;
         self.read_piece(&pieces[0], run.begin * block as u64, span)?;
         span.chunks_exact(block).step_by(run.step as usize).for_each(each);
         Ok(())
@@ -104,10 +106,11 @@ struct Run {
 
 impl Run {
     /// Room for everything from the first block of `unit` bytes to the last.
-    fn span<'s>(&self, unit: usize, buffer: &'s mut Vec<u8>) -> &'s mut [u8] {
+    fn span<'s>(&self, unit: usize, buffer: &'s mut Vec<u8>) -> Result<&'s mut [u8], BackendError> {
         let blocks = self.count.saturating_sub(1) * self.step + 1;
-        buffer.resize(blocks as usize * unit, 0);
-        buffer
+        let len = blocks as usize * unit;
+        lengthen(READING, buffer, len)?;
+        Ok(&mut buffer[..len])
     }
 }
 

@@ -254,6 +254,9 @@ impl Hub {
                 if !matches!(report.state, StageState::Loading { .. }) {
                     self.tell_telemetry();
                 }
+                if let StageState::Failed { reason } = &report.state {
+                    tracing::warn!(deployment = %report.deployment, "a stage cannot be used: {reason}");
+                }
                 self.tell(ToCoordinator::Stage(report));
             }
         }
