@@ -23,6 +23,7 @@ use brigade_proto::step::WireDtype;
 use brigade_shard::plan::{Plan, PlanDevice};
 use brigade_shard::units::Bytes;
 
+use crate::membership::SessionId;
 use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
@@ -49,6 +50,9 @@ const SETTLED: Duration = Duration::from_secs(5);
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 /// Up to this wait a plan counts as on its way: requests wait for it.
 const SHORT_BACK_OFF: Duration = Duration::from_secs(2);
+/// For how long a worker that could not load its stage is left out of plans that can do without it. A file that was put
+/// right, or memory that was freed, is found by itself after that; a worker that was started anew is taken at once.
+pub const LEFT_OUT: Duration = Duration::from_secs(60);
 /// The longest wait between two plans.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 /// Sequences that a pipeline serves at a time, where its cache holds them: enough that decoding is bound by arithmetic.
@@ -222,6 +226,8 @@ pub struct Deployment {
     links: Links,
     /// Workers whose device does not get done with a step.
     hung: BTreeSet<WorkerId>,
+    /// Workers that could not load their stage: as which session, and when.
+    could_not_load: BTreeMap<WorkerId, (SessionId, Instant)>,
     commands: VecDeque<Command>,
 }
 
@@ -242,6 +248,7 @@ impl Deployment {
             taken: BTreeMap::new(),
             links: Links::default(),
             hung: BTreeSet::new(),
+            could_not_load: BTreeMap::new(),
             commands: VecDeque::new(),
         }
     }

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::control::{StageReport, ToWorker};
 use brigade_proto::ids::{Epoch, Peer, WorkerId};
+use brigade_shard::plan::Plan;
 
 use super::devices::devices;
 use super::running::{Progress, Running, Step, addresses};
 use super::{
-    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, HUNG_LEAST, HUNG_TIMES, LONGEST_BACK_OFF,
-    SETTLED, SHORT_BACK_OFF, State, waiting_for_workers,
+    CONFIRM_LIMIT, Command, Deployment, Event, FIRST_BACK_OFF, HUNG_LEAST, HUNG_TIMES, LEFT_OUT,
+    LONGEST_BACK_OFF, SETTLED, SHORT_BACK_OFF, State, waiting_for_workers,
 };
-use crate::membership::{Membership, Presence};
+use crate::membership::{Member, Membership, Presence};
 use crate::scheduler::Outlook;
 
 /// The doubling of the back-off ends here, where it is past its limit anyway.
@@ -106,10 +107,13 @@ impl Deployment {
         let Some(stage) = running.stage_of(worker).filter(|_| current) else {
             return;
         };
-        let connecting = running.step == Step::Connecting;
+        let (connecting, loading) = (running.step == Step::Connecting, running.step == Step::Loading);
         match running.report(stage, report.state, now) {
             Ok(()) => self.advance(members, now),
             Err(reason) => {
+                if loading && let Some(session) = members.member(worker).and_then(Member::session) {
+                    self.could_not_load.insert(worker.clone(), (session, now));
+                }
                 if connecting {
                     self.blame_link_after(stage, members, now);
                 }
@@ -257,17 +261,23 @@ impl Deployment {
             self.wait(waiting_for_workers(attached.len(), wanted));
             return;
         }
-        let devices = devices(&attached, |member| self.left(&member.id, member.capabilities.budget));
-        let min_stages = self.settings.min_workers.clamp(1, attached.len());
-        let workers: Vec<WorkerId> = attached.iter().map(|member| member.id.clone()).collect();
-        let apart = self.links.apart(&workers, members, now);
-        let mut plan = (self.planner)(&devices, min_stages, &apart);
-        if plan.is_err() && !apart.is_empty() && min_stages > 1 {
-            // Rather fewer stages than none.
-            plan = (self.planner)(&devices, 1, &apart).or(plan);
-        }
-        let plan = match plan {
-            Ok(plan) => plan,
+        self.could_not_load.retain(|worker, (session, since)| {
+            let same = members.member(worker).and_then(Member::session) == Some(*session);
+            same && now < *since + LEFT_OUT
+        });
+        let sound: Vec<&Member> =
+            attached.iter().copied().filter(|member| !self.could_not_load.contains_key(&member.id)).collect();
+        let over_sound = if sound.is_empty() || sound.len() == attached.len() {
+            None
+        } else {
+            self.plan_over(&sound, members, now).ok()
+        };
+        let plan = match over_sound {
+            Some(plan) => Ok(plan),
+            None => self.plan_over(&attached, members, now),
+        };
+        let (plan, workers) = match plan {
+            Ok(found) => found,
             Err(reason) => return self.wait(reason),
         };
         let epoch = Epoch(self.epoch.0 + 1);
@@ -281,6 +291,25 @@ impl Deployment {
             }
             None => self.wait("the plan names a device that is not attached".into()),
         }
+    }
+
+    /// The best plan over some workers, and their ids in the order of its devices.
+    fn plan_over(
+        &mut self,
+        over: &[&Member],
+        members: &Membership,
+        now: Instant,
+    ) -> Result<(Plan, Vec<WorkerId>), String> {
+        let devices = devices(over, |member| self.left(&member.id, member.capabilities.budget));
+        let min_stages = self.settings.min_workers.clamp(1, over.len().max(1));
+        let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
+        let apart = self.links.apart(&workers, members, now);
+        let mut plan = (self.planner)(&devices, min_stages, &apart);
+        if plan.is_err() && !apart.is_empty() && min_stages > 1 {
+            // Rather fewer stages than none.
+            plan = (self.planner)(&devices, 1, &apart).or(plan);
+        }
+        Ok((plan?, workers))
     }
 
     fn begin_loading(&mut self, members: &Membership, now: Instant) {
