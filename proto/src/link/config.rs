@@ -13,6 +13,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::CubicWithFloor;
 use crate::identity::TransportIdentity;
 
 /// How often a link without traffic is used, so that a broken one is noticed.
@@ -46,6 +47,9 @@ const SEND_WINDOW_BYTES_PER_MS: u64 = 2_500_000;
 /// first frames need not wait for the window to grow. Also, QUIC's own default is only two of our datagrams, and
 /// quinn does not send a connection's close, with its reason, while the window is full.
 const INITIAL_WINDOW_BYTES: u64 = 256 << 10;
+/// What may be under way however often packets are lost: a decode frame of a wide model with several sequences, or 50 ms
+/// of 10 Mbit/s, which any network queues.
+const LEAST_WINDOW_BYTES: u64 = 64 << 10;
 /// The two kinds of step.
 const UNI_STREAMS: u32 = 2;
 /// The one on which the dialling end says that it has chosen this path.
@@ -61,13 +65,14 @@ fn transport() -> Arc<TransportConfig> {
     ack.max_ack_delay(Some(MAX_ACK_DELAY)).ack_eliciting_threshold(VarInt::from_u32(ACK_THRESHOLD));
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW_BYTES);
+    let congestion = CubicWithFloor { cubic: Arc::new(cubic), floor_bytes: LEAST_WINDOW_BYTES };
     let mut config = TransportConfig::default();
     config
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .ack_frequency_config(Some(ack))
         .initial_rtt(INITIAL_RTT)
-        .congestion_controller_factory(Arc::new(cubic))
+        .congestion_controller_factory(Arc::new(congestion))
         .mtu_discovery_config(Some(mtu))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))

@@ -7,6 +7,7 @@
 //! business.
 
 mod config;
+mod congestion;
 mod connection;
 mod dial;
 mod error;
