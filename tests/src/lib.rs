@@ -12,3 +12,5 @@ pub mod serve;
 pub mod setup;
 pub mod simulation;
 pub mod stream;
+pub mod three;
+pub mod wires;

@@ -1,6 +1,7 @@
 //! A coordinator that waits for workers, and workers that join it: programs of their own, each of which a test may stop,
 //! kill and start again.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -28,23 +29,39 @@ pub struct Served {
     /// Where workers join.
     pub control: String,
     arguments: Vec<String>,
+    /// What it finds in its environment, and every worker that joins.
+    environment: Vec<(String, String)>,
 }
 
 impl Served {
     /// Serves the real model on ephemeral ports of loopback.
     pub fn start(arguments: &[&str]) -> Served {
-        let home = tempfile::tempdir().expect("the temporary folder is writable");
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments)
+        Served::start_in(arguments, &[])
     }
 
-    fn at(home: TempDir, http: &str, control: &str, arguments: Vec<String>) -> Served {
+    /// The same with more in the environment, as all workers have it that join.
+    pub fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Served {
+        let home = tempfile::tempdir().expect("the temporary folder is writable");
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments, environment)
+    }
+
+    fn at(
+        home: TempDir,
+        http: &str,
+        control: &str,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+    ) -> Served {
         let mut command = brigade(&home);
         command
             .arg("serve")
             .arg(setup::smollm2())
             .args(["--http", http, "--control", control])
-            .args(&arguments);
+            .args(&arguments)
+            .envs(environment.iter().cloned());
         let mut process = Process::start(&mut command);
         let (control, token) = process.wait_for("join command", JOINABLE, |line| {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -53,7 +70,7 @@ impl Served {
             let token = words.iter().position(|word| *word == "--token")?;
             Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
         });
-        Served { process, home, token, control, arguments }
+        Served { process, home, token, control, arguments, environment }
     }
 
     /// Ends the program at once, as a power cut would, and starts it again at the same addresses; `client` speaks to it.
@@ -61,7 +78,7 @@ impl Served {
         self.process.signal(libc::SIGKILL);
         self.process.wait(Duration::from_secs(5));
         let http = client.url().trim_start_matches("http://").to_owned();
-        Served::at(self.home, &http, &self.control, self.arguments)
+        Served::at(self.home, &http, &self.control, self.arguments, self.environment)
     }
 
     /// A worker that joins with the coordinator's token.
@@ -71,10 +88,30 @@ impl Served {
 
     /// A worker that joins with another token.
     pub fn join_with(&self, name: &str, memory: &str, token: Option<&str>) -> Joined {
+        self.started(self.joining(name, memory), token)
+    }
+
+    /// A worker that has its models in a folder of its own.
+    pub fn join_from(&self, name: &str, memory: &str, models: &Path) -> Joined {
+        let settings = Joining { models: models.to_owned(), ..self.joining(name, memory) };
+        self.started(settings, Some(&self.token))
+    }
+
+    fn joining(&self, name: &str, memory: &str) -> Joining {
         let home = tempfile::tempdir().expect("the temporary folder is writable");
-        let settings =
-            Joining { control: self.control.clone(), name: name.to_owned(), memory: memory.to_owned(), home };
+        let models = setup::smollm2().parent().expect("a folder").to_owned();
+        let (name, memory, environment) = (name.to_owned(), memory.to_owned(), self.environment.clone());
+        Joining { control: self.control.clone(), name, memory, models, environment, home }
+    }
+
+    fn started(&self, settings: Joining, token: Option<&str>) -> Joined {
         Joined { process: Process::start(&mut settings.command(token)), settings }
+    }
+
+    /// A client of its API, which may not serve yet.
+    pub fn early_client(&mut self) -> Client {
+        let url = |line: &str| Some(line.split_once("HTTP at ")?.1.trim().to_owned());
+        Client::new(&self.process.wait_for("address", JOINABLE, url))
     }
 
     /// A client of its API, once it serves.
@@ -105,6 +142,8 @@ struct Joining {
     control: String,
     name: String,
     memory: String,
+    models: PathBuf,
+    environment: Vec<(String, String)>,
     home: TempDir,
 }
 
@@ -112,7 +151,8 @@ impl Joining {
     fn command(&self, token: Option<&str>) -> Command {
         let mut command = worker(&self.home);
         command.args(["join", &self.control, "--name", &self.name, "--memory", &self.memory]);
-        command.args(["--threads", "1", "--models"]).arg(setup::smollm2().parent().expect("a folder"));
+        command.args(["--threads", "1", "--models"]).arg(&self.models);
+        command.envs(self.environment.iter().cloned());
         if let Some(token) = token {
             command.env("BRIGADE_TOKEN", token);
         }

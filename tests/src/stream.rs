@@ -56,7 +56,8 @@ impl Told {
         longest
     }
 
-    fn take(&mut self, line: &str) {
+    /// Takes in a line of the stream.
+    pub fn take(&mut self, line: &str) {
         let now = Instant::now();
         if line.starts_with(':') {
             self.comments.push(now);

@@ -4,17 +4,14 @@
 //! A plain run does a part of it, and names what it leaves out; `BRIGADE_FAULTS=all cargo test --release -p brigade-tests
 //! --test faults` does all of it.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use brigade_tests::http::Client;
-use brigade_tests::serve::{Joined, Served};
+use brigade_tests::serve::Joined;
 use brigade_tests::stream::{Streaming, Told};
+use brigade_tests::three::{Cluster, END, POLL, TOKENS, check, ends, requests, undisturbed};
 use libtest_mimic::{Arguments, Failed, Trial};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// Tokens of each answer: enough that one is still under way when its 200th has come.
-const TOKENS: usize = 320;
 /// Tokens of the prompts that are long: enough that they are being computed for a while.
 const LONG_PROMPT: usize = 400;
 /// Within this a killed process is noticed.
@@ -25,10 +22,6 @@ const STOPPED_DETECTED: Duration = Duration::from_secs(5);
 const GOES_ON: Duration = Duration::from_secs(5);
 /// Within this text goes on after a worker is back without which there is too little memory.
 const BACK: Duration = Duration::from_secs(10);
-/// Within this everything is over.
-const END: Duration = Duration::from_secs(120);
-/// How often the coordinator is asked how it is.
-const POLL: Duration = Duration::from_millis(10);
 
 /// When a fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,127 +65,6 @@ fn in_words(moment: Moment) -> String {
         Moment::Prompt => "its_prompt".into(),
         Moment::Loading => "loading".into(),
     }
-}
-
-/// Four requests of different kinds; the prompts are as long as said.
-fn requests(prompt_tokens: Option<usize>) -> Vec<Value> {
-    let sampling = [
-        json!({ "temperature": 0 }),
-        json!({ "temperature": 0.8, "seed": 1 }),
-        json!({ "temperature": 1.1, "seed": 2, "top_p": 0.9, "frequency_penalty": 0.4 }),
-        json!({ "temperature": 0.7, "seed": 3, "repetition_penalty": 1.1 }),
-    ];
-    let request = |(place, mut settings): (usize, Value)| {
-        settings["prompt"] = match prompt_tokens {
-            None => json!(format!("Chapter {place}. The bucket brigade stood from the river to the")),
-            // Any ids will do, as long as no two prompts begin alike.
-            Some(tokens) => {
-                let id = |position: usize| 1000 + (position * 37 + place * 101) % 20000;
-                json!((0..tokens).map(id).collect::<Vec<usize>>())
-            }
-        };
-        settings["max_tokens"] = json!(TOKENS);
-        settings["ignore_eos"] = json!(true);
-        settings
-    };
-    sampling.into_iter().enumerate().map(request).collect()
-}
-
-/// A coordinator with three workers.
-struct Cluster {
-    served: Served,
-    workers: Vec<Joined>,
-    client: Client,
-    model: String,
-}
-
-impl Cluster {
-    /// Workers with so much memory each; it serves.
-    async fn start(memory: &str, context: &[&str]) -> Cluster {
-        let context = if context.is_empty() { &["--ctx", "1280", "--parallel", "4"] } else { context };
-        let mut served = Served::start(&[&["--min-workers", "3"], context].concat());
-        let workers: Vec<Joined> =
-            ["anna", "ben", "carla"].iter().map(|name| served.join(name, memory)).collect();
-        let client = served.client();
-        let model = client.model().await;
-        Cluster { served, workers, client, model }
-    }
-
-    async fn streams(&self, prompt_tokens: Option<usize>) -> Vec<Streaming> {
-        let mut streams = Vec::new();
-        for request in requests(prompt_tokens) {
-            streams.push(Streaming::start(&self.client, &self.model, request).await);
-        }
-        streams
-    }
-
-    /// The worker that holds a stage.
-    async fn holder(&mut self, stage: usize) -> &mut Joined {
-        let status = self.client.status().await;
-        let name = status["stages"][stage]["name"].as_str().expect("the stage is there").to_owned();
-        self.workers.iter_mut().find(|worker| worker.name() == name).expect("a worker of ours")
-    }
-
-    /// Waits until the loss of the plan is noticed; how long that took.
-    async fn noticed(&self, epoch: u64, since: Instant, limit: Duration) -> Duration {
-        loop {
-            let status = self.client.status().await;
-            if status["phase"] != "serving" || status["epoch"].as_u64() != Some(epoch) {
-                return since.elapsed();
-            }
-            assert!(since.elapsed() < limit + END, "it is never noticed:\n{}", self.served.process.output());
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    async fn epoch(&self) -> u64 {
-        self.client.status().await["epoch"].as_u64().expect("a number")
-    }
-}
-
-/// The same answers without any fault, from one cluster for all tests.
-async fn undisturbed(prompt_tokens: Option<usize>) -> &'static [Told] {
-    static SHORT: OnceLock<Vec<Told>> = OnceLock::new();
-    static LONG: OnceLock<Vec<Told>> = OnceLock::new();
-    let place = if prompt_tokens.is_some() { &LONG } else { &SHORT };
-    if place.get().is_none() {
-        let cluster = Cluster::start("256MiB", &[]).await;
-        let told = ends(cluster.streams(prompt_tokens).await).await;
-        assert!(told.iter().all(|told| told.tokens.len() == TOKENS && told.done), "{told:?}");
-        let _ = place.set(told);
-    }
-    place.get().expect("it was just set")
-}
-
-async fn ends(streams: Vec<Streaming>) -> Vec<Told> {
-    let mut told = Vec::new();
-    for stream in streams {
-        told.push(stream.end(END).await);
-    }
-    told
-}
-
-fn check(found: &[Told], wanted: &[Told]) -> Result<(), Failed> {
-    for (place, (found, wanted)) in found.iter().zip(wanted).enumerate() {
-        if let Some(error) = &found.error {
-            return Err(format!("stream {place} ended with {error}").into());
-        }
-        if found.tokens != wanted.tokens || found.text != wanted.text || found.finish != wanted.finish {
-            let same = found.tokens.iter().zip(&wanted.tokens).take_while(|(a, b)| a == b).count();
-            return Err(format!(
-                "stream {place} has {} tokens, of which the first {same} are those of {} wanted; it says `{}` instead of `{}`",
-                found.tokens.len(),
-                wanted.tokens.len(),
-                found.text,
-                wanted.text
-            )
-            .into());
-        }
-        if !found.done {
-            return Err(format!("stream {place} broke off after its last token").into());
-        }
-    }
-    Ok(())
 }
 
 /// Prints where the time went, and checks it against what is promised; `late` is what the fault itself takes.

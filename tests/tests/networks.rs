@@ -1,16 +1,30 @@
-//! Coordinator and workers on hosts of their own: network namespaces with addresses of their own, joined by a bridge.
+//! Coordinator and workers on hosts of their own: network namespaces with addresses of their own, joined by a bridge, or by
+//! links that are as bad as a test wants them.
 //!
-//! Namespaces need root and iproute2. Where they can't be made, the tests are reported as ignored, never as passed.
+//! Namespaces need root and iproute2, bad links TUN devices. Where they can't be made, the tests are reported as ignored,
+//! never as passed. A plain run does a part, and names what it leaves out; `BRIGADE_FAULTS=all` does all of it.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use brigade_tests::cluster::{START, Up, brigade, served_url};
+use brigade_tests::http::Client;
 use brigade_tests::process::Process;
 use brigade_tests::setup;
+use brigade_tests::stream::{Streaming, Told};
+use brigade_tests::three::{check, ends, requests};
+use brigade_tests::wires::{Conditions, Wires, within};
 use libtest_mimic::{Arguments, Failed, Trial};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// How long a packet is under way on a good network between machines: half of a round trip of 1 ms.
+const ONE_WAY: Duration = Duration::from_micros(500);
+/// Tokens of each of the four answers that are under way on a bad network.
+const TOKENS: usize = 96;
+/// Within this a token follows on the one before, however bad the network: less than it takes to think a worker lost.
+const LONGEST_GAP: Duration = Duration::from_secs(4);
 
 fn main() {
     let possible = Network::make(0);
@@ -19,22 +33,50 @@ fn main() {
     }
     let skip = possible.is_err();
     drop(possible);
-    let trials = vec![
+    let bad = Network::make_bad(0, Conditions::delay(ONE_WAY));
+    if let (Err(reason), false) = (&bad, skip) {
+        println!("bad links cannot be made here, so their tests are skipped: {reason}");
+    }
+    let skip_bad = skip || bad.is_err();
+    drop(bad);
+    let all = std::env::var("BRIGADE_FAULTS").is_ok_and(|value| value == "all");
+    if !all {
+        println!("a part of the bad networks; BRIGADE_FAULTS=all runs those that are ignored here, too");
+    }
+    let good = Conditions::delay(ONE_WAY);
+    let mut trials = vec![
         Trial::test("three_hosts_with_addresses_of_their_own_serve_one_model", three_hosts)
             .with_ignored_flag(skip),
         Trial::test("a_link_that_is_cut_is_blamed_and_no_worker", cut_link).with_ignored_flag(skip),
     ];
+    for (name, conditions, part) in [
+        ("a_network_that_loses_1_percent", good.loss(0.01), true),
+        ("a_network_that_loses_5_percent", good.loss(0.05), false),
+        ("a_network_with_a_delay_of_50_ms", Conditions::delay(Duration::from_millis(50)), false),
+        ("a_network_of_10_mbit_per_s", good.bits_per_s(10e6), false),
+    ] {
+        let name = format!("{name}_is_served_through");
+        // A plain run wants to know whether it works; how fast, the full one.
+        let rounds = if all { 3 } else { 1 };
+        let test = move || bad_network(conditions, rounds);
+        trials.push(Trial::test(name, test).with_ignored_flag(skip_bad || !all && !part));
+    }
     // Both make networks of the same names.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&arguments, trials).exit();
 }
 
 /// A coordinator on the first host, and a worker on each of the others; with its address, once it serves.
-fn serve(network: &Network, home: &Path, workers: usize) -> (Process, Vec<Process>, String) {
+fn serve(
+    network: &Network,
+    home: &Path,
+    workers: usize,
+    further: &[&str],
+) -> (Process, Vec<Process>, String) {
     let programs = setup::programs();
     let model = setup::smollm2();
     let count = workers.to_string();
-    let arguments = ["--min-workers", &count, "--ctx", "512"];
+    let arguments = [&["--min-workers", &count, "--ctx", "512"], further].concat();
     let mut coordinator =
         Process::start(network.host(0, &programs.brigade, home).arg("serve").arg(model).args(arguments));
     let token = coordinator.wait_for("join command", START, |line| {
@@ -60,7 +102,7 @@ fn three_hosts() -> Result<(), Failed> {
     let home = tempfile::tempdir()?;
     let programs = setup::programs();
     let model = setup::smollm2();
-    let (mut coordinator, workers, url) = serve(&network, home.path(), 2);
+    let (mut coordinator, workers, url) = serve(&network, home.path(), 2, &[]);
 
     let question = [
         "run",
@@ -108,7 +150,7 @@ fn cut_link() -> Result<(), Failed> {
     let network = Network::make(4)?;
     let home = tempfile::tempdir()?;
     let programs = setup::programs();
-    let (coordinator, workers, url) = serve(&network, home.path(), 3);
+    let (coordinator, workers, url) = serve(&network, home.path(), 3, &[]);
     let status = || -> Result<Value, Failed> {
         let mut command = network.host(0, &programs.brigade, home.path());
         Ok(serde_json::from_str(&run(command.args(["status", "--json", "--url", &url]))?)?)
@@ -173,6 +215,96 @@ fn cut_link() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Four answers at a time, on a good network and on a bad one in turn; nobody is lost, and all answers are the same.
+fn bad_network(bad: Conditions, rounds: usize) -> Result<(), Failed> {
+    let good = Conditions::delay(ONE_WAY);
+    let network = Network::make_bad(4, good)?;
+    let home = tempfile::tempdir()?;
+    let (coordinator, workers, url) = serve(&network, home.path(), 3, &["--parallel", "4"]);
+    let asked = async || -> Result<(), Failed> {
+        let client = Client::new(&url);
+        let model = client.model().await;
+        let answers = async || {
+            let mut streams = Vec::new();
+            for mut request in requests(None) {
+                request["max_tokens"] = json!(TOKENS);
+                streams.push(Streaming::start(&client, &model, request).await);
+            }
+            ends(streams).await
+        };
+        let wanted = answers().await;
+        let epoch = client.status().await["epoch"].clone();
+        let mut speeds: [Vec<f64>; 2] = Default::default();
+        let mut longest = Duration::ZERO;
+        let before = network.packets();
+        let mut between = (0, 0);
+        for round in 0..rounds * 2 {
+            let is_bad = round % 2 == 1;
+            network.set(if is_bad { bad } else { good });
+            let (start, packets) = (Instant::now(), network.packets());
+            let told = answers().await;
+            check(&told, &wanted)?;
+            speeds[usize::from(is_bad)].push(speed(&told));
+            if is_bad {
+                longest =
+                    told.iter().map(|told| told.longest_gap(start)).max().unwrap_or_default().max(longest);
+                between.0 += network.packets().0 - packets.0;
+                between.1 += network.packets().1 - packets.1;
+            }
+        }
+        let [on_good, on_bad] = speeds.clone().map(median);
+        println!(
+            "  {on_bad:.1} tokens/s, of {on_good:.1} with a round trip of 1 ms alone: {:.0} %; each run: {speeds:.1?}",
+            100.0 * on_bad / on_good
+        );
+        println!(
+            "  longest gap {longest:.2?}; {} of {} packets were lost on the bad network, {} on the good one",
+            between.1,
+            between.0,
+            network.packets().1 - before.1 - between.1
+        );
+        let status = client.status().await;
+        for stage in status["stages"].as_array().into_iter().flatten() {
+            println!("  {} -> next: round trip {} us", stage["name"], stage["next_rtt_us"]);
+        }
+        let not_attached = |worker: &&Value| worker["state"] != "attached";
+        if status["workers"].as_array().into_iter().flatten().filter(not_attached).count() > 0 {
+            return Err(format!("a worker counts as lost: {:#}", status["workers"]).into());
+        }
+        if status["epoch"] != epoch
+            || status["requests"]["recovered"] != 0
+            || status["recovery"]["count"] != 0
+        {
+            return Err(format!("a plan was given up: {status:#}\n{}", coordinator.output()).into());
+        }
+        if longest > LONGEST_GAP {
+            return Err(format!("no token for {longest:?}, {LONGEST_GAP:?} are promised").into());
+        }
+        Ok(())
+    };
+    network
+        .at(0, || tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(asked()))??;
+    drop(workers);
+    Ok(())
+}
+
+/// Tokens a second of all answers together, from when the last of them began to when the first of them ended.
+fn speed(told: &[Told]) -> f64 {
+    let from = told.iter().filter_map(|told| told.times.first()).max();
+    let to = told.iter().filter_map(|told| told.times.last()).min();
+    let Some((from, to)) = from.zip(to).filter(|(from, to)| to > from) else {
+        return 0.0;
+    };
+    let within = |told: &Told| told.times.iter().filter(|time| *time > from && *time <= to).count();
+    told.iter().map(within).sum::<usize>() as f64 / (*to - *from).as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+}
+
 fn run(command: &mut Command) -> Result<String, Failed> {
     let Output { status, stdout, stderr } = command.output()?;
     if !status.success() {
@@ -183,13 +315,16 @@ fn run(command: &mut Command) -> Result<String, Failed> {
 
 /// Hosts on one network of their own; removed when dropped.
 struct Network {
+    /// The namespaces: the switch, then the hosts.
     names: Vec<String>,
+    /// What joins the hosts instead of the switch.
+    wires: Option<Wires>,
 }
 
 impl Network {
     /// A switch and `hosts` hosts with the addresses [`Network::address`].
     fn make(hosts: usize) -> Result<Network, String> {
-        let mut network = Network { names: Vec::new() };
+        let mut network = Network { names: Vec::new(), wires: None };
         let switch = network.namespace("switch")?;
         ip(&["-n", &switch, "link", "add", "bridge", "type", "bridge"])?;
         ip(&["-n", &switch, "link", "set", "bridge", "up"])?;
@@ -205,6 +340,45 @@ impl Network {
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
         }
         Ok(network)
+    }
+
+    /// `hosts` hosts with the same addresses, joined by links that are like this.
+    fn make_bad(hosts: usize, conditions: Conditions) -> Result<Network, String> {
+        let mut network = Network { names: Vec::new(), wires: None };
+        network.namespace("switch")?;
+        let mut ends = Vec::new();
+        for host in 0..hosts {
+            let address: Ipv4Addr = Network::address(host).parse().map_err(|error| format!("{error}"))?;
+            ends.push((network.namespace(&format!("host{host}"))?, address));
+        }
+        if hosts == 0 {
+            // Only to find out whether it can be done.
+            let switch = network.names[0].clone();
+            Wires::between(&[(switch, Ipv4Addr::LOCALHOST)], conditions)?;
+            return Ok(network);
+        }
+        network.wires = Some(Wires::between(&ends, conditions)?);
+        for (name, address) in &ends {
+            ip(&["-n", name, "address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+            ip(&["-n", name, "link", "set", "eth0", "up"])?;
+            ip(&["-n", name, "link", "set", "lo", "up"])?;
+        }
+        Ok(network)
+    }
+
+    /// From now on links are like this.
+    fn set(&self, conditions: Conditions) {
+        self.wires.as_ref().expect("the network was made with wires").set(conditions);
+    }
+
+    /// Packets sent and lost so far.
+    fn packets(&self) -> (u64, u64) {
+        self.wires.as_ref().map_or((0, 0), Wires::packets)
+    }
+
+    /// Does some work as one of the hosts.
+    fn at<T: Send>(&self, host: usize, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+        within(&self.names[host + 1], work)
     }
 
     fn namespace(&mut self, role: &str) -> Result<String, String> {
