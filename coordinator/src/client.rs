@@ -187,6 +187,27 @@ impl Client {
         self.get("/api/status").await
     }
 
+    /// Begins to empty a worker, by its name or id, or lets it be used again; its id.
+    ///
+    /// # Errors
+    /// As [`Client::status`], and where there is no such worker or the others have no room.
+    pub async fn drain(&self, worker: &str, drain: bool) -> Result<String, ClientError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            id: String,
+        }
+        let bad = || ClientError::BadUrl { url: self.url.clone() };
+        let mut url = reqwest::Url::parse(&self.url).map_err(|_| bad())?;
+        // A name may hold whatever it likes.
+        url.path_segments_mut().map_err(|()| bad())?.extend(["api", "workers", worker, "drain"]);
+        let method = if drain { reqwest::Method::POST } else { reqwest::Method::DELETE };
+        let answer = self.send(self.http.request(method, url).timeout(ANSWER_TIMEOUT)).await?;
+        let answer: Result<Answer, _> = answer.json().await;
+        let answer = answer
+            .map_err(|error| ClientError::Malformed { url: self.url.clone(), reason: chain(&error) })?;
+        Ok(answer.id)
+    }
+
     /// The ids of the models served.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! is death: both raise a doubt at once, for which the worker's data plane is probed. A worker counts as lost when the
 //! probe finds nobody, when its stream has stayed broken for [`REATTACH_GRACE`], or when it says that it leaves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,14 @@ pub enum Event {
         nonce: u64,
         /// What was found out.
         probed: Probed,
+    },
+    /// A worker is not to be planned with any more, or is again. That holds until it is said otherwise, whatever becomes of
+    /// its stream.
+    Draining {
+        /// Which.
+        worker: WorkerId,
+        /// Whether it is to be emptied.
+        draining: bool,
     },
     /// A stream has ended.
     Detached {
@@ -178,6 +186,8 @@ pub struct Membership {
     members: BTreeMap<WorkerId, Member>,
     sessions: BTreeMap<SessionId, WorkerId>,
     doubts: BTreeMap<WorkerId, Doubt>,
+    /// Workers that are not to be planned with.
+    draining: BTreeSet<WorkerId>,
     last_nonce: u64,
     commands: VecDeque<Command>,
 }
@@ -208,9 +218,15 @@ impl Membership {
         self.members.values().filter(|member| member.session().is_some())
     }
 
-    /// Whether it is not known of some worker whether it is there: its stream broke just now, or it is in doubt.
+    /// Whether a worker is not to be planned with.
+    pub fn is_draining(&self, worker: &WorkerId) -> bool {
+        self.draining.contains(worker)
+    }
+
+    /// Whether it is not known of some worker that may be planned with whether it is there: its stream broke just now, or
+    /// it is in doubt.
     pub fn any_suspected(&self) -> bool {
-        self.members.keys().any(|worker| self.is_suspected(worker))
+        self.members.keys().any(|worker| self.is_suspected(worker) && !self.is_draining(worker))
     }
 
     /// Whether that is not known of this worker.
@@ -239,6 +255,13 @@ impl Membership {
             Event::Doubted { worker } => {
                 if self.members.get(&worker).is_some_and(|member| member.session().is_some()) {
                     self.doubt(worker, now);
+                }
+            }
+            Event::Draining { worker, draining } => {
+                let changed =
+                    if draining { self.draining.insert(worker) } else { self.draining.remove(&worker) };
+                if changed {
+                    self.commands.push_back(Command::Changed);
                 }
             }
             Event::Probed { worker, nonce, probed } => self.probed(&worker, nonce, probed, now),

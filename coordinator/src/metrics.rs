@@ -70,6 +70,8 @@ pub struct Metrics {
     pub epoch: Gauge,
     /// Plans that have failed, while loading or while serving.
     pub plan_failures: Counter,
+    /// Plans that took over from one that served, by choice.
+    pub plan_moves: Counter,
     /// Times that a request gave its cache back to an older one, to be computed again.
     pub replays: Counter,
     /// Requests that went on after the loss of a plan.
@@ -269,6 +271,7 @@ impl Metrics {
             serving: Gauge::default(),
             epoch: Gauge::default(),
             plan_failures: Counter::default(),
+            plan_moves: Counter::default(),
             replays: Counter::default(),
             recovered: Counter::default(),
             recovered_inexact: Counter::default(),
@@ -315,6 +318,7 @@ impl Metrics {
             to.register(name, help, gauge.clone());
         }
         to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
+        to.register("plan_moves", "Plans that took over by choice", self.plan_moves.clone());
         to.register("prefix_hits", "Requests that began with cached tokens", self.prefix_hits.clone());
         to.register("pages_evicted", "Kept cache pages given up for others", self.pages_evicted.clone());
         to.register("draft_tokens", "Tokens guessed and computed ahead", self.draft_tokens.clone());

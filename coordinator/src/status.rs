@@ -13,7 +13,7 @@ pub struct ClusterStatus {
     pub phase: Phase,
     /// What it is waiting for, or why it cannot serve.
     pub reason: Option<String>,
-    /// Whether a plan was lost and the next one is on its way: requests wait for it.
+    /// Whether the next plan is on its way, after one was lost or given up for it: requests wait for it.
     pub recovering: bool,
     /// The model.
     pub model: ModelStatus,
@@ -44,6 +44,23 @@ pub struct ClusterStatus {
     pub steps: StepStatus,
     /// The last recovery.
     pub recovery: RecoveryStatus,
+    /// The last change of plan by choice.
+    #[serde(default)]
+    pub moves: MoveStatus,
+    /// What becomes of a better plan, or of one that empties a worker, while one serves; for people.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+/// How long the last change of plan by choice kept answers waiting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveStatus {
+    /// Changes since the start.
+    pub count: u64,
+    /// From the end of the old plan until the new one served, in milliseconds.
+    pub load_ms: u64,
+    /// From then until what ran was where it had been, in milliseconds.
+    pub replay_ms: u64,
 }
 
 /// How long the last recovery took, from the loss of a plan until what ran went on, in parts.
@@ -186,7 +203,7 @@ pub struct WorkerStatus {
     pub name: String,
     /// Its machine's name.
     pub host: String,
-    /// `attached` or `lost`.
+    /// `attached` or `lost`; `draining` while it is being emptied, and `drained` once it holds nothing.
     pub state: String,
     /// Where its control connection comes from.
     pub address: String,
@@ -268,6 +285,9 @@ pub struct RequestStatus {
     pub recovered: u64,
     /// Those of them whose tokens may be others than without the loss, since the start.
     pub recovered_inexact: u64,
+    /// Times that a request went over to another plan by choice, since the start.
+    #[serde(default)]
+    pub moved: u64,
 }
 
 /// The last steps of the pipeline, from sending to the result.

@@ -9,7 +9,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +67,14 @@ pub enum ToWorker {
     },
     /// Drop a stage, its cache and its links; also ends a load under way.
     Retire {
+        /// The deployment whose stage is meant.
+        deployment: DeploymentId,
+    },
+    /// Have a shard's weights resident before it is to be loaded, without disturbing the deployment's stage: what that
+    /// holds is shared, and the rest read beside it.
+    Prepare(LoadStage),
+    /// Let go of weights that were prepared.
+    Unprepare {
         /// The deployment whose stage is meant.
         deployment: DeploymentId,
     },
@@ -259,6 +267,13 @@ pub enum StageState {
     },
     /// It is gone, and its memory free.
     Retired,
+    /// Its weights are resident, for when it is to be loaded.
+    Prepared,
+    /// They cannot be before the deployment's stage goes: the worker's budget does not hold both.
+    Crowded {
+        /// What is missing.
+        reason: String,
+    },
 }
 
 /// What a stage takes of its worker's budget.

@@ -102,6 +102,8 @@ fn commands() -> Vec<ToWorker> {
             room: StageRoom { cache_dtype: CacheDtype::F32, ..room },
             ..load.clone()
         }),
+        ToWorker::Prepare(load.clone()),
+        ToWorker::Unprepare { deployment },
         ToWorker::Load(load),
         ToWorker::Connect(ConnectStage {
             previous: Peer::Coordinator,
@@ -131,6 +133,8 @@ fn reports() -> Vec<ToCoordinator> {
         StageState::Active,
         StageState::Failed { reason: "no such file".to_owned() },
         StageState::Retired,
+        StageState::Prepared,
+        StageState::Crowded { reason: "3 MiB are missing".to_owned() },
     ];
     let mut reports: Vec<ToCoordinator> = states
         .into_iter()

@@ -101,7 +101,14 @@ impl Served {
         let home = tempfile::tempdir().expect("the temporary folder is writable");
         let models = setup::smollm2().parent().expect("a folder").to_owned();
         let (name, memory, environment) = (name.to_owned(), memory.to_owned(), self.environment.clone());
-        Joining { control: self.control.clone(), name, memory, models, environment, home }
+        let stretch = "1".to_owned();
+        Joining { control: self.control.clone(), name, memory, models, environment, stretch, home }
+    }
+
+    /// A worker that joins, and whose steps take so many times as long as they need.
+    pub fn join_stretched(&self, name: &str, memory: &str, stretch: &str) -> Joined {
+        let settings = Joining { stretch: stretch.to_owned(), ..self.joining(name, memory) };
+        self.started(settings, Some(&self.token))
     }
 
     fn started(&self, settings: Joining, token: Option<&str>) -> Joined {
@@ -144,6 +151,7 @@ struct Joining {
     memory: String,
     models: PathBuf,
     environment: Vec<(String, String)>,
+    stretch: String,
     home: TempDir,
 }
 
@@ -153,6 +161,7 @@ impl Joining {
         command.args(["join", &self.control, "--name", &self.name, "--memory", &self.memory]);
         command.args(["--threads", "1", "--models"]).arg(&self.models);
         command.envs(self.environment.iter().cloned());
+        command.args(["--stretch", &self.stretch]);
         if let Some(token) = token {
             command.env("BRIGADE_TOKEN", token);
         }

@@ -127,7 +127,7 @@ pub struct Routes {
 /// `out` give it as many rows as their input has.
 pub trait Backend: Send + Sized {
     /// A weight matrix in its file's blocks.
-    type Matrix: Send + Sync;
+    type Matrix: Send + Sync + 'static;
     /// One f32 weight per channel.
     type Vector: Send + Sync;
     /// Activations, `[rows, width]`; the operation that writes them sets their shape.
@@ -156,6 +156,9 @@ pub trait Backend: Send + Sized {
         count: usize,
         source: &mut dyn TensorSource,
     ) -> Result<Self::Matrix, LoadError>;
+
+    /// Takes a matrix that another backend of the device has read as if this one had.
+    fn adopt(&self, _matrix: &Self::Matrix) {}
 
     /// Places channel weights.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, BackendError>;

@@ -2,7 +2,8 @@
 //!
 //! A load has two halves, so that what a stage takes is known before anything of it is allocated: [`Loads::find`]
 //! ends with [`LoadEvent::Found`], and [`Loads::read`] goes on from there. Each half is a thread of its own, ended
-//! early by [`Loads::cancel`] and joined when its event is taken up.
+//! early by [`Loads::cancel`] and joined when its event is taken up. Weights may also be read ahead of the stage that will
+//! hold them, with [`Loads::find_missing`] and [`Loads::read_missing`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +25,9 @@ use crate::data::frame_limits;
 use crate::engine::{Compute, Output, words};
 use crate::lifecycle::{LoadId, MAX_STAGES};
 use crate::models::ModelStore;
-use crate::stage::{LoadProgress, Stage, StageOutput, StageRequest, plan_check};
+use crate::stage::{
+    HeldWeights, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest, missing_weights, plan_check,
+};
 use crate::weights::LoadError;
 
 /// Time between two log lines about a load.
@@ -46,6 +49,13 @@ pub enum LoadEvent {
         /// The stage with the largest frames it takes, or why there is none.
         result: Result<(Box<Stage>, FrameLimits), String>,
     },
+    /// Weights are resident ahead of their stage.
+    Prepared {
+        /// Which load.
+        load: LoadId,
+        /// They stay so for as long as this lives.
+        weights: PreparedWeights,
+    },
 }
 
 /// A model's file and what a stage of it takes.
@@ -55,6 +65,8 @@ pub struct Found {
     model: String,
     /// What the stage takes once loaded.
     pub memory: StageMemory,
+    /// How much of its weights is not resident yet, where they are to be read ahead.
+    pub missing: Option<Bytes>,
     limits: FrameLimits,
 }
 
@@ -62,6 +74,7 @@ pub struct Found {
 pub struct Loads {
     store: Arc<Mutex<ModelStore>>,
     way: Way,
+    held: HeldWeights,
     running: BTreeMap<LoadId, Running>,
     events: mpsc::Sender<LoadEvent>,
 }
@@ -95,7 +108,8 @@ impl Loads {
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
         let way = Way { device, threads, mapped };
-        (Loads { store, way, running: BTreeMap::new(), events }, receiver)
+        let held = HeldWeights::default();
+        (Loads { store, way, held, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Begins to look for the model of `order`.
@@ -104,8 +118,34 @@ impl Loads {
     /// Where the operating system gives no thread.
     pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
         let store = self.store.clone();
-        self.spawn(load, String::new(), move |progress| match find(&store, order, progress) {
+        self.spawn(load, String::new(), move |progress| match find(&store, order, None, progress) {
             Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
+            Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+        })
+    }
+
+    /// The same, and counts what of the weights is missing.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
+        let (store, held) = (self.store.clone(), self.held.clone());
+        self.spawn(load, String::new(), move |progress| match find(&store, order, Some(&held), progress) {
+            Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
+            Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+        })
+    }
+
+    /// Begins to read what of the weights is missing, so that the steps of other stages are not disturbed.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn read_missing(&mut self, load: LoadId, found: Found) -> io::Result<()> {
+        let (way, held) = (self.way, self.held.clone());
+        let label = format!("{} of {} for the next plan", found.order.shard, found.model);
+        tracing::info!("loading {label}: {} of weights are missing", found.missing.unwrap_or_default());
+        self.spawn(load, label, move |progress| match read_missing(found, way, &held, progress) {
+            Ok(weights) => LoadEvent::Prepared { load, weights },
             Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
         })
     }
@@ -115,11 +155,11 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let way = self.way;
+        let (way, held) = (self.way, self.held.clone());
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
-            let result = read(found, way, budget, progress);
+            let result = read(found, way, &held, budget, progress);
             LoadEvent::Ended { load, result }
         })
     }
@@ -160,7 +200,9 @@ impl Loads {
     /// Joins the thread whose event this is: it has ended, or is about to.
     pub fn joined(&mut self, event: &LoadEvent) {
         let load = match event {
-            LoadEvent::Found { load, .. } | LoadEvent::Ended { load, .. } => load,
+            LoadEvent::Found { load, .. }
+            | LoadEvent::Ended { load, .. }
+            | LoadEvent::Prepared { load, .. } => load,
         };
         if let Some(running) = self.running.remove(load)
             && running.thread.join().is_err()
@@ -196,7 +238,12 @@ impl Loads {
     }
 }
 
-fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) -> Result<Found, String> {
+fn find(
+    store: &Mutex<ModelStore>,
+    order: LoadStage,
+    held: Option<&HeldWeights>,
+    progress: &LoadProgress,
+) -> Result<Found, String> {
     let header = store
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -205,21 +252,46 @@ fn find(store: &Mutex<ModelStore>, order: LoadStage, progress: &LoadProgress) ->
     let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
     let memory = plan_check(&header, &order.shard, &order.room).map_err(|error| failed(&error))?;
+    let missing = match held {
+        Some(held) => {
+            let missing = missing_weights(&header, &order.shard, &order.room, held);
+            Some(missing.map_err(|error| failed(&error))?)
+        }
+        None => None,
+    };
     let limits = frame_limits(&order.room, spec.hidden);
-    Ok(Found { model: spec.name, header, memory, limits, order })
+    Ok(Found { model: spec.name, header, memory, missing, limits, order })
+}
+
+fn read_missing(
+    found: Found,
+    Way { device, threads, mapped }: Way,
+    held: &HeldWeights,
+    progress: &LoadProgress,
+) -> Result<PreparedWeights, String> {
+    let Found { order, header, model, missing, .. } = found;
+    let (shard, missing) = (order.shard, missing.unwrap_or_default());
+    let start = Instant::now();
+    let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget: missing };
+    let weights = PreparedWeights::read(request, held, progress)
+        .map_err(|error| format!("failed to load {shard} of {model} for the next plan: {error}"))?;
+    let seconds = start.elapsed().as_secs_f64();
+    tracing::info!("loaded {shard} of {model} for the next plan: {missing} in {seconds:.1} s");
+    Ok(weights)
 }
 
 fn read(
     found: Found,
     Way { device, threads, mapped }: Way,
+    held: &HeldWeights,
     budget: Bytes,
     progress: &LoadProgress,
 ) -> Result<(Box<Stage>, FrameLimits), String> {
-    let Found { order, header, model, memory, limits } = found;
+    let Found { order, header, model, memory, limits, .. } = found;
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
     let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget };
-    let stage = Stage::load(request, progress).map_err(|error| {
+    let stage = Stage::load_sharing(request, held, progress).map_err(|error| {
         let how_far = match &error {
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.
             LoadError::Device(_) => format!(

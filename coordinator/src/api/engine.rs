@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::cluster::{ClusterHandle, ModelInfo};
+use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::status::ClusterStatus;
 
@@ -18,6 +18,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
         &self,
         request: GenerationRequest,
     ) -> impl Future<Output = Result<Generation, GenerationError>> + Send;
+
+    /// Begins to empty a worker, by its name or id; or, not to `drain`, lets it be used again.
+    ///
+    /// # Errors
+    /// Where there is no such worker, or the others have no room for what it holds.
+    fn drain(&self, worker: &str, drain: bool) -> impl Future<Output = Result<Drained, DrainError>> + Send;
 
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
@@ -35,6 +41,10 @@ impl Engine for ClusterHandle {
         request: GenerationRequest,
     ) -> impl Future<Output = Result<Generation, GenerationError>> + Send {
         ClusterHandle::generate(self, request)
+    }
+
+    fn drain(&self, worker: &str, drain: bool) -> impl Future<Output = Result<Drained, DrainError>> + Send {
+        ClusterHandle::drain(self, worker, drain)
     }
 
     fn status(&self) -> Arc<ClusterStatus> {

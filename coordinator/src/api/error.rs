@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::cluster::DrainError;
 use crate::generation::GenerationError;
 
 /// Seconds after which a client may try again while the cluster is not serving: about what a small shard takes to load.
@@ -157,6 +158,19 @@ impl ApiError {
             "param": self.param,
             "code": self.code,
         }})
+    }
+}
+
+impl From<DrainError> for ApiError {
+    fn from(error: DrainError) -> ApiError {
+        let message = error.to_string();
+        let refused = |status, code| ApiError::new(status, "invalid_request_error", code, message);
+        match error {
+            DrainError::Unknown { .. } => refused(StatusCode::NOT_FOUND, "worker_not_found"),
+            DrainError::Ambiguous { .. } => refused(StatusCode::CONFLICT, "ambiguous_worker"),
+            DrainError::NoRoom { .. } => refused(StatusCode::CONFLICT, "no_room"),
+            DrainError::Stopping => ApiError::stopping(),
+        }
     }
 }
 

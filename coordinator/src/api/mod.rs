@@ -1,4 +1,4 @@
-//! The HTTP API: OpenAI's completions and chat, the models, health, metrics and the cluster's status.
+//! The HTTP API: OpenAI's completions and chat, the models, health, metrics, the cluster's status and its workers.
 //!
 //! A request is parsed once, at the edge, into typed parameters: whatever is wrong, not built yet or not known is
 //! refused by name, and nothing is ignored. Its prompt becomes token ids, the cluster behind [`Engine`] generates, and
@@ -32,6 +32,7 @@ mod state;
 mod stop;
 mod tool_calls;
 mod tools;
+mod workers;
 
 pub use engine::Engine;
 pub use error::ApiError;

@@ -102,7 +102,8 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /health                200 when requests are served\n\
          GET  /livez                 200 when the process answers\n\
          GET  /metrics               OpenMetrics\n\
-         GET  /api/status            plan, stages, workers and timings\n",
+         GET  /api/status            plan, stages, workers and timings\n\
+         POST /api/workers/ID/drain  empty a worker; DELETE takes it back into use\n",
         version = env!("CARGO_PKG_VERSION"),
         model = api.engine().model().id,
         state = phase_in_words(api.engine().status().phase),

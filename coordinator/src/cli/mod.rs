@@ -5,6 +5,7 @@
 
 mod bench;
 mod connect;
+mod drain;
 mod host;
 mod models;
 mod options;
@@ -76,6 +77,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Show the health of a running cluster
     Status(status::StatusArgs),
+    /// Empty a worker, so that it can be unplugged while answers run
+    Drain(drain::DrainArgs),
     /// Measure a running cluster: prompts, decoding, and where the stages' time goes
     Bench(bench::BenchArgs),
     /// Look at model files
@@ -220,6 +223,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => block_on(run::run(args)),
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
+        Command::Drain(args) => block_on(drain::drain(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Models(command) => block_on(models::models(command)),
         Command::Token(command) => block_on(token::token(command)),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use brigade_proto::ids::WorkerId;
 use brigade_shard::model_file::Fingerprint;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
@@ -38,6 +39,58 @@ pub struct ModelInfo {
     pub created: SystemTime,
 }
 
+/// Why a worker could not be drained, or taken back into use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DrainError {
+    /// There is no such worker.
+    #[error("there is no worker `{wanted}` here; there is {known}")]
+    Unknown {
+        /// What was asked for.
+        wanted: String,
+        /// The names that there are, for people.
+        known: String,
+    },
+    /// Several have the name.
+    #[error("several workers are called `{wanted}`; name one by its id: {ids}")]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// Their ids, for people.
+        ids: String,
+    },
+    /// The model, or what runs, could not be held without it.
+    #[error("{worker} cannot be drained, and stays in use: {reason}")]
+    NoRoom {
+        /// The worker's name.
+        worker: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// There is nobody to ask.
+    #[error("the coordinator is shutting down")]
+    Stopping,
+}
+
+/// The wish that a worker be drained, or be used again, on its way to the task that owns the members.
+#[derive(Debug)]
+pub(super) struct Drain {
+    /// Its name or id.
+    pub(super) worker: String,
+    /// Whether it is to be drained.
+    pub(super) drain: bool,
+    /// For its name and id.
+    pub(super) reply: oneshot::Sender<Result<Drained, DrainError>>,
+}
+
+/// A worker that is being drained, or was taken back into use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Its lasting id.
+    pub id: WorkerId,
+    /// Its name.
+    pub name: String,
+}
+
 /// A handle on a running cluster; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ClusterHandle {
@@ -49,6 +102,7 @@ struct Shared {
     model: ModelInfo,
     metrics: Metrics,
     submissions: mpsc::Sender<Submission>,
+    drains: mpsc::Sender<Drain>,
     status: watch::Receiver<Arc<ClusterStatus>>,
 }
 
@@ -64,9 +118,22 @@ impl ClusterHandle {
         model: ModelInfo,
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
+        drains: mpsc::Sender<Drain>,
         status: watch::Receiver<Arc<ClusterStatus>>,
     ) -> ClusterHandle {
-        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, status }) }
+        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, drains, status }) }
+    }
+
+    /// Begins to empty a worker, by its name or id: the plan moves away from it, and no other one uses it. Or, not to
+    /// `drain`, lets plans use it again. How far it is, the status says.
+    ///
+    /// # Errors
+    /// Where there is no such worker, or the others have no room for what it holds.
+    pub async fn drain(&self, worker: &str, drain: bool) -> Result<Drained, DrainError> {
+        let (reply, answer) = oneshot::channel();
+        let wish = Drain { worker: worker.to_owned(), drain, reply };
+        self.shared.drains.send(wish).await.map_err(|_| DrainError::Stopping)?;
+        answer.await.map_err(|_| DrainError::Stopping)?
     }
 
     /// Starts a generation, or puts it into the bounded queue of those that wait for cache.

@@ -15,7 +15,7 @@ mod settings;
 mod start;
 mod statistics;
 
-pub use handle::{ClusterHandle, ModelInfo};
+pub use handle::{ClusterHandle, DrainError, Drained, ModelInfo};
 pub use model::{DraftError, ModelError, ModelProblem};
 pub use settings::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 pub use start::{Cluster, CreateTokenError, StartError};

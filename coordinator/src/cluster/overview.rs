@@ -13,8 +13,8 @@ use crate::membership::{Member, Membership, Presence};
 use crate::metrics::{Metrics, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    ClusterStatus, DraftStatus, ModelStatus, Phase, PredictionStatus, RecoveryStatus, RequestStatus,
-    StageStatus, WorkerStatus,
+    ClusterStatus, DraftStatus, ModelStatus, MoveStatus, Phase, PredictionStatus, RecoveryStatus,
+    RequestStatus, StageStatus, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -28,6 +28,7 @@ pub(super) struct Sources<'a> {
     pub(super) counts: Counts,
     pub(super) statistics: &'a Statistics,
     pub(super) recovery: RecoveryStatus,
+    pub(super) moves: MoveStatus,
 }
 
 impl Sources<'_> {
@@ -49,7 +50,7 @@ impl Sources<'_> {
             wire: deployment.wire().as_str().into(),
             cache_tokens_kept: self.counts.cache_tokens_kept,
             stages: deployment.stages().iter().enumerate().map(|(i, stage)| self.stage(i, stage)).collect(),
-            workers: self.membership.members().map(|member| worker(member, now)).collect(),
+            workers: self.membership.members().map(|member| self.worker(member, now)).collect(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
                 decode_tokens_per_s: plan.predicted.decode_tokens_per_s,
                 ttft_ms: plan.predicted.ttft_ms,
@@ -59,7 +60,19 @@ impl Sources<'_> {
             requests: requests(&self.counts),
             steps: self.statistics.summary(),
             recovery: self.recovery,
+            moves: self.moves,
+            note: deployment.note().map(ToOwned::to_owned),
         }
+    }
+
+    fn worker(&self, member: &Member, now: Instant) -> WorkerStatus {
+        let status = worker(member, now);
+        if !self.membership.is_draining(&member.id) || status.state == "lost" {
+            return status;
+        }
+        let used = self.deployment.uses(&member.id)
+            || self.draft.is_some_and(|draft| draft.deployment.uses(&member.id));
+        WorkerStatus { state: if used { "draining" } else { "drained" }.into(), ..status }
     }
 
     fn stage(&self, place: usize, stage: &StageRun) -> StageStatus {
@@ -159,6 +172,7 @@ fn requests(counts: &Counts) -> RequestStatus {
         steps_ahead: counts.steps_ahead,
         recovered: counts.recovered,
         recovered_inexact: counts.recovered_inexact,
+        moved: counts.moved,
     }
 }
 
@@ -184,7 +198,7 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
     metrics.draft_model.set(i64::from(drafting));
     metrics.serving.set(i64::from(status.phase == Phase::Serving));
     metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
-    let attached = status.workers.iter().filter(|worker| worker.state == "attached");
+    let attached = status.workers.iter().filter(|worker| worker.state != "lost");
     metrics.workers.set(attached.clone().count() as i64);
     // A worker that is gone must not keep its last value.
     metrics.worker_resident.clear();

@@ -3,17 +3,20 @@
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Metrics, RecoveryPart};
-use crate::status::RecoveryStatus;
+use crate::status::{MoveStatus, RecoveryStatus};
 
 /// A recovery under way, and the last one.
 #[derive(Debug, Default)]
 pub(super) struct Recoveries {
     current: Option<Current>,
     status: RecoveryStatus,
+    moves: MoveStatus,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Current {
+    /// Whether the plan was given up by choice.
+    by_choice: bool,
     /// When the lost pipeline last gave a sign of life.
     silent: Instant,
     lost: Instant,
@@ -24,7 +27,20 @@ struct Current {
 impl Recoveries {
     /// A pipeline is lost, of which nothing has been heard since `silent`.
     pub(super) fn lost(&mut self, silent: Instant, now: Instant) {
-        self.current = Some(Current { silent, lost: now, loading: None, serving: None });
+        self.current = Some(Current { by_choice: false, silent, lost: now, loading: None, serving: None });
+    }
+
+    /// Another plan takes over by choice.
+    pub(super) fn moving(&mut self, now: Instant) {
+        self.current =
+            Some(Current { by_choice: true, silent: now, lost: now, loading: None, serving: None });
+    }
+
+    /// The next plan has failed before it served: if it was to take over by choice, that has become a recovery.
+    pub(super) fn failed_again(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.by_choice = false;
+        }
     }
 
     /// Stages of the next plan are being loaded. Where that comes to nothing, it counts as planning.
@@ -43,11 +59,21 @@ impl Recoveries {
 
     /// What ran is where it was.
     pub(super) fn caught_up(&mut self, now: Instant, metrics: &Metrics) {
-        let Some(Current { silent, lost, loading: Some(loading), serving: Some(serving) }) = self.current
+        let Some(Current { by_choice, silent, lost, loading: Some(loading), serving: Some(serving) }) =
+            self.current
         else {
             return;
         };
         self.current = None;
+        if by_choice {
+            let since = |from: Instant, to: Instant| milliseconds(to.saturating_duration_since(from));
+            let (load_ms, replay_ms) = (since(lost, serving), since(serving, now));
+            self.moves = MoveStatus { count: self.moves.count + 1, load_ms, replay_ms };
+            metrics.plan_moves.inc();
+            return tracing::info!(
+                "the plan has changed: loaded and connected in {load_ms} ms, replayed in {replay_ms} ms"
+            );
+        }
         let between = |from: Instant, to: Instant| to.saturating_duration_since(from);
         let parts = [
             (RecoveryPart::Detect, between(silent, lost)),
@@ -66,6 +92,11 @@ impl Recoveries {
              loaded and connected in {load_ms} ms, replayed in {replay_ms} ms",
             milliseconds(between(silent, now)),
         );
+    }
+
+    /// The last change of plan by choice, and how many there were.
+    pub(super) fn moves(&self) -> MoveStatus {
+        self.moves
     }
 
     /// The last recovery, and how many there were.

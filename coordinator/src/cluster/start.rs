@@ -22,12 +22,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::control::Control;
-use super::core::{Core, CoreParts, Draft, EVENT_QUEUE, SUBMISSION_QUEUE};
+use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, SUBMISSION_QUEUE};
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
 use super::{links, overview};
-use crate::deployment::{Deployment, DeploymentSettings};
+use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::metrics::Metrics;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
@@ -162,6 +162,7 @@ impl Cluster {
             prefill_chunk: settings.prefill_chunk,
             cache_dtype: settings.cache_dtype,
             wire: settings.wire,
+            moving: if settings.split.is_empty() { Moving::Freely } else { Moving::ToDrain },
         };
         let beside = settings.draft.iter().zip(&draft).next().map(|((path, id), draft)| {
             let drafting = DeploymentSettings {
@@ -169,6 +170,7 @@ impl Cluster {
                 min_workers: 1,
                 fingerprint: draft.fingerprint.to_string(),
                 file_hint: file_hint(path),
+                moving: Moving::AtOnce,
                 ..served.clone()
             };
             let deployment = Deployment::new(drafting, draft.planner(&settings));
@@ -179,6 +181,7 @@ impl Cluster {
         let health = Health::new().await;
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
+        let (drains_sender, drains) = mpsc::channel(DRAIN_QUEUE);
         let events = mpsc::channel(EVENT_QUEUE);
         let tasks = TaskTracker::new();
         let (stop_core, stop_control) = (CancellationToken::new(), CancellationToken::new());
@@ -218,10 +221,11 @@ impl Cluster {
             transport: transport.clone(),
             events,
             submissions,
+            drains,
             status: status_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
-        let handle = ClusterHandle::new(model.info, metrics, submissions_sender, status);
+        let handle = ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

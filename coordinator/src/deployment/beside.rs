@@ -36,6 +36,7 @@ impl Deployment {
             self.commands.push_back(Command::Send { worker, message });
         }
         self.paused = true;
+        self.better.end();
         self.state = State::Waiting { reason: reason.to_owned(), not_before: None };
     }
 

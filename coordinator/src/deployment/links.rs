@@ -1,6 +1,6 @@
 //! Who reaches whom: when a link between two workers breaks that are both there, the link is to blame and not a worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use brigade_proto::ids::WorkerId;
@@ -95,6 +95,11 @@ impl Links {
         });
         let place = |worker: &WorkerId| workers.iter().position(|other| other == worker);
         self.broken.keys().filter_map(|(one, other)| Some((place(one)?, place(other)?))).collect()
+    }
+
+    /// Pairs that do not reach each other, the lesser first.
+    pub(super) fn pairs(&self) -> BTreeSet<(WorkerId, WorkerId)> {
+        self.broken.keys().cloned().collect()
     }
 
     /// When something is known no longer.

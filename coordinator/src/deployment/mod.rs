@@ -5,9 +5,11 @@
 //! which is made durable before a worker hears of it. A plan goes through its steps on all stages together: all load,
 //! all connect, all are activated; the first request is sent only after every stage has said that it is active. When a
 //! stage fails or its worker is lost, running requests are kept for a new plan over what is left; plans that keep failing
-//! are tried again ever more slowly.
+//! are tried again ever more slowly. While a plan serves, a better one may be prepared beside it, or one that does without
+//! a worker that is drained; then all goes over to that at once.
 
 mod beside;
+mod better;
 mod devices;
 mod links;
 mod running;
@@ -27,6 +29,8 @@ use crate::membership::SessionId;
 use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
+use self::better::Better;
+pub use self::better::{JOIN_PAUSE, WORTH_A_MOVE};
 use self::links::Links;
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
@@ -85,6 +89,19 @@ pub struct DeploymentSettings {
     pub cache_dtype: CacheDtype,
     /// How hidden states cross links.
     pub wire: WireDtype,
+    /// When a plan that serves is given up for another.
+    pub moving: Moving,
+}
+
+/// When a plan that serves is given up for another, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// For one that is better, and to empty a worker; weights are read ahead.
+    Freely,
+    /// To empty a worker alone: the cut is not ours to choose. Weights are read ahead.
+    ToDrain,
+    /// To empty a worker alone, and at once: nobody waits for what is served.
+    AtOnce,
 }
 
 /// Something that concerns the deployment.
@@ -92,8 +109,15 @@ pub struct DeploymentSettings {
 pub enum Event {
     /// The set of attached workers has changed.
     MembersChanged,
-    /// The epoch asked for is durable, or could not be made so.
-    EpochPersisted(Result<(), String>),
+    /// An epoch asked for is durable, or could not be made so.
+    EpochPersisted {
+        /// Which.
+        epoch: Epoch,
+        /// Whether it is; if not, why.
+        result: Result<(), String>,
+    },
+    /// What ran on the plan before is where it was.
+    CaughtUp,
     /// A worker has reported on its stage.
     Stage {
         /// Which worker.
@@ -155,7 +179,7 @@ pub enum Event {
 /// What is to be done, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Make the epoch durable, then say so with [`Event::EpochPersisted`].
+    /// Make the epoch durable, then say so with [`Event::EpochPersisted`]. Another may be asked for before that.
     PersistEpoch(Epoch),
     /// Send a message; it is lost where the worker is not attached, which is noticed apart from this.
     Send {
@@ -174,6 +198,16 @@ pub enum Command {
     Suspend {
         /// Why, for people.
         reason: String,
+    },
+    /// Another plan takes over, by choice: keep what runs for it. The next commands bring it up.
+    Move {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What becomes of a better plan: for the log.
+    Say {
+        /// For people.
+        text: String,
     },
     /// What is known of the next plan while none serves.
     LookOut(Outlook),
@@ -209,6 +243,7 @@ pub struct Deployment {
     settings: DeploymentSettings,
     planner: Planner,
     state: State,
+    /// The newest epoch that was asked for.
     epoch: Epoch,
     /// Whether some plan has served: from then on fewer workers than wanted at first are better than none.
     has_served: bool,
@@ -228,6 +263,8 @@ pub struct Deployment {
     hung: BTreeSet<WorkerId>,
     /// Workers that could not load their stage: as which session, and when.
     could_not_load: BTreeMap<WorkerId, (SessionId, Instant)>,
+    /// What is done about a better plan while one serves.
+    better: Better,
     commands: VecDeque<Command>,
 }
 
@@ -249,6 +286,7 @@ impl Deployment {
             links: Links::default(),
             hung: BTreeSet::new(),
             could_not_load: BTreeMap::new(),
+            better: Better::default(),
             commands: VecDeque::new(),
         }
     }
@@ -287,9 +325,20 @@ impl Deployment {
         self.settings.wire
     }
 
-    /// The newest plan's number; 0 before the first one of this state directory.
+    /// The number of the plan being brought up or served, or else the newest one's; 0 before the first one of this state
+    /// directory.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.running().map_or(self.epoch, |running| running.fence.epoch)
+    }
+
+    /// What is to be said beside that, such as what becomes of a better plan.
+    pub fn note(&self) -> Option<&str> {
+        self.better.note()
+    }
+
+    /// Whether a worker holds something of this deployment, or may.
+    pub fn uses(&self, worker: &WorkerId) -> bool {
+        self.running().is_some_and(|running| running.stage_of(worker).is_some())
     }
 
     /// The plan being brought up or served.
@@ -311,7 +360,7 @@ impl Deployment {
     pub fn next_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting { not_before, .. } => not_before.or_else(|| self.links.next_timeout()),
-            State::Running(running) => running.next_timeout(),
+            State::Running(running) => running.next_timeout().into_iter().chain(self.better_timeout()).min(),
             State::Stopped => None,
         }
     }

@@ -159,7 +159,12 @@ impl Running {
     }
 
     pub(super) fn load(&self, settings: &DeploymentSettings, stage: usize) -> ToWorker {
-        ToWorker::Load(LoadStage {
+        ToWorker::Load(self.order(settings, stage))
+    }
+
+    /// What the stage is loaded by.
+    pub(super) fn order(&self, settings: &DeploymentSettings, stage: usize) -> LoadStage {
+        LoadStage {
             deployment: settings.id,
             epoch: self.fence.epoch,
             fingerprint: settings.fingerprint.clone(),
@@ -168,7 +173,7 @@ impl Running {
             stage: stage as u32,
             stages: self.stages.len() as u32,
             room: self.room,
-        })
+        }
     }
 
     pub(super) fn connect(
@@ -242,6 +247,8 @@ impl Running {
                 run.confirm_by = None;
                 Progress::Active
             }
+            // Of weights that were read ahead for it; it says once more what it is.
+            StageState::Prepared | StageState::Crowded { .. } => return Ok(()),
             StageState::Failed { reason } => return Err(format!("{}: {reason}", self.describe(stage))),
             StageState::Retired => return Err(format!("{} was given up", self.describe(stage))),
         };

@@ -1,5 +1,6 @@
 //! Tests of the deployment machine, with workers that answer as real ones do.
 
+mod better;
 mod devices;
 
 use brigade_proto::control::{Capabilities, DeviceKind, StageMemory, StageState};
@@ -18,7 +19,12 @@ const ID: DeploymentId = DeploymentId(1);
 
 /// Even shards over all devices, which need 100 MiB together.
 fn planner() -> Planner {
-    Box::new(|devices, min_stages, apart| {
+    planner_with(|_| 1.0)
+}
+
+/// The same, with the throughput that so many stages are said to have.
+fn planner_with(throughput: impl Fn(usize) -> f64 + Send + 'static) -> Planner {
+    Box::new(move |devices, min_stages, apart| {
         let offered: Bytes = devices.iter().map(|device| device.budget).sum();
         if offered < Bytes::mib(100) {
             return Err(format!("{} more are needed", Bytes::mib(100) - offered));
@@ -38,7 +44,11 @@ fn planner() -> Planner {
             stages: (0..devices.len()).map(stage).collect(),
             context: 256,
             cache_tokens: 512,
-            predicted: Prediction { decode_tokens_per_s: 1.0, ttft_ms: 1.0, throughput_tokens_per_s: 1.0 },
+            predicted: Prediction {
+                decode_tokens_per_s: 1.0,
+                ttft_ms: 1.0,
+                throughput_tokens_per_s: throughput(devices.len()),
+            },
             bottleneck: String::new(),
             unused: Vec::new(),
             notes: Vec::new(),
@@ -46,9 +56,9 @@ fn planner() -> Planner {
     })
 }
 
-/// Some order of three devices or fewer in which no pair of `apart` are neighbours.
+/// Some order of four devices or fewer in which no pair of `apart` are neighbours.
 fn order(devices: usize, apart: &[(usize, usize)]) -> Option<Vec<usize>> {
-    let orders = [[0, 1, 2], [1, 0, 2], [0, 2, 1]]
+    let orders = [[0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]]
         .map(|order| order.into_iter().filter(|device| *device < devices).collect::<Vec<usize>>());
     let is_apart =
         |pair: &[usize]| apart.contains(&(pair[0], pair[1])) || apart.contains(&(pair[1], pair[0]));
@@ -71,12 +81,18 @@ struct Bench {
     serving: Option<Pipeline>,
     outlook: Option<Outlook>,
     failures: Vec<String>,
+    moves: Vec<String>,
+    said: Vec<String>,
     links_closed: usize,
     doubted: Vec<String>,
 }
 
 impl Bench {
     fn new(min_workers: usize) -> Bench {
+        Bench::planned(min_workers, planner(), Moving::Freely)
+    }
+
+    fn planned(min_workers: usize, planner: Planner, moving: Moving) -> Bench {
         let settings = DeploymentSettings {
             id: ID,
             incarnation: Incarnation(3),
@@ -88,10 +104,11 @@ impl Bench {
             prefill_chunk: 128,
             cache_dtype: CacheDtype::F16,
             wire: WireDtype::F32,
+            moving,
         };
         Bench {
             members: Membership::new(),
-            deployment: Deployment::new(settings, planner()),
+            deployment: Deployment::new(settings, planner),
             now: Instant::now(),
             sessions: 0,
             sent: Vec::new(),
@@ -99,6 +116,8 @@ impl Bench {
             serving: None,
             outlook: None,
             failures: Vec::new(),
+            moves: Vec::new(),
+            said: Vec::new(),
             links_closed: 0,
             doubted: Vec::new(),
         }
@@ -171,10 +190,14 @@ impl Bench {
             match command {
                 Command::PersistEpoch(epoch) => {
                     self.persisted.push(epoch);
-                    self.deployment.handle(Event::EpochPersisted(Ok(())), &self.members, self.now);
+                    self.deployment.handle(
+                        Event::EpochPersisted { epoch, result: Ok(()) },
+                        &self.members,
+                        self.now,
+                    );
                 }
                 Command::Send { worker, message } => {
-                    if let ToWorker::Load(load) = &message {
+                    if let ToWorker::Load(load) | ToWorker::Prepare(load) = &message {
                         assert!(self.persisted.contains(&load.epoch), "{} was used too early", load.epoch);
                     }
                     self.sent.push((worker.to_string(), message));
@@ -185,6 +208,11 @@ impl Bench {
                     assert!(self.serving.replace(pipeline).is_none(), "started twice");
                 }
                 Command::Suspend { .. } | Command::Stop { .. } => self.serving = None,
+                Command::Move { reason } => {
+                    assert!(self.serving.take().is_some(), "moved while nothing served");
+                    self.moves.push(reason);
+                }
+                Command::Say { text } => self.said.push(text),
                 Command::LookOut(outlook) => self.outlook = Some(outlook),
                 Command::Failed { reason } => self.failures.push(reason),
             }
@@ -624,7 +652,8 @@ fn an_epoch_that_cannot_be_written_is_not_used() {
     assert!(matches!(deployment.poll_command(), Some(Command::LookOut(Outlook::Coming))));
     assert!(matches!(deployment.poll_command(), Some(Command::CloseLinks)));
     assert!(matches!(deployment.poll_command(), Some(Command::PersistEpoch(_))));
-    deployment.handle(Event::EpochPersisted(Err("disk full".into())), &bench.members, bench.now);
+    let failed = Event::EpochPersisted { epoch: Epoch(11), result: Err("disk full".into()) };
+    deployment.handle(failed, &bench.members, bench.now);
     let commands: Vec<Command> = std::iter::from_fn(|| deployment.poll_command()).collect();
     assert!(commands.iter().all(|command| !matches!(command, Command::Send { .. })), "{commands:?}");
 }

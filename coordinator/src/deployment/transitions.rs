@@ -27,10 +27,8 @@ impl Deployment {
         }
         match event {
             Event::MembersChanged => self.members_changed(members, now),
-            Event::EpochPersisted(Ok(())) => self.begin_loading(members, now),
-            Event::EpochPersisted(Err(reason)) => {
-                self.fail(format!("failed to write down the plan's number: {reason}"), members, now);
-            }
+            Event::EpochPersisted { epoch, result } => self.persisted(epoch, result, members, now),
+            Event::CaughtUp => self.better.caught_up(),
             Event::Stage { worker, report } => self.stage_reported(&worker, report, members, now),
             Event::LinkUp { worker } => {
                 self.link_changed(&worker, true);
@@ -72,12 +70,25 @@ impl Deployment {
         match &self.state {
             State::Waiting { not_before: Some(due), .. } if now >= *due => self.plan_anew(members, now),
             State::Waiting { not_before: None, .. } if self.links.expire(now) => self.plan_anew(members, now),
-            State::Running(running) => {
-                if let Some(reason) = running.overdue(now) {
-                    self.fail(reason, members, now);
-                }
-            }
+            State::Running(running) => match running.overdue(now) {
+                Some(reason) => self.fail(reason, members, now),
+                None => self.better_due(members, now),
+            },
             State::Waiting { .. } | State::Stopped => {}
+        }
+    }
+
+    fn persisted(&mut self, epoch: Epoch, result: Result<(), String>, members: &Membership, now: Instant) {
+        let result = result.map_err(|reason| format!("failed to write down the plan's number: {reason}"));
+        let is_next = self.better.next_epoch() == Some(epoch);
+        let is_current = self.running().is_some_and(|running| running.fence.epoch == epoch);
+        match result {
+            Ok(()) if is_next => self.begin_preparing(members, now),
+            Err(reason) if is_next => self.stay(reason, members),
+            Ok(()) if is_current => self.begin_loading(members, now),
+            Err(reason) if is_current => self.fail(reason, members, now),
+            // Of a plan that was given up meanwhile.
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -88,16 +99,18 @@ impl Deployment {
                     self.plan_anew(members, now);
                 }
             }
-            State::Running(running) => {
-                if let Some(reason) = lost_stage(running, &mut self.commands, members, now) {
-                    self.fail(reason, members, now);
-                }
-            }
+            State::Running(running) => match lost_stage(running, &mut self.commands, members, now) {
+                Some(reason) => self.fail(reason, members, now),
+                None => self.reconsider(members, now),
+            },
             State::Stopped => {}
         }
     }
 
     fn stage_reported(&mut self, worker: &WorkerId, report: StageReport, members: &Membership, now: Instant) {
+        if report.deployment == self.settings.id && self.better.next_epoch() == Some(report.epoch) {
+            return self.preparing_reported(worker, report.state, members, now);
+        }
         let State::Running(running) = &mut self.state else {
             return;
         };
@@ -231,6 +244,8 @@ impl Deployment {
                     self.commands.push_back(Command::Start(running.pipeline(&self.settings)));
                     self.has_served = true;
                     self.last_failure = None;
+                    self.better.serving();
+                    return self.reconsider(members, now);
                 }
             }
         }
@@ -255,10 +270,10 @@ impl Deployment {
             self.commands.push_back(Command::LookOut(Outlook::Coming));
             return;
         }
-        let attached: Vec<_> = members.attached().filter(|member| !self.hung.contains(&member.id)).collect();
+        let attached = self.usable(members);
         let wanted = if self.has_served { 1 } else { self.settings.min_workers.max(1) };
         if attached.len() < wanted {
-            self.wait(waiting_for_workers(attached.len(), wanted));
+            self.wait(waiting_for_workers(attached.len(), wanted) + &drained(members));
             return;
         }
         self.could_not_load.retain(|worker, (session, since)| {
@@ -276,9 +291,10 @@ impl Deployment {
             Some(plan) => Ok(plan),
             None => self.plan_over(&attached, members, now),
         };
+        self.note_considered(members);
         let (plan, workers) = match plan {
             Ok(found) => found,
-            Err(reason) => return self.wait(reason),
+            Err(reason) => return self.wait(reason + &drained(members)),
         };
         let epoch = Epoch(self.epoch.0 + 1);
         match Running::new(&self.settings, epoch, plan, &workers, members, now) {
@@ -293,8 +309,14 @@ impl Deployment {
         }
     }
 
+    /// Workers that may be planned with.
+    pub(super) fn usable<'a>(&self, members: &'a Membership) -> Vec<&'a Member> {
+        let usable = |member: &&Member| !self.hung.contains(&member.id) && !members.is_draining(&member.id);
+        members.attached().filter(usable).collect()
+    }
+
     /// The best plan over some workers, and their ids in the order of its devices.
-    fn plan_over(
+    pub(super) fn plan_over(
         &mut self,
         over: &[&Member],
         members: &Membership,
@@ -312,7 +334,7 @@ impl Deployment {
         Ok((plan?, workers))
     }
 
-    fn begin_loading(&mut self, members: &Membership, now: Instant) {
+    pub(super) fn begin_loading(&mut self, members: &Membership, now: Instant) {
         let State::Running(running) = &mut self.state else {
             return;
         };
@@ -346,6 +368,7 @@ impl Deployment {
             self.failures = 0;
         }
         self.failures += 1;
+        self.better.end();
         self.commands.push_back(Command::Failed { reason: reason.clone() });
         self.commands.push_back(Command::Suspend { reason: reason.clone() });
         self.commands.push_back(Command::CloseLinks);
@@ -394,6 +417,19 @@ impl Deployment {
     }
 }
 
+/// Who could be used, but is drained; for people.
+fn drained(members: &Membership) -> String {
+    let drained = members.attached().filter(|member| members.is_draining(&member.id));
+    let names: Vec<&str> = drained.map(|member| member.capabilities.name.as_str()).collect();
+    match names[..] {
+        [] => String::new(),
+        _ => format!(
+            "; drained: {} (`brigade drain --undo WORKER` takes a worker back into use)",
+            names.join(", ")
+        ),
+    }
+}
+
 /// Whether nobody doubts that a worker is there.
 fn is_well(worker: &WorkerId, members: &Membership) -> bool {
     let attached = members.member(worker).is_some_and(|member| member.session().is_some());
@@ -402,7 +438,7 @@ fn is_well(worker: &WorkerId, members: &Membership) -> bool {
 
 /// Why a plan cannot go on with the workers as they are now, if it cannot. Workers that attached anew while serving
 /// say by themselves what they hold, and then answer a probe.
-fn lost_stage(
+pub(super) fn lost_stage(
     running: &mut Running,
     commands: &mut VecDeque<Command>,
     members: &Membership,

@@ -11,6 +11,6 @@ pub use model::{
     EndToken, LayerKind, ModelCard, SpecCard, StatedCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };
 pub use plan::{PlanStage, PlanView, render_plan};
-pub use status::render_status;
 pub(crate) use status::stage_shard;
+pub use status::{drain_progress, render_status};
 pub use table::{Align, Table, memory_bar};

@@ -18,6 +18,9 @@ pub fn render_status(status: &ClusterStatus) -> String {
     if let Some(reason) = &status.reason {
         let _ = writeln!(text, "reason    {reason}");
     }
+    if let Some(note) = &status.note {
+        let _ = writeln!(text, "note      {note}");
+    }
     let _ = writeln!(
         text,
         "context   {} tokens; cache {} of {} tokens reserved",
@@ -74,6 +77,15 @@ pub fn render_status(status: &ClusterStatus) -> String {
         );
     }
     text
+}
+
+/// How far the draining of a worker is, as a line.
+pub fn drain_progress(status: &ClusterStatus, worker: &WorkerStatus) -> String {
+    let name = &worker.name;
+    match (&status.note, &status.reason) {
+        (Some(what), _) | (None, Some(what)) => format!("{name} is draining; {what}"),
+        (None, None) => format!("{name} is draining"),
+    }
 }
 
 /// What the draft model is doing, and where.

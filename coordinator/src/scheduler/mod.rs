@@ -166,6 +166,8 @@ pub struct Counts {
     pub recovered: u64,
     /// Those of them of which some pipeline was not exact, so that their tokens may be others than without the loss.
     pub recovered_inexact: u64,
+    /// Times that a request went over to another plan that took over by choice.
+    pub moved: u64,
     /// Results dropped because their fence or step was not of this pipeline.
     pub results_fenced: u64,
     /// Cache tokens reserved.

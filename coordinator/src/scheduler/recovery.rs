@@ -107,6 +107,32 @@ impl Scheduler {
         self.forget_steps();
     }
 
+    /// Gives the pipeline up for another one that takes over by choice. What runs is kept for it; nothing of that counts as
+    /// a loss.
+    pub fn move_on(&mut self, reason: &str) {
+        self.closed = reason.to_owned();
+        self.pipeline = None;
+        for (id, mut sequence) in std::mem::take(&mut self.sequences) {
+            if sequence.ended {
+                continue;
+            }
+            if sequence.begun() {
+                self.counts.moved += 1;
+                self.recovery.behind.insert(id);
+            }
+            sequence.move_on();
+            self.waiting.insert(id, sequence);
+        }
+        self.forget_steps();
+    }
+
+    /// The most tokens that something which runs or waits may come to.
+    pub fn longest(&self) -> usize {
+        let stranded = self.recovery.stranded.values().map(|(sequence, _)| sequence);
+        let all = self.sequences.values().chain(self.waiting.values()).chain(stranded);
+        all.map(Sequence::most_tokens).max().unwrap_or(0)
+    }
+
     /// Takes in what is known of the next pipeline.
     pub fn look_out(&mut self, outlook: Outlook, now: Instant) {
         if let Outlook::Short { reason } = &outlook {

@@ -359,17 +359,22 @@ impl Sequence {
         std::mem::take(&mut self.pages)
     }
 
+    /// Goes back to those that wait, with all that was drawn: another pipeline takes over.
+    pub(super) fn move_on(&mut self) {
+        self.restart();
+        self.in_flight = 0;
+        self.fails += 1;
+        self.guess = Guess::default();
+        self.guessed_at = 0;
+    }
+
     /// Begins anew after its pipeline was lost, with all that was told so far. Says how many were lost in a row while it
     /// was computed, without a token between them.
     pub(super) fn suspend(&mut self, exact: bool) -> u32 {
         self.losses.hit |= self.begun() || self.settled;
         self.losses.inexact |= self.begun() && !exact;
         self.losses.fruitless += u32::from(self.in_flight > 0);
-        self.restart();
-        self.in_flight = 0;
-        self.fails += 1;
-        self.guess = Guess::default();
-        self.guessed_at = 0;
+        self.move_on();
         self.losses.fruitless
     }
 

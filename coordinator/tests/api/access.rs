@@ -3,7 +3,7 @@
 use brigade_coordinator::api::ApiSettings;
 use brigade_coordinator::status::{ClusterStatus, Phase};
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::Server;
 use crate::engine::{CONTEXT, ScriptedEngine};
@@ -120,4 +120,30 @@ async fn status_metrics_and_index_answer() {
     assert_eq!(metrics.text().await.unwrap(), "# EOF\n");
     let index = server.request(Method::GET, "/").send().await.unwrap().text().await.unwrap();
     assert!(index.contains("Brigade") && index.contains("/v1/chat/completions"), "{index}");
+}
+
+#[tokio::test]
+async fn workers_are_drained_by_name_and_taken_back() {
+    let server = Server::start(ScriptedEngine::saying(bytes("ok"))).await;
+    let ask = async |method: Method, worker: &str| {
+        let answer = server.request(method, &format!("/api/workers/{worker}/drain")).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json::<Value>().await.unwrap())
+    };
+    let done = |drain: bool| (200, json!({"id": "w1", "name": "w1", "drain": drain}));
+    assert_eq!(ask(Method::POST, "w1").await, done(true));
+    assert_eq!(ask(Method::DELETE, "w1").await, done(false));
+    for (worker, status, code, says) in [
+        ("w2", 409, "no_room", "2.0 GiB more are needed"),
+        ("w9", 404, "worker_not_found", "there is w1, w2"),
+    ] {
+        let (seen, answer) = ask(Method::POST, worker).await;
+        assert_eq!((seen, &answer["error"]["code"]), (status, &json!(code)), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(says), "{answer}");
+    }
+    assert_eq!(ask(Method::GET, "w1").await.0, 405);
+    let settings = ApiSettings { api_keys: vec!["k".into()], ..ApiSettings::default() };
+    let guarded = Server::with(ScriptedEngine::saying(bytes("ok")), settings).await;
+    let refused = guarded.request(Method::POST, "/api/workers/w1/drain").send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 401);
 }

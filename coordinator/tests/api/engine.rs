@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brigade_coordinator::api::Engine;
-use brigade_coordinator::cluster::ModelInfo;
+use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo};
 use brigade_coordinator::generation::{
     Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
 };
@@ -122,6 +122,17 @@ impl Engine for ScriptedEngine {
             engine.running.fetch_sub(1, Ordering::SeqCst);
         });
         Ok(Generation { events: receiver, cancel })
+    }
+
+    async fn drain(&self, worker: &str, _drain: bool) -> Result<Drained, DrainError> {
+        match worker {
+            "w1" => Ok(Drained { id: worker.to_owned().try_into().unwrap(), name: worker.to_owned() }),
+            "w2" => Err(DrainError::NoRoom {
+                worker: worker.to_owned(),
+                reason: "2.0 GiB more are needed".into(),
+            }),
+            _ => Err(DrainError::Unknown { wanted: worker.to_owned(), known: "w1, w2".into() }),
+        }
     }
 
     fn status(&self) -> Arc<ClusterStatus> {

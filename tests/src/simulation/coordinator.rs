@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use brigade_coordinator::deployment::{self, Deployment, DeploymentSettings};
+use brigade_coordinator::deployment::{self, Deployment, DeploymentSettings, Moving};
 use brigade_coordinator::generation::{GenerationError, GenerationEvent, GenerationRequest};
 use brigade_coordinator::membership::{self, Membership, SessionId};
 use brigade_coordinator::scheduler::{self, Scheduler, Speculation};
@@ -25,7 +25,7 @@ const MAX_WAITING: usize = 64;
 
 /// Something that the world has to do.
 pub(super) enum Wanted {
-    PersistEpoch,
+    PersistEpoch(Epoch),
     Tell(SessionId, ToWorker),
     CloseSession(SessionId),
     CloseLinks(Vec<LinkId>),
@@ -44,6 +44,10 @@ pub(super) struct Coordinator {
     /// The newest epoch that serves, and how many have.
     serving: Option<Epoch>,
     pub(super) plans_served: u64,
+    /// Those that took over by choice.
+    pub(super) plans_moved: u64,
+    /// Those that failed.
+    pub(super) plans_failed: u64,
 }
 
 impl Coordinator {
@@ -59,6 +63,7 @@ impl Coordinator {
             prefill_chunk: 16,
             cache_dtype: CacheDtype::F16,
             wire: WireDtype::F32,
+            moving: Moving::Freely,
         };
         Coordinator {
             membership: Membership::new(),
@@ -68,6 +73,8 @@ impl Coordinator {
             first: None,
             serving: None,
             plans_served: 0,
+            plans_moved: 0,
+            plans_failed: 0,
         }
     }
 
@@ -136,8 +143,24 @@ impl Coordinator {
         self.membership.handle(membership::Event::Probed { worker, nonce, probed }, now);
     }
 
-    pub(super) fn epoch_written(&mut self, now: Instant) {
-        self.deployment.handle(deployment::Event::EpochPersisted(Ok(())), &self.membership, now);
+    pub(super) fn epoch_written(&mut self, epoch: Epoch, now: Instant) {
+        let event = deployment::Event::EpochPersisted { epoch, result: Ok(()) };
+        self.deployment.handle(event, &self.membership, now);
+    }
+
+    /// A worker is to be emptied, or used again; whether that was taken.
+    pub(super) fn drain(&mut self, worker: &WorkerId, draining: bool, now: Instant) -> bool {
+        let room = !draining || self.deployment.check_drain(worker, &self.membership, now).is_ok();
+        if room {
+            let event = membership::Event::Draining { worker: worker.clone(), draining };
+            self.membership.handle(event, now);
+        }
+        room
+    }
+
+    /// Whether a worker has a stage of the plan.
+    pub(super) fn is_used(&self, worker: &WorkerId) -> bool {
+        self.deployment.uses(worker)
     }
 
     /// Takes in what a worker said.
@@ -236,9 +259,10 @@ impl Coordinator {
                     scheduler::Command::DraftsBroken { reason } => {
                         panic!("there is no draft model: {reason}")
                     }
-                    scheduler::Command::Tell(_)
-                    | scheduler::Command::Measured(_)
-                    | scheduler::Command::CaughtUp => {}
+                    scheduler::Command::CaughtUp => {
+                        self.deployment.handle(deployment::Event::CaughtUp, &self.membership, now);
+                    }
+                    scheduler::Command::Tell(_) | scheduler::Command::Measured(_) => {}
                 }
             } else {
                 return wanted;
@@ -250,7 +274,7 @@ impl Coordinator {
         match command {
             deployment::Command::PersistEpoch(epoch) => {
                 assert!(Some(epoch) > self.serving, "epoch {epoch} is not new");
-                wanted.push(Wanted::PersistEpoch);
+                wanted.push(Wanted::PersistEpoch(epoch));
             }
             deployment::Command::Send { worker, message } => {
                 if let Some(session) = self.membership.member(&worker).and_then(|member| member.session()) {
@@ -271,12 +295,18 @@ impl Coordinator {
                 self.first = None;
                 self.scheduler.suspend(&reason);
             }
+            deployment::Command::Move { reason } => {
+                assert!(self.first.take().is_some(), "moved from a plan that does not serve: {reason}");
+                self.plans_moved += 1;
+                self.scheduler.move_on(&reason);
+            }
             deployment::Command::LookOut(outlook) => self.scheduler.look_out(outlook, now),
             deployment::Command::Stop { reason } => self.scheduler.stop(&reason, now),
             deployment::Command::Doubt(worker) => {
                 self.membership.handle(membership::Event::Doubted { worker }, now);
             }
-            deployment::Command::Failed { .. } => {}
+            deployment::Command::Failed { .. } => self.plans_failed += 1,
+            deployment::Command::Say { .. } => {}
         }
     }
 

@@ -1,7 +1,8 @@
 //! What fails: processes, machines, devices, disks and the network between them.
 
 use super::links::IDLE_US;
-use super::world::{Happening, Life, LinkId, Machine, Place, World};
+use super::worker::Process;
+use super::world::{Happening, Life, LinkId, Machine, Place, World, worker_id};
 
 impl World {
     /// How many workers are well.
@@ -80,6 +81,24 @@ impl World {
         self.cut.remove(&pair);
         let held = std::mem::take(&mut self.held);
         held.into_iter().for_each(|happening| self.after(0, happening));
+    }
+
+    /// A worker is to be emptied, or used again; whether that was taken.
+    pub(super) fn drain(&mut self, place: Place, drain: bool) -> bool {
+        let now = self.now();
+        let taken = self.coordinator.drain(&worker_id(place), drain, now);
+        self.settle();
+        taken
+    }
+
+    /// Whether a machine's worker has a stage of the plan.
+    pub(super) fn is_used(&self, place: Place) -> bool {
+        self.coordinator.is_used(&worker_id(place))
+    }
+
+    /// Whether some worker keeps weights for a plan to come.
+    pub(super) fn keeps_ahead(&self) -> bool {
+        self.machines.iter().filter_map(|machine| machine.process.as_ref()).any(Process::keeps_ahead)
     }
 
     /// A disk takes so many times as long, or fails.

@@ -3,14 +3,15 @@
 //!
 //! A run is decided by its seed alone, so that one that fails can be looked at again. Messages are late, held up by lost
 //! packets and by networks that are cut; results of old plans come once more; processes crash, machines lose power, stop
-//! and go on, devices hang, disks are slow or fail, and the coordinator itself sleeps. [`run`] checks all the while, and
-//! at the end, when everything is well again:
+//! and go on, devices hang, disks are slow or fail, and the coordinator itself sleeps. Workers that come back make plans
+//! better, and some are drained. [`run`] checks all the while, and at the end, when everything is well again:
 //!
 //! - every request ends exactly once, with the tokens and scores that it has without any machine between;
 //! - no token or score is told twice, and nothing that is told changes;
 //! - nothing of an old plan is accepted;
 //! - no cache, step or sequence is left behind, on the coordinator or a worker;
-//! - where enough workers were well, every request is answered.
+//! - where enough workers were well, every request is answered;
+//! - a worker that is drained and dies costs nothing, and no weights are kept for plans that are not to come.
 
 mod coordinator;
 mod faults;
@@ -54,6 +55,10 @@ pub struct Outcome {
     pub recovered: u64,
     /// Plans that served.
     pub plans: u64,
+    /// Those of them that took over by choice.
+    pub moved: u64,
+    /// Workers that were drained, and died then.
+    pub unplugged: u64,
     /// Results of old plans that came, and were dropped.
     pub fenced: u64,
 }
@@ -87,6 +92,10 @@ enum Mend {
     Unhang(usize),
     Heal(usize, usize),
     Disk(usize),
+    /// A drained worker dies, if it is empty by now.
+    Unplug(usize),
+    /// It may be used again.
+    Undrain(usize),
 }
 
 /// Runs one seed.
@@ -110,6 +119,9 @@ struct Run {
     mends: Vec<(u64, Mend)>,
     next_fault_us: u64,
     given_up: u64,
+    unplugged: u64,
+    /// How many plans had failed when a drained worker died, until that is mended.
+    failed_at_unplugging: Option<u64>,
 }
 
 impl Run {
@@ -122,7 +134,9 @@ impl Run {
             Weather::Foul => workers - random.below(2) as usize,
         };
         let layers = model::LAYERS.div_ceil(least) as u64;
-        let budget = Bytes::mib(10 * layers + 2);
+        // Some have room to prepare a plan beside the one that serves.
+        let beside = random.pick(&[0, 8, 20]);
+        let budget = Bytes::mib(10 * layers + 2 + beside);
         let speculation = if random.once_in(2) { Speculation::Lookup } else { Speculation::Off };
         let park = match weather {
             Weather::Fair => Duration::from_secs(3600),
@@ -137,13 +151,15 @@ impl Run {
             mends: Vec::new(),
             next_fault_us: 2_000_000,
             given_up: 0,
+            unplugged: 0,
+            failed_at_unplugging: None,
         }
     }
 
     fn all(&mut self) -> Result<Outcome, String> {
         while self.world.now_us() < FAULTS_US {
             self.world.pass(TICK_US);
-            self.mend(false);
+            self.mend(false)?;
             self.break_something();
             if self.random.once_in(8) {
                 self.ask();
@@ -153,7 +169,7 @@ impl Run {
             }
             self.look()?;
         }
-        self.mend(true);
+        self.mend(true)?;
         for place in 1..=self.world.workers() {
             self.world.restart(place, 0);
         }
@@ -170,6 +186,13 @@ impl Run {
         // What was released last is on its way.
         self.world.pass(2_000_000);
         self.look()?;
+        // A plan that is being prepared takes over, or comes to nothing.
+        while self.world.keeps_ahead() {
+            self.world.pass(TICK_US);
+            if self.world.now_us() > until_us + CALM_US {
+                return Err("weights are kept for a plan that does not come".into());
+            }
+        }
         self.check_end()
     }
 
@@ -288,12 +311,14 @@ impl Run {
             given_up: self.given_up,
             recovered: counts.recovered,
             plans: self.world.coordinator.plans_served,
+            moved: self.world.coordinator.plans_moved,
+            unplugged: self.unplugged,
             fenced: counts.results_fenced,
         })
     }
 
     /// Mends what is due, or everything.
-    fn mend(&mut self, everything: bool) {
+    fn mend(&mut self, everything: bool) -> Result<(), String> {
         let now_us = self.world.now_us();
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.mends)
             .into_iter()
@@ -307,7 +332,35 @@ impl Run {
                 Mend::Unhang(place) => self.world.hang(place, false),
                 Mend::Heal(one, other) => self.world.cut(one, other, false),
                 Mend::Disk(place) => self.world.disk(place, 1, false),
+                Mend::Unplug(place) => self.unplug(place),
+                Mend::Undrain(place) => {
+                    self.check_unplugged()?;
+                    self.world.drain(place, false);
+                    self.world.restart(place, 0);
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// A drained worker dies, if it is empty.
+    fn unplug(&mut self, place: usize) {
+        if self.world.is_used(place) {
+            return;
+        }
+        self.unplugged += 1;
+        if self.weather == Weather::Fair && self.world.coordinator.phase() == Phase::Serving {
+            self.failed_at_unplugging = Some(self.world.coordinator.plans_failed);
+        }
+        self.world.crash(place, false);
+    }
+
+    /// Nothing else fails meanwhile in fair weather, so no plan may have.
+    fn check_unplugged(&mut self) -> Result<(), String> {
+        let failed = self.world.coordinator.plans_failed;
+        match self.failed_at_unplugging.take() {
+            Some(before) if before != failed => Err("a plan failed when a drained worker died".into()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -330,7 +383,7 @@ impl Run {
         let workers = self.world.workers() as u64;
         let place = self.random.between(1, workers) as usize;
         let until_us = now_us + self.random.between(100_000, longest_us);
-        let fault = self.random.below(9);
+        let fault = self.random.below(11);
         self.world.note(format!("fault {fault} at machine {place} until {until_us}"));
         match fault {
             0..=2 => {
@@ -361,6 +414,13 @@ impl Run {
                 self.world.crash(self.random.between(1, workers) as usize, false);
                 for place in 1..=workers as usize {
                     self.world.restart(place, 500_000);
+                }
+            }
+            8 | 9 => {
+                if self.world.drain(place, true) {
+                    let unplug_us = now_us + self.random.between(100_000, longest_us);
+                    self.mends.push((unplug_us, Mend::Unplug(place)));
+                    self.mends.push((until_us.max(unplug_us + 5_000_000), Mend::Undrain(place)));
                 }
             }
             _ => {

@@ -137,7 +137,12 @@ fn made(order: &[usize], shards: &[Shard]) -> Plan {
         stages: order.iter().zip(shards).map(stage).collect(),
         context: CONTEXT,
         cache_tokens: CACHE_TOKENS,
-        predicted: Prediction { decode_tokens_per_s: 1.0, ttft_ms: 1.0, throughput_tokens_per_s: 1.0 },
+        predicted: Prediction {
+            decode_tokens_per_s: 1.0,
+            ttft_ms: 1.0,
+            // Every stage counts, so that workers which join make plans better.
+            throughput_tokens_per_s: order.len() as f64,
+        },
         bottleneck: String::new(),
         unused: Vec::new(),
         notes: Vec::new(),

@@ -7,7 +7,7 @@ use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
 use brigade_proto::step::{Hidden, Segment, SegmentOutput, StepFrame, StepResult, WireDtype};
 use brigade_shard::cost::PAGE_TOKENS;
-use brigade_shard::layers::Shard;
+use brigade_shard::layers::{LayerRange, Shard};
 use bytes::{BufMut, BytesMut};
 
 use super::model;
@@ -47,6 +47,11 @@ impl SimulatedStage {
     pub fn new(shard: Shard, room: StageRoom) -> SimulatedStage {
         let pages = vec![Vec::new(); (room.cache_tokens / PAGE_TOKENS) as usize];
         SimulatedStage { shard, room, pages, sequences: BTreeMap::new() }
+    }
+
+    /// The layers that it holds.
+    pub fn layers(&self) -> LayerRange {
+        self.shard.layers
     }
 
     /// Forgets all sequences.

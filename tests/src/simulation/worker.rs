@@ -6,6 +6,7 @@ use std::time::Instant;
 use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, Telemetry, ToCoordinator};
 use brigade_proto::ids::{DeploymentId, Fence, Incarnation, Peer, StepId};
 use brigade_proto::step::{StageTiming, StepFrame, StepKind};
+use brigade_shard::layers::LayerRange;
 use brigade_shard::units::Bytes;
 use brigade_worker::lifecycle::{ConnectId, LoadId, StageCommand, StageEvent, StageMachine};
 
@@ -33,6 +34,10 @@ pub(super) struct Process {
     pub(super) machine: StageMachine,
     stages: BTreeMap<DeploymentId, Slot>,
     loads: BTreeMap<LoadId, LoadStage>,
+    /// Loads of weights alone, with how many layers they read.
+    ahead: BTreeMap<LoadId, usize>,
+    /// Layers that are resident without a stage.
+    kept: BTreeMap<LoadId, LayerRange>,
     cancelled: BTreeSet<LoadId>,
     decode: VecDeque<Arrival>,
     prefill: VecDeque<Arrival>,
@@ -76,6 +81,8 @@ impl Process {
             machine: StageMachine::new(budget),
             stages: BTreeMap::new(),
             loads: BTreeMap::new(),
+            ahead: BTreeMap::new(),
+            kept: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             decode: VecDeque::new(),
             prefill: VecDeque::new(),
@@ -105,13 +112,21 @@ impl Process {
                 wanted.push(Wanted::Find(load));
             }
             StageCommand::Read { load, .. } => {
-                wanted.push(Wanted::Read(load, self.loads[&load].shard.layers.len()));
+                wanted.push(Wanted::Read(load, self.missing(load)));
             }
+            StageCommand::FindMissing { load, order } => {
+                self.loads.insert(load, order);
+                self.ahead.insert(load, self.missing(load));
+                wanted.push(Wanted::Find(load));
+            }
+            StageCommand::ReadMissing { load } => wanted.push(Wanted::Read(load, self.ahead[&load])),
             StageCommand::Cancel { load } => {
                 self.cancelled.insert(load);
             }
             StageCommand::Discard { load } => {
                 self.loads.remove(&load);
+                self.ahead.remove(&load);
+                self.kept.remove(&load);
             }
             StageCommand::Install { load, deployment, stage } => {
                 let order = self.loads.remove(&load)?;
@@ -145,8 +160,25 @@ impl Process {
         let Some(order) = self.loads.get(&load) else {
             return Vec::new();
         };
-        let memory = memory(order);
-        self.apply(StageEvent::Found { load, memory }, now)
+        let (memory, layers) = (memory(order), order.shard.layers.len());
+        let event = match self.ahead.contains_key(&load) {
+            true => {
+                let missing = self.missing(load);
+                self.ahead.insert(load, missing);
+                let missing = Bytes(memory.weights.0 * missing as u64 / layers as u64);
+                StageEvent::FoundMissing { load, weights: memory.weights, missing }
+            }
+            false => StageEvent::Found { load, memory },
+        };
+        self.apply(event, now)
+    }
+
+    /// How many of a load's layers are not resident.
+    fn missing(&self, load: LoadId) -> usize {
+        let held: Vec<LayerRange> =
+            self.stages.values().map(|slot| slot.sim.layers()).chain(self.kept.values().copied()).collect();
+        let missing = |layer: &usize| !held.iter().any(|range| range.iter().any(|held| held == *layer));
+        self.loads[&load].shard.layers.iter().filter(missing).count()
     }
 
     /// Weights are read, or not.
@@ -158,6 +190,9 @@ impl Process {
             Err("it was cancelled".to_owned())
         } else if failed {
             Err("the disk failed".to_owned())
+        } else if self.ahead.contains_key(&load) {
+            self.kept.insert(load, order.shard.layers);
+            return self.apply(StageEvent::Prepared { load }, now);
         } else {
             Ok(memory(order))
         };
@@ -264,6 +299,11 @@ impl Process {
     pub(super) fn kept(&mut self, incarnation: Incarnation) -> Vec<ToCoordinator> {
         let kept = std::mem::take(&mut self.backlog).into_iter();
         kept.filter(|(then, _)| *then == incarnation).map(|(_, message)| message).collect()
+    }
+
+    /// Whether weights are kept, or read, for a plan to come.
+    pub(super) fn keeps_ahead(&self) -> bool {
+        !self.ahead.is_empty() || !self.kept.is_empty()
     }
 
     /// Sequences that stages still hold.

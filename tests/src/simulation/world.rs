@@ -7,7 +7,7 @@ use brigade_coordinator::generation::{GenerationEvent, GenerationRequest};
 use brigade_coordinator::membership::{HEARTBEAT, SessionId};
 use brigade_coordinator::scheduler::Speculation;
 use brigade_proto::control::{Capabilities, ConnectStage, DeviceKind, ToCoordinator, ToWorker};
-use brigade_proto::ids::{Peer, SequenceId, WorkerId};
+use brigade_proto::ids::{Epoch, Peer, SequenceId, WorkerId};
 use brigade_proto::link::Probed;
 use brigade_proto::step::{Frame, StepResult};
 use brigade_shard::units::Bytes;
@@ -58,7 +58,7 @@ pub(super) enum Happening {
     /// A link has been silent for a while.
     LinkIdle(LinkId),
     Computed(Life),
-    EpochWritten,
+    EpochWritten(Epoch),
     Probed(WorkerId, u64, Probed),
     /// A result of an old plan comes once more.
     Ghost(Box<StepResult>),
@@ -282,7 +282,7 @@ impl World {
             Happening::LinkEnded(link, at) => self.link_ended(link, at, now),
             Happening::LinkIdle(link) => self.link_idle(link),
             Happening::Computed(life) if self.lives(life) => self.computed(life),
-            Happening::EpochWritten => self.coordinator.epoch_written(now),
+            Happening::EpochWritten(epoch) => self.coordinator.epoch_written(epoch, now),
             Happening::Probed(worker, nonce, probed) => self.coordinator.probed(worker, nonce, probed, now),
             Happening::Ghost(result) => self.coordinator.result(None, *result, now),
             Happening::Wake => {
@@ -301,13 +301,13 @@ impl World {
     }
 
     /// Has the coordinator's wishes done, and its timer set.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let now = self.now();
         for wanted in self.coordinator.poll(now) {
             match wanted {
-                Wanted::PersistEpoch => {
+                Wanted::PersistEpoch(epoch) => {
                     let us = self.random.between(500, 20_000);
-                    self.after(us, Happening::EpochWritten);
+                    self.after(us, Happening::EpochWritten(epoch));
                 }
                 Wanted::Tell(session, message) => {
                     if let Some(life) = self.sessions.get(&session).copied() {
@@ -451,6 +451,8 @@ impl World {
             ToWorker::Connect(order) => StageEvent::Connect(order),
             ToWorker::Activate { deployment, fence } => StageEvent::Activate { deployment, fence },
             ToWorker::Retire { deployment } => StageEvent::Retire { deployment },
+            ToWorker::Prepare(order) => StageEvent::Prepare(order),
+            ToWorker::Unprepare { deployment } => StageEvent::Unprepare { deployment },
             ToWorker::Probe { nonce } => return self.tell(life, ToCoordinator::Probed { nonce }),
             ToWorker::ProbeLink { nonce, peer, .. } => {
                 let Peer::Worker(peer) = peer else { return };
@@ -570,7 +572,7 @@ fn place_of(happening: &Happening) -> Option<Place> {
         Happening::Attached(_)
         | Happening::ToCoordinator(..)
         | Happening::Detached(_)
-        | Happening::EpochWritten
+        | Happening::EpochWritten(_)
         | Happening::Probed(..)
         | Happening::Ghost(_)
         | Happening::Wake => Some(0),

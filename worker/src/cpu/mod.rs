@@ -314,9 +314,13 @@ impl Backend for CpuBackend {
         let unsupported = || source.unsupported(kind, "cpu");
         let format = Format::of(kind).ok_or_else(unsupported)?;
         let matrix = CpuMatrix::read(format, [count, rows, width], &*source, &self.team, unsupported)?;
+        self.adopt(&matrix);
+        Ok(matrix)
+    }
+
+    fn adopt(&self, matrix: &CpuMatrix) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         read.extend(matrix.resident());
-        Ok(matrix)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, BackendError> {

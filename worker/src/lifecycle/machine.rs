@@ -10,6 +10,7 @@ use brigade_shard::units::Bytes;
 
 use super::messages::{ConnectId, LoadId, StageCommand, StageEvent};
 use super::phase::{Phase, Slot, Wait, failed, older, out_of_order, report, report_of, too_little};
+use super::preparing::Preparing;
 
 /// Most stages that a worker holds or loads at a time: a handful of deployments share a worker (the live plan, the
 /// next one, a draft model, a baseline), and a bound keeps a confused coordinator from starting loads without end.
@@ -29,16 +30,27 @@ pub const KEPT_FOR: Duration = Duration::from_secs(300);
 /// started is either installed or discarded.
 #[derive(Debug)]
 pub struct StageMachine {
-    budget: Bytes,
+    pub(super) budget: Bytes,
     incarnation: Option<Incarnation>,
     slots: BTreeMap<DeploymentId, Slot>,
+    /// What is read ahead for the deployments' next stages.
+    pub(super) preparing: BTreeMap<DeploymentId, Preparing>,
+    /// What is being read ahead and not wanted any more, until its thread has ended.
+    pub(super) cancelled: BTreeMap<LoadId, Bytes>,
     last_id: u64,
 }
 
 impl StageMachine {
     /// A machine without stages, for a worker that may use `budget`.
     pub fn new(budget: Bytes) -> StageMachine {
-        StageMachine { budget, incarnation: None, slots: BTreeMap::new(), last_id: 0 }
+        StageMachine {
+            budget,
+            incarnation: None,
+            slots: BTreeMap::new(),
+            preparing: BTreeMap::new(),
+            cancelled: BTreeMap::new(),
+            last_id: 0,
+        }
     }
 
     /// The coordinator's start that last welcomed this worker.
@@ -49,16 +61,28 @@ impl StageMachine {
     /// Whether nothing is held, loading or on its way out.
     pub fn is_empty(&self) -> bool {
         self.slots.values().all(|slot| matches!(slot.phase, Phase::Failed { .. }))
+            && self.preparing.is_empty()
+            && self.cancelled.is_empty()
     }
 
     /// Whether weights are being read or looked for.
     pub fn is_loading(&self) -> bool {
         self.slots.values().any(|slot| matches!(slot.phase, Phase::Finding { .. } | Phase::Reading { .. }))
+            || self.preparing.values().any(Preparing::is_loading)
     }
 
-    /// What all stages take of the budget, including those being read and those not yet let go of.
+    /// What all stages take of the budget, including those being read and those not yet let go of, and what is read ahead.
     pub fn held(&self) -> Bytes {
-        self.slots.values().map(|slot| slot.phase.memory().total()).sum()
+        let stages: Bytes = self.slots.values().map(|slot| slot.phase.memory().total()).sum();
+        let ahead = self.preparing.iter();
+        let ahead: Bytes =
+            ahead.map(|(deployment, preparing)| preparing.bytes(self.has_stage(*deployment))).sum();
+        stages + ahead + self.cancelled.values().copied().sum()
+    }
+
+    /// Whether a deployment has a stage in the engine, whose weights count there.
+    pub(super) fn has_stage(&self, deployment: DeploymentId) -> bool {
+        self.slots.get(&deployment).is_some_and(|slot| slot.phase.memory().total() > Bytes::ZERO)
     }
 
     /// The order that a deployment's stage was last loaded by.
@@ -72,6 +96,12 @@ impl StageMachine {
         match event {
             StageEvent::Welcomed(incarnation) => self.welcomed(incarnation, now, &mut out),
             StageEvent::Load(order) => self.load(order, &mut out),
+            StageEvent::Prepare(order) => self.prepare(order, &mut out),
+            StageEvent::Unprepare { deployment } => self.unprepare(deployment, &mut out),
+            StageEvent::FoundMissing { load, weights, missing } => {
+                self.found_missing(load, weights, missing, now, &mut out);
+            }
+            StageEvent::Prepared { load } => self.prepared(load, &mut out),
             StageEvent::Connect(order) => self.connect(order, &mut out),
             StageEvent::Activate { deployment, fence } => self.activate(deployment, fence, &mut out),
             StageEvent::Retire { deployment } => self.retire(deployment, &mut out),
@@ -98,6 +128,7 @@ impl StageMachine {
                 }
             }
             StageEvent::RetireAll => {
+                self.unprepare_all(&mut out);
                 for deployment in self.that(|_| true) {
                     self.end(deployment, None, None, &mut out);
                 }
@@ -111,8 +142,10 @@ impl StageMachine {
     fn welcomed(&mut self, incarnation: Incarnation, now: Instant, out: &mut Vec<StageCommand>) {
         if self.incarnation.replace(incarnation) == Some(incarnation) {
             out.extend(self.slots.values().filter(|slot| slot.kept.is_none()).filter_map(report_of));
+            out.extend(self.preparing.values().map(Preparing::report));
             return;
         }
+        self.unprepare_all(out);
         for deployment in self.that(|_| true) {
             let Some(slot) = self.slots.get_mut(&deployment) else { continue };
             match slot.phase {
@@ -134,6 +167,13 @@ impl StageMachine {
         }
     }
 
+    fn unprepare_all(&mut self, out: &mut Vec<StageCommand>) {
+        let ahead: Vec<DeploymentId> = self.preparing.keys().copied().collect();
+        for deployment in ahead {
+            self.unprepare(deployment, out);
+        }
+    }
+
     /// The deployments of some stages.
     fn that(&self, matches: impl Fn(&Slot) -> bool) -> Vec<DeploymentId> {
         self.slots.iter().filter(|(_, slot)| matches(slot)).map(|(deployment, _)| *deployment).collect()
@@ -141,6 +181,7 @@ impl StageMachine {
 
     fn load(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
         let deployment = order.deployment;
+        self.unprepare_others(&order, out);
         let own = self.slots.get(&deployment);
         if own.is_none_or(|slot| slot.kept.is_some() && !same_weights(&order, &slot.order)) {
             // The new plan is another one: what is kept for the last one makes room first.
@@ -210,10 +251,14 @@ impl StageMachine {
                 out.push(StageCommand::Unbind { deployment });
                 out.push(StageCommand::Clear { deployment, stage });
                 slot.phase = Phase::Loaded { memory };
+                out.extend(report_of(slot));
+                // It has all of its weights.
+                self.unprepare(deployment, out);
             }
-            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {}
+            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {
+                out.extend(report_of(slot));
+            }
         }
-        out.extend(report_of(slot));
     }
 
     fn start(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
@@ -239,12 +284,20 @@ impl StageMachine {
             self.ended(deployment, out);
             return;
         }
+        let deployment = *deployment;
+        // What was read ahead becomes a part of it.
+        let ahead = self.preparing.get(&deployment).map_or(Bytes::ZERO, |ahead| ahead.bytes(false));
+        let held = held.saturating_sub(ahead);
         let free = self.budget.saturating_sub(held);
         if memory.total() > free {
             out.push(StageCommand::Discard { load });
             slot.phase = Phase::Failed { reason: too_little(&memory, self.budget, held, stages) };
             out.extend(report_of(slot));
+            self.unprepare(deployment, out);
             return;
+        }
+        if let Some(ahead) = self.preparing.get_mut(&deployment) {
+            ahead.take();
         }
         out.push(StageCommand::Read { load, budget: free });
         let total = memory.weights;
@@ -260,6 +313,9 @@ impl StageMachine {
         now: Instant,
         out: &mut Vec<StageCommand>,
     ) {
+        if self.preparing_progress(load, (loaded, total), now, out) {
+            return;
+        }
         let Some(slot) = self.slots.values_mut().find(|slot| slot.phase.load() == Some(load)) else {
             return;
         };
@@ -274,6 +330,11 @@ impl StageMachine {
     }
 
     fn load_ended(&mut self, load: LoadId, result: Result<StageMemory, String>, out: &mut Vec<StageCommand>) {
+        if let Err(reason) = &result
+            && self.preparing_ended(load, reason, out)
+        {
+            return;
+        }
         let Some((deployment, slot)) =
             self.slots.iter_mut().find(|(_, slot)| slot.phase.load() == Some(load))
         else {
@@ -284,7 +345,7 @@ impl StageMachine {
         match (&slot.phase, result) {
             (Phase::Ending { .. }, _) => {
                 out.push(StageCommand::Discard { load });
-                self.ended(deployment, out);
+                return self.ended(deployment, out);
             }
             (Phase::Reading { .. }, Ok(memory)) => {
                 out.push(StageCommand::Install { load, deployment, stage: slot.order.stage });
@@ -298,6 +359,8 @@ impl StageMachine {
                 out.extend(report_of(slot));
             }
         }
+        // The stage itself keeps them resident now, or they are not wanted.
+        self.unprepare(deployment, out);
     }
 
     fn connect(&mut self, order: ConnectStage, out: &mut Vec<StageCommand>) {
@@ -373,6 +436,7 @@ impl StageMachine {
     }
 
     fn retire(&mut self, deployment: DeploymentId, out: &mut Vec<StageCommand>) {
+        self.unprepare(deployment, out);
         match self.slots.get(&deployment) {
             Some(slot) => {
                 let epoch = slot.order.epoch;
@@ -486,7 +550,7 @@ impl StageMachine {
         Some(slot)
     }
 
-    fn next_id(&mut self) -> u64 {
+    pub(super) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }

@@ -35,6 +35,27 @@ pub enum StageEvent {
         /// Which stage.
         deployment: DeploymentId,
     },
+    /// The coordinator wants a shard's weights to be resident before it wants the shard loaded.
+    Prepare(LoadStage),
+    /// The coordinator does not want them any more.
+    Unprepare {
+        /// Of which stage.
+        deployment: DeploymentId,
+    },
+    /// The file is there, and so much of the weights must be read ahead.
+    FoundMissing {
+        /// Which load.
+        load: LoadId,
+        /// All of the shard's weights.
+        weights: Bytes,
+        /// Those that are not resident.
+        missing: Bytes,
+    },
+    /// Weights are resident ahead of their stage.
+    Prepared {
+        /// Which load.
+        load: LoadId,
+    },
     /// The file is there, and this is what the stage will take.
     Found {
         /// Which load.
@@ -109,7 +130,19 @@ pub enum StageCommand {
         /// What it may take.
         budget: Bytes,
     },
-    /// Give a load up; it still ends with `Found` or `LoadEnded`.
+    /// Look for the model's file and count what of the shard's weights is missing; ends with `FoundMissing` or `LoadEnded`.
+    FindMissing {
+        /// Name of the attempt.
+        load: LoadId,
+        /// What to look for.
+        order: LoadStage,
+    },
+    /// Read what is missing; ends with `Prepared` or `LoadEnded`.
+    ReadMissing {
+        /// Which load.
+        load: LoadId,
+    },
+    /// Give a load up; it still ends as it would have, or with `LoadEnded`.
     Cancel {
         /// Which load.
         load: LoadId,

@@ -1,5 +1,7 @@
 //! One transformer block, composed from the parts that its spec names.
 
+use std::sync::Arc;
+
 use brigade_shard::spec::{Activation, Experts, Norm, RopePairing, Temperature, Weighing};
 
 use super::latent::{LatentBuffers, LatentPart};
@@ -62,14 +64,14 @@ pub(super) struct AttentionPart<B: Backend> {
     pub(super) shape: AttentionShape,
     pub(super) key_width: usize,
     pub(super) turn: Option<Turn>,
-    pub(super) query: B::Matrix,
-    pub(super) key: B::Matrix,
-    pub(super) value: B::Matrix,
+    pub(super) query: Arc<B::Matrix>,
+    pub(super) key: Arc<B::Matrix>,
+    pub(super) value: Arc<B::Matrix>,
     pub(super) biases: Option<Biases<B>>,
     pub(super) head_norms: Option<HeadNorms<B>>,
     pub(super) temperature: Option<Temperature>,
     pub(super) sinks: Option<B::Vector>,
-    pub(super) output: B::Matrix,
+    pub(super) output: Arc<B::Matrix>,
     pub(super) output_bias: Option<B::Vector>,
     pub(super) cache: B::Cache,
 }
@@ -99,13 +101,13 @@ pub(super) enum FeedForwardPart<B: Backend> {
     Gated(GatedPart<B>),
     Experts {
         experts: Experts,
-        router: B::Matrix,
+        router: Arc<B::Matrix>,
         /// What is added to the experts' gates for choosing; empty where there is nothing.
         selection_bias: Vec<f32>,
         /// Those of all experts, one after another, and so the others.
-        gates: B::Matrix,
-        ups: B::Matrix,
-        downs: B::Matrix,
+        gates: Arc<B::Matrix>,
+        ups: Arc<B::Matrix>,
+        downs: Arc<B::Matrix>,
         biases: Option<ExpertBiases<B>>,
         /// The network that all positions take besides.
         shared: Option<GatedPart<B>>,
@@ -115,9 +117,9 @@ pub(super) enum FeedForwardPart<B: Backend> {
 /// A gated network.
 pub(super) struct GatedPart<B: Backend> {
     pub(super) activation: Activation,
-    pub(super) gate: B::Matrix,
-    pub(super) up: B::Matrix,
-    pub(super) down: B::Matrix,
+    pub(super) gate: Arc<B::Matrix>,
+    pub(super) up: Arc<B::Matrix>,
+    pub(super) down: Arc<B::Matrix>,
 }
 
 pub(super) struct ExpertBiases<B: Backend> {
@@ -242,7 +244,7 @@ impl<B: Backend> FeedForwardPart<B> {
                 }
                 let on_host = backend.host(scores, host)?;
                 router::choose(experts, selection_bias, on_host, routes);
-                let mut products = [(gates, &mut w.gate), (ups, &mut w.up)];
+                let mut products = [(&**gates, &mut w.gate), (&**ups, &mut w.up)];
                 backend.expert_linear(&w.normed, routes, experts.count, &mut products)?;
                 if experts.routing.weighing == Weighing::Inputs {
                     // A product of an input times a factor is the input's product times that factor.

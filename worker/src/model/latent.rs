@@ -4,6 +4,8 @@
 //! the same form: its turned channels, and what its plain channels become when they have met the head's key matrix. So
 //! all heads read one key; the head's value matrix is applied to what they bring back.
 
+use std::sync::Arc;
+
 use super::block::{NormPart, Turn, Workspace};
 use crate::backend::{AttentionShape, Backend, BackendError, Batch, HeadRows};
 
@@ -13,13 +15,13 @@ pub(super) struct LatentPart<B: Backend> {
     pub(super) widths: LatentHead,
     pub(super) query: QueryPart<B>,
     /// Makes the latent vector.
-    pub(super) latent: B::Matrix,
+    pub(super) latent: Arc<B::Matrix>,
     pub(super) norm: NormPart<B>,
     /// Makes the turned key.
-    pub(super) turned: B::Matrix,
+    pub(super) turned: Arc<B::Matrix>,
     pub(super) turn: Turn,
     pub(super) up: UpPart<B>,
-    pub(super) output: B::Matrix,
+    pub(super) output: Arc<B::Matrix>,
     pub(super) cache: B::Cache,
 }
 
@@ -33,16 +35,16 @@ pub(super) struct LatentHead {
 }
 
 pub(super) enum QueryPart<B: Backend> {
-    Direct(B::Matrix),
-    Compressed { down: B::Matrix, norm: NormPart<B>, up: B::Matrix },
+    Direct(Arc<B::Matrix>),
+    Compressed { down: Arc<B::Matrix>, norm: NormPart<B>, up: Arc<B::Matrix> },
 }
 
 /// The heads' key and value matrices.
 pub(super) enum UpPart<B: Backend> {
     /// The keys' are transposed.
-    Split { keys: B::Matrix, values: B::Matrix },
+    Split { keys: Arc<B::Matrix>, values: Arc<B::Matrix> },
     /// For every head the rows of its key matrix and then those of its value matrix.
-    Joined(B::Matrix),
+    Joined(Arc<B::Matrix>),
 }
 
 /// What latent attention computes in besides, `[rows, width]` each.
@@ -70,7 +72,7 @@ impl<B: Backend> LatentPart<B> {
         let LatentHead { rank, plain, turned, .. } = self.widths;
         let (heads, cached) = (self.shape.heads, turned + rank);
         let (cos, sin) = &w.angles[self.turn.angles];
-        let down = [(&self.latent, &mut w.values), (&self.turned, &mut buffers.turned)];
+        let down = [(&*self.latent, &mut w.values), (&*self.turned, &mut buffers.turned)];
         match &self.query {
             QueryPart::Direct(query) => {
                 let [latent, turned] = down;

@@ -1,5 +1,6 @@
 //! Building a stage's model from its tensors.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use brigade_proto::control::StageRoom;
@@ -42,7 +43,7 @@ pub fn load<B: Backend>(
     backend.reserve(rows, widths.widest_input() as usize);
 
     let mut loader = Loader { backend: &backend, files, table, room, ropes: Vec::new() };
-    let embedding = if shard.embedding { Some(Arc::new(loader.matrix(Role::TokenEmbedding)?)) } else { None };
+    let embedding = if shard.embedding { Some(loader.matrix(Role::TokenEmbedding)?) } else { None };
     let blocks = shard
         .layers
         .iter()
@@ -63,6 +64,35 @@ pub fn load<B: Backend>(
         angles: (Vec::new(), Vec::new()),
         host: Vec::new(),
     })
+}
+
+/// Reads the matrices of `shard` that are not resident, and keeps all of them so for as long as what is returned lives.
+/// A stage that shares what is held then has nothing to read.
+///
+/// # Errors
+/// As [`load`].
+pub fn prepare<B: Backend + 'static>(
+    backend: &B,
+    files: &ModelFiles<'_>,
+    spec: &ModelSpec,
+    table: &TensorTable,
+    shard: &Shard,
+    room: &StageRoom,
+    progress: &LoadProgress,
+) -> Result<Box<dyn Any + Send>, LoadError> {
+    progress.set_total(table.of(shard).iter().map(|(_, info)| info.bytes).sum::<Bytes>());
+    // Blocks come with a cache, which nothing is written to.
+    let room = StageRoom { cache_tokens: PAGE_TOKENS, ..*room };
+    let mut loader = Loader { backend, files, table, room: &room, ropes: Vec::new() };
+    let ends = [(shard.embedding, Role::TokenEmbedding), (shard.head, table.head_role())];
+    let ends = ends.into_iter().filter(|(there, _)| *there).map(|(_, role)| loader.matrix(role));
+    let ends = ends.collect::<Result<Vec<_>, LoadError>>()?;
+    let blocks = shard
+        .layers
+        .iter()
+        .map(|layer| loader.block(layer, &spec.layers[layer]))
+        .collect::<Result<Vec<_>, LoadError>>()?;
+    Ok(Box::new((ends, blocks)))
 }
 
 fn workspace<B: Backend>(
@@ -146,33 +176,48 @@ impl<B: Backend> Loader<'_, B> {
         self.table.get(role).ok_or_else(|| missing(role))
     }
 
-    fn matrix(&self, role: Role) -> Result<B::Matrix, LoadError> {
+    fn matrix(&self, role: Role) -> Result<Arc<B::Matrix>, LoadError> {
         let [matrix] =
             self.matrices(role, [self.info(role)?.dims.get(1).map_or(0, |rows| *rows as usize)])?;
         Ok(matrix)
     }
 
-    fn experts(&self, role: Role) -> Result<B::Matrix, LoadError> {
+    fn experts(&self, role: Role) -> Result<Arc<B::Matrix>, LoadError> {
         let info = self.info(role)?;
         let [width, rows, count] = info.dims[..] else {
             return Err(missing(role));
         };
         let shape = MatrixShape { kind: info.kind, rows: rows as usize, width: width as usize };
-        self.backend.experts(shape, count as usize, &mut self.files.tensor(info))
+        let source = &mut self.files.tensor(info);
+        self.held(info, 0, || self.backend.experts(shape, count as usize, source))
+    }
+
+    /// A matrix that is resident already, or that `read` reads.
+    fn held(
+        &self,
+        info: &TensorInfo,
+        first: u64,
+        read: impl FnOnce() -> Result<B::Matrix, LoadError>,
+    ) -> Result<Arc<B::Matrix>, LoadError> {
+        self.files.matrix(info, first, |matrix| self.backend.adopt(matrix), read)
     }
 
     /// Reads matrices that lie one after another as one with the rows of all.
-    fn stack(&self, role: Role) -> Result<B::Matrix, LoadError> {
+    fn stack(&self, role: Role) -> Result<Arc<B::Matrix>, LoadError> {
         let info = self.info(role)?;
         let [width, rows, count] = info.dims[..] else {
             return Err(missing(role));
         };
         let shape = MatrixShape { kind: info.kind, rows: (rows * count) as usize, width: width as usize };
-        self.backend.matrix(shape, &mut self.files.tensor(info))
+        self.held(info, 0, || self.backend.matrix(shape, &mut self.files.tensor(info)))
     }
 
     /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
-    fn matrices<const N: usize>(&self, role: Role, rows: [usize; N]) -> Result<[B::Matrix; N], LoadError> {
+    fn matrices<const N: usize>(
+        &self,
+        role: Role,
+        rows: [usize; N],
+    ) -> Result<[Arc<B::Matrix>; N], LoadError> {
         let info = self.info(role)?;
         if info.dims.get(1) != Some(&(rows.iter().sum::<usize>() as u64)) {
             return Err(missing(role));
@@ -181,9 +226,10 @@ impl<B: Backend> Loader<'_, B> {
         let mut read = Vec::new();
         for rows in rows {
             let part = info.rows(first, rows as u64).ok_or_else(|| missing(role))?;
-            first += rows as u64;
             let shape = MatrixShape { kind: part.kind, rows, width: part.dims[0] as usize };
-            read.push(self.backend.matrix(shape, &mut self.files.tensor(&part))?);
+            let source = &mut self.files.tensor(&part);
+            read.push(self.held(&part, first, || self.backend.matrix(shape, source))?);
+            first += rows as u64;
         }
         read.try_into().map_err(|_| missing(role))
     }
@@ -413,7 +459,7 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<Head<B>, LoadError> {
         let output = match embedding {
             Some(embedding) if self.table.head_role() == Role::TokenEmbedding => embedding,
-            _ => Arc::new(self.matrix(self.table.head_role())?),
+            _ => self.matrix(self.table.head_role())?,
         };
         let hidden = widths.hidden as usize;
         Ok(Head {

@@ -15,7 +15,7 @@ use brigade_shard::cost::HEAD_BLOCK_ROWS;
 use brigade_shard::spec::{ModelSpec, Norm};
 
 use self::block::{Block, Workspace};
-pub use self::load::load;
+pub use self::load::{load, prepare};
 pub use self::room::{StageNeeds, check_room};
 use crate::backend::{Backend, BackendError, Batch};
 use crate::rope::RopeFrequencies;

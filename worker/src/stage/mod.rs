@@ -5,6 +5,8 @@ mod score;
 mod sequences;
 mod step;
 
+use std::any::Any;
+
 use brigade_proto::control::{DeviceKind, StageMemory, StageRoom};
 use brigade_proto::step::{StepFrame, StepResult, WireDtype};
 use brigade_shard::layers::Shard;
@@ -17,8 +19,8 @@ pub use crate::cache::CacheUsage;
 use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
 use crate::model::{self, StageNeeds};
-use crate::weights::ModelFiles;
-pub use crate::weights::{LoadError, LoadProgress, ReadProblem};
+pub use crate::weights::{HeldWeights, LoadError, LoadProgress, ReadProblem};
+use crate::weights::{ModelFiles, give_way};
 
 /// What to load, and where.
 #[derive(Clone, Debug)]
@@ -61,16 +63,25 @@ impl Stage {
     /// Where the budget is too small (before anything is read), a file cannot be read or has changed, a tensor's type has
     /// no kernels on the device, the device fails or was not built in, or `progress` was cancelled.
     pub fn load(request: StageRequest, progress: &LoadProgress) -> Result<Stage, LoadError> {
+        Stage::load_sharing(request, &HeldWeights::default(), progress)
+    }
+
+    /// The same, but what is `held` already is not read again.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_sharing(
+        request: StageRequest,
+        held: &HeldWeights,
+        progress: &LoadProgress,
+    ) -> Result<Stage, LoadError> {
         let StageRequest { header, shard, room, device, threads, mapped, budget } = request;
         let StageNeeds { spec, table, memory } = StageNeeds::new(&header, &shard, &room)?;
         if memory.total() > budget {
             let StageMemory { weights, cache, workspace } = memory;
             return Err(LoadError::TooLittleMemory { weights, cache, workspace, budget });
         }
-        let mut files = ModelFiles::open(&header, progress)?;
-        if mapped {
-            files = files.mapped()?;
-        }
+        let files = open(&header, mapped, held, progress)?;
         let steps: Box<dyn Steps> = match device {
             DeviceKind::Cpu => {
                 let backend = CpuBackend::new(threads)?;
@@ -115,6 +126,67 @@ impl Stage {
     pub fn clear(&mut self) {
         self.steps.clear();
     }
+}
+
+/// Weights that are resident without a stage that computes with them, so that one which shares them need not read them.
+pub struct PreparedWeights {
+    _weights: Box<dyn Any + Send>,
+}
+
+impl PreparedWeights {
+    /// Reads those tensors of the shard that are not `held`, with one thread of the lowest priority: what is computed
+    /// meanwhile goes first.
+    ///
+    /// # Errors
+    /// As [`Stage::load`], but that the caller sees to the budget.
+    pub fn read(
+        request: StageRequest,
+        held: &HeldWeights,
+        progress: &LoadProgress,
+    ) -> Result<PreparedWeights, LoadError> {
+        let StageRequest { header, shard, room, device, mapped, .. } = request;
+        let StageNeeds { spec, table, .. } = StageNeeds::new(&header, &shard, &room)?;
+        // What is started from here gives way as well.
+        give_way();
+        let files = open(&header, mapped, held, progress)?;
+        let weights = match device {
+            DeviceKind::Cpu => {
+                let backend = CpuBackend::new(1)?;
+                model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
+            }
+            DeviceKind::Cuda(_) | DeviceKind::Metal => {
+                let backend = CandleBackend::new(candle_backend::device(device)?)?;
+                model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
+            }
+        };
+        Ok(PreparedWeights { _weights: weights })
+    }
+}
+
+fn open<'a>(
+    header: &'a Header,
+    mapped: bool,
+    held: &HeldWeights,
+    progress: &'a LoadProgress,
+) -> Result<ModelFiles<'a>, LoadError> {
+    let files = ModelFiles::open(header, progress)?.sharing(held);
+    if mapped { files.mapped() } else { Ok(files) }
+}
+
+/// How much of a shard's weights is not `held`.
+///
+/// # Errors
+/// As [`plan_check`].
+pub fn missing_weights(
+    header: &Header,
+    shard: &Shard,
+    room: &StageRoom,
+    held: &HeldWeights,
+) -> Result<Bytes, LoadError> {
+    let StageNeeds { table, memory, .. } = StageNeeds::new(header, shard, room)?;
+    let model = *header.fingerprint();
+    let missing = table.of(shard).into_iter().filter(|(_, info)| !held.has(model, &info.name));
+    Ok(missing.map(|(_, info)| info.bytes).sum::<Bytes>().min(memory.weights))
 }
 
 /// What [`Stage::load`] would take.

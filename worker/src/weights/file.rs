@@ -1,5 +1,6 @@
 //! A model's files, open for reading tensors.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,9 @@ use brigade_shard::units::Bytes;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-use super::{LoadError, LoadProgress, MappedBytes, READING, ReadProblem, TensorSource, lengthen};
+use super::{
+    HeldWeights, LoadError, LoadProgress, MappedBytes, READING, ReadProblem, TensorSource, lengthen,
+};
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
@@ -20,6 +23,8 @@ pub struct ModelFiles<'a> {
     files: Vec<File>,
     /// The same files, where they are mapped.
     maps: Option<Vec<Arc<Mmap>>>,
+    /// What is resident already.
+    held: HeldWeights,
     progress: &'a LoadProgress,
 }
 
@@ -48,7 +53,33 @@ impl<'a> ModelFiles<'a> {
             let path = header.parts().first().cloned().unwrap_or_default();
             return Err(LoadError::Changed { path, was: header.file_bytes().0, is: bytes });
         }
-        Ok(ModelFiles { header, files, maps: None, progress })
+        Ok(ModelFiles { header, files, maps: None, held: HeldWeights::default(), progress })
+    }
+
+    /// The same files, where what `held` knows need not be read.
+    #[must_use]
+    pub fn sharing(self, held: &HeldWeights) -> ModelFiles<'a> {
+        ModelFiles { held: held.clone(), ..self }
+    }
+
+    /// The matrix with the rows of `info`, from row `first` of its tensor on: one that is resident, which is taken with
+    /// `adopt`, or what `read` reads.
+    pub(crate) fn matrix<M: Any + Send + Sync>(
+        &self,
+        info: &TensorInfo,
+        first: u64,
+        adopt: impl FnOnce(&M),
+        read: impl FnOnce() -> Result<M, LoadError>,
+    ) -> Result<Arc<M>, LoadError> {
+        let model = *self.header.fingerprint();
+        if let Some(matrix) = self.held.get(model, info, first) {
+            adopt(&matrix);
+            self.progress.add(info.bytes.0 as usize);
+            return Ok(matrix);
+        }
+        let matrix = Arc::new(read()?);
+        self.held.note(model, info, first, &matrix);
+        Ok(matrix)
     }
 
     /// Maps the files: what can stay in them is not read, but looked at there. Nobody may shorten them meanwhile: the

@@ -7,8 +7,10 @@
 mod buffer;
 mod error;
 mod file;
+mod held;
 mod huge_pages;
 mod picked;
+mod priority;
 mod progress;
 
 use brigade_shard::tensor_type::TensorType;
@@ -17,7 +19,9 @@ pub use buffer::MappedBytes;
 pub(crate) use buffer::{WeightBuffer, lengthen};
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
+pub use held::HeldWeights;
 pub(crate) use huge_pages::HugePages;
+pub(crate) use priority::give_way;
 pub use progress::LoadProgress;
 
 use crate::team::Team;

@@ -24,7 +24,7 @@ use crate::engine::{Compute, Engine, EngineEvent, EngineOrder};
 use crate::lifecycle::{LoadId, PROGRESS_INTERVAL, StageCommand, StageEvent, StageMachine};
 use crate::loads::{Found, LoadEvent, Loads};
 use crate::session::{AttachStream, SessionEvent};
-use crate::stage::Stage;
+use crate::stage::{PreparedWeights, Stage};
 use crate::stretch::{Stretch, Stretched};
 use crate::telemetry::{EngineCounters, MemoryMeter};
 
@@ -72,6 +72,8 @@ pub(super) struct Hub {
     found: BTreeMap<LoadId, Found>,
     /// What loads have made, until the machine wants it installed or discarded.
     made: BTreeMap<LoadId, (Box<Stage>, FrameLimits)>,
+    /// Weights that are resident ahead of their stage, until the machine wants them discarded.
+    prepared: BTreeMap<LoadId, PreparedWeights>,
     /// The largest frames of each stage in the engine.
     limits: BTreeMap<DeploymentId, FrameLimits>,
     stream: Option<AttachStream>,
@@ -102,6 +104,7 @@ impl Hub {
             loads,
             found: BTreeMap::new(),
             made: BTreeMap::new(),
+            prepared: BTreeMap::new(),
             limits: BTreeMap::new(),
             stream: None,
             welcome: None,
@@ -162,6 +165,8 @@ impl Hub {
                     self.apply(StageEvent::Activate { deployment, fence });
                 }
                 ToWorker::Retire { deployment } => self.apply(StageEvent::Retire { deployment }),
+                ToWorker::Prepare(order) => self.apply(StageEvent::Prepare(order)),
+                ToWorker::Unprepare { deployment } => self.apply(StageEvent::Unprepare { deployment }),
                 ToWorker::Probe { nonce } => {
                     self.try_tell(ToCoordinator::Probed { nonce });
                 }
@@ -215,10 +220,20 @@ impl Hub {
                 let begun = self.loads.read(load, found, budget);
                 return begun.err().map(|error| not_begun(load, &error));
             }
+            StageCommand::FindMissing { load, order } => {
+                let begun = self.loads.find_missing(load, order);
+                return begun.err().map(|error| not_begun(load, &error));
+            }
+            StageCommand::ReadMissing { load } => {
+                let found = self.found.remove(&load)?;
+                let begun = self.loads.read_missing(load, found);
+                return begun.err().map(|error| not_begun(load, &error));
+            }
             StageCommand::Cancel { load } => self.loads.cancel(load),
             StageCommand::Discard { load } => {
                 self.found.remove(&load);
                 self.made.remove(&load);
+                self.prepared.remove(&load);
             }
             StageCommand::Install { load, deployment, stage } => {
                 let (made, limits) = self.made.remove(&load)?;
@@ -323,8 +338,16 @@ impl Hub {
         match event {
             LoadEvent::Found { load, found } => {
                 let memory = found.memory;
+                let event = match found.missing {
+                    Some(missing) => StageEvent::FoundMissing { load, weights: memory.weights, missing },
+                    None => StageEvent::Found { load, memory },
+                };
                 self.found.insert(load, *found);
-                self.apply(StageEvent::Found { load, memory });
+                self.apply(event);
+            }
+            LoadEvent::Prepared { load, weights } => {
+                self.prepared.insert(load, weights);
+                self.apply(StageEvent::Prepared { load });
             }
             LoadEvent::Ended { load, result } => {
                 let result = match result {

@@ -345,6 +345,93 @@ fn progress_is_reported_ten_times_a_second_at_most() {
     assert!((9..=10).contains(&told), "{told} reports within a second");
 }
 
+/// The weights of `order` are resident beside what there is.
+fn prepared(driven: &mut Driven, order: LoadStage, weights_mib: u64, missing_mib: u64) -> LoadId {
+    let commands = driven.tell(StageEvent::Prepare(order));
+    let [StageCommand::FindMissing { load, .. }, _] = commands[..] else { panic!("{commands:?}") };
+    let (weights, missing) = (Bytes::mib(weights_mib), Bytes::mib(missing_mib));
+    let commands = driven.tell(StageEvent::FoundMissing { load, weights, missing });
+    assert_eq!(commands[0], StageCommand::ReadMissing { load });
+    let commands = driven.tell(StageEvent::Prepared { load });
+    assert_eq!(states(&commands), [StageState::Prepared]);
+    load
+}
+
+#[test]
+fn weights_are_read_ahead_beside_an_active_stage_and_taken_over_by_the_next() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 60);
+    let ahead = prepared(&mut driven, order(2, 1), 50, 30);
+    assert_eq!(driven.machine.held(), Bytes::mib(90), "what the stage holds counts there");
+    let again = driven.tell(StageEvent::Prepare(order(2, 1)));
+    assert_eq!(states(&again), [StageState::Prepared]);
+    let again = driven.tell(StageEvent::Activate { deployment: DEPLOYMENT, fence: fence(1) });
+    assert_eq!(states(&again), [StageState::Active], "the live stage is untouched");
+
+    let commands = driven.tell(StageEvent::Load(order(2, 1)));
+    assert!(commands.contains(&StageCommand::Drop { deployment: DEPLOYMENT }), "{commands:?}");
+    let load = find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
+    assert_eq!(driven.machine.held(), Bytes::mib(50), "they are all that is left");
+    let commands = driven.tell(StageEvent::Found { load, memory: memory(95) });
+    assert_eq!(commands[0], StageCommand::Read { load, budget: Bytes::mib(100) });
+    assert_eq!(driven.machine.held(), Bytes::mib(95), "they are a part of the stage");
+    let commands = driven.tell(StageEvent::LoadEnded { load, result: Ok(memory(95)) });
+    assert!(matches!(commands[0], StageCommand::Install { .. }), "{commands:?}");
+    assert!(commands.contains(&StageCommand::Discard { load: ahead }), "{commands:?}");
+    assert_eq!(driven.machine.held(), Bytes::mib(95));
+}
+
+#[test]
+fn weights_that_do_not_fit_beside_the_stage_are_not_read() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 60);
+    let commands = driven.tell(StageEvent::Prepare(order(2, 1)));
+    let [StageCommand::FindMissing { load, .. }, _] = commands[..] else { panic!("{commands:?}") };
+    let (weights, missing) = (Bytes::mib(90), Bytes::mib(41));
+    let commands = driven.tell(StageEvent::FoundMissing { load, weights, missing });
+    assert_eq!(commands[0], StageCommand::Discard { load });
+    let told = states(&commands);
+    let [StageState::Crowded { reason }] = &told[..] else { panic!("{told:?}") };
+    assert!(reason.contains("41.0 MiB") && reason.contains("only 40.0 MiB"), "{reason}");
+    assert_eq!(driven.machine.held(), Bytes::mib(60));
+}
+
+#[test]
+fn weights_read_ahead_go_when_they_are_not_wanted_any_more() {
+    let gone = |event: StageEvent| {
+        let mut driven = Driven::new(100);
+        driven.active(1, 60);
+        let ahead = prepared(&mut driven, order(2, 1), 50, 30);
+        let commands = driven.tell(event);
+        assert!(commands.contains(&StageCommand::Discard { load: ahead }), "{commands:?}");
+        assert_eq!(driven.machine.held(), Bytes::mib(60));
+    };
+    gone(StageEvent::Unprepare { deployment: DEPLOYMENT });
+    gone(StageEvent::Retire { deployment: DEPLOYMENT });
+    gone(StageEvent::Welcomed(Incarnation(4)));
+    // Another plan came, with the shard that is here, or a third one.
+    gone(StageEvent::Load(order(3, 2)));
+    gone(StageEvent::Load(order(3, 0)));
+    gone(StageEvent::Prepare(order(3, 0)));
+    gone(StageEvent::RetireAll);
+}
+
+#[test]
+fn reading_ahead_that_is_given_up_counts_until_its_thread_has_ended() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 60);
+    let commands = driven.tell(StageEvent::Prepare(order(2, 1)));
+    let [StageCommand::FindMissing { load, .. }, _] = commands[..] else { panic!("{commands:?}") };
+    let (weights, missing) = (Bytes::mib(50), Bytes::mib(30));
+    driven.tell(StageEvent::FoundMissing { load, weights, missing });
+    let commands = driven.tell(StageEvent::Unprepare { deployment: DEPLOYMENT });
+    assert_eq!(commands, [StageCommand::Cancel { load }]);
+    assert_eq!(driven.machine.held(), Bytes::mib(90));
+    let commands = driven.tell(StageEvent::LoadEnded { load, result: Err("cancelled".to_owned()) });
+    assert_eq!(commands, [StageCommand::Discard { load }]);
+    assert_eq!(driven.machine.held(), Bytes::mib(60));
+}
+
 #[test]
 fn there_is_a_bound_on_stages() {
     let mut driven = Driven::new(100);
@@ -388,6 +475,10 @@ struct World {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Load {
     Finding,
+    /// Of weights alone, and so on.
+    FindingAhead,
+    ReadingAhead,
+    Ahead,
     Found(u64),
     Reading(u64),
     Made(u64),
@@ -411,8 +502,18 @@ impl World {
                     assert!(Bytes::mib(mib) <= budget, "{mib} MiB into {budget}");
                     self.loads.insert(load, Load::Reading(mib));
                 }
+                StageCommand::FindMissing { load, .. } => {
+                    assert!(self.loads.insert(load, Load::FindingAhead).is_none());
+                }
+                StageCommand::ReadMissing { load } => {
+                    assert_eq!(self.loads.insert(load, Load::ReadingAhead), Some(Load::Found(0)));
+                }
                 StageCommand::Cancel { load } => {
-                    assert!(matches!(self.loads[&load], Load::Finding | Load::Reading(_)));
+                    let under_way = matches!(
+                        self.loads[&load],
+                        Load::Finding | Load::Reading(_) | Load::FindingAhead | Load::ReadingAhead
+                    );
+                    assert!(under_way);
                 }
                 StageCommand::Discard { load } => assert!(self.loads.remove(&load).is_some()),
                 StageCommand::Install { load, deployment, .. } => {
@@ -456,8 +557,9 @@ impl World {
     fn happen(&mut self, random: &mut Random) -> Option<StageEvent> {
         match random.below(5) {
             0 => {
-                let at = random.below(self.loads.len().max(1) as u64) as usize;
-                let (load, state) = self.loads.iter().nth(at).map(|(load, state)| (*load, *state))?;
+                let under_way = || self.loads.iter().filter(|(_, state)| **state != Load::Ahead);
+                let at = random.below(under_way().count().max(1) as u64) as usize;
+                let (load, state) = under_way().nth(at).map(|(load, state)| (*load, *state))?;
                 let mib = random.below(60) + 1;
                 match state {
                     Load::Finding if random.below(8) == 0 => {
@@ -468,6 +570,18 @@ impl World {
                         self.loads.insert(load, Load::Found(mib));
                         Some(StageEvent::Found { load, memory: memory(mib) })
                     }
+                    Load::FindingAhead => {
+                        self.loads.insert(load, Load::Found(0));
+                        let weights = Bytes::mib(mib);
+                        Some(StageEvent::FoundMissing { load, weights, missing: weights })
+                    }
+                    Load::ReadingAhead if random.below(8) == 0 => {
+                        Some(StageEvent::LoadEnded { load, result: Err("cancelled".to_owned()) })
+                    }
+                    Load::ReadingAhead => {
+                        self.loads.insert(load, Load::Ahead);
+                        Some(StageEvent::Prepared { load })
+                    }
                     Load::Reading(_) if random.below(8) == 0 => {
                         Some(StageEvent::LoadEnded { load, result: Err("cancelled".to_owned()) })
                     }
@@ -475,7 +589,7 @@ impl World {
                         self.loads.insert(load, Load::Made(mib));
                         Some(StageEvent::LoadEnded { load, result: Ok(memory(mib)) })
                     }
-                    Load::Found(_) | Load::Made(_) => panic!("{load:?} was left lying about"),
+                    Load::Found(_) | Load::Made(_) | Load::Ahead => panic!("{load:?} was left lying about"),
                 }
             }
             1 if !self.dropping.is_empty() => {
@@ -513,13 +627,14 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
         let mut now = Instant::now();
         let step = |machine: &mut StageMachine, world: &mut World, event, now| {
             let commands = machine.handle(event, now);
+            assert!(machine.held() <= Bytes::mib(World::BUDGET), "seed {seed}: {machine:?}");
             world.obey(commands);
         };
         step(&mut machine, &mut world, StageEvent::Welcomed(Incarnation(incarnation)), now);
         for _ in 0..400 {
             let deployment = DeploymentId(random.below(3));
             let epoch = random.below(6);
-            let event = match random.below(12) {
+            let event = match random.below(14) {
                 0 | 1 => StageEvent::Load(LoadStage {
                     deployment,
                     ..order(epoch, usize::try_from(random.below(2)).unwrap())
@@ -529,6 +644,11 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
                     deployment,
                     fence: Fence { incarnation: Incarnation(incarnation), epoch: Epoch(epoch) },
                 },
+                12 if random.below(4) == 0 => StageEvent::Prepare(LoadStage {
+                    deployment,
+                    ..order(epoch, usize::try_from(random.below(2)).unwrap())
+                }),
+                13 if random.below(3) == 0 => StageEvent::Unprepare { deployment },
                 6 if random.below(3) == 0 => StageEvent::Retire { deployment },
                 8 if random.below(20) == 0 => {
                     now += KEPT_FOR / 3;

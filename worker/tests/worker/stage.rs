@@ -10,7 +10,8 @@ use brigade_shard::model_file::Place;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use brigade_worker::stage::{
-    CacheUsage, LoadError, LoadProgress, Stage, StageOutput, StageRequest, StepError, plan_check,
+    CacheUsage, HeldWeights, LoadError, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest,
+    StepError, missing_weights, plan_check,
 };
 
 fn written(model: &TinyModel) -> (tempfile::TempDir, brigade_shard::model_file::Header) {
@@ -45,6 +46,41 @@ fn cutting_at_any_boundary_gives_the_same_bits() {
         let cuts: Vec<usize> = (1..model.layers).collect();
         let scores = Pipeline::cut(&header, model.layers, &cuts).scores(1, &tokens, 64);
         assert_eq!(scores, whole, "{model:?} cut everywhere");
+    }
+}
+
+#[test]
+fn what_a_stage_holds_or_was_read_ahead_is_not_read_again() {
+    for model in models() {
+        let (dir, header) = written(&model);
+        let tokens = Random::new(1).tokens(70, model.vocab);
+        let whole = Pipeline::cut(&header, model.layers, &[]).scores(1, &tokens, 64);
+        let held = HeldWeights::default();
+        let all = request(&header, 0..model.layers, model.layers);
+        let missing = || missing_weights(&header, &all.shard, &all.room, &held).unwrap();
+        let everything = missing();
+        assert_eq!(everything, plan_check(&header, &all.shard, &all.room).unwrap().weights);
+        let first = request(&header, 0..model.layers / 2, model.layers);
+        let progress = LoadProgress::new();
+        let first = Stage::load_sharing(first, &held, &progress).unwrap();
+        let rest = missing();
+        assert!(rest < everything && rest.0 > 0, "{rest} of {everything}");
+        let ahead = PreparedWeights::read(all.clone(), &held, &progress).unwrap();
+        assert!(missing().0 < rest.0 / 4, "{} of {rest} are norms", missing());
+        drop(first);
+        assert!(missing().0 < rest.0 / 4, "they stay although their stage has gone");
+        // Nothing but norms is read: the matrices may be whatever they like in the file.
+        let mut bytes = std::fs::read(dir.path().join("tiny.gguf")).unwrap();
+        let matrices = header.tensors().iter().filter(|info| info.dims.len() > 1);
+        for piece in matrices.flat_map(|info| &info.pieces) {
+            let Place::File { offset, .. } = piece.place else { panic!("{piece:?}") };
+            bytes[offset as usize..][..piece.bytes.0 as usize].fill(0xFF);
+        }
+        std::fs::write(dir.path().join("tiny.gguf"), bytes).unwrap();
+        let stage = Stage::load_sharing(all.clone(), &held, &progress).unwrap();
+        drop(ahead);
+        assert_eq!(Pipeline(vec![stage]).scores(1, &tokens, 64), whole, "{model:?}");
+        assert_eq!(missing(), everything, "nobody holds them any more");
     }
 }
 

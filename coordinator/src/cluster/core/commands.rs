@@ -67,7 +67,7 @@ impl Core {
     fn carry_out_deployment(&mut self, command: deployment::Command, now: Instant) {
         self.changed = true;
         match command {
-            deployment::Command::PersistEpoch(epoch) => self.write_epoch(self.deployment.id(), epoch, now),
+            deployment::Command::PersistEpoch(epoch) => self.write_epoch(self.deployment.id(), epoch),
             deployment::Command::Send { worker, message } => {
                 if matches!(message, ToWorker::Load(_)) {
                     self.recoveries.loading(now);
@@ -95,10 +95,26 @@ impl Core {
             deployment::Command::Suspend { reason } => {
                 if self.first.take().is_some() {
                     self.recoveries.lost(self.scheduler.silent_since().unwrap_or(now), now);
+                } else {
+                    self.recoveries.failed_again();
                 }
                 self.scheduler.suspend(&reason);
                 self.pause_draft();
             }
+            deployment::Command::Move { reason } => {
+                tracing::info!("another plan takes over: {reason}");
+                self.first = None;
+                self.recoveries.moving(now);
+                self.scheduler.move_on(&reason);
+                self.pause_draft();
+                // Its memory is given back before stages are loaded.
+                while let Some(command) =
+                    self.draft.as_mut().and_then(|draft| draft.deployment.poll_command())
+                {
+                    self.carry_out_draft(command, now);
+                }
+            }
+            deployment::Command::Say { text } => tracing::warn!("{text}"),
             deployment::Command::LookOut(outlook) => self.scheduler.look_out(outlook, now),
             deployment::Command::Stop { reason } => {
                 self.first = None;
@@ -119,7 +135,10 @@ impl Core {
             scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
             scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
-            scheduler::Command::CaughtUp => self.recoveries.caught_up(now, &self.metrics),
+            scheduler::Command::CaughtUp => {
+                self.recoveries.caught_up(now, &self.metrics);
+                self.deployment.handle(deployment::Event::CaughtUp, &self.membership, now);
+            }
             scheduler::Command::DraftsBroken { reason } => {
                 if let Some(draft) = &mut self.draft {
                     draft.deployment.handle(deployment::Event::Broken { reason }, &self.membership, now);
@@ -158,22 +177,17 @@ impl Core {
         }
     }
 
-    /// Writes an epoch down; where one of another deployment is being written, after that.
-    pub(super) fn write_epoch(&mut self, deployment: DeploymentId, epoch: Epoch, now: Instant) {
+    /// Writes an epoch down; where another one is being written, after that. A deployment wants its newest one alone.
+    pub(super) fn write_epoch(&mut self, deployment: DeploymentId, epoch: Epoch) {
         let Some(mut state) = self.state_dir.take() else {
-            if self.written_for != deployment && self.next_epoch.is_none() {
-                self.next_epoch = Some((deployment, epoch));
-                return;
-            }
-            let result = Err("the last one is still being written".into());
-            return self.tell_deployment(deployment, deployment::Event::EpochPersisted(result), now);
+            self.next_epochs.insert(deployment, epoch);
+            return;
         };
-        self.written_for = deployment;
         let events = self.events_sender.clone();
         self.tasks.spawn_blocking(move || {
             let result = state.persist_epoch(epoch);
             // An error means that the core has ended: the directory is given up with the event.
-            let _ = events.blocking_send(CoreEvent::EpochWritten { deployment, state, result });
+            let _ = events.blocking_send(CoreEvent::EpochWritten { deployment, epoch, state, result });
         });
     }
 

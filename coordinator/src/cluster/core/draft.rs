@@ -81,7 +81,7 @@ impl Core {
                 if let Some(worker) = draft.worker.clone().filter(|worker| self.links.stands(worker)) {
                     self.tell_deployment(id, deployment::Event::LinkUp { worker }, now);
                 }
-                self.write_epoch(id, epoch, now);
+                self.write_epoch(id, epoch);
             }
             deployment::Command::Send { worker, message } => self.send_to(&worker, message),
             deployment::Command::CloseLinks => {
@@ -100,9 +100,10 @@ impl Core {
                 let vocabulary = draft.vocabulary;
                 self.scheduler.start_drafts(DraftPipeline { pipeline, vocabulary, shares_worker });
             }
-            deployment::Command::Suspend { .. } | deployment::Command::Stop { .. } => {
-                self.scheduler.stop_drafts()
-            }
+            deployment::Command::Suspend { .. }
+            | deployment::Command::Move { .. }
+            | deployment::Command::Stop { .. } => self.scheduler.stop_drafts(),
+            deployment::Command::Say { text } => tracing::warn!(model = draft.id, "{text}"),
             deployment::Command::Doubt(worker) => {
                 self.membership.handle(membership::Event::Doubted { worker }, now);
             }

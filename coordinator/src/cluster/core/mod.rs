@@ -2,6 +2,7 @@
 
 mod commands;
 mod draft;
+mod drain;
 mod publish;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clients::Clients;
 use super::control::Session;
-use super::handle::Submission;
+use super::handle::{Drain, Submission};
 use super::links::{LinkId, Links};
 use super::recovery::Recoveries;
 use super::statistics::Statistics;
@@ -41,6 +42,8 @@ pub(super) use self::draft::Draft;
 pub(super) const EVENT_QUEUE: usize = 1024;
 /// Requests that wait for the core to look at them; they wait microseconds.
 pub(super) const SUBMISSION_QUEUE: usize = 64;
+/// Wishes to drain a worker that wait for the core: people type them.
+pub(super) const DRAIN_QUEUE: usize = 8;
 /// The status is never older than this.
 const STATUS_PERIOD: Duration = Duration::from_millis(250);
 /// Changes within this time are published together.
@@ -63,7 +66,12 @@ pub(super) enum CoreEvent {
     /// A data link has ended.
     LinkEnded { link: LinkId, reason: String },
     /// The state directory is back from writing an epoch.
-    EpochWritten { deployment: DeploymentId, state: StateDir, result: Result<(), StateDirError> },
+    EpochWritten {
+        deployment: DeploymentId,
+        epoch: Epoch,
+        state: StateDir,
+        result: Result<(), StateDirError>,
+    },
 }
 
 /// What the core is made with.
@@ -84,6 +92,7 @@ pub(super) struct CoreParts {
     pub(super) transport: Arc<Transport>,
     pub(super) events: (mpsc::Sender<CoreEvent>, mpsc::Receiver<CoreEvent>),
     pub(super) submissions: mpsc::Receiver<Submission>,
+    pub(super) drains: mpsc::Receiver<Drain>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
 }
 
@@ -96,10 +105,8 @@ pub(super) struct Core {
     model: ModelStatus,
     /// `None` while a task writes an epoch.
     state_dir: Option<StateDir>,
-    /// An epoch that is to be written after that one, for another deployment.
-    next_epoch: Option<(DeploymentId, Epoch)>,
-    /// The deployment whose epoch was written last.
-    written_for: DeploymentId,
+    /// Epochs that are to be written after that one.
+    next_epochs: BTreeMap<DeploymentId, Epoch>,
     membership: Membership,
     deployment: Deployment,
     draft: Option<Draft>,
@@ -121,6 +128,7 @@ pub(super) struct Core {
     events_sender: mpsc::Sender<CoreEvent>,
     events: mpsc::Receiver<CoreEvent>,
     submissions: mpsc::Receiver<Submission>,
+    drains: mpsc::Receiver<Drain>,
     status: watch::Sender<Arc<ClusterStatus>>,
     published: Instant,
     changed: bool,
@@ -135,8 +143,7 @@ impl Core {
             data_port: parts.data_port,
             model: parts.model,
             state_dir: Some(parts.state_dir),
-            next_epoch: None,
-            written_for: parts.deployment.id(),
+            next_epochs: BTreeMap::new(),
             membership: Membership::new(),
             deployment: parts.deployment,
             draft: parts.draft,
@@ -158,6 +165,7 @@ impl Core {
             events_sender,
             events,
             submissions: parts.submissions,
+            drains: parts.drains,
             status: parts.status,
             published: now,
             changed: true,
@@ -174,6 +182,7 @@ impl Core {
                 () = shutdown.cancelled() => break,
                 Some(event) = self.events.recv() => self.handle(event, Instant::now()),
                 Some(submission) = self.submissions.recv() => self.submit(submission),
+                Some(wish) = self.drains.recv() => self.drain(wish, Instant::now()).await,
                 Some(sequence) = self.cancelled.next() => {
                     self.clients.forget(sequence);
                     self.scheduler.cancel(sequence);
@@ -246,12 +255,13 @@ impl Core {
                     self.tell_deployments(deployment::Event::LinkDown { worker, reason }, now);
                 }
             }
-            CoreEvent::EpochWritten { deployment, state, result } => {
+            CoreEvent::EpochWritten { deployment, epoch, state, result } => {
                 self.state_dir = Some(state);
                 let result = result.map_err(|error| error.to_string());
-                self.tell_deployment(deployment, deployment::Event::EpochPersisted(result), now);
-                if let Some((deployment, epoch)) = self.next_epoch.take() {
-                    self.write_epoch(deployment, epoch, now);
+                let event = deployment::Event::EpochPersisted { epoch, result };
+                self.tell_deployment(deployment, event, now);
+                if let Some((deployment, epoch)) = self.next_epochs.pop_first() {
+                    self.write_epoch(deployment, epoch);
                 }
             }
         }

@@ -45,6 +45,7 @@ impl Core {
             counts,
             statistics: &self.statistics,
             recovery: self.recoveries.status(),
+            moves: self.recoveries.moves(),
         };
         sources.status(now)
     }

@@ -132,7 +132,7 @@ impl TryFrom<pb::Capabilities> for Capabilities {
 
 impl From<StageReport> for pb::StageReport {
     fn from(report: StageReport) -> pb::StageReport {
-        use pb::stage_report::{Active, Connected, Failed, Loading, Retired, State};
+        use pb::stage_report::{Active, Connected, Crowded, Failed, Loading, Prepared, Retired, State};
         let state = match report.state {
             StageState::Loading { loaded, total } => {
                 State::Loading(Loading { loaded_bytes: loaded.0, total_bytes: total.0 })
@@ -148,6 +148,8 @@ impl From<StageReport> for pb::StageReport {
             StageState::Active => State::Active(Active {}),
             StageState::Failed { reason } => State::Failed(Failed { reason: shortened(reason) }),
             StageState::Retired => State::Retired(Retired {}),
+            StageState::Prepared => State::Prepared(Prepared {}),
+            StageState::Crowded { reason } => State::Crowded(Crowded { reason: shortened(reason) }),
         };
         pb::StageReport { deployment: report.deployment.0, epoch: report.epoch.0, state: Some(state) }
     }
@@ -176,6 +178,10 @@ impl TryFrom<pb::StageReport> for StageReport {
                 StageState::Failed { reason: reason("stage.failed.reason", failed.reason)? }
             }
             State::Retired(_) => StageState::Retired,
+            State::Prepared(_) => StageState::Prepared,
+            State::Crowded(crowded) => {
+                StageState::Crowded { reason: reason("stage.crowded.reason", crowded.reason)? }
+            }
         };
         Ok(StageReport { deployment: DeploymentId(report.deployment), epoch: Epoch(report.epoch), state })
     }

@@ -30,6 +30,10 @@ impl From<ToWorker> for pb::ToWorker {
                 Message::Activate(pb::Activate { deployment: deployment.0, fence: Some(fence.into()) })
             }
             ToWorker::Retire { deployment } => Message::Retire(pb::Retire { deployment: deployment.0 }),
+            ToWorker::Prepare(load) => Message::Prepare(load.into()),
+            ToWorker::Unprepare { deployment } => {
+                Message::Unprepare(pb::Unprepare { deployment: deployment.0 })
+            }
             ToWorker::Probe { nonce } => Message::Probe(pb::Probe { nonce }),
             ToWorker::ProbeLink { nonce, peer, addresses } => Message::ProbeLink(pb::ProbeLink {
                 nonce,
@@ -59,6 +63,10 @@ impl TryFrom<pb::ToWorker> for ToWorker {
                 fence: required("activate.fence", activate.fence)?.into(),
             },
             Message::Retire(retire) => ToWorker::Retire { deployment: DeploymentId(retire.deployment) },
+            Message::Prepare(load) => ToWorker::Prepare(load.try_into()?),
+            Message::Unprepare(unprepare) => {
+                ToWorker::Unprepare { deployment: DeploymentId(unprepare.deployment) }
+            }
             Message::Probe(probe) => ToWorker::Probe { nonce: probe.nonce },
             Message::ProbeLink(probe) => ToWorker::ProbeLink {
                 nonce: probe.nonce,

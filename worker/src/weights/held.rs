@@ -1,0 +1,79 @@
+//! Weights that are resident already, so that a stage takes them over instead of reading them again.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use brigade_shard::model_file::{Fingerprint, TensorInfo};
+
+/// What is known of every matrix that some stage of this device holds. It keeps none of them alive.
+#[derive(Clone, Default)]
+pub struct HeldWeights {
+    known: Arc<Mutex<HashMap<Tensor, Vec<Part>>>>,
+}
+
+/// A tensor of a model.
+type Tensor = (Fingerprint, String);
+
+/// Matrices with some of a tensor's rows.
+struct Part {
+    /// Where its rows begin in the tensor, and its dimensions.
+    place: Place,
+    matrix: Weak<dyn Any + Send + Sync>,
+}
+
+/// Which of a tensor's rows: the first one, and the dimensions of all.
+type Place = (u64, Vec<u64>);
+
+impl HeldWeights {
+    /// The matrix with the rows of `info` from row `first` of the tensor on, if some stage holds it.
+    pub(crate) fn get<M: Any + Send + Sync>(
+        &self,
+        model: Fingerprint,
+        info: &TensorInfo,
+        first: u64,
+    ) -> Option<Arc<M>> {
+        let known = self.known();
+        let parts = known.get(&(model, info.name.clone()))?;
+        let part = parts.iter().find(|part| part.place == place(info, first))?;
+        part.matrix.upgrade()?.downcast().ok()
+    }
+
+    /// Notes that a matrix is resident.
+    pub(crate) fn note<M: Any + Send + Sync>(
+        &self,
+        model: Fingerprint,
+        info: &TensorInfo,
+        first: u64,
+        matrix: &Arc<M>,
+    ) {
+        let place = place(info, first);
+        let matrix: Arc<dyn Any + Send + Sync> = matrix.clone();
+        let mut known = self.known();
+        let parts = known.entry((model, info.name.clone())).or_default();
+        parts.retain(|part| part.place != place && part.matrix.strong_count() > 0);
+        parts.push(Part { place, matrix: Arc::downgrade(&matrix) });
+    }
+
+    /// Whether some stage holds rows of a tensor; one that does holds all that it has.
+    pub(crate) fn has(&self, model: Fingerprint, tensor: &str) -> bool {
+        let known = self.known();
+        let parts = known.get(&(model, tensor.to_owned()));
+        parts.is_some_and(|parts| parts.iter().any(|part| part.matrix.strong_count() > 0))
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Tensor, Vec<Part>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for HeldWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldWeights").field("tensors", &self.known().len()).finish()
+    }
+}
+
+fn place(info: &TensorInfo, first: u64) -> Place {
+    (first, info.dims.clone())
+}
