@@ -102,9 +102,9 @@ fn commands() -> Vec<ToWorker> {
             room: StageRoom { cache_dtype: CacheDtype::F32, ..room },
             ..load.clone()
         }),
-        ToWorker::Prepare(load.clone()),
+        ToWorker::Load(load.clone()),
+        ToWorker::Prepare(load),
         ToWorker::Unprepare { deployment },
-        ToWorker::Load(load),
         ToWorker::Connect(ConnectStage {
             previous: Peer::Coordinator,
             next: worker("w2"),

@@ -21,8 +21,11 @@ const END: Duration = Duration::from_secs(180);
 const GOES_ON: Duration = Duration::from_secs(5);
 /// How often the coordinator is asked how it is.
 const POLL: Duration = Duration::from_millis(20);
-/// How many times as long as it needs a worker takes for each step.
-const STRETCH: &str = "5";
+/// How many times as long as it needs a worker takes for each step: they sleep half of the time, so that there are
+/// processors left for what a plan is prepared by.
+const STRETCH: &str = "2";
+/// The same for workers that one which does not sleep makes much faster.
+const SLOW: &str = "5";
 /// Longest sequence, for four answers at a time.
 const ROOM: [&str; 4] = ["--ctx", "1024", "--parallel", "4"];
 
@@ -37,12 +40,11 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// A coordinator and workers with so much memory each, which it waits for. They sleep most of the time, so that there
-    /// are processors left for what a plan is prepared by.
-    async fn start(names: &[&str], memory: &str) -> Cluster {
+    /// A coordinator and workers with so much memory each, which it waits for.
+    async fn start(names: &[&str], memory: &str, stretch: &str) -> Cluster {
         let least = names.len().to_string();
         let mut served = Served::start(&[&["--min-workers", &least], &ROOM[..]].concat());
-        let join = |name: &&str| served.join_stretched(name, memory, STRETCH);
+        let join = |name: &&str| served.join_stretched(name, memory, stretch);
         let workers: Vec<Joined> = names.iter().map(join).collect();
         let client = served.client();
         let model = client.model().await;
@@ -108,7 +110,7 @@ async fn undisturbed() -> &'static [Told] {
     static ANSWERS: OnceCell<Vec<Told>> = OnceCell::const_new();
     ANSWERS
         .get_or_init(|| async {
-            let cluster = Cluster::start(&["anna", "ben"], "300MiB").await;
+            let cluster = Cluster::start(&["anna", "ben"], "300MiB", STRETCH).await;
             let told = ends(cluster.streams().await).await;
             assert!(told.iter().all(|told| told.tokens.len() == TOKENS && told.done), "{told:?}");
             told
@@ -145,7 +147,7 @@ async fn plans_change_by_choice_and_no_answer_changes() {
     let _machine = MACHINE.lock().await;
     let wanted = undisturbed().await;
 
-    let mut cluster = Cluster::start(&["anna", "ben"], "300MiB").await;
+    let mut cluster = Cluster::start(&["anna", "ben"], "300MiB", SLOW).await;
     let streams = cluster.streams().await;
     let joined = Instant::now();
     // With one that does not sleep the plan is much better.
@@ -168,7 +170,7 @@ async fn plans_change_by_choice_and_no_answer_changes() {
 async fn a_drained_worker_may_be_unplugged_while_answers_run() {
     let _machine = MACHINE.lock().await;
     let wanted = undisturbed().await;
-    let mut cluster = Cluster::start(&["anna", "ben", "carla"], "300MiB").await;
+    let mut cluster = Cluster::start(&["anna", "ben", "carla"], "300MiB", STRETCH).await;
     let streams = cluster.streams().await;
     let begun = Instant::now();
     let output = cluster.drain(&["ben"]).await;
@@ -202,7 +204,7 @@ async fn a_drained_worker_may_be_unplugged_while_answers_run() {
 #[tokio::test]
 async fn a_worker_that_the_others_have_no_room_for_stays_in_use() {
     let _machine = MACHINE.lock().await;
-    let cluster = Cluster::start(&["anna", "ben"], "160MiB").await;
+    let cluster = Cluster::start(&["anna", "ben"], "160MiB", STRETCH).await;
     let output = cluster.drain(&["anna"]).await;
     let said = text(&output.stderr);
     assert!(!output.status.success() && said.contains("MiB more") && said.contains("stays in use"), "{said}");
