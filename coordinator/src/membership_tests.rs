@@ -55,6 +55,26 @@ fn is_lost(membership: &Membership, name: &str) -> bool {
 }
 
 #[test]
+fn a_drained_worker_stays_so_and_nothing_waits_for_it() {
+    let now = Instant::now();
+    let mut membership = Membership::new();
+    membership.handle(attached(1, "w1"), now);
+    let drain = |draining| Event::Draining { worker: id("w1"), draining };
+    commands(&mut membership);
+    membership.handle(drain(true), now);
+    assert_eq!(commands(&mut membership), [Command::Changed]);
+    membership.handle(drain(true), now);
+    assert_eq!(commands(&mut membership), [], "it is so already");
+    membership.handle(detached(1), now);
+    assert!(membership.is_suspected(&id("w1")) && !membership.any_suspected());
+    membership.handle(attached(2, "w1"), now);
+    assert!(membership.is_draining(&id("w1")), "the mark survives its reconnection");
+    membership.handle(drain(false), now);
+    membership.handle(detached(2), now);
+    assert!(!membership.is_draining(&id("w1")) && membership.any_suspected());
+}
+
+#[test]
 fn a_broken_stream_alone_is_not_death() {
     let (mut membership, t0) = (Membership::new(), Instant::now());
     membership.handle(attached(1, "w1"), t0);

@@ -631,7 +631,7 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
             world.obey(commands);
         };
         step(&mut machine, &mut world, StageEvent::Welcomed(Incarnation(incarnation)), now);
-        for _ in 0..400 {
+        for _ in 0..800 {
             let deployment = DeploymentId(random.below(3));
             let epoch = random.below(6);
             let event = match random.below(14) {

@@ -26,6 +26,15 @@ impl Bench {
         self.decode.drain(..).chain(self.prefill.drain(..)).collect()
     }
 
+    /// The plan is given up for another, by choice.
+    fn move_on(&mut self) {
+        self.scheduler.move_on("a plan is better");
+        self.scheduler.look_out(Outlook::Coming, self.now);
+        self.poll();
+        self.decode.clear();
+        self.prefill.clear();
+    }
+
     /// Another plan serves.
     fn resume(&mut self, pipeline: Pipeline) {
         let stage = SimulatedStage::new(pipeline.clone());
@@ -87,6 +96,34 @@ fn what_ran_goes_on_with_the_next_pipeline_where_it_was() {
         assert_eq!((counts.prompt_tokens, counts.replayed), (60, 0), "no prompt counts twice");
         assert_eq!(bench.caught_up, 2, "once for each pipeline");
     }
+}
+
+#[test]
+fn a_change_of_plan_by_choice_counts_as_no_loss() {
+    let mut bench = Bench::new(pipeline(3, 512), 4);
+    for id in 1..=3 {
+        bench.submit(id, request(20, 100)).unwrap();
+    }
+    while bench.tokens(3).len() < 17 {
+        assert!(bench.run(StepKind::Decode) || bench.run(StepKind::Prefill));
+    }
+    assert_eq!(bench.scheduler.longest(), 120);
+    // More often in a row than a plan may be lost.
+    for epoch in 2..8 {
+        bench.run(StepKind::Prefill);
+        bench.move_on();
+        assert!(bench.scheduler.is_recovering(), "requests are taken meanwhile");
+        bench.resume(plan(epoch, 2, 512));
+    }
+    bench.run_all();
+    for id in 1..=3 {
+        bench.assert_whole(id, 20, 100);
+    }
+    bench.assert_idle();
+    let counts = bench.scheduler.counts();
+    assert_eq!((counts.finished, counts.failed, counts.recovered), (3, 0, 0), "{counts:?}");
+    assert!(counts.moved >= 3, "{counts:?}");
+    assert_eq!((bench.caught_up > 0, bench.scheduler.longest()), (true, 0));
 }
 
 #[test]
