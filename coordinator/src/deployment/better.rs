@@ -111,12 +111,12 @@ impl Deployment {
 
     /// When [`Deployment::better_due`] has something to do next.
     pub(super) fn better_timeout(&self) -> Option<Instant> {
-        let running = self.running().filter(|running| running.step == Step::Serving)?;
+        self.running().filter(|running| running.step == Step::Serving)?;
         let silence = self.better.next.iter().filter_map(|next| next.late_at());
         let look = self.better.look_at.filter(|_| self.better.next.is_none());
         // Links that are avoided may have been mended.
         let links = self.links.next_timeout().filter(|_| !self.better.considered.apart.is_empty());
-        silence.chain(look).chain(links).min().filter(|_| !running.stages.is_empty())
+        silence.chain(look).chain(links).min()
     }
 
     /// Takes in that time has passed while a plan serves.

@@ -89,7 +89,7 @@ impl Stage {
                 step::boxed(model, &room)
             }
             DeviceKind::Cuda(_) | DeviceKind::Metal => {
-                let backend = CandleBackend::new(candle_backend::device(device)?)?;
+                let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
                 let model = model::load(backend, &files, &spec, &table, &shard, &room, progress)?;
                 step::boxed(model, &room)
             }
@@ -155,7 +155,7 @@ impl PreparedWeights {
                 model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
             }
             DeviceKind::Cuda(_) | DeviceKind::Metal => {
-                let backend = CandleBackend::new(candle_backend::device(device)?)?;
+                let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
                 model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
             }
         };

@@ -1,4 +1,5 @@
-//! Weights that are resident already, so that a stage takes them over instead of reading them again.
+//! Weights that are resident already, so that a stage takes them over instead of reading them again; and the device that
+//! they are on, which is opened once, since what lies on one opening of it is strange to another.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -11,7 +12,11 @@ use brigade_shard::model_file::{Fingerprint, TensorInfo};
 #[derive(Clone, Default)]
 pub struct HeldWeights {
     known: Arc<Mutex<HashMap<Tensor, Vec<Part>>>>,
+    device: Arc<Mutex<Option<Opened>>>,
 }
+
+/// A backend's own handle of the device.
+type Opened = Box<dyn Any + Send>;
 
 /// A tensor of a model.
 type Tensor = (Fingerprint, String);
@@ -27,6 +32,20 @@ struct Part {
 type Place = (u64, Vec<u64>);
 
 impl HeldWeights {
+    /// The device as it was opened before, or else as `open` opens it.
+    pub(crate) fn device<D: Any + Clone + Send, E>(
+        &self,
+        open: impl FnOnce() -> Result<D, E>,
+    ) -> Result<D, E> {
+        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = device.as_ref().and_then(|device| device.downcast_ref::<D>()) {
+            return Ok(opened.clone());
+        }
+        let opened = open()?;
+        *device = Some(Box::new(opened.clone()));
+        Ok(opened)
+    }
+
     /// The matrix with the rows of `info` from row `first` of the tensor on, if some stage holds it.
     pub(crate) fn get<M: Any + Send + Sync>(
         &self,
