@@ -453,6 +453,10 @@ fn a_worker_that_could_not_load_is_left_out_while_the_others_suffice() {
     bench.pass(FIRST_BACK_OFF);
     assert_eq!(planned(&bench), ["w1", "w3"]);
     bench.leave("w3");
+    for session in 1..=2 {
+        let event = membership::Event::Heard { session: SessionId(session), telemetry: None };
+        bench.member_event(event);
+    }
     bench.pass(FIRST_BACK_OFF * 2);
     assert_eq!(planned(&bench), ["w1", "w2"]);
     bench.bring_up();
