@@ -189,17 +189,16 @@ impl<B: Backend> Loader<'_, B> {
         };
         let shape = MatrixShape { kind: info.kind, rows: rows as usize, width: width as usize };
         let source = &mut self.files.tensor(info);
-        self.held(info, 0, || self.backend.experts(shape, count as usize, source))
+        self.held(info, || self.backend.experts(shape, count as usize, source))
     }
 
     /// A matrix that is resident already, or that `read` reads.
     fn held(
         &self,
         info: &TensorInfo,
-        first: u64,
         read: impl FnOnce() -> Result<B::Matrix, LoadError>,
     ) -> Result<Arc<B::Matrix>, LoadError> {
-        self.files.matrix(info, first, |matrix| self.backend.adopt(matrix), read)
+        self.files.matrix(info, |matrix| self.backend.adopt(matrix), read)
     }
 
     /// Reads matrices that lie one after another as one with the rows of all.
@@ -209,7 +208,7 @@ impl<B: Backend> Loader<'_, B> {
             return Err(missing(role));
         };
         let shape = MatrixShape { kind: info.kind, rows: (rows * count) as usize, width: width as usize };
-        self.held(info, 0, || self.backend.matrix(shape, &mut self.files.tensor(info)))
+        self.held(info, || self.backend.matrix(shape, &mut self.files.tensor(info)))
     }
 
     /// Reads the matrices that lie one after another in a tensor, each with its number of rows.
@@ -227,9 +226,9 @@ impl<B: Backend> Loader<'_, B> {
         for rows in rows {
             let part = info.rows(first, rows as u64).ok_or_else(|| missing(role))?;
             let shape = MatrixShape { kind: part.kind, rows, width: part.dims[0] as usize };
-            let source = &mut self.files.tensor(&part);
-            read.push(self.held(&part, first, || self.backend.matrix(shape, source))?);
             first += rows as u64;
+            let source = &mut self.files.tensor(&part);
+            read.push(self.held(&part, || self.backend.matrix(shape, source))?);
         }
         read.try_into().map_err(|_| missing(role))
     }

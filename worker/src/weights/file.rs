@@ -62,23 +62,21 @@ impl<'a> ModelFiles<'a> {
         ModelFiles { held: held.clone(), ..self }
     }
 
-    /// The matrix with the rows of `info`, from row `first` of its tensor on: one that is resident, which is taken with
-    /// `adopt`, or what `read` reads.
+    /// The matrix with the values of `info`: one that is resident, which is taken with `adopt`, or what `read` reads.
     pub(crate) fn matrix<M: Any + Send + Sync>(
         &self,
         info: &TensorInfo,
-        first: u64,
         adopt: impl FnOnce(&M),
         read: impl FnOnce() -> Result<M, LoadError>,
     ) -> Result<Arc<M>, LoadError> {
         let model = *self.header.fingerprint();
-        if let Some(matrix) = self.held.get(model, info, first) {
+        if let Some(matrix) = self.held.get(model, info) {
             adopt(&matrix);
             self.progress.add(info.bytes.0 as usize);
             return Ok(matrix);
         }
         let matrix = Arc::new(read()?);
-        self.held.note(model, info, first, &matrix);
+        self.held.note(model, info, &matrix);
         Ok(matrix)
     }
 

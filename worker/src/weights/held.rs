@@ -21,15 +21,12 @@ type Opened = Box<dyn Any + Send>;
 /// A tensor of a model.
 type Tensor = (Fingerprint, String);
 
-/// Matrices with some of a tensor's rows.
+/// A matrix of some of a tensor's values.
 struct Part {
-    /// Where its rows begin in the tensor, and its dimensions.
-    place: Place,
+    /// Which of them: several matrices may be picked out of one tensor of a file, also with the same dimensions.
+    info: TensorInfo,
     matrix: Weak<dyn Any + Send + Sync>,
 }
-
-/// Which of a tensor's rows: the first one, and the dimensions of all.
-type Place = (u64, Vec<u64>);
 
 impl HeldWeights {
     /// The device as it was opened before, or else as `open` opens it.
@@ -46,36 +43,24 @@ impl HeldWeights {
         Ok(opened)
     }
 
-    /// The matrix with the rows of `info` from row `first` of the tensor on, if some stage holds it.
-    pub(crate) fn get<M: Any + Send + Sync>(
-        &self,
-        model: Fingerprint,
-        info: &TensorInfo,
-        first: u64,
-    ) -> Option<Arc<M>> {
+    /// The matrix with the values of `info`, if some stage holds it.
+    pub(crate) fn get<M: Any + Send + Sync>(&self, model: Fingerprint, info: &TensorInfo) -> Option<Arc<M>> {
         let known = self.known();
         let parts = known.get(&(model, info.name.clone()))?;
-        let part = parts.iter().find(|part| part.place == place(info, first))?;
+        let part = parts.iter().find(|part| part.info == *info)?;
         part.matrix.upgrade()?.downcast().ok()
     }
 
     /// Notes that a matrix is resident.
-    pub(crate) fn note<M: Any + Send + Sync>(
-        &self,
-        model: Fingerprint,
-        info: &TensorInfo,
-        first: u64,
-        matrix: &Arc<M>,
-    ) {
-        let place = place(info, first);
+    pub(crate) fn note<M: Any + Send + Sync>(&self, model: Fingerprint, info: &TensorInfo, matrix: &Arc<M>) {
         let matrix: Arc<dyn Any + Send + Sync> = matrix.clone();
         let mut known = self.known();
         let parts = known.entry((model, info.name.clone())).or_default();
-        parts.retain(|part| part.place != place && part.matrix.strong_count() > 0);
-        parts.push(Part { place, matrix: Arc::downgrade(&matrix) });
+        parts.retain(|part| part.info != *info && part.matrix.strong_count() > 0);
+        parts.push(Part { info: info.clone(), matrix: Arc::downgrade(&matrix) });
     }
 
-    /// Whether some stage holds rows of a tensor; one that does holds all that it has.
+    /// Whether some stage holds a part of a tensor; one that does holds all that it has.
     pub(crate) fn has(&self, model: Fingerprint, tensor: &str) -> bool {
         let known = self.known();
         let parts = known.get(&(model, tensor.to_owned()));
@@ -91,8 +76,4 @@ impl fmt::Debug for HeldWeights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeldWeights").field("tensors", &self.known().len()).finish()
     }
-}
-
-fn place(info: &TensorInfo, first: u64) -> Place {
-    (first, info.dims.clone())
 }
