@@ -12,6 +12,8 @@ use brigade_tests::three::{Cluster, END, POLL, TOKENS, check, ends, requests, un
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
+/// What the coordinator says of itself is at most so old.
+const STATUS_AGE: Duration = Duration::from_millis(500);
 /// Tokens of the prompts that are long: enough that they are being computed for a while.
 const LONG_PROMPT: usize = 400;
 /// Within this a killed process is noticed.
