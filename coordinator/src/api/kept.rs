@@ -40,8 +40,8 @@ const MAX_KEY: usize = 255;
 const VERSION: u32 = 1;
 /// Most answers that are kept; the oldest go first.
 const MAX_RECORDS: usize = 10_000;
-/// Least time between two looks at what is too old.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two looks at what is too old.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the request that has an answer may take to give it up.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -56,7 +56,6 @@ struct Shared {
     folder: PathBuf,
     keep: Duration,
     turns: Mutex<HashMap<String, Arc<Turn>>>,
-    swept: Mutex<Option<SystemTime>>,
     tasks: TaskTracker,
 }
 
@@ -155,14 +154,22 @@ impl KeptAnswers {
     /// Where the folder cannot be made.
     pub fn open(folder: &Path, keep: Duration) -> Result<KeptAnswers, StateDirError> {
         create_private_dir(folder)?;
-        let shared = Shared {
-            folder: folder.to_owned(),
-            keep,
-            turns: Mutex::default(),
-            swept: Mutex::default(),
-            tasks: TaskTracker::new(),
-        };
+        let shared =
+            Shared { folder: folder.to_owned(), keep, turns: Mutex::default(), tasks: TaskTracker::new() };
         Ok(KeptAnswers { shared: Arc::new(shared) })
+    }
+
+    /// Removes what is too old or too much, again and again until `shutdown`.
+    pub(crate) fn tend(&self, shutdown: CancellationToken) {
+        let store = self.clone();
+        self.shared.tasks.spawn(shutdown.run_until_cancelled_owned(async move {
+            loop {
+                let sweeping = store.clone();
+                // It says itself what fails.
+                let _ = tokio::task::spawn_blocking(move || sweeping.sweep()).await;
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
+        }));
     }
 
     /// Waits until what is under way is written down.
@@ -184,21 +191,23 @@ impl KeptAnswers {
         envelope: &mut Envelope,
         jobs: &mut [Job],
     ) -> Result<Kept, ApiError> {
+        let path = self.shared.folder.join(&wish.name);
+        let model = engine.model().fingerprint.to_string();
+        // Before the answer is taken from a request that has it.
+        let at = path.clone();
+        let (head, ..) = parse(&blocking(move || read(&at)).await?);
+        if let Some(head) = &head {
+            head.check(wish, &model, jobs.len())?;
+        }
         let turn = self.turn(&wish.name);
         let taken_over = CancellationToken::new();
         let before = std::mem::replace(&mut *lock(&turn.taken_over), taken_over.clone());
         before.cancel();
         let holder = tokio::time::timeout(TURN_LIMIT, turn.holder.clone().lock_owned()).await;
         let holder = holder.map_err(|_| ApiError::key_in_use())?;
-        let path = self.shared.folder.join(&wish.name);
-        let (store, at) = (self.clone(), path.clone());
-        let opened = blocking(move || {
-            store.sweep();
-            open(&at)
-        });
-        let (file, text) = opened.await?;
+        let at = path.clone();
+        let (file, text) = blocking(move || open(&at)).await?;
         let mut record = Record { file: Arc::new(file), path, taken_over, _turn: holder };
-        let model = engine.model().fingerprint.to_string();
         let (head, past, length) = parse(&text);
         match head {
             None => {
@@ -220,12 +229,7 @@ impl KeptAnswers {
                 record.write(&head).await?;
             }
             Some(head) => {
-                if head.request != wish.request || head.choices.len() != jobs.len() {
-                    return Err(ApiError::key_of_another_request());
-                }
-                if head.model != model {
-                    return Err(ApiError::key_of_another_model());
-                }
+                head.check(wish, &model, jobs.len())?;
                 record.truncate(length as u64).await?;
                 envelope.set_identity(head.id, head.created);
                 for (choice, job) in head.choices.into_iter().zip(jobs.iter_mut()) {
@@ -243,17 +247,10 @@ impl KeptAnswers {
         lock(&self.shared.turns).entry(name.to_owned()).or_default().clone()
     }
 
-    /// Removes what is too old or too much, now and then. Blocks.
+    /// Removes what is too old or too much. Blocks.
     fn sweep(&self) {
         let now = SystemTime::now();
         let age = |time: SystemTime| now.duration_since(time).unwrap_or_default();
-        {
-            let mut swept = lock(&self.shared.swept);
-            if swept.is_some_and(|last| last <= now && age(last) < SWEEP_INTERVAL) {
-                return;
-            }
-            *swept = Some(now);
-        }
         // A turn that nobody holds or waits for can be begun anew.
         lock(&self.shared.turns)
             .retain(|_, turn| Arc::strong_count(turn) > 1 || turn.holder.try_lock().is_err());
@@ -410,6 +407,27 @@ fn end_of(request: &GenerationRequest) -> Option<FinishReason> {
         Some(FinishReason::Length)
     } else {
         None
+    }
+}
+
+impl Head {
+    /// Whether it is of the same request, and of the model that is served.
+    fn check(&self, wish: &Wish, model: &str, choices: usize) -> Result<(), ApiError> {
+        if self.request != wish.request || self.choices.len() != choices {
+            Err(ApiError::key_of_another_request())
+        } else if self.model != model {
+            Err(ApiError::key_of_another_model())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What a record holds; nothing where there is none. Blocks.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
     }
 }
 

@@ -64,6 +64,9 @@ pub async fn serve<E: Engine>(
 ) -> Result<(), ServeError> {
     listener.local_addr()?;
     let api = Api::new(engine, Guard::new(&settings), settings.kept.clone(), shutdown.clone());
+    if let Some(kept) = &settings.kept {
+        kept.tend(shutdown.clone());
+    }
     let router = router(api);
     let connections = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
