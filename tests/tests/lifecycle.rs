@@ -125,8 +125,9 @@ async fn with_too_little_memory_left_a_request_is_told_what_is_missing_after_its
     while client.status().await["requests"]["generated_tokens"] == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    ben.kill();
+    // Before the end of the program is waited for: it is noticed meanwhile.
     let killed = Instant::now();
+    ben.kill();
     // Nothing can be planned, so that new requests are refused, and told when to come again.
     let refused = loop {
         let answer = client.post("/v1/completions", &json!({ "prompt": "x", "max_tokens": 1 })).await;
