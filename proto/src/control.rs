@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::Shard;
 use brigade_shard::units::Bytes;
 
@@ -47,6 +48,16 @@ pub enum DeviceKind {
     Cuda(u32),
     /// An Apple GPU.
     Metal,
+}
+
+impl DeviceKind {
+    /// What workers on such devices have kernels for.
+    pub fn kernels(self) -> Kernels {
+        match self {
+            DeviceKind::Cpu => Kernels::CPU,
+            DeviceKind::Cuda(_) | DeviceKind::Metal => Kernels::CANDLE,
+        }
+    }
 }
 
 /// From the coordinator to a worker.

@@ -29,6 +29,7 @@ use super::envelope::Envelope;
 use super::error::ApiError;
 use crate::generation::{Drawn, FinishReason, GenerationEvent, GenerationRequest, Origin};
 use crate::state_dir::{StateDirError, create_private_dir, private_options};
+use crate::tokens::hex;
 
 /// The header that names an answer, as the IETF's draft `draft-ietf-httpapi-idempotency-key-header` has it.
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -313,10 +314,6 @@ impl Wish {
 
 fn wrong(message: &str) -> ApiError {
     ApiError::bad_request("invalid_header", message)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Kept {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use brigade_proto::control::DeviceKind;
 use brigade_proto::step::WireDtype;
 use brigade_shard::cost::Cost;
-use brigade_shard::kernels::Kernels;
 use brigade_shard::model_file::Header;
 use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput, place_beside, plan_beside};
 use brigade_shard::spec::ModelSpec;
@@ -89,11 +89,12 @@ enum Backend {
     Metal,
 }
 
-impl Backend {
-    fn kernels(self) -> Kernels {
-        match self {
-            Backend::Cpu => Kernels::CPU,
-            Backend::Cuda | Backend::Metal => Kernels::CANDLE,
+impl From<Backend> for DeviceKind {
+    fn from(backend: Backend) -> DeviceKind {
+        match backend {
+            Backend::Cpu => DeviceKind::Cpu,
+            Backend::Cuda => DeviceKind::Cuda(0),
+            Backend::Metal => DeviceKind::Metal,
         }
     }
 }
@@ -200,7 +201,7 @@ fn local_devices(workers: &WorkerOptions) -> anyhow::Result<Vec<PlanDevice>> {
         budget,
         bandwidth_bytes_per_s: ASSUMED_BANDWIDTH,
         flops_per_s: ASSUMED_FLOPS,
-        kernels: Kernels::CPU,
+        kernels: DeviceKind::Cpu.kernels(),
     };
     Ok((0..workers.workers).map(device).collect())
 }
@@ -256,7 +257,7 @@ fn device(device: Device) -> Result<PlanDevice, String> {
         budget,
         bandwidth_bytes_per_s: device.bandwidth_gbps * 1e9,
         flops_per_s: device.tflops * 1e12,
-        kernels: device.device.kernels(),
+        kernels: DeviceKind::from(device.device).kernels(),
     })
 }
 
@@ -290,6 +291,8 @@ fn view(model: &Path, dry: &DryRun, input: &PlanInput) -> PlanView {
 
 #[cfg(test)]
 mod tests {
+    use brigade_shard::kernels::Kernels;
+
     use super::*;
 
     const MAC: &str = "[[device]]\nname = 'mac'\nmemory = '96GiB'\nbandwidth_gbps = 800\ntflops = 27\n";

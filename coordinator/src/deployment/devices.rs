@@ -1,7 +1,6 @@
 //! Workers as the planner sees them.
 
-use brigade_proto::control::{Capabilities, DeviceKind};
-use brigade_shard::kernels::Kernels;
+use brigade_proto::control::Capabilities;
 use brigade_shard::plan::PlanDevice;
 use brigade_shard::units::Bytes;
 
@@ -22,10 +21,7 @@ pub(super) fn devices(members: &[&Member], budget: impl Fn(&Member) -> Bytes) ->
             budget: budget(member),
             bandwidth_bytes_per_s: fastest(|twin| twin.bandwidth_bytes_per_s),
             flops_per_s: fastest(|twin| twin.flops_per_s),
-            kernels: match own.device {
-                DeviceKind::Cpu => Kernels::CPU,
-                DeviceKind::Cuda(_) | DeviceKind::Metal => Kernels::CANDLE,
-            },
+            kernels: own.device.kernels(),
         }
     };
     members.iter().map(device).collect()

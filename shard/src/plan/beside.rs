@@ -49,8 +49,8 @@ pub fn place_beside(draft: &Cost, input: &PlanInput, beside: &Plan) -> Result<Pl
     place_whole(draft, &PlanInput { devices: left(input, beside), ..input.clone() }, beside.context)
 }
 
-/// Where to put the whole of `draft`: on the device with the most memory of those that can compute it, for sequences of up to `context` tokens, or as
-/// long as fit.
+/// Where to put the whole of `draft`: on the device with the most memory of those that can compute it, for sequences of up
+/// to `context` tokens, or as long as fit.
 ///
 /// # Errors
 /// As [`plan`], for the device that comes nearest.

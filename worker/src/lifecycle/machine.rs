@@ -148,21 +148,13 @@ impl StageMachine {
         self.unprepare_all(out);
         for deployment in self.that(|_| true) {
             let Some(slot) = self.slots.get_mut(&deployment) else { continue };
-            match slot.phase {
-                Phase::Loaded { memory }
-                | Phase::Connecting { memory, .. }
-                | Phase::Connected { memory, .. }
-                | Phase::Active { memory, .. } => {
+            match slot.phase.resident() {
+                Some(memory) => {
                     out.push(StageCommand::Unbind { deployment });
                     slot.phase = Phase::Loaded { memory };
                     slot.kept = Some(now);
                 }
-                Phase::Finding { .. }
-                | Phase::Reading { .. }
-                | Phase::Failed { .. }
-                | Phase::Ending { .. } => {
-                    self.end(deployment, None, None, out);
-                }
+                None => self.end(deployment, None, None, out),
             }
         }
     }
@@ -243,22 +235,16 @@ impl StageMachine {
         }
         let stage = order.stage;
         slot.order = order;
-        match slot.phase {
-            Phase::Loaded { memory }
-            | Phase::Connecting { memory, .. }
-            | Phase::Connected { memory, .. }
-            | Phase::Active { memory, .. } => {
-                out.push(StageCommand::Unbind { deployment });
-                out.push(StageCommand::Clear { deployment, stage });
-                slot.phase = Phase::Loaded { memory };
-                out.extend(report_of(slot));
-                // It has all of its weights.
-                self.unprepare(deployment, out);
-            }
-            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {
-                out.extend(report_of(slot));
-            }
-        }
+        let Some(memory) = slot.phase.resident() else {
+            out.extend(report_of(slot));
+            return;
+        };
+        out.push(StageCommand::Unbind { deployment });
+        out.push(StageCommand::Clear { deployment, stage });
+        slot.phase = Phase::Loaded { memory };
+        out.extend(report_of(slot));
+        // It has all of its weights.
+        self.unprepare(deployment, out);
     }
 
     fn start(&mut self, order: LoadStage, out: &mut Vec<StageCommand>) {
@@ -458,11 +444,7 @@ impl StageMachine {
         let Some(slot) = self.slots.get_mut(&deployment) else {
             return;
         };
-        if let Phase::Loaded { .. }
-        | Phase::Connecting { .. }
-        | Phase::Connected { .. }
-        | Phase::Active { .. } = slot.phase
-        {
+        if slot.phase.resident().is_some() {
             out.push(StageCommand::Unbind { deployment });
             slot.phase = Phase::Failed { reason };
             out.extend(report_of(slot));

@@ -51,6 +51,19 @@ impl Phase {
         }
     }
 
+    /// What a stage takes that is in the engine with all of its weights, and is to stay.
+    pub(super) fn resident(&self) -> Option<StageMemory> {
+        match self {
+            Phase::Loaded { memory }
+            | Phase::Connecting { memory, .. }
+            | Phase::Connected { memory, .. }
+            | Phase::Active { memory, .. } => Some(*memory),
+            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {
+                None
+            }
+        }
+    }
+
     pub(super) fn load(&self) -> Option<LoadId> {
         match self {
             Phase::Finding { load } | Phase::Reading { load, .. } => Some(*load),
