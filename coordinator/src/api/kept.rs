@@ -6,8 +6,9 @@
 //! of the coordinator. Records are written by `write`, so they outlive the process at once, and the machine once an
 //! answer has ended.
 //!
-//! A record is a file of JSON lines that only its owner may read: a [`Head`], then events. A last line that was cut off
-//! counts as not written.
+//! Each answer has a file of its own, a record, that only its owner may read.
+
+mod record;
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,8 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, HeaderName, header};
-use brigade_proto::step::TokenScore;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,9 +27,10 @@ use super::answers::Job;
 use super::engine::Engine;
 use super::envelope::Envelope;
 use super::error::ApiError;
-use crate::generation::{Drawn, FinishReason, GenerationEvent, GenerationRequest, Origin};
+use crate::generation::{FinishReason, GenerationEvent, GenerationRequest};
 use crate::state_dir::{StateDirError, create_private_dir, private_options};
 use crate::tokens::hex;
+use record::{Head, HeadChoice, Line, VERSION, What, parse};
 
 /// The header that names an answer, as the IETF's draft `draft-ietf-httpapi-idempotency-key-header` has it.
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -37,8 +38,6 @@ const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
 /// Longest key, in bytes.
 const MAX_KEY: usize = 255;
-/// Version of the files.
-const VERSION: u32 = 1;
 /// Most answers that are kept; the oldest go first.
 const MAX_RECORDS: usize = 10_000;
 /// Time between two looks at what is too old.
@@ -94,59 +93,6 @@ pub(crate) struct Record {
     taken_over: CancellationToken,
     _turn: tokio::sync::OwnedMutexGuard<()>,
 }
-
-/// The first line of a record.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Head {
-    version: u32,
-    /// Hash of what was asked.
-    request: String,
-    /// Fingerprint of the model that answers.
-    model: String,
-    id: String,
-    created: u64,
-    choices: Vec<HeadChoice>,
-}
-
-/// What a choice is generated from, where it does not follow from the request alone.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct HeadChoice {
-    prompt: Vec<u32>,
-    seed: u64,
-    max_tokens: u32,
-}
-
-/// Any other line: what happened to a choice.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Line {
-    #[serde(rename = "c")]
-    choice: usize,
-    #[serde(flatten)]
-    what: What,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum What {
-    Reused(u32),
-    Scores(Vec<Score>),
-    /// A token, and guesses that were wrong in its place; `None` where it was guessed.
-    Token(Score, Option<u32>),
-    End(End),
-    /// The choice begins anew: nothing was drawn before its generation broke off.
-    Again(()),
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum End {
-    Token,
-    Length,
-}
-
-/// A token id, the bits of its log-probability, and the likeliest tokens likewise.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Score(u32, u32, Vec<(u32, u32)>);
 
 impl KeptAnswers {
     /// The answers in `folder`, which is made where it is missing; each is kept for `keep` after its last token.
@@ -440,78 +386,6 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(|error| ApiError::internal(format!("the answer was not kept: {error}")))?;
     done.map_err(|error| ApiError::internal(format!("the answer cannot be kept: {error}; ask without a key")))
-}
-
-/// What a record holds: its head, what happened, and how many of its bytes are whole lines of these.
-fn parse(text: &[u8]) -> (Option<Head>, Vec<(usize, GenerationEvent)>, usize) {
-    let mut length = 0;
-    let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    let head = lines.next().and_then(|line| {
-        length += line.len();
-        serde_json::from_slice::<Head>(line).ok()
-    });
-    let mut past = Vec::new();
-    let Some(head) = head.filter(|head| head.version == VERSION) else {
-        return (None, past, 0);
-    };
-    for line in lines {
-        let Ok(Line { choice, what }) = serde_json::from_slice(line) else { break };
-        length += line.len();
-        match what.event() {
-            Some(event) => past.push((choice, event)),
-            None => past.retain(|(of, _)| *of != choice),
-        }
-    }
-    (Some(head), past, length)
-}
-
-impl What {
-    /// What is written down of an event; `None` for what is not.
-    fn of(event: &GenerationEvent) -> Option<What> {
-        Some(match event {
-            GenerationEvent::Reused(tokens) => What::Reused(*tokens),
-            GenerationEvent::PromptScores(scores) => What::Scores(scores.iter().map(Score::of).collect()),
-            GenerationEvent::Token(Drawn { score, origin: Origin::Draft }) => {
-                What::Token(Score::of(score), None)
-            }
-            GenerationEvent::Token(Drawn { score, origin: Origin::Drawn { rejected } }) => {
-                What::Token(Score::of(score), Some(*rejected))
-            }
-            GenerationEvent::Done(FinishReason::EndToken) => What::End(End::Token),
-            GenerationEvent::Done(FinishReason::Length) => What::End(End::Length),
-            GenerationEvent::Failed(_) => return None,
-        })
-    }
-
-    /// The event that was written down; `None` where the choice begins anew.
-    fn event(self) -> Option<GenerationEvent> {
-        Some(match self {
-            What::Reused(tokens) => GenerationEvent::Reused(tokens),
-            What::Scores(scores) => {
-                GenerationEvent::PromptScores(scores.into_iter().map(Score::score).collect())
-            }
-            What::Token(score, rejected) => {
-                let origin = rejected.map_or(Origin::Draft, |rejected| Origin::Drawn { rejected });
-                GenerationEvent::Token(Drawn { score: score.score(), origin })
-            }
-            What::End(End::Token) => GenerationEvent::Done(FinishReason::EndToken),
-            What::End(End::Length) => GenerationEvent::Done(FinishReason::Length),
-            What::Again(()) => return None,
-        })
-    }
-}
-
-impl Score {
-    fn of(score: &TokenScore) -> Score {
-        let top = score.top.iter().map(|(token, logprob)| (*token, logprob.to_bits()));
-        Score(score.token, score.logprob.to_bits(), top.collect())
-    }
-
-    fn score(self) -> TokenScore {
-        let Score(token, logprob, top) = self;
-        let top = top.into_iter().map(|(token, logprob)| (token, f32::from_bits(logprob)));
-        TokenScore { token, logprob: f32::from_bits(logprob), top: top.collect() }
-    }
 }
 
 /// Nothing is left half done while the lock is held.
