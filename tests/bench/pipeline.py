@@ -257,29 +257,33 @@ def hop(bench, case):
 
 def gap(bench, case):
     cluster = bench.cluster(2)
-    alone = statistics.median(cluster.stream(4096, 1).run().first_ms for _ in range(min(bench.args.rounds, 2)))
-    streams = [cluster.stream(16, 1200) for _ in range(8)]
-    threads = [threading.Thread(target=stream.run, daemon=True) for stream in streams]
-    for thread in threads:
-        thread.start()
-    for stream in streams:
-        stream.wait_for(40)
-    before = [stream.count() for stream in streams]
-    arriving = cluster.stream(4096, 1).run()
-    after = [stream.count() for stream in streams]
-    for stream in streams:
-        stream.cancel()
-    for thread in threads:
-        thread.join()
-    usual = statistics.median(step for stream, count in zip(streams, before) for step in stream.gaps_ms(8, count))
-    longest = max(max(stream.gaps_ms(one, other + 1), default=0.0) for stream, one, other in zip(streams, before, after))
-    enough = all(other > one for one, other in zip(before, after))
-    found = {"with": [{"gap_ms": longest, "prompt_ms": arriving.first_ms}], "usual": [{"gap_ms": usual, "prompt_ms": alone}]}
-    say(f"  usual step {usual:.1f} ms, longest gap {longest:.1f} ms; prompt {arriving.first_ms:.0f} ms, alone {alone:.0f} ms; drawn {after}")
-    if not enough:
-        raise SystemExit("error: a stream drew nothing while the prompt was computed")
-    bench.row(case, "longest gap in 8 streams against their usual step, a prompt of 4096 arriving (ms)", 4.0, found, "with", "usual", "gap_ms", True)
-    bench.row(case, "that prompt against alone (ms)", 2.0, found, "with", "usual", "prompt_ms", True)
+
+    def arriving():
+        streams = [cluster.stream(16, 1200) for _ in range(8)]
+        threads = [threading.Thread(target=stream.run, daemon=True) for stream in streams]
+        for thread in threads:
+            thread.start()
+        for stream in streams:
+            stream.wait_for(40)
+        before = [stream.count() for stream in streams]
+        prompt = cluster.stream(4096, 1).run()
+        after = [stream.count() for stream in streams]
+        for stream in streams:
+            stream.cancel()
+        for thread in threads:
+            thread.join()
+        if not all(other > one for one, other in zip(before, after)):
+            raise SystemExit("error: a stream drew nothing while the prompt was computed")
+        quiet = [step for stream, count in zip(streams, before) for step in stream.gaps_ms(8, count)]
+        longest = max(max(stream.gaps_ms(one, other + 1), default=0.0) for stream, one, other in zip(streams, before, after))
+        return {"gap_ms": longest, "usual_ms": statistics.median(quiet), "longest_usual_ms": max(quiet), "prompt_ms": prompt.first_ms}
+
+    found = bench.rounds({"alone": lambda: {"prompt_ms": cluster.stream(4096, 1).run().first_ms}, "with": arriving})
+    found["usual"] = [{"gap_ms": one["usual_ms"]} for one in found["with"]]
+    without = statistics.median(one["longest_usual_ms"] for one in found["with"])
+    what = f"longest gap in 8 streams against their usual step, a prompt of 4096 arriving (ms); before it came the longest was {without:.0f}"
+    bench.row(case, what, 4.0, found, "with", "usual", "gap_ms", True)
+    bench.row(case, "that prompt against alone (ms)", 2.0, found, "with", "alone", "prompt_ms", True)
 
 
 def sixteen_streams(bench, case):

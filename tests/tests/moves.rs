@@ -42,8 +42,12 @@ struct Cluster {
 impl Cluster {
     /// A coordinator and workers with so much memory each, which it waits for.
     async fn start(names: &[&str], memory: &str, stretch: &str) -> Cluster {
+        Cluster::with(names, memory, stretch, &ROOM).await
+    }
+
+    async fn with(names: &[&str], memory: &str, stretch: &str, room: &[&str]) -> Cluster {
         let least = names.len().to_string();
-        let mut served = Served::start(&[&["--min-workers", &least], &ROOM[..]].concat());
+        let mut served = Served::start(&[&["--min-workers", &least], room].concat());
         let join = |name: &&str| served.join_stretched(name, memory, stretch);
         let workers: Vec<Joined> = names.iter().map(join).collect();
         let client = served.client();
@@ -164,6 +168,29 @@ async fn plans_change_by_choice_and_no_answer_changes() {
     assert_eq!(failures, (&json!(0), &json!(0), &json!(4)), "{status:#}");
     assert_eq!(cluster.client.metric("brigade_plan_failures_total").await, 0);
     assert_eq!(cluster.client.metric("brigade_plan_moves_total").await, 1);
+}
+
+/// Nobody has said how long a context is to be, so that the cache takes all memory that is left. A third stage pays for as
+/// many streams as are planned for.
+#[tokio::test]
+async fn a_worker_joins_where_no_memory_is_left_and_no_answer_changes() {
+    let _machine = MACHINE.lock().await;
+    let wanted = undisturbed().await;
+    let mut cluster = Cluster::with(&["anna", "ben"], "150MiB", STRETCH, &["--parallel", "12"]).await;
+    let streams = cluster.streams().await;
+    let before = cluster.client.status().await;
+    let joined = Instant::now();
+    cluster.workers.push(cluster.served.join_stretched("carla", "150MiB", STRETCH));
+    let status = cluster.until("changed", |status| status["moves"]["count"] == 1).await;
+    assert!(!streams.iter().all(Streaming::has_ended), "the answers ended before it changed");
+    let gap = check(&ends(streams).await, wanted, joined);
+    println!("  longest gap {gap:.2?} when a worker joined where no memory was left");
+    assert!(gap < GOES_ON, "text went on after {gap:?}");
+    // Between the two, so that neither has to read anything.
+    assert_eq!(names(&status), ["anna", "carla", "ben"], "{status:#}");
+    let context = |status: &Value| status["context"].as_u64().expect("a number");
+    assert!(context(&status) >= context(&before), "{status:#}");
+    assert_eq!(cluster.client.metric("brigade_plan_failures_total").await, 0);
 }
 
 #[tokio::test]

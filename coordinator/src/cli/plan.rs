@@ -202,6 +202,7 @@ fn local_devices(workers: &WorkerOptions) -> anyhow::Result<Vec<PlanDevice>> {
         bandwidth_bytes_per_s: ASSUMED_BANDWIDTH,
         flops_per_s: ASSUMED_FLOPS,
         kernels: DeviceKind::Cpu.kernels(),
+        held: None,
     };
     Ok((0..workers.workers).map(device).collect())
 }
@@ -258,6 +259,7 @@ fn device(device: Device) -> Result<PlanDevice, String> {
         bandwidth_bytes_per_s: device.bandwidth_gbps * 1e9,
         flops_per_s: device.tflops * 1e12,
         kernels: DeviceKind::from(device.device).kernels(),
+        held: None,
     })
 }
 
@@ -308,6 +310,7 @@ mod tests {
                 bandwidth_bytes_per_s: 800e9,
                 flops_per_s: 27e12,
                 kernels: Kernels::CPU,
+                held: None,
             }]
         );
         let devices = parse_cluster(&format!("{MAC}device = 'metal'\n")).unwrap();

@@ -1,11 +1,13 @@
 //! A better plan while one serves: when one is looked for, how it is prepared beside the other, and the switch.
 //!
 //! One is looked for when there is more to plan with than before, or when a worker that holds a stage is drained. Its
-//! weights are read ahead; when all are resident, what runs goes over to it as after a loss, but by choice. Where they
-//! cannot be, the plan that serves stays, until there is something else to plan with; only a worker that is drained is
-//! left all the same where its stage could be loaded if the live one were gone.
+//! weights are read ahead; when all are resident, what runs goes over to it as after a loss, but by choice. Where a
+//! worker has no room for them beside its stage, the plan takes over once nobody has asked for anything for as long as
+//! loading takes; a worker that is drained is left at once all the same, if its stage could be loaded were the live one
+//! gone.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{StageState, ToWorker};
@@ -21,6 +23,9 @@ use crate::scheduler::Outlook;
 
 /// How long a better plan waits for more workers: people start several one after another.
 pub const JOIN_PAUSE: Duration = Duration::from_secs(2);
+/// How long nothing must have run before a plan takes over whose weights are not all resident; as long as loading last took,
+/// within these bounds. Who comes back then waits for no longer than they were away.
+pub const QUIET_PAUSE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(60);
 /// A plan that serves is given up for at least this factor: less is within what predictions are wrong by, and everything
 /// that runs has to be computed anew.
 pub const WORTH_A_MOVE: f64 = 1.1;
@@ -35,6 +40,10 @@ pub(super) struct Better {
     look_at: Option<Instant>,
     /// Whether what ran on the plan before is where it was.
     caught_up: bool,
+    /// Since when no request runs or waits, if none does.
+    idle_since: Option<Instant>,
+    /// How long the plan that serves took to load.
+    loading_took: Duration,
     /// What people should know of it.
     note: Option<String>,
 }
@@ -55,6 +64,8 @@ struct Next {
     drains: bool,
     /// Stages whose weights are resident.
     prepared: BTreeSet<usize>,
+    /// Stages whose weights do not fit beside what computes.
+    crowded: BTreeSet<usize>,
 }
 
 impl Better {
@@ -73,6 +84,31 @@ impl Better {
 
     pub(super) fn caught_up(&mut self) {
         self.caught_up = true;
+    }
+
+    /// Whether any request runs or waits.
+    pub(super) fn asked(&mut self, idle: bool, now: Instant) {
+        self.idle_since = idle.then(|| self.idle_since.unwrap_or(now));
+    }
+
+    /// All stages of the plan that is to serve are loaded.
+    pub(super) fn loaded(&mut self, took: Duration) {
+        self.loading_took = took;
+    }
+
+    fn quiet_pause(&self) -> Duration {
+        self.loading_took.clamp(*QUIET_PAUSE.start(), *QUIET_PAUSE.end())
+    }
+
+    /// When the next plan takes over whose weights are not all resident, if no request comes.
+    fn switch_at(&self) -> Option<Instant> {
+        self.next.as_ref().filter(|next| next.waits_for_quiet())?;
+        self.idle_since.map(|since| since + self.quiet_pause())
+    }
+
+    /// Whether nothing better may be looked for because weights are being read.
+    fn is_reading(&self) -> bool {
+        self.next.as_ref().is_some_and(|next| !next.waits_for_quiet())
     }
 
     /// The plan that served is gone, and with it the reason for a better one. What was read ahead stays where it is until
@@ -113,10 +149,10 @@ impl Deployment {
     pub(super) fn better_timeout(&self) -> Option<Instant> {
         self.running().filter(|running| running.step == Step::Serving)?;
         let silence = self.better.next.iter().filter_map(|next| next.late_at());
-        let look = self.better.look_at.filter(|_| self.better.next.is_none());
+        let look = self.better.look_at.filter(|_| !self.better.is_reading());
         // Links that are avoided may have been mended.
         let links = self.links.next_timeout().filter(|_| !self.better.considered.apart.is_empty());
-        silence.chain(look).chain(links).min()
+        silence.chain(look).chain(links).chain(self.better.switch_at()).min()
     }
 
     /// Takes in that time has passed while a plan serves.
@@ -130,8 +166,10 @@ impl Deployment {
         if self.links.expire(now) {
             self.reconsider(members, now);
         }
-        if self.better.next.is_none() && self.better.look_at.is_some_and(|due| now >= due) {
+        if !self.better.is_reading() && self.better.look_at.is_some_and(|due| now >= due) {
             self.look_for_better(members, now);
+        } else if self.better.switch_at().is_some_and(|due| now >= due) {
+            self.switch(members, now);
         }
     }
 
@@ -160,7 +198,7 @@ impl Deployment {
         // A worker that has left and comes back counts as more; so does a link that breaks and heals.
         considered.workers.retain(|worker| hand.workers.contains(worker));
         considered.apart.extend(hand.apart);
-        if drains && self.better.next.is_none() {
+        if drains && !self.better.is_reading() {
             self.better.look_at = Some(now);
         } else if more && self.settings.moving == Moving::Freely {
             self.better.look_at.get_or_insert(now + JOIN_PAUSE);
@@ -181,6 +219,7 @@ impl Deployment {
         for (place, before) in before.into_iter().enumerate() {
             if next.running.stages[place].session != before {
                 next.prepared.remove(&place);
+                next.crowded.remove(&place);
                 let message = ToWorker::Prepare(next.running.order(&self.settings, place));
                 let worker = next.running.stages[place].worker.clone();
                 self.commands.push_back(Command::Send { worker, message });
@@ -196,6 +235,8 @@ impl Deployment {
             self.better.look_at = Some(now + JOIN_PAUSE);
             return;
         }
+        // One that waits for a quiet moment may not be the best any more.
+        self.give_up_next(members);
         let State::Running(running) = &self.state else { return };
         let leaving = running.stages.iter().filter(|stage| members.is_draining(&stage.worker));
         let leaving: Vec<String> = leaving.map(|stage| stage.name.clone()).collect();
@@ -230,7 +271,13 @@ impl Deployment {
         self.better.note =
             Some(format!("{reason}: its weights are being loaded beside the plan that serves"));
         let drains = !leaving.is_empty();
-        self.better.next = Some(Next { running, reason, drains, prepared: BTreeSet::new() });
+        self.better.next = Some(Next {
+            running,
+            reason,
+            drains,
+            prepared: BTreeSet::new(),
+            crowded: BTreeSet::new(),
+        });
         self.commands.push_back(Command::PersistEpoch(epoch));
     }
 
@@ -271,13 +318,26 @@ impl Deployment {
                     self.switch(members, now);
                 }
             }
+            StageState::Crowded { reason } if !next.drains => {
+                let first = next.crowded.is_empty();
+                next.crowded.insert(place);
+                let better = next.reason.clone();
+                let text = format!(
+                    "{better}; it takes over once no request has come for {} s: {who}: {reason}",
+                    self.better.quiet_pause().as_secs()
+                );
+                if first {
+                    self.better.note = Some(text.clone());
+                    self.commands.push_back(Command::Say { text });
+                }
+            }
             // A worker that is to be unplugged is not waited for longer than must be.
-            StageState::Crowded { reason } if next.drains => {
+            StageState::Crowded { reason } => {
                 let text = format!("{who}: {reason}; answers wait while it is loaded");
                 self.commands.push_back(Command::Say { text });
                 self.switch(members, now);
             }
-            StageState::Crowded { reason } | StageState::Failed { reason } => {
+            StageState::Failed { reason } => {
                 self.stay(format!("{who}: {reason}"), members);
             }
             StageState::Loading { loaded, total } => {
@@ -306,24 +366,34 @@ impl Deployment {
 
     /// Gives the next plan up, if there is one, and says why the one that serves stays.
     pub(super) fn stay(&mut self, reason: String, members: &Membership) {
-        if let Some(next) = self.better.next.take() {
-            let attached = |worker: &WorkerId| members.member(worker).is_some_and(|m| m.session().is_some());
-            for stage in next.running.stages.iter().filter(|stage| attached(&stage.worker)) {
-                let message = ToWorker::Unprepare { deployment: self.settings.id };
-                self.commands.push_back(Command::Send { worker: stage.worker.clone(), message });
-            }
-        }
+        self.give_up_next(members);
         let text = format!("the plan stays as it is: {reason}");
         self.better.note = Some(text.clone());
         self.commands.push_back(Command::Say { text });
     }
+
+    /// Gives the next plan up, if there is one, and with it what was read ahead.
+    fn give_up_next(&mut self, members: &Membership) {
+        let Some(next) = self.better.next.take() else { return };
+        let attached = |worker: &WorkerId| members.member(worker).is_some_and(|m| m.session().is_some());
+        for stage in next.running.stages.iter().filter(|stage| attached(&stage.worker)) {
+            let message = ToWorker::Unprepare { deployment: self.settings.id };
+            self.commands.push_back(Command::Send { worker: stage.worker.clone(), message });
+        }
+    }
 }
 
 impl Next {
+    /// Whether all that fits beside what computes is resident, and something does not fit.
+    fn waits_for_quiet(&self) -> bool {
+        !self.crowded.is_empty() && self.prepared.len() + self.crowded.len() == self.running.stages.len()
+    }
+
     /// When a worker that is still reading must have said something.
     fn late_at(&self) -> Option<Instant> {
         let stages = self.running.stages.iter().enumerate();
-        let reading = stages.filter(|(place, _)| !self.prepared.contains(place));
+        let said = |place: &usize| self.prepared.contains(place) || self.crowded.contains(place);
+        let reading = stages.filter(|(place, _)| !said(place));
         reading.map(|(_, stage)| stage.heard + LOAD_SILENCE).min()
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{CacheDtype, StageReport, ToWorker};
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
+use brigade_shard::layers::LayerRange;
 use brigade_shard::plan::{Plan, PlanDevice};
 use brigade_shard::units::Bytes;
 
@@ -30,7 +31,7 @@ use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
 use self::better::Better;
-pub use self::better::{JOIN_PAUSE, WORTH_A_MOVE};
+pub use self::better::{JOIN_PAUSE, QUIET_PAUSE, WORTH_A_MOVE};
 use self::links::Links;
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
@@ -118,6 +119,11 @@ pub enum Event {
     },
     /// What ran on the plan before is where it was.
     CaughtUp,
+    /// From now on no request runs or waits, or some does.
+    Asked {
+        /// Whether none does.
+        idle: bool,
+    },
     /// A worker has reported on its stage.
     Stage {
         /// Which worker.
@@ -253,6 +259,8 @@ pub struct Deployment {
     last_failure: Option<String>,
     /// Workers that may hold a stage.
     holders: BTreeSet<WorkerId>,
+    /// What of the model they have loaded, as far as they have said.
+    held: BTreeMap<WorkerId, LayerRange>,
     /// Whether no plan is to be made for now.
     paused: bool,
     /// What other deployments hold on each worker.
@@ -281,6 +289,7 @@ impl Deployment {
             failures: 0,
             last_failure: None,
             holders: BTreeSet::new(),
+            held: BTreeMap::new(),
             paused: false,
             taken: BTreeMap::new(),
             links: Links::default(),

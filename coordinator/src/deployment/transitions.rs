@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{StageReport, ToWorker};
+use brigade_proto::control::{StageReport, StageState, ToWorker};
 use brigade_proto::ids::{Epoch, Peer, WorkerId};
 use brigade_shard::plan::Plan;
 
@@ -29,6 +29,7 @@ impl Deployment {
             Event::MembersChanged => self.members_changed(members, now),
             Event::EpochPersisted { epoch, result } => self.persisted(epoch, result, members, now),
             Event::CaughtUp => self.better.caught_up(),
+            Event::Asked { idle } => self.better.asked(idle, now),
             Event::Stage { worker, report } => self.stage_reported(&worker, report, members, now),
             Event::LinkUp { worker } => {
                 self.link_changed(&worker, true);
@@ -121,6 +122,9 @@ impl Deployment {
             return;
         };
         let (connecting, loading) = (running.step == Step::Connecting, running.step == Step::Loading);
+        if let StageState::Loaded(_) = report.state {
+            self.held.insert(worker.clone(), running.stages[stage].planned.shard.layers);
+        }
         match running.report(stage, report.state, now) {
             Ok(()) => self.advance(members, now),
             Err(reason) => {
@@ -219,11 +223,13 @@ impl Deployment {
             if !running.step_is_done() {
                 return;
             }
+            let took = now.saturating_duration_since(running.since);
             running.since = now;
             let stages = 0..running.stages.len();
             match running.step {
                 Step::Persisting | Step::Serving => return,
                 Step::Loading => {
+                    self.better.loaded(took);
                     running.step = Step::Connecting;
                     for stage in stages {
                         let message = running.connect(&self.settings, stage, members);
@@ -322,7 +328,11 @@ impl Deployment {
         members: &Membership,
         now: Instant,
     ) -> Result<(Plan, Vec<WorkerId>), String> {
-        let devices = devices(over, |member| self.left(&member.id, member.capabilities.budget));
+        // Those that hold something first, in the order of the layers: of equal ones the first are taken.
+        let held = |member: &Member| self.held.get(&member.id).copied();
+        let mut over = over.to_vec();
+        over.sort_by_key(|member| held(member).map_or((usize::MAX, 0), |held| (held.start, held.end)));
+        let devices = devices(&over, held, |member| self.left(&member.id, member.capabilities.budget));
         let min_stages = self.settings.min_workers.clamp(1, over.len().max(1));
         let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
         let apart = self.links.apart(&workers, members, now);
@@ -347,6 +357,7 @@ impl Deployment {
         // A worker that is away now may come back with its stage: it is told with a later plan.
         let attached = |worker: &WorkerId| members.member(worker).is_some_and(|m| m.session().is_some());
         for worker in self.holders.difference(&planned).filter(|worker| attached(worker)) {
+            self.held.remove(worker);
             let message = ToWorker::Retire { deployment: self.settings.id };
             self.commands.push_back(Command::Send { worker: worker.clone(), message });
         }

@@ -296,6 +296,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether no generation runs or waits.
+    pub fn is_idle(&self) -> bool {
+        let runs = self.sequences.values().any(|sequence| !sequence.ended);
+        !runs && self.waiting.is_empty() && self.recovery.stranded() == 0
+    }
+
     /// Since when nothing has come back, while steps are under way.
     pub fn silent_since(&self) -> Option<Instant> {
         (!self.flights.is_empty()).then_some(self.progress)

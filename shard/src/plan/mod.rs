@@ -5,6 +5,7 @@
 
 mod beside;
 mod error;
+mod keep;
 mod predict;
 mod search;
 
@@ -44,6 +45,9 @@ pub struct PlanDevice {
     pub flops_per_s: f64,
     /// What it can compute: it is given nothing else.
     pub kernels: Kernels,
+    /// The layers of the model that are resident on it already: of plans that are about as fast, the one is taken that
+    /// adds the least to what devices hold.
+    pub held: Option<LayerRange>,
 }
 
 /// What crossing a link costs.

@@ -67,7 +67,7 @@ impl Sums {
 
 /// What a stage may take at most.
 #[derive(Clone, Copy)]
-struct Bound<'r> {
+pub(super) struct Bound<'r> {
     room: &'r Room,
     /// What a stage's workspace takes without the head, and with it: the same for all ranges, of which a search asks for
     /// millions.
@@ -132,6 +132,32 @@ impl<'a> Search<'a> {
         self.cost.layer_count()
     }
 
+    /// The layers that a device holds before it is given any.
+    pub(super) fn held(&self, device: usize) -> Option<LayerRange> {
+        self.input.devices[device].held
+    }
+
+    /// Weight bytes of `range` that a device does not hold already.
+    pub(super) fn added(&self, device: usize, range: LayerRange) -> Bytes {
+        let shard = Shard::of(range, self.layers());
+        let all = Bytes(self.weights.over(range)) + self.cost.weights_beside_layers(&shard);
+        let Some(held) = self.held(device) else {
+            return all;
+        };
+        let both = LayerRange { start: range.start.max(held.start), end: range.end.min(held.end) };
+        if both.start >= both.end {
+            return all;
+        }
+        let resident = Shard::of(held, self.layers());
+        let both = Shard {
+            layers: both,
+            embedding: shard.embedding && resident.embedding,
+            head: shard.head && resident.head,
+        };
+        let kept = Bytes(self.weights.over(both.layers)) + self.cost.weights_beside_layers(&both);
+        all.saturating_sub(kept)
+    }
+
     /// What a stage of `range` takes.
     pub(super) fn bytes(&self, range: LayerRange, room: &Room) -> Bytes {
         self.bytes_within(range, &self.bound(room, f64::INFINITY))
@@ -144,7 +170,7 @@ impl<'a> Search<'a> {
         weights + cache + bound.workspace[usize::from(shard.head)]
     }
 
-    fn bound<'r>(&self, room: &'r Room, slowest_s: f64) -> Bound<'r> {
+    pub(super) fn bound<'r>(&self, room: &'r Room, slowest_s: f64) -> Bound<'r> {
         let workspace = [false, true].map(|head| workspace_bytes(self.cost.widths(), room, head));
         Bound { room, workspace, slowest_s }
     }
@@ -189,6 +215,9 @@ impl<'a> Search<'a> {
         }
         // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
         let bound = self.bound(room, high);
+        if self.cuts.is_empty() && let Some(kept) = self.keeping(&best.order, room, high) {
+            return Some(kept);
+        }
         let mut given = best.order.clone();
         given.sort_unstable();
         let keeps = self.keeps_apart(&given) && self.chain(&given, bound).is_some();
@@ -201,7 +230,7 @@ impl<'a> Search<'a> {
         partition.ranges().map(|(device, range)| self.decode_s(device, range)).fold(0.0, f64::max)
     }
 
-    fn decode_s(&self, device: usize, range: LayerRange) -> f64 {
+    pub(super) fn decode_s(&self, device: usize, range: LayerRange) -> f64 {
         stage_s(&self.input.devices[device], &self.work(range), 1)
     }
 
@@ -400,7 +429,7 @@ impl<'a> Search<'a> {
         reached.order.last().is_none_or(|last| !self.are_apart(*last, device))
     }
 
-    fn keeps_apart(&self, order: &[usize]) -> bool {
+    pub(super) fn keeps_apart(&self, order: &[usize]) -> bool {
         order.windows(2).all(|pair| !self.are_apart(pair[0], pair[1]))
     }
 
@@ -419,38 +448,53 @@ impl<'a> Search<'a> {
     /// The partition in this order, within the bound, whose stages' times have the least sum of squares: no slower than
     /// it must be as a whole, and even.
     fn balance(&self, order: Vec<usize>, bound: Bound<'_>) -> Option<Partition> {
+        let square = |device, range| self.decode_s(device, range).powi(2);
+        let add = |sum: f64, square: f64| sum + square;
+        self.cheapest(order, bound, 0.0, square, add).map(|(partition, _)| partition)
+    }
+
+    /// The partition in this order, within the bound, that costs least, and its cost: that of all stages added up,
+    /// beginning with `none`.
+    pub(super) fn cheapest<C: Copy + PartialOrd>(
+        &self,
+        order: Vec<usize>,
+        bound: Bound<'_>,
+        none: C,
+        of: impl Fn(usize, LayerRange) -> C,
+        add: impl Fn(C, C) -> C,
+    ) -> Option<(Partition, C)> {
         let layers = self.layers();
-        // best[end] is the least sum for the stages so far when they end at `end`; from[stage][end] is where the last
-        // of them starts.
-        let mut best = vec![f64::INFINITY; layers + 1];
-        best[0] = 0.0;
+        // best[end] is the least cost of the stages so far when they end at `end`; from[stage][end] is where the last of
+        // them starts.
+        let mut best = vec![None; layers + 1];
+        best[0] = Some(none);
         let mut from = Vec::with_capacity(order.len());
         for device in &order {
-            let mut next = vec![f64::INFINITY; layers + 1];
+            let mut next: Vec<Option<C>> = vec![None; layers + 1];
             let mut starts = vec![0; layers + 1];
-            for start in (0..layers).filter(|start| best[*start].is_finite()) {
+            for (start, before) in best.iter().take(layers).enumerate() {
+                let Some(before) = *before else { continue };
                 for end in start + 1..=layers {
                     let range = LayerRange { start, end };
                     if !self.holds(*device, range, bound) {
                         break;
                     }
-                    let sum = best[start] + self.decode_s(*device, range).powi(2);
-                    if sum < next[end] {
-                        (next[end], starts[end]) = (sum, start);
+                    let cost = add(before, of(*device, range));
+                    if next[end].is_none_or(|least| cost < least) {
+                        (next[end], starts[end]) = (Some(cost), start);
                     }
                 }
             }
             best = next;
             from.push(starts);
         }
-        best[layers].is_finite().then(|| {
-            let mut ends = vec![layers];
-            for starts in from.iter().skip(1).rev() {
-                ends.push(starts[ends[ends.len() - 1]]);
-            }
-            ends.reverse();
-            Partition { order, ends }
-        })
+        let cost = best[layers]?;
+        let mut ends = vec![layers];
+        for starts in from.iter().skip(1).rev() {
+            ends.push(starts[ends[ends.len() - 1]]);
+        }
+        ends.reverse();
+        Some((Partition { order, ends }, cost))
     }
 }
 

@@ -21,6 +21,7 @@ fn device(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
         bandwidth_bytes_per_s: bandwidth,
         flops_per_s: bandwidth * 4.0,
         kernels: Kernels::CPU,
+        held: None,
     }
 }
 
@@ -475,7 +476,13 @@ fn sixteen_different_devices_and_126_layers_are_planned_at_once() {
         device(&format!("w{i}"), budget as u64, random.between(1e6, 4e6))
     });
     let devices: Vec<PlanDevice> = devices.collect();
-    for context in [Some(64), None] {
+    // As they are, and when all but the last hold what a plan without it gave them.
+    let fifteen = plan(&cost, &input(devices[..15].to_vec())).unwrap();
+    let mut holding = devices.clone();
+    for stage in &fifteen.stages {
+        holding[stage.device].held = Some(stage.shard.layers);
+    }
+    for (context, devices) in [(Some(64), &devices), (None, &devices), (Some(64), &holding), (None, &holding)] {
         let input = PlanInput { context, parallel: 4, ..input(devices.clone()) };
         // One run in time is enough: other tests, and other programs, use the processor too.
         let mut times = (0..40).map(|_| {
@@ -551,4 +558,84 @@ fn a_plan_beside_a_draft_model_leaves_it_room_on_one_device() {
     assert!(*left < *needed && needed.0 <= small, "{error}");
     assert!(error.to_string().contains("leave the draft model out"), "{error}");
     assert!(matches!(place(&[model / 4]), Err(PlanError::TooLittleMemory(_))), "that is another matter");
+}
+
+/// What every stage of a plan adds to what its device holds, in layers.
+fn added(plan: &Plan, devices: &[PlanDevice]) -> Vec<usize> {
+    let added = |stage: &brigade_shard::plan::PlannedStage| {
+        let held = devices[stage.device].held.unwrap_or(LayerRange { start: 0, end: 0 });
+        stage.shard.layers.iter().filter(|layer| !held.iter().contains(layer)).count()
+    };
+    plan.stages.iter().map(added).collect()
+}
+
+/// Devices that hold what this plan gave them, and so many new ones before, between or behind them.
+fn holding(plan: &Plan, devices: &[PlanDevice], new: usize) -> Vec<PlanDevice> {
+    let mut holding = devices.to_vec();
+    for stage in &plan.stages {
+        holding[stage.device].held = Some(stage.shard.layers);
+    }
+    let budget = devices[0].budget.0;
+    holding.splice(0..0, (0..new).map(|i| device(&format!("new{i}"), budget, 1e6)));
+    holding
+}
+
+#[test]
+fn a_new_device_between_two_leaves_them_with_less_than_they_hold() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(30));
+    let two = input(equal_devices(2, 1 << 30));
+    let before = plan(&cost, &PlanInput { min_stages: 2, ..two.clone() }).unwrap();
+    for context in [Some(64), None] {
+        let three =
+            PlanInput { devices: holding(&before, &two.devices, 1), min_stages: 3, context, ..two.clone() };
+        let kept = plan(&cost, &three).unwrap();
+        check(&kept, &cost, &three);
+        let added = added(&kept, &three.devices);
+        assert_eq!((added[0], added[2]), (0, 0), "{added:?} in {:?}", kept.stages);
+        assert_eq!(kept.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(), [1, 0, 2]);
+        // For the sake of that it is hardly slower.
+        let nothing = three.devices.iter().map(|device| PlanDevice { held: None, ..device.clone() }).collect();
+        let anew = plan(&cost, &PlanInput { devices: nothing, ..three.clone() }).unwrap();
+        let speed = |plan: &Plan| plan.predicted.throughput_tokens_per_s;
+        assert!(speed(&kept) * 1.025 > speed(&anew), "{} {}", speed(&kept), speed(&anew));
+    }
+}
+
+#[test]
+fn a_device_that_replaces_another_takes_its_place_in_the_pipeline() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(32));
+    let four = PlanInput { min_stages: 4, ..input(equal_devices(4, 1 << 30)) };
+    let before = plan(&cost, &four).unwrap();
+    for lost in 0..4 {
+        let mut devices = holding(&before, &four.devices, 1);
+        devices.remove(1 + before.stages[lost].device);
+        let after = plan(&cost, &PlanInput { devices: devices.clone(), ..four.clone() }).unwrap();
+        let added = added(&after, &devices);
+        let read: usize = added.iter().sum();
+        let lost_layers = before.stages[lost].shard.layers.len();
+        assert_eq!((added[lost], read), (lost_layers, lost_layers), "stage {lost} was lost: {:?}", after.stages);
+    }
+}
+
+#[test]
+fn what_devices_hold_never_costs_more_than_predictions_are_worth() {
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(12));
+    let mut random = Random::new(11);
+    for round in 0..200 {
+        let count = 2 + random.below(5) as usize;
+        let mut devices: Vec<PlanDevice> =
+            (0..count).map(|i| device(&format!("w{i}"), 1 << 30, random.between(1e6, 3e6))).collect();
+        let free = plan(&cost, &input(devices.clone())).unwrap();
+        for device in &mut devices {
+            let start = random.below(12) as usize;
+            let end = start + 1 + random.below(12 - start as u64) as usize;
+            device.held = (random.below(3) > 0).then_some(LayerRange { start, end });
+        }
+        let input = input(devices);
+        let kept = plan(&cost, &input).unwrap();
+        check(&kept, &cost, &input);
+        let speed = |plan: &Plan| plan.predicted.throughput_tokens_per_s;
+        // Stages that are nearly as fast, and a number of stages that is nearly as good.
+        assert!(speed(&kept) * 1.1 > speed(&free), "round {round}: {} {}", speed(&kept), speed(&free));
+    }
 }

@@ -25,6 +25,10 @@ impl Core {
                 self.carry_out_draft(command, now);
             } else if let Some(command) = self.scheduler.poll_command(now) {
                 self.carry_out_scheduler(command, now);
+            } else if self.scheduler.is_idle() != self.idle {
+                self.idle = !self.idle;
+                let event = deployment::Event::Asked { idle: self.idle };
+                self.deployment.handle(event, &self.membership, now);
             } else {
                 return;
             }

@@ -132,6 +132,8 @@ pub(super) struct Core {
     status: watch::Sender<Arc<ClusterStatus>>,
     published: Instant,
     changed: bool,
+    /// Whether no request runs or waits, as the deployment knows it.
+    idle: bool,
 }
 
 impl Core {
@@ -169,6 +171,7 @@ impl Core {
             status: parts.status,
             published: now,
             changed: true,
+            idle: false,
         }
     }
 

@@ -37,7 +37,7 @@ fn workers_of_one_machine_that_are_alike_are_as_fast_as_the_fastest() {
         member("two threads", "box", 2, (30.0, 400.0)),
         member("elsewhere", "other", 1, (50.0, 10.0)),
     ];
-    let found = devices(&members.iter().collect::<Vec<_>>(), |member| member.capabilities.budget);
+    let found = devices(&members.iter().collect::<Vec<_>>(), |_| None, |member| member.capabilities.budget);
     let speeds: Vec<(f64, f64)> =
         found.iter().map(|device| (device.bandwidth_bytes_per_s, device.flops_per_s)).collect();
     assert_eq!(speeds, [(20.0, 240.0), (20.0, 240.0), (30.0, 400.0), (50.0, 10.0)]);
