@@ -394,7 +394,7 @@ impl Membership {
             self.sessions.remove(&replaced);
             self.commands.push_back(Command::Close(replaced));
         }
-        let telemetry = old.map(|member| member.telemetry).unwrap_or_default();
+        let telemetry = old.map(|member| member.telemetry.clone()).unwrap_or_default();
         let presence = Presence::Attached { session, heard: now };
         self.sessions.insert(session, worker.clone());
         self.members.insert(worker.clone(), Member { id: worker, capabilities, remote, presence, telemetry });

@@ -50,6 +50,249 @@ pub struct ClusterStatus {
     /// What becomes of a better plan, or of one that empties a worker, while one serves; for people.
     #[serde(default)]
     pub note: Option<String>,
+    /// How the cluster is as a whole: as bad as the worst of its stages, and `loading` or `unreachable` while it cannot
+    /// serve.
+    #[serde(default)]
+    pub health: Health,
+    /// What is done at the moment.
+    #[serde(default)]
+    pub rates: RateStatus,
+    /// Requests that run or wait, oldest first; at most [`MOST_ACTIVE`].
+    #[serde(default)]
+    pub active: Vec<ActiveRequest>,
+}
+
+/// Most requests that the status lists one by one.
+pub const MOST_ACTIVE: usize = 64;
+
+/// Something that happened, as `/api/events` and `brigade events` list it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Its number; later events have larger ones, also after a restart.
+    pub id: u64,
+    /// When it happened, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is about, such as `worker`, `plan`, `health`, `link` or `coordinator`.
+    pub kind: String,
+    /// The worker that it concerns, by its name, if one.
+    pub worker: Option<String>,
+    /// What happened, for people; never a prompt or an answer.
+    pub text: String,
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Good to know.
+    #[default]
+    Info,
+    /// Something is not as it should be; answers go on.
+    Warning,
+    /// Answers have stopped, or wait.
+    Error,
+}
+
+/// How something is, why, and what to do about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// How it is.
+    pub state: HealthState,
+    /// Why it is not `ok`, for people; or what might soon be.
+    pub reason: Option<String>,
+    /// What to do about it, for people.
+    pub advice: Option<String>,
+}
+
+/// How something is, from best to worst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// As it should be.
+    #[default]
+    Ok,
+    /// Reading weights.
+    Loading,
+    /// Being emptied, or empty because that was wished.
+    Draining,
+    /// Slower than was predicted of it.
+    Slow,
+    /// Held back by heat.
+    Hot,
+    /// Without memory: its cache is used up and requests wait for it, or its machine has none left.
+    Full,
+    /// Its memory is swapped out: everything becomes slow.
+    Swapping,
+    /// It answers, and does not get done with a step.
+    Hung,
+    /// It does not answer.
+    Unreachable,
+}
+
+impl HealthState {
+    /// The word for it, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthState::Ok => "ok",
+            HealthState::Loading => "loading",
+            HealthState::Draining => "draining",
+            HealthState::Slow => "slow",
+            HealthState::Hot => "hot",
+            HealthState::Full => "full",
+            HealthState::Swapping => "swapping",
+            HealthState::Hung => "hung",
+            HealthState::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// What the cluster does each second, over the last ten or so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RateStatus {
+    /// Prompt tokens computed.
+    pub prompt_tokens_per_s: f64,
+    /// Tokens generated.
+    pub generated_tokens_per_s: f64,
+    /// Requests that ended.
+    pub requests_per_s: f64,
+    /// Median time to the first token lately, in milliseconds; 0 where none was measured.
+    pub ttft_ms_p50: f64,
+    /// Median time between two tokens of a request lately, in milliseconds; 0 where none was measured.
+    pub itl_ms_p50: f64,
+}
+
+/// A request that runs or waits. Its prompt and answer are not told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ActiveRequest {
+    /// Its number since the coordinator's start.
+    pub id: u64,
+    /// `waiting`, `prefill`, `decode` or `recovering`.
+    pub state: String,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Those of them that are computed, or were found in the cache.
+    pub prompt_tokens_done: u32,
+    /// Tokens generated.
+    pub generated_tokens: u32,
+    /// The most that it may generate.
+    pub max_tokens: u32,
+    /// Seconds since it came.
+    pub age_s: f64,
+}
+
+/// A step that has come home, for a picture of what ran where. Times count from [`StepTrace::sent_ms`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepTrace {
+    /// Its number.
+    pub step: u64,
+    /// `prefill` or `decode`.
+    pub kind: String,
+    /// Rows.
+    pub rows: u32,
+    /// When it was sent, in milliseconds since the coordinator's start.
+    pub sent_ms: f64,
+    /// From sending it to its result, in microseconds.
+    pub took_us: u32,
+    /// What its stages did, in their order.
+    pub stages: Vec<StageTrace>,
+}
+
+/// What a stage did for a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTrace {
+    /// When it came, in microseconds since it was sent: the time on links is taken to be the same for every hop.
+    pub came_us: u32,
+    /// How long it waited, in microseconds.
+    pub queued_us: u32,
+    /// How long it was computed, in microseconds.
+    pub computed_us: u32,
+}
+
+/// A machine. What is `None` its system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// All of its memory, in bytes; 0 where it has not been told yet.
+    pub memory_bytes: u64,
+    /// What a program could get without anything being swapped out, in bytes.
+    pub memory_available_bytes: u64,
+    /// What is swapped out, in bytes.
+    pub swap_used_bytes: u64,
+    /// Bytes per second read back from swap, and from files that had been dropped.
+    pub paged_in_bytes_per_s: Option<f64>,
+    /// How busy its processors are together, from 0 to 1.
+    pub processors_busy: Option<f32>,
+    /// Its processors' temperature.
+    pub temperature_celsius: Option<f32>,
+    /// What its processors draw.
+    pub power_watts: Option<f32>,
+    /// Whether its processors are held back.
+    pub throttle: Option<Throttling>,
+}
+
+/// Whether a processor or card is held back below its usual clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throttling {
+    /// It is not.
+    #[default]
+    None,
+    /// By heat.
+    Heat,
+    /// By what it may draw.
+    Power,
+}
+
+/// A worker's process. What is `None` its system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// How many processors it keeps busy.
+    pub processors: Option<f32>,
+    /// Bytes per second that it reads from disks.
+    pub read_bytes_per_s: Option<f64>,
+    /// Bytes per second that it writes to disks.
+    pub written_bytes_per_s: Option<f64>,
+}
+
+/// A worker's card. What is `None` its driver does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CardStatus {
+    /// All of its memory, in bytes.
+    pub memory_bytes: u64,
+    /// What is free of it, in bytes.
+    pub memory_free_bytes: u64,
+    /// How busy it is, from 0 to 1.
+    pub busy: Option<f32>,
+    /// Its temperature.
+    pub temperature_celsius: Option<f32>,
+    /// What it draws.
+    pub power_watts: Option<f32>,
+    /// Whether it is held back.
+    pub throttle: Option<Throttling>,
+}
+
+/// A link of the data plane, seen from a worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The other end's worker id; `coordinator` for the coordinator.
+    pub peer: String,
+    /// The other end's name, for people.
+    pub peer_name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Why this address and no other, for people; empty at the end that was dialled.
+    pub choice: String,
+    /// Round trip, in microseconds.
+    pub rtt_us: u32,
+    /// Bytes sent each second lately.
+    pub sent_bytes_per_s: f64,
+    /// Bytes received each second lately.
+    pub received_bytes_per_s: f64,
+    /// Share of the packets sent lately that were lost, from 0 to 1.
+    pub loss: f64,
+    /// Packets lost since the link stands.
+    pub lost_packets: u64,
 }
 
 /// How long the last change of plan by choice kept answers waiting.
@@ -172,6 +415,27 @@ pub struct StageStatus {
     pub prefill_us_p50: u32,
     /// Where its time has gone since the plan began to serve.
     pub totals: StageTotals,
+    /// How it is.
+    #[serde(default)]
+    pub health: Health,
+    /// 99th percentile of the time a step waited here lately, in microseconds.
+    #[serde(default)]
+    pub queued_us_p99: u32,
+    /// 99th percentile of the time a decode step was computed here lately, in microseconds.
+    #[serde(default)]
+    pub decode_us_p99: u32,
+    /// Median time that sending a step on took here lately, in microseconds.
+    #[serde(default)]
+    pub sent_us_p50: u32,
+    /// What was predicted of a decode step of one row, in microseconds.
+    #[serde(default)]
+    pub predicted_decode_us: u32,
+    /// Its share of what a decode step is computed for on all stages together, from 0 to 1; 0 where none was measured.
+    #[serde(default)]
+    pub step_share: f64,
+    /// How much of the last seconds it computed, from 0 to 1.
+    #[serde(default)]
+    pub busy: f64,
 }
 
 /// Where a stage's time has gone since its plan began to serve, over all steps that have come home. The values only
@@ -233,6 +497,21 @@ pub struct WorkerStatus {
     pub cache_tokens_used: u32,
     /// Frames it dropped because their fence was not the active one.
     pub frames_fenced: u64,
+    /// How it is.
+    #[serde(default)]
+    pub health: Health,
+    /// Its machine.
+    #[serde(default)]
+    pub machine: MachineStatus,
+    /// Its process.
+    #[serde(default)]
+    pub process: ProcessStatus,
+    /// Its card; `None` where it computes on the machine's processors.
+    #[serde(default)]
+    pub card: Option<CardStatus>,
+    /// Its links of the data plane.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
 }
 
 /// What the planner predicts of the plan.

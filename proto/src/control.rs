@@ -10,7 +10,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -306,7 +306,7 @@ impl StageMemory {
 }
 
 /// How a worker is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Telemetry {
     /// Resident memory of the process.
     pub resident: Bytes,
@@ -322,6 +322,100 @@ pub struct Telemetry {
     pub frames_fenced: u64,
     /// For how long the step under way has been computed, in milliseconds; 0 where there is none.
     pub computing_ms: u32,
+    /// Its machine.
+    pub machine: MachineTelemetry,
+    /// Its process.
+    pub process: ProcessTelemetry,
+    /// Its card; `None` where it computes on the machine's processors.
+    pub card: Option<CardTelemetry>,
+    /// Its links of the data plane, one for every neighbour.
+    pub links: Vec<LinkTelemetry>,
+}
+
+/// How a machine is doing. What is `None` its system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MachineTelemetry {
+    /// All of its memory.
+    pub memory: Bytes,
+    /// What a program could get without anything being swapped out.
+    pub memory_available: Bytes,
+    /// What is swapped out.
+    pub swap_used: Bytes,
+    /// Bytes per second that were lately read back from swap, and from files that had been dropped.
+    pub paged_in_bytes_per_s: Option<f64>,
+    /// How busy its processors are together, from 0 to 1.
+    pub processors_busy: Option<f32>,
+    /// Its processors' temperature.
+    pub temperature_celsius: Option<f32>,
+    /// What its processors, and the memory where that is counted, draw.
+    pub power_watts: Option<f32>,
+    /// Whether its processors are held back.
+    pub throttle: Throttle,
+}
+
+/// How a worker's process is doing. What is `None` its system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessTelemetry {
+    /// How many processors it keeps busy.
+    pub processors: Option<f32>,
+    /// Bytes per second that it reads from disks.
+    pub read_bytes_per_s: Option<f64>,
+    /// Bytes per second that it writes to disks.
+    pub written_bytes_per_s: Option<f64>,
+}
+
+/// How a card is doing. What is `None` its driver does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CardTelemetry {
+    /// All of its memory.
+    pub memory: Bytes,
+    /// What is free of it.
+    pub memory_free: Bytes,
+    /// How busy it is, from 0 to 1.
+    pub busy: Option<f32>,
+    /// Its temperature.
+    pub temperature_celsius: Option<f32>,
+    /// What it draws.
+    pub power_watts: Option<f32>,
+    /// Whether it is held back.
+    pub throttle: Throttle,
+}
+
+/// Whether a processor or card is held back below its usual clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Throttle {
+    /// Its system does not tell.
+    #[default]
+    Unknown,
+    /// It is not.
+    None,
+    /// By heat.
+    Heat,
+    /// By what it may draw.
+    Power,
+}
+
+/// How a link of the data plane is doing, seen from one end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkTelemetry {
+    /// The other end.
+    pub peer: Peer,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Why this address and no other, for people; empty at the end that was dialled.
+    pub choice: String,
+    /// Smoothed round trip, in microseconds.
+    pub rtt_us: u32,
+    /// Bytes sent in datagrams since it stands.
+    pub sent_bytes: u64,
+    /// Bytes received in datagrams since it stands.
+    pub received_bytes: u64,
+    /// Packets sent since it stands.
+    pub sent_packets: u64,
+    /// Those of them that were lost.
+    pub lost_packets: u64,
+    /// What may be under way, in bytes.
+    pub congestion_window: u64,
 }
 
 /// A worker's certificate request, sent once with a join token.

@@ -8,8 +8,9 @@ mod raw;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
-    CacheDtype, Capabilities, ConnectStage, DeviceKind, LoadStage, PROTOCOL_VERSION, ShortWayEnd,
-    StageMemory, StageReport, StageRoom, StageState, Telemetry, ToCoordinator, ToWorker, Welcome,
+    CacheDtype, Capabilities, CardTelemetry, ConnectStage, DeviceKind, LinkTelemetry, LoadStage,
+    MachineTelemetry, PROTOCOL_VERSION, ProcessTelemetry, ShortWayEnd, StageMemory, StageReport, StageRoom,
+    StageState, Telemetry, Throttle, ToCoordinator, ToWorker, Welcome,
 };
 use brigade_proto::control_client::{Attached, ControlError, attach, enrol};
 use brigade_proto::control_server::{AttachSession, RefusalKind, SessionError};
@@ -123,6 +124,52 @@ fn commands() -> Vec<ToWorker> {
     ]
 }
 
+fn telemetry() -> Telemetry {
+    Telemetry {
+        resident: Bytes(1),
+        peak_resident: Bytes(2),
+        cache_tokens_used: 3,
+        sequences: 4,
+        steps: 5,
+        frames_fenced: 6,
+        computing_ms: 7,
+        machine: MachineTelemetry {
+            memory: Bytes(8),
+            memory_available: Bytes(9),
+            swap_used: Bytes(10),
+            paged_in_bytes_per_s: Some(11.5),
+            processors_busy: Some(0.75),
+            temperature_celsius: Some(61.0),
+            power_watts: None,
+            throttle: Throttle::Heat,
+        },
+        process: ProcessTelemetry {
+            processors: Some(1.5),
+            read_bytes_per_s: Some(12.0),
+            written_bytes_per_s: None,
+        },
+        card: Some(CardTelemetry {
+            memory: Bytes(13),
+            memory_free: Bytes(14),
+            busy: Some(1.0),
+            temperature_celsius: None,
+            power_watts: Some(350.0),
+            throttle: Throttle::Power,
+        }),
+        links: vec![LinkTelemetry {
+            peer: worker("w2"),
+            address: "10.1.2.3:4".parse().unwrap(),
+            choice: "the fastest of 3 addresses".to_owned(),
+            rtt_us: 15,
+            sent_bytes: 16,
+            received_bytes: 17,
+            sent_packets: 18,
+            lost_packets: 19,
+            congestion_window: 20,
+        }],
+    }
+}
+
 /// One of every kind of message up, after `Hello`.
 fn reports() -> Vec<ToCoordinator> {
     let deployment = DeploymentId(7);
@@ -141,15 +188,8 @@ fn reports() -> Vec<ToCoordinator> {
         .map(|state| ToCoordinator::Stage(StageReport { deployment, epoch: Epoch(3), state }))
         .collect();
     reports.extend([
-        ToCoordinator::Heartbeat(Telemetry {
-            resident: Bytes(1),
-            peak_resident: Bytes(2),
-            cache_tokens_used: 3,
-            sequences: 4,
-            steps: 5,
-            frames_fenced: 6,
-            computing_ms: 7,
-        }),
+        ToCoordinator::Heartbeat(telemetry()),
+        ToCoordinator::Heartbeat(Telemetry::default()),
         ToCoordinator::Probed { nonce: u64::MAX },
         ToCoordinator::LinkProbed { nonce: 1, reached: true },
         ToCoordinator::LinkProbed { nonce: 2, reached: false },

@@ -74,6 +74,7 @@ impl EngineCounters {
             steps: self.steps.load(Ordering::Relaxed),
             frames_fenced: self.frames_fenced.load(Ordering::Relaxed),
             computing_ms: self.computing_ms(),
+            ..Telemetry::default()
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use brigade_proto::control::{DeviceKind, StageMemory};
+use brigade_proto::control::{CardTelemetry, DeviceKind, MachineTelemetry, StageMemory, Throttle};
 use brigade_proto::ids::Incarnation;
 
 use super::core::Draft;
@@ -13,8 +13,9 @@ use crate::membership::{Member, Membership, Presence};
 use crate::metrics::{Metrics, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    ClusterStatus, DraftStatus, ModelStatus, MoveStatus, Phase, PredictionStatus, RecoveryStatus,
-    RequestStatus, StageStatus, WorkerStatus,
+    CardStatus, ClusterStatus, DraftStatus, Health, MachineStatus, ModelStatus, MoveStatus, Phase,
+    PredictionStatus, ProcessStatus, RateStatus, RecoveryStatus, RequestStatus, StageStatus, Throttling,
+    WorkerStatus,
 };
 
 /// What the status is made of.
@@ -62,6 +63,9 @@ impl Sources<'_> {
             recovery: self.recovery,
             moves: self.moves,
             note: deployment.note().map(ToOwned::to_owned),
+            health: Health::default(),
+            rates: RateStatus::default(),
+            active: Vec::new(),
         }
     }
 
@@ -98,6 +102,13 @@ impl Sources<'_> {
             decode_us_p50: times.map_or(0, |times| times.decode.median()),
             prefill_us_p50: times.map_or(0, |times| times.prefill.median()),
             totals: times.map(|times| times.totals).unwrap_or_default(),
+            health: Health::default(),
+            queued_us_p99: 0,
+            decode_us_p99: 0,
+            sent_us_p50: 0,
+            predicted_decode_us: (stage.planned.decode_ms * 1e3) as u32,
+            step_share: 0.0,
+            busy: 0.0,
         }
     }
 }
@@ -142,6 +153,48 @@ fn worker(member: &Member, now: Instant) -> WorkerStatus {
         sequences: telemetry.sequences,
         cache_tokens_used: telemetry.cache_tokens_used,
         frames_fenced: telemetry.frames_fenced,
+        health: Health::default(),
+        machine: machine(&telemetry.machine),
+        process: ProcessStatus {
+            processors: telemetry.process.processors,
+            read_bytes_per_s: telemetry.process.read_bytes_per_s,
+            written_bytes_per_s: telemetry.process.written_bytes_per_s,
+        },
+        card: telemetry.card.as_ref().map(card),
+        links: Vec::new(),
+    }
+}
+
+fn machine(machine: &MachineTelemetry) -> MachineStatus {
+    MachineStatus {
+        memory_bytes: machine.memory.0,
+        memory_available_bytes: machine.memory_available.0,
+        swap_used_bytes: machine.swap_used.0,
+        paged_in_bytes_per_s: machine.paged_in_bytes_per_s,
+        processors_busy: machine.processors_busy,
+        temperature_celsius: machine.temperature_celsius,
+        power_watts: machine.power_watts,
+        throttle: throttling(machine.throttle),
+    }
+}
+
+fn card(card: &CardTelemetry) -> CardStatus {
+    CardStatus {
+        memory_bytes: card.memory.0,
+        memory_free_bytes: card.memory_free.0,
+        busy: card.busy,
+        temperature_celsius: card.temperature_celsius,
+        power_watts: card.power_watts,
+        throttle: throttling(card.throttle),
+    }
+}
+
+fn throttling(throttle: Throttle) -> Option<Throttling> {
+    match throttle {
+        Throttle::Unknown => None,
+        Throttle::None => Some(Throttling::None),
+        Throttle::Heat => Some(Throttling::Heat),
+        Throttle::Power => Some(Throttling::Power),
     }
 }
 

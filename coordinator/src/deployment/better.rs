@@ -271,13 +271,8 @@ impl Deployment {
         self.better.note =
             Some(format!("{reason}: its weights are being loaded beside the plan that serves"));
         let drains = !leaving.is_empty();
-        self.better.next = Some(Next {
-            running,
-            reason,
-            drains,
-            prepared: BTreeSet::new(),
-            crowded: BTreeSet::new(),
-        });
+        self.better.next =
+            Some(Next { running, reason, drains, prepared: BTreeSet::new(), crowded: BTreeSet::new() });
         self.commands.push_back(Command::PersistEpoch(epoch));
     }
 

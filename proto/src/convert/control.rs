@@ -1,5 +1,6 @@
 //! Messages of the control plane.
 
 mod enrolment;
+mod telemetry;
 mod to_coordinator;
 mod to_worker;

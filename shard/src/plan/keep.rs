@@ -31,7 +31,8 @@ impl Search<'_> {
         let mut places_left = MOST_PLACES;
         while let Some(device) = (!others.is_empty()).then(|| others.remove(0)) {
             // All the others stand behind it for now, so that every order that is tried is a whole one.
-            let places: Vec<usize> = if places_left > order.len() { (0..=order.len()).collect() } else { vec![order.len()] };
+            let places: Vec<usize> =
+                if places_left > order.len() { (0..=order.len()).collect() } else { vec![order.len()] };
             places_left = places_left.saturating_sub(places.len());
             let whole = |place: usize| {
                 let (before, behind) = order.split_at(place);

@@ -215,7 +215,9 @@ impl<'a> Search<'a> {
         }
         // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
         let bound = self.bound(room, high);
-        if self.cuts.is_empty() && let Some(kept) = self.keeping(&best.order, room, high) {
+        if self.cuts.is_empty()
+            && let Some(kept) = self.keeping(&best.order, room, high)
+        {
             return Some(kept);
         }
         let mut given = best.order.clone();

@@ -482,7 +482,8 @@ fn sixteen_different_devices_and_126_layers_are_planned_at_once() {
     for stage in &fifteen.stages {
         holding[stage.device].held = Some(stage.shard.layers);
     }
-    for (context, devices) in [(Some(64), &devices), (None, &devices), (Some(64), &holding), (None, &holding)] {
+    for (context, devices) in [(Some(64), &devices), (None, &devices), (Some(64), &holding), (None, &holding)]
+    {
         let input = PlanInput { context, parallel: 4, ..input(devices.clone()) };
         // One run in time is enough: other tests, and other programs, use the processor too.
         let mut times = (0..40).map(|_| {
@@ -594,7 +595,8 @@ fn a_new_device_between_two_leaves_them_with_less_than_they_hold() {
         assert_eq!((added[0], added[2]), (0, 0), "{added:?} in {:?}", kept.stages);
         assert_eq!(kept.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(), [1, 0, 2]);
         // For the sake of that it is hardly slower.
-        let nothing = three.devices.iter().map(|device| PlanDevice { held: None, ..device.clone() }).collect();
+        let nothing =
+            three.devices.iter().map(|device| PlanDevice { held: None, ..device.clone() }).collect();
         let anew = plan(&cost, &PlanInput { devices: nothing, ..three.clone() }).unwrap();
         let speed = |plan: &Plan| plan.predicted.throughput_tokens_per_s;
         assert!(speed(&kept) * 1.025 > speed(&anew), "{} {}", speed(&kept), speed(&anew));
@@ -613,7 +615,12 @@ fn a_device_that_replaces_another_takes_its_place_in_the_pipeline() {
         let added = added(&after, &devices);
         let read: usize = added.iter().sum();
         let lost_layers = before.stages[lost].shard.layers.len();
-        assert_eq!((added[lost], read), (lost_layers, lost_layers), "stage {lost} was lost: {:?}", after.stages);
+        assert_eq!(
+            (added[lost], read),
+            (lost_layers, lost_layers),
+            "stage {lost} was lost: {:?}",
+            after.stages
+        );
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Coordinator {
     pub(super) plans_moved: u64,
     /// Those that failed.
     pub(super) plans_failed: u64,
+    /// Whether no request runs or waits, as the deployment knows it.
+    idle: bool,
 }
 
 impl Coordinator {
@@ -75,6 +77,7 @@ impl Coordinator {
             plans_served: 0,
             plans_moved: 0,
             plans_failed: 0,
+            idle: false,
         }
     }
 
@@ -169,7 +172,7 @@ impl Coordinator {
             return;
         };
         let telemetry = match &message {
-            ToCoordinator::Heartbeat(telemetry) => Some(*telemetry),
+            ToCoordinator::Heartbeat(telemetry) => Some(telemetry.clone()),
             _ => None,
         };
         self.membership.handle(membership::Event::Heard { session, telemetry }, now);
@@ -264,6 +267,10 @@ impl Coordinator {
                     }
                     scheduler::Command::Tell(_) | scheduler::Command::Measured(_) => {}
                 }
+            } else if self.scheduler.is_idle() != self.idle {
+                self.idle = !self.idle;
+                let event = deployment::Event::Asked { idle: self.idle };
+                self.deployment.handle(event, &self.membership, now);
             } else {
                 return wanted;
             }

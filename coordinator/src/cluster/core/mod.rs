@@ -276,7 +276,7 @@ impl Core {
             return;
         };
         let telemetry = match &message {
-            ToCoordinator::Heartbeat(telemetry) => Some(*telemetry),
+            ToCoordinator::Heartbeat(telemetry) => Some(telemetry.clone()),
             _ => None,
         };
         self.membership.handle(membership::Event::Heard { session, telemetry }, now);

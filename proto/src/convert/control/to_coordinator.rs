@@ -3,8 +3,7 @@
 use brigade_shard::units::Bytes;
 
 use crate::control::{
-    Capabilities, DeviceKind, PROTOCOL_VERSION, StageMemory, StageReport, StageState, Telemetry,
-    ToCoordinator,
+    Capabilities, DeviceKind, PROTOCOL_VERSION, StageMemory, StageReport, StageState, ToCoordinator,
 };
 use crate::convert::InvalidMessage;
 use crate::convert::fields::{
@@ -57,7 +56,7 @@ impl TryFrom<pb::ToCoordinator> for ToCoordinator {
                 ToCoordinator::Hello(capabilities.try_into()?)
             }
             Message::Stage(report) => ToCoordinator::Stage(report.try_into()?),
-            Message::Heartbeat(telemetry) => ToCoordinator::Heartbeat(telemetry.into()),
+            Message::Heartbeat(telemetry) => ToCoordinator::Heartbeat(telemetry.try_into()?),
             Message::Probed(pb::Probed { nonce }) => ToCoordinator::Probed { nonce },
             Message::LinkProbed(pb::LinkProbed { nonce, reached }) => {
                 ToCoordinator::LinkProbed { nonce, reached }
@@ -184,33 +183,5 @@ impl TryFrom<pb::StageReport> for StageReport {
             }
         };
         Ok(StageReport { deployment: DeploymentId(report.deployment), epoch: Epoch(report.epoch), state })
-    }
-}
-
-impl From<Telemetry> for pb::Telemetry {
-    fn from(telemetry: Telemetry) -> pb::Telemetry {
-        pb::Telemetry {
-            resident_bytes: telemetry.resident.0,
-            peak_resident_bytes: telemetry.peak_resident.0,
-            cache_tokens_used: telemetry.cache_tokens_used,
-            sequences: telemetry.sequences,
-            steps: telemetry.steps,
-            frames_fenced: telemetry.frames_fenced,
-            computing_ms: telemetry.computing_ms,
-        }
-    }
-}
-
-impl From<pb::Telemetry> for Telemetry {
-    fn from(telemetry: pb::Telemetry) -> Telemetry {
-        Telemetry {
-            resident: Bytes(telemetry.resident_bytes),
-            peak_resident: Bytes(telemetry.peak_resident_bytes),
-            cache_tokens_used: telemetry.cache_tokens_used,
-            sequences: telemetry.sequences,
-            steps: telemetry.steps,
-            frames_fenced: telemetry.frames_fenced,
-            computing_ms: telemetry.computing_ms,
-        }
     }
 }
