@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::events::EventStream;
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -185,6 +185,22 @@ impl Client {
     /// Where there is no answer, or not the wanted one.
     pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
         self.get("/api/status").await
+    }
+
+    /// The newest steps with a larger number than `after`, oldest first.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn timeline(&self, after: u64) -> Result<Vec<StepTrace>, ClientError> {
+        self.get(&format!("/api/timeline?after={after}")).await
+    }
+
+    /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn events(&self, after: u64, most: usize) -> Result<Vec<EventRecord>, ClientError> {
+        self.get(&format!("/api/events?after={after}&limit={most}")).await
     }
 
     /// Begins to empty a worker, by its name or id, or lets it be used again; its id.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// What the API needs of the cluster behind it, and nothing more. [`ClusterHandle`] is the one that serves; a test can
 /// stand in another.
@@ -28,6 +28,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
 
+    /// The newest steps that have come home with a larger number than `after`, oldest first.
+    fn timeline(&self, after: u64) -> Vec<StepTrace>;
+
+    /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
+    fn events(&self, after: u64, most: usize) -> impl Future<Output = Vec<EventRecord>> + Send;
+
     /// The model served.
     fn model(&self) -> &ModelInfo;
 
@@ -49,6 +55,14 @@ impl Engine for ClusterHandle {
 
     fn status(&self) -> Arc<ClusterStatus> {
         ClusterHandle::status(self)
+    }
+
+    fn timeline(&self, after: u64) -> Vec<StepTrace> {
+        ClusterHandle::timeline(self, after)
+    }
+
+    fn events(&self, after: u64, most: usize) -> impl Future<Output = Vec<EventRecord>> + Send {
+        ClusterHandle::events(self, after, most)
     }
 
     fn model(&self) -> &ModelInfo {

@@ -32,6 +32,7 @@ mod state;
 mod stop;
 mod tool_calls;
 mod tools;
+mod watch;
 mod workers;
 
 pub use engine::Engine;

@@ -103,6 +103,8 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /livez                 200 when the process answers\n\
          GET  /metrics               OpenMetrics\n\
          GET  /api/status            plan, stages, workers and timings\n\
+         GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
+         GET  /api/events            what happened; ?after=ID&limit=N\n\
          POST /api/workers/ID/drain  empty a worker; DELETE takes it back into use\n",
         version = env!("CARGO_PKG_VERSION"),
         model = api.engine().model().id,

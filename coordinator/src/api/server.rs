@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
-use super::{ApiSettings, body, chat, completions, pages, workers};
+use super::{ApiSettings, body, chat, completions, pages, watch, workers};
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
 /// serve, and below the usual limit of 1024 open files together with everything else.
@@ -149,6 +149,8 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))
+        .route("/api/timeline", get(watch::timeline::<E>))
+        .route("/api/events", get(watch::events::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))
         .fallback(pages::unknown_route)
         .method_not_allowed_fallback(pages::wrong_method)

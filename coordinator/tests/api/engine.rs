@@ -9,7 +9,7 @@ use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo};
 use brigade_coordinator::generation::{
     Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
 };
-use brigade_coordinator::status::{ClusterStatus, Phase};
+use brigade_coordinator::status::{ClusterStatus, EventRecord, Phase, StepTrace};
 use brigade_proto::step::TokenScore;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -137,6 +137,14 @@ impl Engine for ScriptedEngine {
 
     fn status(&self) -> Arc<ClusterStatus> {
         Arc::new(self.status.lock().unwrap().clone())
+    }
+
+    fn timeline(&self, _after: u64) -> Vec<StepTrace> {
+        Vec::new()
+    }
+
+    async fn events(&self, _after: u64, _most: usize) -> Vec<EventRecord> {
+        Vec::new()
     }
 
     fn model(&self) -> &ModelInfo {
