@@ -193,6 +193,33 @@ async fn a_worker_joins_where_no_memory_is_left_and_no_answer_changes() {
     assert_eq!(cluster.client.metric("brigade_plan_failures_total").await, 0);
 }
 
+/// Of four stages the inner ones hold layers that none of three held, and there is no memory to read them beforehand.
+#[tokio::test]
+async fn a_plan_that_does_not_fit_beside_the_other_waits_until_nobody_asks() {
+    let _machine = MACHINE.lock().await;
+    let wanted = undisturbed().await;
+    let names_before = ["anna", "ben", "carla"];
+    let mut cluster = Cluster::with(&names_before, "130MiB", STRETCH, &["--parallel", "16"]).await;
+    let streams = cluster.streams().await;
+    let joined = Instant::now();
+    cluster.workers.push(cluster.served.join_stretched("dora", "130MiB", STRETCH));
+    let waits = |status: &Value| {
+        let note = status["note"].as_str().unwrap_or_default();
+        note.contains("once no request has come for 5 s") && note.contains("budget of 130.0 MiB")
+    };
+    cluster.until("waiting", waits).await;
+    assert!(!streams.iter().all(Streaming::has_ended), "the answers ended before it was known");
+    check(&ends(streams).await, wanted, joined);
+    assert_eq!(cluster.client.status().await["moves"]["count"], 0, "it moved while answers ran");
+    let quiet = Instant::now();
+    let status = cluster.until("changed", |status| status["moves"]["count"] == 1).await;
+    let served = cluster.until("serving", |status| status["phase"] == "serving").await;
+    println!("  changed after {:.2?} without a request: {}", quiet.elapsed(), status["moves"]);
+    assert_eq!(names(&served).len(), 4, "{served:#}");
+    check(&ends(cluster.streams().await).await, wanted, Instant::now());
+    assert_eq!(cluster.client.metric("brigade_plan_failures_total").await, 0);
+}
+
 #[tokio::test]
 async fn a_drained_worker_may_be_unplugged_while_answers_run() {
     let _machine = MACHINE.lock().await;
