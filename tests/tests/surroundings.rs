@@ -4,7 +4,8 @@
 //! A plain run does a part of it, and names what it leaves out; `BRIGADE_FAULTS=all cargo test --release -p brigade-tests
 //! --test surroundings` does all of it.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use brigade_tests::stream::{Streaming, Told};
 use brigade_tests::three::{CONTEXT, Cluster, END, POLL, check, ends, requests, undisturbed};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -56,7 +58,7 @@ fn main() {
     let trial = |name: &str, part: bool, test: fn() -> Result<(), Failed>| {
         Trial::test(name, test).with_ignored_flag(!all && !part)
     };
-    let trials = vec![
+    let mut trials = vec![
         trial("a_client_that_reads_a_byte_a_second_holds_up_nobody", true, slow_client),
         trial(
             "clients_that_leave_leave_nothing_behind",
@@ -76,6 +78,14 @@ fn main() {
         }),
         trial("clocks_that_are_set_change_nothing", false, clocks),
     ];
+    let disk = Trial::test("a_disk_that_cannot_be_read_is_named_and_the_rest_serves", disk_error);
+    trials.push(match BadDisk::missing() {
+        None => disk.with_ignored_flag(!all),
+        Some(missing) => {
+            println!("skipped: no disk can be made that fails: {missing}");
+            disk.with_ignored_flag(true)
+        }
+    });
     if !all {
         println!("a part of the faults; BRIGADE_FAULTS=all runs those that are ignored here, too");
     }
@@ -456,6 +466,102 @@ fn changed(change: Change) -> Result<(), Failed> {
             return rest_serves(&mut served, &ben, failed).await;
         }
         Err("the file was never cut in time".into())
+    })
+}
+
+/// A file system on a loop device of which the second part of the model's file cannot be read.
+struct BadDisk {
+    folder: TempDir,
+    mounted: bool,
+}
+
+impl BadDisk {
+    /// Bytes of the whole disk, and of what is left of it.
+    const SIZES: [u64; 2] = [192 << 20, 64 << 20];
+
+    /// What making one needs and this machine lacks.
+    fn missing() -> Option<&'static str> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("that needs root");
+        }
+        if !Path::new("/dev/loop-control").exists() {
+            return Some("there are no loop devices");
+        }
+        let tools = ["mkfs.ext4", "mount", "umount"];
+        let lacks = |tool: &&str| Command::new(tool).arg("-V").output().is_err();
+        tools
+            .iter()
+            .any(lacks)
+            .then_some("mkfs.ext4, mount and umount are needed (packages e2fsprogs, mount)")
+    }
+
+    fn make() -> Result<BadDisk, Failed> {
+        let mut disk = BadDisk { folder: tempfile::tempdir()?, mounted: false };
+        let image = std::fs::File::create(disk.image())?;
+        image.set_len(BadDisk::SIZES[0])?;
+        std::fs::create_dir(disk.path())?;
+        let command = |name: &str, arguments: &[&OsStr]| -> Result<(), Failed> {
+            let output = Command::new(name).args(arguments).output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            output.status.success().then_some(()).ok_or_else(|| format!("{name} failed: {said}").into())
+        };
+        let (image_path, path) = (disk.image(), disk.path());
+        command("mkfs.ext4", &["-q".as_ref(), "-O".as_ref(), "^has_journal".as_ref(), image_path.as_ref()])?;
+        let mount = |options: &str| {
+            command("mount", &["-o".as_ref(), options.as_ref(), image_path.as_ref(), path.as_ref()])
+        };
+        mount("loop")?;
+        disk.mounted = true;
+        let copied = std::fs::copy(setup::smollm2(), disk.model());
+        command("umount", &[path.as_ref()])?;
+        disk.mounted = false;
+        copied?;
+        // What is mounted anew is not in the system's cache.
+        mount("loop,ro")?;
+        disk.mounted = true;
+        image.set_len(BadDisk::SIZES[1])?;
+        let read = std::fs::read(disk.model());
+        match read.map_err(|error| error.raw_os_error()) {
+            Err(Some(code)) if code == rustix::io::Errno::IO.raw_os_error() => Ok(disk),
+            other => Err(format!("the disk can be read: {:?}", other.map(|bytes| bytes.len())).into()),
+        }
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("disk.img")
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    fn model(&self) -> PathBuf {
+        self.path().join(setup::smollm2().file_name().expect("a name"))
+    }
+}
+
+impl Drop for BadDisk {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Whoever still reads from it goes on to do so until they end.
+            let _ = Command::new("umount").arg("--lazy").arg(self.path()).output();
+        }
+    }
+}
+
+/// The disk under one worker's file fails behind the file's header.
+fn disk_error() -> Result<(), Failed> {
+    run(async {
+        let disk = BadDisk::make()?;
+        let mut served = Served::start(&[&["--min-workers", "3"][..], &CONTEXT].concat());
+        let mut ben = served.join_from("ben", "256MiB", &disk.path());
+        let _others = ["anna", "carla"].map(|name| served.join(name, "256MiB"));
+        let (reason, _) = reason_of(&mut ben)?;
+        let failed = Instant::now();
+        if !reason.contains(&*disk.model().to_string_lossy()) || !reason.contains("os error 5") {
+            return Err(format!("the file and the disk's error are not named in: {reason}").into());
+        }
+        rest_serves(&mut served, &ben, failed).await
     })
 }
 
