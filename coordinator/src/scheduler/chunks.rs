@@ -76,7 +76,7 @@ fn sizes(most: usize) -> impl Iterator<Item = usize> {
 
 /// Seconds of a prompt of `prompt_rows` in chunks of `rows`, with nothing beside it.
 fn alone_s(times: &Times, prompt_rows: usize, rows: usize) -> f64 {
-    let (sum_s, slowest_s) = times.sum_and_slowest(StepKind::Prefill, rows as f64);
+    let (sum_s, slowest_s) = times.prefill_alone(rows as f64);
     sum_s + (prompt_rows.div_ceil(rows) - 1) as f64 * slowest_s
 }
 

@@ -47,7 +47,11 @@ impl Scheduler {
             }
         }
         let rows = flight.expected.iter().map(|expected| expected.rows).sum();
-        let quiet = self.under_way(StepKind::Prefill) == 0;
+        let other = match flight.kind {
+            StepKind::Decode => StepKind::Prefill,
+            StepKind::Prefill => StepKind::Decode,
+        };
+        let quiet = self.under_way(other) == 0;
         // Where a step ran ahead in vain, the last stage had nothing to do.
         if !flight.ahead || result.outputs.iter().any(|output| !output.sampled.is_empty()) {
             let step = Observed { kind: flight.kind, rows, took, chained: flight.chained, quiet };

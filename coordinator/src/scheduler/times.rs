@@ -22,8 +22,8 @@ const PREDICTION_WEIGHT: f64 = 0.5;
 const DECODE_ROWS: f64 = 16.0;
 /// Rows of the decode step by which times with and without prompts are compared.
 const QUIET_ROWS: f64 = 4.0;
-/// By how much of the difference each decode step beside prompts moves what is taken for usual without them: where there
-/// are always prompts, what was measured without them minutes ago says little.
+/// By how much of the difference each step beside steps of the other kind moves what is taken for usual without them: where
+/// there are always some, what was measured without them minutes ago says little.
 const FORGETTING: f64 = 1.0 / 4096.0;
 /// Steps whose time on links is remembered: enough for a steady median.
 const WIRE_WINDOW: usize = 33;
@@ -54,6 +54,12 @@ impl Line {
     /// Seconds for a step of `rows` rows.
     pub(super) fn at(&self, rows: f64) -> f64 {
         self.fixed_s + self.row_s * rows
+    }
+
+    /// Moves towards what is measured now.
+    fn follow(&mut self, now: &Line) {
+        self.fixed_s += (now.fixed_s - self.fixed_s) * FORGETTING;
+        self.row_s += (now.row_s - self.row_s) * FORGETTING;
     }
 
     fn scaled(&self, factor: f64) -> Line {
@@ -212,7 +218,7 @@ pub(super) struct Observed {
     pub(super) took: Duration,
     /// Whether it waited for another one's tokens.
     pub(super) chained: bool,
-    /// Whether no prompt was under way.
+    /// Whether no step of the other kind was under way.
     pub(super) quiet: bool,
 }
 
@@ -227,13 +233,16 @@ pub(super) struct Times {
     short_way: bool,
     /// Seconds that a decode step of [`QUIET_ROWS`] took on all stages together when last no prompt was under way.
     quiet_s: Option<f64>,
+    /// Each stage's line for prompts when last nothing was decoded beside them; empty before that was ever so.
+    quiet_prefill: Vec<Line>,
 }
 
 impl Times {
     /// What a plan predicts; `step_rows` are the most rows of a step.
     pub(super) fn new(predicted: &[StagePrediction], step_rows: u32) -> Times {
         let stages = predicted.iter().map(|stage| Stage::new(stage, step_rows)).collect();
-        Times { stages, far: Wire::default(), short: Wire::default(), short_way: false, quiet_s: None }
+        let (far, short) = (Wire::default(), Wire::default());
+        Times { stages, far, short, short_way: false, quiet_s: None, quiet_prefill: Vec::new() }
     }
 
     /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
@@ -249,6 +258,14 @@ impl Times {
                 StepKind::Prefill => &mut stage.prefill,
             };
             fit.observe(f64::from(rows), seconds(f64::from(timing.computed_us) * 1e-6));
+        }
+        if kind == StepKind::Prefill {
+            let now: Vec<Line> = self.lines(StepKind::Prefill).copied().collect();
+            if quiet {
+                self.quiet_prefill = now;
+            } else {
+                self.quiet_prefill.iter_mut().zip(&now).for_each(|(before, now)| before.follow(now));
+            }
         }
         if kind == StepKind::Decode {
             let on_stages: u64 = timings
@@ -283,8 +300,16 @@ impl Times {
 
     /// Seconds of a step of `rows` rows on all stages together, and on the slowest one.
     pub(super) fn sum_and_slowest(&self, kind: StepKind, rows: f64) -> (f64, f64) {
-        let each = self.lines(kind).map(|line| line.at(rows));
-        each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
+        sum_and_slowest(self.lines(kind), rows)
+    }
+
+    /// Seconds of a prompt's chunk of `rows` rows on all stages together, and on the slowest one, with nothing decoded beside
+    /// it: stages on one machine share its memory.
+    pub(super) fn prefill_alone(&self, rows: f64) -> (f64, f64) {
+        if self.quiet_prefill.is_empty() {
+            return self.sum_and_slowest(StepKind::Prefill, rows);
+        }
+        sum_and_slowest(&self.quiet_prefill, rows)
     }
 
     /// How many times as long as usually decode steps take at the moment, because prompts are computed beside them: stages
@@ -315,6 +340,11 @@ impl Times {
     pub(super) fn short_way(&self) -> bool {
         self.short_way
     }
+}
+
+fn sum_and_slowest<'a>(lines: impl IntoIterator<Item = &'a Line>, rows: f64) -> (f64, f64) {
+    let each = lines.into_iter().map(|line| line.at(rows));
+    each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
 }
 
 #[cfg(test)]
@@ -438,6 +468,27 @@ mod tests {
         assert_near(observe(0.016, true), 1.0, 1e-9);
         assert_near(observe(0.024, false), 1.5, 0.1);
         assert_near(observe(0.024, true), 1.0, 1e-9);
+    }
+
+    #[test]
+    fn what_decoding_costs_prompts_is_not_taken_for_what_they_take_alone() {
+        let mut times = times();
+        let mut observe = |factor: f64, quiet: bool| {
+            for rows in [8, 64].into_iter().cycle().take(200) {
+                let computed_s = (0.005 + 0.002 * f64::from(rows)) * factor;
+                let took = Duration::from_secs_f64(computed_s);
+                let step = Observed { quiet, ..step(StepKind::Prefill, rows, took) };
+                times.observe(step, &[timing(0, computed_s)]);
+            }
+            (times.prefill_alone(64.0).1, times.sum_and_slowest(StepKind::Prefill, 64.0).1)
+        };
+        let (alone_s, now_s) = observe(1.0, true);
+        assert_near(alone_s, 0.133, 0.05);
+        assert_near(now_s, 0.133, 0.05);
+        let (alone_s, now_s) = observe(1.5, false);
+        assert_near(alone_s, 0.133, 0.1);
+        assert_near(now_s, 0.200, 0.05);
+        assert_near(observe(1.5, true).0, 0.200, 0.05);
     }
 
     #[test]

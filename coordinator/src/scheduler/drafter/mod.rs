@@ -269,7 +269,7 @@ impl Drafter {
         }
         if !flight.follows && !flight.places.is_empty() {
             let took = now.saturating_duration_since(flight.sent);
-            let quiet = self.flights.values().all(|flight| flight.kind == StepKind::Decode);
+            let quiet = self.flights.values().all(|other| other.kind == flight.kind);
             let (kind, rows) = (flight.kind, flight.rows);
             self.times.observe(Observed { kind, rows, took, chained: false, quiet }, &result.timings);
         }
