@@ -236,6 +236,16 @@ impl Membership {
             || self.doubts.get(worker).is_some_and(|doubt| !doubt.answered)
     }
 
+    /// Since when that is not known of this worker, where it is not.
+    pub fn suspected_since(&self, worker: &WorkerId) -> Option<Instant> {
+        let broken = match self.members.get(worker)?.presence {
+            Presence::Suspected { since } => Some(since),
+            Presence::Attached { .. } | Presence::Lost { .. } => None,
+        };
+        let doubt = self.doubts.get(worker).filter(|doubt| !doubt.answered).map(|doubt| doubt.since);
+        broken.into_iter().chain(doubt).min()
+    }
+
     /// Takes in what happened.
     pub fn handle(&mut self, event: Event, now: Instant) {
         match event {

@@ -86,6 +86,10 @@ pub struct Metrics {
     pub worker_resident: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
     /// How many times as long as needed each worker's steps take: 1, but for measurements.
     pub worker_stretch: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
+    /// 1 for the state that each worker is in, 0 for the others.
+    pub worker_health: Family<WorkerHealthLabel, Gauge>,
+    /// 1 for the state that each stage is in, 0 for the others.
+    pub stage_health: Family<StageHealthLabel, Gauge>,
 }
 
 /// How a request ended.
@@ -232,6 +236,26 @@ pub struct WorkerLabel {
     pub worker: String,
 }
 
+/// Label of [`Metrics::worker_health`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WorkerHealthLabel {
+    /// The worker's id.
+    pub worker: String,
+    /// Its name.
+    pub name: String,
+    /// The state.
+    pub state: &'static str,
+}
+
+/// Label of [`Metrics::stage_health`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageHealthLabel {
+    /// Place in the pipeline, from 0.
+    pub stage: u32,
+    /// The state.
+    pub state: &'static str,
+}
+
 fn short() -> Histogram {
     let (start, factor, length) = SHORT_BUCKETS;
     Histogram::new(exponential_buckets(start, factor, length))
@@ -279,6 +303,8 @@ impl Metrics {
             results_fenced: Counter::default(),
             worker_resident: Family::default(),
             worker_stretch: Family::default(),
+            worker_health: Family::default(),
+            stage_health: Family::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("brigade"));
         metrics.registry = Arc::new(registry);
@@ -348,6 +374,9 @@ impl Metrics {
         to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);
         let stretch = self.worker_stretch.clone();
         to.register("worker_stretch", "How many times as long as needed a worker's steps take", stretch);
+        let health = self.worker_health.clone();
+        to.register("worker_health", "1 for the state that a worker is in", health);
+        to.register("stage_health", "1 for the state that a stage is in", self.stage_health.clone());
     }
 
     /// All values in the OpenMetrics text format.

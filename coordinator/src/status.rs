@@ -132,6 +132,19 @@ pub enum HealthState {
 }
 
 impl HealthState {
+    /// All of them, from best to worst.
+    pub const ALL: [HealthState; 9] = [
+        HealthState::Ok,
+        HealthState::Loading,
+        HealthState::Draining,
+        HealthState::Slow,
+        HealthState::Hot,
+        HealthState::Full,
+        HealthState::Swapping,
+        HealthState::Hung,
+        HealthState::Unreachable,
+    ];
+
     /// The word for it, as in JSON.
     pub fn as_str(self) -> &'static str {
         match self {

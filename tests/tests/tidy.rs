@@ -105,8 +105,13 @@ fn protobuf_types_stay_in_proto() {
 #[test]
 fn pure_decisions_read_no_clock_and_start_no_task() {
     let pure = |path: &Path| {
-        let folders =
-            ["shard/src", "coordinator/src/scheduler", "coordinator/src/deployment", "worker/src/lifecycle"];
+        let folders = [
+            "shard/src",
+            "coordinator/src/scheduler",
+            "coordinator/src/deployment",
+            "coordinator/src/health",
+            "worker/src/lifecycle",
+        ];
         let files = ["coordinator/src/membership.rs", "worker/src/lifecycle.rs", "worker/src/cache.rs"];
         let listed = folders.iter().any(|folder| path.starts_with(folder))
             || files.iter().any(|file| path == Path::new(file));

@@ -60,16 +60,37 @@ pub(crate) async fn health<E: Engine>(State(api): State<Api<E>>) -> Response {
     let model = &api.engine().model().id;
     let status = api.engine().status();
     match context {
-        Ok(context) => Json(json!({"status": "ok", "model": model, "context": context})).into_response(),
+        Ok(context) => {
+            let health = &status.health;
+            Json(json!({"status": "ok", "model": model, "context": context, "health": health}))
+                .into_response()
+        }
         Err(error) => {
             let phase = if api.shutdown().is_cancelled() { Phase::Stopping } else { status.phase };
             let reason = status.reason.clone().unwrap_or_else(|| phase_in_words(phase).to_owned());
-            let body = json!({"status": phase, "model": model, "reason": reason});
+            let body = json!({"status": phase, "model": model, "reason": reason, "health": status.health});
             // The error's headers tell when to try again.
             let mut response = error.into_response();
             let retry = response.headers_mut().remove(header::RETRY_AFTER);
             let headers: HeaderMap = retry.map(|value| (header::RETRY_AFTER, value)).into_iter().collect();
             (StatusCode::SERVICE_UNAVAILABLE, headers, Json(body)).into_response()
+        }
+    }
+}
+
+/// `GET /readyz`: 200 when `/health` is, for probes that read words; what is not well is said in either case.
+pub(crate) async fn readyz<E: Engine>(State(api): State<Api<E>>) -> Response {
+    let status = api.engine().status();
+    let health = &status.health;
+    match api.served_context() {
+        Ok(_) => {
+            let why = health.reason.as_ref().map(|reason| format!("{}: {reason}\n", health.state.as_str()));
+            format!("ok\n{}", why.unwrap_or_default()).into_response()
+        }
+        Err(_) => {
+            let phase = if api.shutdown().is_cancelled() { Phase::Stopping } else { status.phase };
+            let reason = status.reason.clone().unwrap_or_else(|| phase_in_words(phase).to_owned());
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response()
         }
     }
 }
@@ -100,6 +121,7 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          POST /v1/chat/completions   the answer to messages\n\
          GET  /v1/models             the model served\n\
          GET  /health                200 when requests are served\n\
+         GET  /readyz                the same in words\n\
          GET  /livez                 200 when the process answers\n\
          GET  /metrics               OpenMetrics\n\
          GET  /api/status            plan, stages, workers and timings\n\

@@ -146,6 +146,7 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/v1/models", get(pages::models::<E>))
         .route("/v1/models/{*id}", get(pages::model::<E>))
         .route("/health", get(pages::health::<E>))
+        .route("/readyz", get(pages::readyz::<E>))
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))

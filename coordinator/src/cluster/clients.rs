@@ -1,7 +1,7 @@
 //! The generations that clients listen to.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brigade_proto::ids::SequenceId;
 use tokio::sync::mpsc;
@@ -9,7 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::generation::{Generation, GenerationEvent, GenerationRequest};
 use crate::metrics::{Metrics, Outcome, TokenUse};
-use crate::scheduler::Counts;
+use crate::recent::{Lately, Readings};
+use crate::scheduler::{Active, Counts};
+use crate::status::{ActiveRequest, RateStatus};
+
+/// Rates are of so much time: long enough to be steady, short enough to be what is.
+const RATES: Duration = Duration::from_secs(10);
+/// Times to the first token count for so long: they come seldom.
+const FIRST_TOKENS: Duration = Duration::from_secs(60);
+/// Rates of less than this would leap with every token.
+const LEAST_RATES_S: f64 = 1.0;
 
 /// Where events go, by sequence.
 pub(super) struct Clients {
@@ -17,6 +26,10 @@ pub(super) struct Clients {
     next: u64,
     metrics: Metrics,
     counted: Counts,
+    counts: Readings<Counts>,
+    /// In milliseconds.
+    first_tokens: Lately,
+    inter_tokens: Lately,
 }
 
 struct Client {
@@ -35,7 +48,15 @@ pub(super) struct NewGeneration {
 
 impl Clients {
     pub(super) fn new(metrics: Metrics) -> Clients {
-        Clients { clients: HashMap::new(), next: 0, metrics, counted: Counts::default() }
+        Clients {
+            clients: HashMap::new(),
+            next: 0,
+            metrics,
+            counted: Counts::default(),
+            counts: Readings::default(),
+            first_tokens: Lately::default(),
+            inter_tokens: Lately::default(),
+        }
     }
 
     /// Makes a generation for a request.
@@ -70,11 +91,14 @@ impl Clients {
         if matches!(event, GenerationEvent::Token(_)) {
             match client.last_token.replace(now) {
                 None => {
-                    let waited = now.saturating_duration_since(client.submitted);
-                    self.metrics.time_to_first_token.observe(waited.as_secs_f64());
+                    let waited_s = now.saturating_duration_since(client.submitted).as_secs_f64();
+                    self.metrics.time_to_first_token.observe(waited_s);
+                    self.first_tokens.push(waited_s * 1e3, now);
                 }
                 Some(before) => {
-                    self.metrics.inter_token.observe(now.saturating_duration_since(before).as_secs_f64());
+                    let between_s = now.saturating_duration_since(before).as_secs_f64();
+                    self.metrics.inter_token.observe(between_s);
+                    self.inter_tokens.push(between_s * 1e3, now);
                 }
             }
         }
@@ -85,8 +109,41 @@ impl Clients {
         }
     }
 
+    /// What was done each second lately.
+    pub(super) fn rates(&self, counts: &Counts, now: Instant) -> RateStatus {
+        let before = self.counts.before(RATES, now);
+        let rate = |count: fn(&Counts) -> u64| {
+            let since = before.map(|(age, before)| (count(counts).saturating_sub(count(before)) as f64, age));
+            since.map_or(0.0, |(count, age)| count / age.as_secs_f64().max(LEAST_RATES_S))
+        };
+        RateStatus {
+            prompt_tokens_per_s: rate(|counts| counts.prompt_tokens),
+            generated_tokens_per_s: rate(|counts| counts.generated_tokens),
+            requests_per_s: rate(|counts| counts.finished + counts.cancelled + counts.failed),
+            ttft_ms_p50: self.first_tokens.median(FIRST_TOKENS, now).unwrap_or(0.0),
+            itl_ms_p50: self.inter_tokens.median(RATES, now).unwrap_or(0.0),
+        }
+    }
+
+    /// A request as the status lists it.
+    pub(super) fn active(&self, active: &Active, now: Instant) -> ActiveRequest {
+        let tokens = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let submitted = self.clients.get(&active.sequence).map(|client| client.submitted);
+        let age = submitted.map(|submitted| now.saturating_duration_since(submitted));
+        ActiveRequest {
+            id: active.sequence.0,
+            state: active.doing.as_str().into(),
+            prompt_tokens: tokens(active.prompt),
+            prompt_tokens_done: tokens(active.prompt_done),
+            generated_tokens: tokens(active.drawn),
+            max_tokens: tokens(active.max_tokens),
+            age_s: age.unwrap_or_default().as_secs_f64(),
+        }
+    }
+
     /// Brings the counters to what the scheduler has counted.
-    pub(super) fn count(&mut self, counts: &Counts) {
+    pub(super) fn count(&mut self, counts: &Counts, now: Instant) {
+        self.counts.read(*counts, now);
         let before = std::mem::replace(&mut self.counted, *counts);
         for (outcome, now, before) in [
             (Outcome::Finished, counts.finished, before.finished),

@@ -9,6 +9,7 @@ use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::timeline::Timeline;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
@@ -104,6 +105,7 @@ struct Shared {
     submissions: mpsc::Sender<Submission>,
     drains: mpsc::Sender<Drain>,
     status: watch::Receiver<Arc<ClusterStatus>>,
+    timeline: Timeline,
 }
 
 /// A request on its way to the task that owns the scheduler.
@@ -120,8 +122,9 @@ impl ClusterHandle {
         submissions: mpsc::Sender<Submission>,
         drains: mpsc::Sender<Drain>,
         status: watch::Receiver<Arc<ClusterStatus>>,
+        timeline: Timeline,
     ) -> ClusterHandle {
-        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, drains, status }) }
+        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, drains, status, timeline }) }
     }
 
     /// Begins to empty a worker, by its name or id: the plan moves away from it, and no other one uses it. Or, not to
@@ -150,8 +153,8 @@ impl ClusterHandle {
     }
 
     /// The newest steps that have come home with a larger number than `after`, oldest first.
-    pub fn timeline(&self, _after: u64) -> Vec<StepTrace> {
-        Vec::new()
+    pub fn timeline(&self, after: u64) -> Vec<StepTrace> {
+        self.shared.timeline.after(after)
     }
 
     /// Events with a larger number than `after`, oldest first; of more than `most` the newest.

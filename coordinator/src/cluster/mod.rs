@@ -14,6 +14,8 @@ mod recovery;
 mod settings;
 mod start;
 mod statistics;
+mod timeline;
+mod traffic;
 
 pub use handle::{ClusterHandle, DrainError, Drained, ModelInfo};
 pub use model::{DraftError, ModelError, ModelProblem};

@@ -1,21 +1,24 @@
 //! The cluster's state in the words of the API.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brigade_proto::control::{CardTelemetry, DeviceKind, MachineTelemetry, StageMemory, Throttle};
 use brigade_proto::ids::Incarnation;
 
+use super::clients::Clients;
 use super::core::Draft;
 use super::handle::ModelInfo;
-use super::statistics::Statistics;
+use super::statistics::{Share, Statistics};
+use super::traffic::Traffic;
 use crate::deployment::{Deployment, StageRun};
+use crate::health::{Contact, Facts, WorkerFacts};
 use crate::membership::{Member, Membership, Presence};
-use crate::metrics::{Metrics, WorkerLabel};
+use crate::metrics::{Metrics, StageHealthLabel, WorkerHealthLabel, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    CardStatus, ClusterStatus, DraftStatus, Health, MachineStatus, ModelStatus, MoveStatus, Phase,
-    PredictionStatus, ProcessStatus, RateStatus, RecoveryStatus, RequestStatus, StageStatus, Throttling,
-    WorkerStatus,
+    CardStatus, ClusterStatus, DraftStatus, Health, HealthState, MOST_ACTIVE, MachineStatus, ModelStatus,
+    MoveStatus, Phase, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus, StageStatus,
+    Throttling, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -28,15 +31,20 @@ pub(super) struct Sources<'a> {
     pub(super) draft: Option<&'a Draft>,
     pub(super) counts: Counts,
     pub(super) statistics: &'a Statistics,
+    pub(super) traffic: &'a Traffic,
+    pub(super) clients: &'a Clients,
     pub(super) recovery: RecoveryStatus,
     pub(super) moves: MoveStatus,
 }
 
 impl Sources<'_> {
-    /// The status at this moment.
+    /// The status at this moment, but for how healthy all is.
     pub(super) fn status(&self, now: Instant) -> ClusterStatus {
         let deployment = self.deployment;
         let plan = deployment.plan();
+        let shares = self.statistics.shares(now);
+        let share = |place: usize| shares.get(place).copied().unwrap_or_default();
+        let active = self.scheduler.active(MOST_ACTIVE);
         ClusterStatus {
             version: env!("CARGO_PKG_VERSION").into(),
             incarnation: self.incarnation.0,
@@ -50,7 +58,12 @@ impl Sources<'_> {
             cache_tokens_reserved: self.counts.cache_tokens_reserved,
             wire: deployment.wire().as_str().into(),
             cache_tokens_kept: self.counts.cache_tokens_kept,
-            stages: deployment.stages().iter().enumerate().map(|(i, stage)| self.stage(i, stage)).collect(),
+            stages: deployment
+                .stages()
+                .iter()
+                .enumerate()
+                .map(|(place, stage)| self.stage(place, stage, share(place)))
+                .collect(),
             workers: self.membership.members().map(|member| self.worker(member, now)).collect(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
                 decode_tokens_per_s: plan.predicted.decode_tokens_per_s,
@@ -64,13 +77,14 @@ impl Sources<'_> {
             moves: self.moves,
             note: deployment.note().map(ToOwned::to_owned),
             health: Health::default(),
-            rates: RateStatus::default(),
-            active: Vec::new(),
+            rates: self.clients.rates(&self.counts, now),
+            active: active.iter().map(|active| self.clients.active(active, now)).collect(),
         }
     }
 
     fn worker(&self, member: &Member, now: Instant) -> WorkerStatus {
-        let status = worker(member, now);
+        let links = self.traffic.links(&member.id, self.membership);
+        let status = WorkerStatus { links, ..worker(member, now) };
         if !self.membership.is_draining(&member.id) || status.state == "lost" {
             return status;
         }
@@ -79,7 +93,7 @@ impl Sources<'_> {
         WorkerStatus { state: if used { "draining" } else { "drained" }.into(), ..status }
     }
 
-    fn stage(&self, place: usize, stage: &StageRun) -> StageStatus {
+    fn stage(&self, place: usize, stage: &StageRun, share: Share) -> StageStatus {
         let shard = stage.planned.shard;
         let times = self.statistics.stage(place);
         let StageMemory { weights, cache, workspace } = stage.memory;
@@ -103,14 +117,39 @@ impl Sources<'_> {
             prefill_us_p50: times.map_or(0, |times| times.prefill.median()),
             totals: times.map(|times| times.totals).unwrap_or_default(),
             health: Health::default(),
-            queued_us_p99: 0,
-            decode_us_p99: 0,
-            sent_us_p50: 0,
+            queued_us_p99: times.map_or(0, |times| times.queued.quantile(0.99)),
+            decode_us_p99: times.map_or(0, |times| times.decode.quantile(0.99)),
+            sent_us_p50: times.map_or(0, |times| times.sent.median()),
             predicted_decode_us: (stage.planned.decode_ms * 1e3) as u32,
-            step_share: 0.0,
-            busy: 0.0,
+            step_share: share.of_step,
+            busy: share.busy,
         }
     }
+}
+
+/// What health is judged by beside the status.
+pub(super) fn facts(
+    membership: &Membership,
+    deployment: &Deployment,
+    draft: Option<&Draft>,
+    statistics: &Statistics,
+    now: Instant,
+) -> Facts {
+    let worker = |member: &Member| {
+        let contact = match (&member.presence, membership.suspected_since(&member.id)) {
+            (Presence::Lost { since, reason }, _) => Contact::Lost { since: *since, reason: reason.clone() },
+            (_, Some(since)) => Contact::Doubted { since },
+            (_, None) => Contact::There,
+        };
+        // Of several stages on a worker the one whose steps take the longest.
+        let drafts = draft.and_then(|draft| draft.deployment.longest_step(&member.id));
+        WorkerFacts {
+            contact,
+            computing: Duration::from_millis(member.telemetry.computing_ms.into()),
+            longest_step: deployment.longest_step(&member.id).max(drafts),
+        }
+    };
+    Facts { workers: membership.members().map(worker).collect(), paces: statistics.paces(now) }
 }
 
 fn draft_status(draft: &Draft, counts: &Counts) -> DraftStatus {
@@ -260,5 +299,31 @@ pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
         let label = WorkerLabel { worker: worker.id.clone() };
         metrics.worker_resident.get_or_create(&label).set(worker.resident_bytes as f64);
         metrics.worker_stretch.get_or_create(&label).set(worker.stretch);
+    }
+}
+
+/// Sets the gauges of health, where that is not what it was `before`: there are nine for each worker and stage.
+pub(super) fn set_health(before: &ClusterStatus, status: &ClusterStatus, metrics: &Metrics) {
+    let workers = |status: &ClusterStatus| {
+        let state = |worker: &WorkerStatus| (worker.id.clone(), worker.name.clone(), worker.health.state);
+        status.workers.iter().map(state).collect::<Vec<_>>()
+    };
+    let stages =
+        |status: &ClusterStatus| status.stages.iter().map(|stage| stage.health.state).collect::<Vec<_>>();
+    if workers(before) == workers(status) && stages(before) == stages(status) {
+        return;
+    }
+    metrics.worker_health.clear();
+    metrics.stage_health.clear();
+    for state in HealthState::ALL {
+        for worker in &status.workers {
+            let (id, name) = (worker.id.clone(), worker.name.clone());
+            let label = WorkerHealthLabel { worker: id, name, state: state.as_str() };
+            metrics.worker_health.get_or_create(&label).set(i64::from(worker.health.state == state));
+        }
+        for stage in &status.stages {
+            let label = StageHealthLabel { stage: stage.stage, state: state.as_str() };
+            metrics.stage_health.get_or_create(&label).set(i64::from(stage.health.state == state));
+        }
     }
 }

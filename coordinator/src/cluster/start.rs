@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_proto::control_server::serve_control;
 use brigade_proto::frame::FrameLimits;
@@ -26,6 +26,7 @@ use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, SUBMISSION_Q
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
+use super::timeline::Timeline;
 use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::metrics::Metrics;
@@ -204,6 +205,7 @@ impl Cluster {
                 }
             }
         });
+        let timeline = Timeline::new(Instant::now());
         let core = Core::new(CoreParts {
             incarnation,
             data_port: data_addr.port(),
@@ -217,6 +219,7 @@ impl Cluster {
             short_way: settings.short_way,
             metrics: metrics.clone(),
             health,
+            timeline: timeline.clone(),
             tasks: tasks.clone(),
             transport: transport.clone(),
             events,
@@ -225,7 +228,8 @@ impl Cluster {
             status: status_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
-        let handle = ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status);
+        let handle =
+            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status, timeline);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -1,15 +1,20 @@
-//! The last steps, as medians.
+//! The last steps: medians, shares, and how each stage's went compared with before.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use brigade_proto::step::{StageTiming, StepKind};
 
+use crate::health::{Pace, Recent};
 use crate::metrics::Metrics;
-use crate::scheduler::Measured;
+use crate::recent::Readings;
+use crate::scheduler::{Measured, StagePrediction};
 use crate::status::{StageTotals, StepStatus};
 
 /// How many steps "lately" is: some seconds of decoding, and few enough to sort four times a second.
 const WINDOW: usize = 256;
+/// Shares are of so much time: what lasts shows, and what is past does not.
+const SHARES: Duration = Duration::from_secs(5);
 
 /// The newest values of something, in microseconds.
 #[derive(Debug, Default)]
@@ -24,7 +29,7 @@ impl Window {
     }
 
     /// The value that `share` (0 to 1) of the values do not exceed; 0 where there is none.
-    fn quantile(&self, share: f64) -> u32 {
+    pub(super) fn quantile(&self, share: f64) -> u32 {
         let mut values: Vec<u32> = self.0.iter().copied().collect();
         if values.is_empty() {
             return 0;
@@ -39,12 +44,23 @@ impl Window {
 }
 
 /// One stage's share of the last steps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct StageTimes {
     pub(super) queued: Window,
+    pub(super) sent: Window,
     pub(super) decode: Window,
     pub(super) prefill: Window,
     pub(super) totals: StageTotals,
+    pace: Pace,
+}
+
+/// What a stage did in the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Share {
+    /// Its share of what decode steps were computed for on all stages together.
+    pub(super) of_step: f64,
+    /// The share of the time that it computed.
+    pub(super) busy: f64,
 }
 
 /// The last steps of one plan.
@@ -57,13 +73,57 @@ pub(super) struct Statistics {
     took_us: u64,
     wire_us: u64,
     stages: Vec<StageTimes>,
+    totals: Readings<Vec<StageTotals>>,
 }
 
 impl Statistics {
-    /// Begins anew with a pipeline of `stages` stages; steps go on being counted.
-    pub(super) fn restart(&mut self, stages: usize) {
-        *self = Statistics { steps: self.steps, ..Statistics::default() };
-        self.stages.resize_with(stages, StageTimes::default);
+    /// Begins anew with a pipeline of which so much is predicted; steps go on being counted.
+    pub(super) fn restart(&mut self, predicted: &[StagePrediction]) {
+        let stages = predicted.iter().map(|stage| StageTimes::new(*stage)).collect();
+        *self = Statistics { steps: self.steps, stages, ..Statistics::default() };
+    }
+
+    /// Notes what there is so far, so that later it is known what came since. To be called now and then.
+    pub(super) fn read(&mut self, now: Instant) {
+        self.totals.read(self.stages.iter().map(|stage| stage.totals).collect(), now);
+        for stage in &mut self.stages {
+            stage.pace.read(now);
+        }
+    }
+
+    /// What each stage did in the last seconds.
+    pub(super) fn shares(&self, now: Instant) -> Vec<Share> {
+        let before = self.totals.before(SHARES, now);
+        let span_us = before.map_or(0.0, |(age, _)| age.as_secs_f64() * 1e6);
+        let since = |place: usize, time: fn(&StageTotals) -> u64| {
+            let earlier = before.and_then(|(_, totals)| totals.get(place)).map_or(0, time);
+            time(&self.stages[place].totals).saturating_sub(earlier) as f64
+        };
+        let places = 0..self.stages.len();
+        let decode: Vec<f64> = match before {
+            Some(_) => places.clone().map(|place| since(place, |totals| totals.decode_us)).collect(),
+            None => vec![0.0; self.stages.len()],
+        };
+        // While nothing is decoded, what was decoded last still says how the stages compare.
+        let decode = if decode.iter().any(|us| *us > 0.0) {
+            decode
+        } else {
+            self.stages.iter().map(|stage| f64::from(stage.decode.median())).collect()
+        };
+        let all: f64 = decode.iter().sum();
+        let share = |place: usize| Share {
+            of_step: if all > 0.0 { decode[place] / all } else { 0.0 },
+            busy: match before {
+                Some(_) => (since(place, |totals| totals.decode_us + totals.prefill_us) / span_us).min(1.0),
+                None => 0.0,
+            },
+        };
+        places.map(share).collect()
+    }
+
+    /// How each stage's steps went lately.
+    pub(super) fn paces(&self, now: Instant) -> Vec<Option<Recent>> {
+        self.stages.iter().map(|stage| stage.pace.recent(now)).collect()
     }
 
     /// Takes in a step that has come home.
@@ -113,12 +173,25 @@ impl Statistics {
 }
 
 impl StageTimes {
+    fn new(predicted: StagePrediction) -> StageTimes {
+        StageTimes {
+            queued: Window::default(),
+            sent: Window::default(),
+            decode: Window::default(),
+            prefill: Window::default(),
+            totals: StageTotals::default(),
+            pace: Pace::new(predicted),
+        }
+    }
+
     fn add(&mut self, step: &Measured, timing: &StageTiming) {
         // Steps that only release say nothing of a stage's speed.
         if step.rows == 0 {
             return;
         }
         self.queued.push(timing.queued_us);
+        self.sent.push(timing.sent_us);
+        self.pace.add(step.kind, step.rows, f64::from(timing.computed_us) * 1e-6);
         self.totals.queued_us += u64::from(timing.queued_us);
         self.totals.sent_us += u64::from(timing.sent_us);
         self.totals.sent_bytes += u64::from(timing.sent_bytes);
@@ -136,17 +209,19 @@ impl StageTimes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use brigade_proto::ids::StepId;
     use prometheus_client::registry::Registry;
 
     use super::*;
+
+    const PREDICTED: [StagePrediction; 2] =
+        [StagePrediction { decode_s: 0.001, prefill_s_per_row: 0.000_1 }; 2];
 
     #[test]
     fn totals_grow_by_each_step_until_the_plan_is_replaced() {
         let metrics = Metrics::new(Registry::default());
         let mut statistics = Statistics::default();
-        statistics.restart(2);
+        statistics.restart(&PREDICTED);
         let timing = |stage, computed_us| StageTiming {
             stage,
             queued_us: 10,
@@ -155,6 +230,7 @@ mod tests {
             sent_us: 3,
         };
         let step = |kind, rows| Measured {
+            step: StepId(1),
             kind,
             rows,
             took: Duration::from_micros(1_000),
@@ -178,10 +254,46 @@ mod tests {
         assert_eq!(statistics.stage(0).unwrap().totals.decode_us, 800);
         let summary = statistics.summary();
         assert_eq!((summary.count, summary.took_us, summary.wire_us), (4, 3_000, 240));
-        statistics.restart(2);
+        statistics.restart(&PREDICTED);
         let summary = statistics.summary();
         assert_eq!((summary.count, summary.took_us, summary.wire_us), (4, 0, 0));
         assert_eq!(statistics.stage(1).unwrap().totals, StageTotals::default());
+    }
+
+    #[test]
+    fn shares_are_of_the_last_seconds() {
+        let metrics = Metrics::new(Registry::default());
+        let mut statistics = Statistics::default();
+        statistics.restart(&PREDICTED);
+        let start = Instant::now();
+        assert_eq!(statistics.shares(start), [Share::default(); 2]);
+        let step = |first_us, second_us| Measured {
+            step: StepId(1),
+            kind: StepKind::Decode,
+            rows: 1,
+            took: Duration::from_micros(u64::from(first_us + second_us)),
+            timings: vec![
+                StageTiming { stage: 0, computed_us: first_us, ..StageTiming::default() },
+                StageTiming { stage: 1, computed_us: second_us, ..StageTiming::default() },
+            ],
+        };
+        for tenth in 0..300 {
+            let now = start + Duration::from_millis(tenth * 100);
+            statistics.read(now);
+            // At first both stages are as fast.
+            let second_us = if tenth < 100 { 20_000 } else { 60_000 };
+            statistics.add(&step(20_000, second_us), &metrics);
+        }
+        let shares = statistics.shares(start + Duration::from_secs(30));
+        let near = |found: f64, wanted: f64| (found - wanted).abs() < 0.02;
+        assert!(near(shares[0].of_step, 0.25) && near(shares[1].of_step, 0.75), "{shares:?}");
+        assert!(near(shares[0].busy, 0.2) && near(shares[1].busy, 0.6), "{shares:?}");
+        // Nothing has been decoded for a minute.
+        for second in 0..60 {
+            statistics.read(start + Duration::from_secs(30 + second));
+        }
+        let shares = statistics.shares(start + Duration::from_secs(90));
+        assert!(shares[1].busy == 0.0 && shares[1].of_step > 0.5, "{shares:?}");
     }
 
     #[test]

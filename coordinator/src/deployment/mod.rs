@@ -360,6 +360,12 @@ impl Deployment {
         self.running().map_or(&[], |running| &running.stages)
     }
 
+    /// What the largest step should take on the stage that a worker holds; `None` where it holds none.
+    pub fn longest_step(&self, worker: &WorkerId) -> Option<Duration> {
+        let running = self.running()?;
+        Some(running.longest_step(running.stage_of(worker)?, self.settings.prefill_chunk))
+    }
+
     /// The next thing to do.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()

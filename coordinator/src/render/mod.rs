@@ -12,5 +12,5 @@ pub use model::{
 };
 pub use plan::{PlanStage, PlanView, render_plan};
 pub(crate) use status::stage_shard;
-pub use status::{drain_progress, render_status};
+pub use status::{drain_progress, render_status, render_status_wide};
 pub use table::{Align, Table, memory_bar};

@@ -37,8 +37,7 @@ impl Table {
     ///
     /// Control characters, which could come from a worker's name, are shown as `?`.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let clean = |cell: String| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        let mut row: Vec<String> = cells.into_iter().map(clean).collect();
+        let mut row: Vec<String> = cells.into_iter().map(|cell| without_controls(&cell)).collect();
         row.resize(self.columns.len(), String::new());
         self.rows.push(row);
     }
@@ -70,6 +69,11 @@ impl fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// The same text with control characters, which could come from a worker's name, shown as `?`.
+pub(super) fn without_controls(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// A bar such as `[#########-----------]  45%` for `used` of `budget`.

@@ -10,6 +10,7 @@
 //! `recovery`).
 
 mod acceptance;
+mod active;
 mod ahead;
 mod chunks;
 mod compose;
@@ -38,6 +39,7 @@ use brigade_proto::step::{Drawn, StageTiming, StepFrame, StepKind};
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
 use self::acceptance::Acceptance;
+pub use self::active::{Active, Doing};
 pub use self::drafter::DraftPipeline;
 use self::drafter::Drafter;
 use self::groups::Groups;
@@ -113,6 +115,8 @@ pub enum Command {
 /// What a step took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
+    /// Its number.
+    pub step: StepId,
     /// The step's kind.
     pub kind: StepKind,
     /// Rows computed.

@@ -67,6 +67,16 @@ impl Recovery {
         self.stranded.len()
     }
 
+    /// Those that this pipeline has no room for.
+    pub(super) fn set_aside(&self) -> impl Iterator<Item = (SequenceId, &Sequence)> {
+        self.stranded.iter().map(|(id, (sequence, _))| (*id, sequence))
+    }
+
+    /// Whether it was being computed when a pipeline was lost, and is not where it was.
+    pub(super) fn is_behind(&self, id: SequenceId) -> bool {
+        self.behind.contains(&id)
+    }
+
     fn next_timeout(&self, serving: bool, waiting: bool) -> Option<Instant> {
         let parked = self.parked_since.filter(|_| !serving && waiting && self.outlook != Outlook::Coming);
         let stranded = self.stranded.values().map(|(_, since)| *since).filter(|_| serving);

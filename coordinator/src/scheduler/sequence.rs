@@ -288,6 +288,16 @@ impl Sequence {
         self.prompt
     }
 
+    /// Those of the prompt that are computed, or were found in the cache.
+    pub(super) fn prompt_done(&self) -> usize {
+        self.computed.min(self.prompt)
+    }
+
+    /// The most tokens that it may draw.
+    pub(super) fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
     /// How tokens are chosen.
     pub(super) fn sampling(&self) -> &Sampling {
         &self.sampling

@@ -41,6 +41,25 @@ pub struct StagePrediction {
     pub prefill_s_per_row: f64,
 }
 
+impl StagePrediction {
+    /// Seconds that a step of `rows` rows should take.
+    pub fn seconds(&self, kind: StepKind, rows: u32) -> f64 {
+        self.line(kind).at(f64::from(rows))
+    }
+
+    fn line(&self, kind: StepKind) -> Line {
+        let row_s = seconds(self.prefill_s_per_row);
+        let one_s = seconds(self.decode_s);
+        // A step of one row costs its arithmetic, and on top of that what reading the weights takes, of which the
+        // arithmetic of a chunk hides about half.
+        let fixed_s = (one_s - row_s).max(LEAST_S);
+        match kind {
+            StepKind::Decode => Line { fixed_s, row_s: row_s.min(one_s) },
+            StepKind::Prefill => Line { fixed_s: fixed_s / 2.0, row_s },
+        }
+    }
+}
+
 /// A stage's time over the rows of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Line {
@@ -164,16 +183,9 @@ struct Stage {
 
 impl Stage {
     fn new(predicted: &StagePrediction, step_rows: u32) -> Stage {
-        let row_s = seconds(predicted.prefill_s_per_row);
-        let one_s = seconds(predicted.decode_s);
-        // A step of one row costs its arithmetic, and on top of that what reading the weights takes, of which the
-        // arithmetic of a chunk hides about half.
-        let fixed_s = (one_s - row_s).max(LEAST_S);
-        let decode = Line { fixed_s, row_s: row_s.min(one_s) };
-        let prefill = Line { fixed_s: fixed_s / 2.0, row_s };
         Stage {
-            decode: Fit::new(decode, DECODE_ROWS.min(f64::from(step_rows))),
-            prefill: Fit::new(prefill, f64::from(step_rows)),
+            decode: Fit::new(predicted.line(StepKind::Decode), DECODE_ROWS.min(f64::from(step_rows))),
+            prefill: Fit::new(predicted.line(StepKind::Prefill), f64::from(step_rows)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Keys, hosts and origins; the pages besides generating.
 
 use brigade_coordinator::api::ApiSettings;
-use brigade_coordinator::status::{ClusterStatus, Phase};
+use brigade_coordinator::status::{ClusterStatus, Health, HealthState, Phase};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ async fn keys_open_what_they_guard() {
     assert_eq!(post.status(), StatusCode::UNAUTHORIZED);
     let right = server.request(Method::GET, "/v1/models").bearer_auth("beta").send().await.unwrap();
     assert_eq!(right.status(), StatusCode::OK);
-    for path in ["/", "/health", "/livez"] {
+    for path in ["/", "/health", "/readyz", "/livez"] {
         let open = server.request(Method::GET, path).header("host", "any.example").send().await.unwrap();
         assert_eq!(open.status(), StatusCode::OK, "{path}");
     }
@@ -81,6 +81,20 @@ async fn health_tells_whether_a_request_would_be_served() {
     let server = Server::start(engine.clone()).await;
     let (status, answer) = server.get("/health").await;
     assert_eq!((status, &answer["status"]), (StatusCode::OK, &json!("ok")));
+    assert_eq!(answer["health"]["state"], "ok");
+    let ready = async || {
+        let response = server.request(Method::GET, "/readyz").send().await.unwrap();
+        (response.status(), response.text().await.unwrap())
+    };
+    assert_eq!(ready().await, (StatusCode::OK, "ok\n".to_owned()));
+    // What is slow still serves.
+    let reason = Some("stage 1 on w1: steps take 5 times as long".to_owned());
+    engine.status.lock().unwrap().health = Health { state: HealthState::Slow, reason, advice: None };
+    let (status, answer) = server.get("/health").await;
+    assert_eq!((status, &answer["status"]), (StatusCode::OK, &json!("ok")));
+    assert_eq!(answer["health"]["state"], "slow");
+    let said = "ok\nslow: stage 1 on w1: steps take 5 times as long\n".to_owned();
+    assert_eq!(ready().await, (StatusCode::OK, said));
 
     *engine.status.lock().unwrap() = ClusterStatus {
         phase: Phase::Waiting,
@@ -93,6 +107,8 @@ async fn health_tells_whether_a_request_would_be_served() {
     let answer: serde_json::Value = response.json().await.unwrap();
     assert_eq!(answer["status"], "waiting");
     assert_eq!(answer["reason"], "needs 40.0 MiB more");
+    let said = "not ready: needs 40.0 MiB more\n".to_owned();
+    assert_eq!(ready().await, (StatusCode::SERVICE_UNAVAILABLE, said));
     for (path, name, prompt) in [
         ("/v1/completions", "prompt", json!("a")),
         ("/v1/chat/completions", "messages", json!([{"role": "user", "content": "a"}])),

@@ -86,7 +86,7 @@ impl Core {
                 let stages = self.deployment.stages();
                 tracing::info!(fence = %pipeline.fence, stages = stages.len(), "serving");
                 self.first = stages.first().map(|stage| stage.worker.clone());
-                self.statistics.restart(stages.len());
+                self.statistics.restart(&pipeline.stages);
                 self.steps_before = stages
                     .iter()
                     .filter_map(|stage| self.membership.member(&stage.worker))
@@ -138,7 +138,10 @@ impl Core {
             scheduler::Command::Send(step) => self.send_first(Frame::Step(step), now),
             scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
-            scheduler::Command::Measured(step) => self.statistics.add(&step, &self.metrics),
+            scheduler::Command::Measured(step) => {
+                self.statistics.add(&step, &self.metrics);
+                self.timeline.add(step, now);
+            }
             scheduler::Command::CaughtUp => {
                 self.recoveries.caught_up(now, &self.metrics);
                 self.deployment.handle(deployment::Event::CaughtUp, &self.membership, now);

@@ -29,7 +29,10 @@ use super::handle::{Drain, Submission};
 use super::links::{LinkId, Links};
 use super::recovery::Recoveries;
 use super::statistics::Statistics;
+use super::timeline::Timeline;
+use super::traffic::Traffic;
 use crate::deployment::{self, Deployment};
+use crate::health::Monitor;
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
 use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Speculation};
@@ -88,6 +91,7 @@ pub(super) struct CoreParts {
     pub(super) short_way: bool,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
+    pub(super) timeline: Timeline,
     pub(super) tasks: TaskTracker,
     pub(super) transport: Arc<Transport>,
     pub(super) events: (mpsc::Sender<CoreEvent>, mpsc::Receiver<CoreEvent>),
@@ -120,6 +124,9 @@ pub(super) struct Core {
     clients: Clients,
     cancelled: FuturesUnordered<Cancelled>,
     statistics: Statistics,
+    timeline: Timeline,
+    traffic: Traffic,
+    monitor: Monitor,
     recoveries: Recoveries,
     metrics: Metrics,
     health: Health,
@@ -159,6 +166,9 @@ impl Core {
             clients: Clients::new(parts.metrics.clone()),
             cancelled: FuturesUnordered::new(),
             statistics: Statistics::default(),
+            timeline: parts.timeline,
+            traffic: Traffic::default(),
+            monitor: Monitor::default(),
             recoveries: Recoveries::default(),
             metrics: parts.metrics,
             health: parts.health,
@@ -307,6 +317,7 @@ impl Core {
                 return self.deployment.handle(event, &self.membership, now);
             }
             ToCoordinator::Heartbeat(telemetry) => {
+                self.traffic.heard(&worker, &telemetry.links, now);
                 let time = Duration::from_millis(telemetry.computing_ms.into());
                 let event = deployment::Event::Computing { worker, time };
                 return self.deployment.handle(event, &self.membership, now);

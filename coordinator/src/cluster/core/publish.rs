@@ -18,12 +18,18 @@ impl Core {
 
     pub(super) async fn publish(&mut self, now: Instant) {
         let counts = self.scheduler.counts();
-        let status = self.current_status(counts, now);
+        self.statistics.read(now);
+        self.traffic.forget(&self.membership);
+        let mut status = self.current_status(counts, now);
+        let facts =
+            overview::facts(&self.membership, &self.deployment, self.draft.as_ref(), &self.statistics, now);
+        self.monitor.judge(&mut status, &facts, now);
         if let Some(reason) = &status.reason {
             self.scheduler.explain(reason);
         }
         overview::set_gauges(&status, &self.metrics);
-        self.clients.count(&counts);
+        overview::set_health(&self.status.borrow(), &status, &self.metrics);
+        self.clients.count(&counts, now);
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;
         self.status.send_replace(Arc::new(status));
@@ -44,6 +50,8 @@ impl Core {
             draft: self.draft.as_ref(),
             counts,
             statistics: &self.statistics,
+            traffic: &self.traffic,
+            clients: &self.clients,
             recovery: self.recoveries.status(),
             moves: self.recoveries.moves(),
         };
