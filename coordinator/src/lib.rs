@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod config;
 pub mod deployment;
 pub mod discovery;
+pub mod events;
 pub mod generation;
 pub mod health;
 pub mod local;

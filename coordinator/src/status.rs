@@ -47,6 +47,9 @@ pub struct ClusterStatus {
     /// The last change of plan by choice.
     #[serde(default)]
     pub moves: MoveStatus,
+    /// The last plan that failed.
+    #[serde(default)]
+    pub failure: FailureStatus,
     /// What becomes of a better plan, or of one that empties a worker, while one serves; for people.
     #[serde(default)]
     pub note: Option<String>,
@@ -83,7 +86,7 @@ pub struct EventRecord {
 }
 
 /// How much an event matters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Good to know.
@@ -93,6 +96,25 @@ pub enum Severity {
     Warning,
     /// Answers have stopped, or wait.
     Error,
+}
+
+impl Severity {
+    /// All of them, from the least.
+    pub const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Error];
+
+    /// The word for it, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+
+    /// The one with this word.
+    pub fn parse(word: &str) -> Option<Severity> {
+        Severity::ALL.into_iter().find(|severity| severity.as_str() == word)
+    }
 }
 
 /// How something is, why, and what to do about it.
@@ -317,6 +339,15 @@ pub struct MoveStatus {
     pub load_ms: u64,
     /// From then until what ran was where it had been, in milliseconds.
     pub replay_ms: u64,
+}
+
+/// The last plan that failed, while it was brought up or while it served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureStatus {
+    /// Failures since the start.
+    pub count: u64,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// How long the last recovery took, from the loss of a plan until what ran went on, in parts.

@@ -6,6 +6,7 @@
 mod bench;
 mod connect;
 mod drain;
+mod events;
 mod host;
 mod models;
 mod options;
@@ -77,6 +78,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Show the health of a running cluster
     Status(status::StatusArgs),
+    /// Show what happened in the cluster, also before its coordinator's last start
+    Events(events::EventsArgs),
     /// Empty a worker, so that it can be unplugged while answers run
     Drain(drain::DrainArgs),
     /// Measure a running cluster: prompts, decoding, and where the stages' time goes
@@ -223,6 +226,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => block_on(run::run(args)),
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
+        Command::Events(args) => block_on(events::events(args)),
         Command::Drain(args) => block_on(drain::drain(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Models(command) => block_on(models::models(command)),

@@ -10,6 +10,7 @@ use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::timeline::Timeline;
+use crate::events::EventLog;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
@@ -106,6 +107,7 @@ struct Shared {
     drains: mpsc::Sender<Drain>,
     status: watch::Receiver<Arc<ClusterStatus>>,
     timeline: Timeline,
+    events: EventLog,
 }
 
 /// A request on its way to the task that owns the scheduler.
@@ -123,8 +125,10 @@ impl ClusterHandle {
         drains: mpsc::Sender<Drain>,
         status: watch::Receiver<Arc<ClusterStatus>>,
         timeline: Timeline,
+        events: EventLog,
     ) -> ClusterHandle {
-        ClusterHandle { shared: Arc::new(Shared { model, metrics, submissions, drains, status, timeline }) }
+        let shared = Shared { model, metrics, submissions, drains, status, timeline, events };
+        ClusterHandle { shared: Arc::new(shared) }
     }
 
     /// Begins to empty a worker, by its name or id: the plan moves away from it, and no other one uses it. Or, not to
@@ -158,8 +162,8 @@ impl ClusterHandle {
     }
 
     /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
-    pub async fn events(&self, _after: u64, _most: usize) -> Vec<EventRecord> {
-        Vec::new()
+    pub async fn events(&self, after: u64, most: usize) -> Vec<EventRecord> {
+        self.shared.events.read(after, most).await
     }
 
     /// The cluster's state, at most a quarter of a second old.

@@ -16,9 +16,9 @@ use crate::membership::{Member, Membership, Presence};
 use crate::metrics::{Metrics, StageHealthLabel, WorkerHealthLabel, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    CardStatus, ClusterStatus, DraftStatus, Health, HealthState, MOST_ACTIVE, MachineStatus, ModelStatus,
-    MoveStatus, Phase, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus, StageStatus,
-    Throttling, WorkerStatus,
+    CardStatus, ClusterStatus, DraftStatus, FailureStatus, Health, HealthState, MOST_ACTIVE, MachineStatus,
+    ModelStatus, MoveStatus, Phase, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus,
+    StageStatus, Throttling, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -35,6 +35,7 @@ pub(super) struct Sources<'a> {
     pub(super) clients: &'a Clients,
     pub(super) recovery: RecoveryStatus,
     pub(super) moves: MoveStatus,
+    pub(super) failure: FailureStatus,
 }
 
 impl Sources<'_> {
@@ -75,6 +76,7 @@ impl Sources<'_> {
             steps: self.statistics.summary(),
             recovery: self.recovery,
             moves: self.moves,
+            failure: self.failure.clone(),
             note: deployment.note().map(ToOwned::to_owned),
             health: Health::default(),
             rates: self.clients.rates(&self.counts, now),

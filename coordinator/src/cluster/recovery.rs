@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Metrics, RecoveryPart};
-use crate::status::{MoveStatus, RecoveryStatus};
+use crate::status::{FailureStatus, MoveStatus, RecoveryStatus};
 
 /// A recovery under way, and the last one.
 #[derive(Debug, Default)]
@@ -11,6 +11,7 @@ pub(super) struct Recoveries {
     current: Option<Current>,
     status: RecoveryStatus,
     moves: MoveStatus,
+    failure: FailureStatus,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,11 @@ struct Current {
 }
 
 impl Recoveries {
+    /// A plan has failed.
+    pub(super) fn failed(&mut self, reason: &str) {
+        self.failure = FailureStatus { count: self.failure.count + 1, reason: reason.to_owned() };
+    }
+
     /// A pipeline is lost, of which nothing has been heard since `silent`.
     pub(super) fn lost(&mut self, silent: Instant, now: Instant) {
         self.current = Some(Current { by_choice: false, silent, lost: now, loading: None, serving: None });
@@ -97,6 +103,11 @@ impl Recoveries {
     /// The last change of plan by choice, and how many there were.
     pub(super) fn moves(&self) -> MoveStatus {
         self.moves
+    }
+
+    /// The last plan that failed, and how many did.
+    pub(super) fn failure(&self) -> FailureStatus {
+        self.failure.clone()
     }
 
     /// The last recovery, and how many there were.

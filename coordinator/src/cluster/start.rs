@@ -29,6 +29,7 @@ use super::settings::ClusterSettings;
 use super::timeline::Timeline;
 use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
+use crate::events::EventLog;
 use crate::metrics::Metrics;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
@@ -206,6 +207,9 @@ impl Cluster {
             }
         });
         let timeline = Timeline::new(Instant::now());
+        let (dir, told, of) = (settings.state_dir.clone(), status.clone(), tasks.clone());
+        let log = tokio::task::spawn_blocking(move || EventLog::start(&dir, told, &of)).await;
+        let log = log.map_err(|error| StartError::Interrupted(error.to_string()))?;
         let core = Core::new(CoreParts {
             incarnation,
             data_port: data_addr.port(),
@@ -229,7 +233,7 @@ impl Cluster {
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
         let handle =
-            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status, timeline);
+            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -2,11 +2,13 @@
 //!
 //! Nothing here prints; each function gives lines that end in a newline.
 
+mod events;
 mod model;
 mod plan;
 mod status;
 mod table;
 
+pub use events::EventColumns;
 pub use model::{
     EndToken, LayerKind, ModelCard, SpecCard, StatedCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };

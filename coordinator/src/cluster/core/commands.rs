@@ -127,6 +127,7 @@ impl Core {
             }
             deployment::Command::Failed { reason } => {
                 self.metrics.plan_failures.inc();
+                self.recoveries.failed(&reason);
                 tracing::warn!("the plan failed: {reason}");
             }
         }

@@ -54,6 +54,7 @@ impl Core {
             clients: &self.clients,
             recovery: self.recoveries.status(),
             moves: self.recoveries.moves(),
+            failure: self.recoveries.failure(),
         };
         sources.status(now)
     }
