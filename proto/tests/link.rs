@@ -4,6 +4,7 @@ mod harness;
 #[path = "harness/links.rs"]
 mod links;
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -363,6 +364,79 @@ async fn a_port_in_use_is_named() {
     let addr = taken.local_addr().unwrap();
     let error = Transport::bind(addr, identity, FrameLimits::HEADERS_ONLY).unwrap_err();
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
+}
+
+/// How long the slow path keeps a datagram, each way: far longer than loopback, and short enough to be waited for.
+const SLOW: Duration = Duration::from_millis(5);
+
+/// An address that leads between two others, slowly; it does so until the task is gone.
+async fn slow_path(ends: [SocketAddr; 2]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let socket = tokio::net::UdpSocket::bind(loopback()).await.expect("a socket");
+    let address = socket.local_addr().expect("an address");
+    let relaying = tokio::spawn(async move {
+        let mut datagram = vec![0; 65536];
+        let mut queued: VecDeque<(tokio::time::Instant, SocketAddr, Vec<u8>)> = VecDeque::new();
+        loop {
+            let due = queued.front().map(|(due, ..)| *due);
+            tokio::select! {
+                Ok((length, from)) = socket.recv_from(&mut datagram) => {
+                    let to = if from == ends[0] { ends[1] } else { ends[0] };
+                    queued.push_back((tokio::time::Instant::now() + SLOW, to, datagram[..length].to_vec()));
+                }
+                () = async { tokio::time::sleep_until(due.expect("one waits")).await }, if due.is_some() => {
+                    let (_, to, datagram) = queued.pop_front().expect("one waits");
+                    socket.send_to(&datagram, to).await.expect("sent");
+                }
+            }
+        }
+    });
+    (address, relaying)
+}
+
+#[tokio::test]
+async fn the_faster_path_is_taken_though_it_comes_last() {
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&worker_identity(&ca, "w2")));
+    let (slow, relaying) = slow_path([dialled.local_addr(), accepted.local_addr()]).await;
+    let candidates = [slow, accepted.local_addr()];
+    let mut named = 0;
+    for _ in 0..5 {
+        let link = soon("dialling", dialled.dial(&peer("w2"), &candidates)).await.expect("a link");
+        println!("{}", link.choice());
+        assert_eq!(link.remote_address(), accepted.local_addr(), "{}", link.choice());
+        // A busy machine may be too late to hear of it.
+        if let Some((_, took)) = link.choice().split_once(&format!("; {slow} took ")) {
+            let ms: f64 = took.trim_end_matches(" ms").parse().expect("a time");
+            assert!(ms >= 2.0 * SLOW.as_secs_f64() * 1e3, "{}", link.choice());
+            named += 1;
+        }
+        let far = soon("accepting", accepted.accept()).await.expect("a link");
+        assert_eq!((far.peer(), far.choice()), (&peer("w1"), ""));
+    }
+    assert!(named > 0, "the slow path is never told of");
+    // Alone it is good enough.
+    let link = soon("dialling", dialled.dial(&peer("w2"), &[slow])).await.expect("a link");
+    assert_eq!(link.remote_address(), slow);
+    assert!(link.choice().ends_with(" ms; no other address is known"), "{}", link.choice());
+    relaying.abort();
+}
+
+#[tokio::test]
+async fn addresses_that_lead_nowhere_and_to_others_are_told_apart() {
+    /// Long before a handshake is given up.
+    const SOON: Duration = Duration::from_secs(2);
+    let (ca, _dir) = coordinator_identity();
+    let (dialled, accepted) = (bind(&worker_identity(&ca, "w1")), bind(&ca));
+    let other = bind(&worker_identity(&ca, "w3"));
+    let silent = UdpSocket::bind(loopback()).expect("a socket");
+    let silent = silent.local_addr().expect("an address");
+    let candidates = [silent, other.local_addr(), accepted.local_addr()];
+    let began = Instant::now();
+    let link = soon("dialling", dialled.dial(&Peer::Coordinator, &candidates)).await.expect("a link");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    assert_eq!(link.remote_address(), accepted.local_addr());
+    let wanted = format!("; {silent} did not answer in time, {} is somebody else", other.local_addr());
+    assert!(link.choice().ends_with(&wanted), "{}", link.choice());
 }
 
 /// How long a probe waits.

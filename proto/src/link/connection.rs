@@ -48,6 +48,8 @@ impl Drop for Handle {
 pub(super) struct Core {
     pub(super) peer: Peer,
     pub(super) connection: Connection,
+    /// Why its address was taken, at the end that dialled.
+    pub(super) choice: String,
     pub(super) shared: Shared,
     /// Why the link ended, where this end found out by more than the connection's end.
     failure: OnceLock<LinkError>,
@@ -58,11 +60,12 @@ pub(super) struct Core {
 }
 
 impl Link {
-    pub(super) fn start(connection: Connection, peer: Peer, shared: &Shared) -> Link {
+    pub(super) fn start(connection: Connection, peer: Peer, choice: String, shared: &Shared) -> Link {
         connection.set_send_window(config::send_window(connection.min_rtt()));
         let core = Arc::new(Core {
             peer,
             connection,
+            choice,
             shared: shared.clone(),
             failure: OnceLock::new(),
             prefill: Mutex::new(None),
@@ -90,6 +93,11 @@ impl Link {
     /// The round trip, as last measured.
     pub fn rtt(&self) -> Duration {
         self.sender.rtt()
+    }
+
+    /// Why this address was taken and no other, for people; empty at the end that was dialled.
+    pub fn choice(&self) -> &str {
+        self.sender.choice()
     }
 
     /// The two halves, which may live in different tasks.

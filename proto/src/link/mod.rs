@@ -11,6 +11,7 @@ mod congestion;
 mod connection;
 mod dial;
 mod error;
+mod path;
 mod probe;
 mod receive;
 mod send;

@@ -25,12 +25,18 @@ const UNLIMITED: FrameLimits = FrameLimits { max_header_bytes: usize::MAX, max_p
 pub struct LinkStats {
     /// The round trip, as last measured.
     pub rtt: Duration,
-    /// Packets sent since the link was made.
+    /// Bytes sent in datagrams since the link was made.
+    pub sent_bytes: u64,
+    /// Bytes received in datagrams since then.
+    pub received_bytes: u64,
+    /// Packets sent since then.
     pub sent_packets: u64,
     /// Those of them that had to be sent again.
     pub lost_packets: u64,
     /// Largest datagram that the path is known to carry, in bytes.
     pub datagram_bytes: u16,
+    /// What may be under way, in bytes.
+    pub congestion_window: u64,
 }
 
 /// The sending half of a link. Clones share it.
@@ -103,14 +109,23 @@ impl LinkSender {
         self.0.0.connection.rtt()
     }
 
+    /// Why this address was taken and no other, for people; empty at the end that was dialled.
+    pub fn choice(&self) -> &str {
+        &self.0.0.choice
+    }
+
     /// How the link is doing.
     pub fn stats(&self) -> LinkStats {
-        let path = self.0.0.connection.stats().path;
+        let stats = self.0.0.connection.stats();
+        let path = stats.path;
         LinkStats {
             rtt: path.rtt,
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
             sent_packets: path.sent_packets,
             lost_packets: path.lost_packets,
             datagram_bytes: path.current_mtu,
+            congestion_window: path.cwnd,
         }
     }
 }

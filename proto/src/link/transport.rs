@@ -94,14 +94,14 @@ impl Transport {
     }
 
     /// Makes a link to `peer`, which may be at any of `candidates` (of which the first 32 count): all are tried at
-    /// once, and of those that answer in time the one with the shortest round trip is taken. Ends within about 10
-    /// seconds.
+    /// once, and of those that answer in time the one with the shortest round trip is taken, or the first of those that
+    /// are about as short. Ends within about 10 seconds.
     ///
     /// # Errors
     /// Where none answers, or who answers is not `peer` or speaks another version.
     pub async fn dial(&self, peer: &Peer, candidates: &[SocketAddr]) -> Result<Link, LinkError> {
-        let connection = dial::dial(&self.0.endpoint, &self.0.client, peer, candidates).await?;
-        Ok(Link::start(connection, peer.clone(), &self.0.shared))
+        let (connection, choice) = dial::dial(&self.0.endpoint, &self.0.client, peer, candidates).await?;
+        Ok(Link::start(connection, peer.clone(), choice, &self.0.shared))
     }
 
     /// Asks for at most `patience` whether `peer` is at any of `candidates` (of which the first 32 count), without making
@@ -166,7 +166,7 @@ async fn accept(endpoint: Endpoint, links: mpsc::Sender<Link>, shared: Shared) {
             drop(permit);
             match outcome {
                 Some(Ok(Ok((connection, peer)))) => {
-                    let link = Link::start(connection, peer, &admission);
+                    let link = Link::start(connection, peer, String::new(), &admission);
                     // Nobody takes links of a transport that is closed.
                     let _ = admission.shutdown.run_until_cancelled(links.send(link)).await;
                 }
