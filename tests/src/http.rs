@@ -66,6 +66,14 @@ impl Client {
         read(response.unwrap_or_else(|error| panic!("failed to get {path}: {error:?}"))).await
     }
 
+    /// `GET path` with further headers, with the body of the answer still to come.
+    pub async fn begin_get(&self, path: &str, headers: &[(&'static str, &str)]) -> reqwest::Response {
+        let request = self.http.get(format!("{}{path}", self.url));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let response = self.authorized(request).send().await;
+        response.unwrap_or_else(|error| panic!("failed to get {path}: {error:?}"))
+    }
+
     /// `POST path` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_bytes(path, body.to_string().into_bytes()).await

@@ -3,6 +3,7 @@
 //!
 //! Whatever a test starts ends with it: [`process::Process`] kills what it started, by id, when it is dropped.
 
+pub mod browser;
 pub mod chain;
 pub mod cluster;
 pub mod http;

@@ -75,8 +75,18 @@ impl Served {
 
     /// Ends the program at once, as a power cut would, and starts it again at the same addresses; `client` speaks to it.
     pub fn kill_and_restart(mut self, client: &Client) -> Served {
+        self.kill();
+        self.restart(client)
+    }
+
+    /// Ends the program at once, as a power cut would.
+    pub fn kill(&mut self) {
         self.process.signal(libc::SIGKILL);
         self.process.wait(Duration::from_secs(5));
+    }
+
+    /// Starts the program again after its end, at the same addresses; `client` speaks to it.
+    pub fn restart(self, client: &Client) -> Served {
         let http = client.url().trim_start_matches("http://").to_owned();
         Served::at(self.home, &http, &self.control, self.arguments, self.environment)
     }

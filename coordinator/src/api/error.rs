@@ -135,6 +135,13 @@ impl ApiError {
             .with_retry(NOT_READY_RETRY_S)
     }
 
+    /// 503: so many watch already.
+    pub fn watched_enough(most: usize) -> ApiError {
+        let message = format!("{most} clients watch already; close a dashboard, or ask /api/status instead");
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "too_many_watchers", message)
+            .with_retry(NOT_READY_RETRY_S)
+    }
+
     fn with_param(mut self, param: &str) -> ApiError {
         self.param = Some(param.to_owned());
         self

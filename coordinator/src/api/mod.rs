@@ -1,4 +1,5 @@
-//! The HTTP API: OpenAI's completions and chat, the models, health, metrics, the cluster's status and its workers.
+//! The HTTP API: OpenAI's completions and chat, the models, health, metrics, the cluster's status and its workers, and
+//! the dashboard.
 //!
 //! A request is parsed once, at the edge, into typed parameters: whatever is wrong, not built yet or not known is
 //! refused by name, and nothing is ignored. Its prompt becomes token ids, the cluster behind [`Engine`] generates, and
@@ -15,12 +16,14 @@ mod chat_request;
 mod choice;
 mod completion_request;
 mod completions;
+mod dashboard;
 mod echo;
 mod engine;
 mod envelope;
 mod error;
 mod fields;
 mod kept;
+mod live;
 mod logprobs;
 mod messages;
 mod pages;

@@ -111,7 +111,7 @@ pub(crate) async fn status<E: Engine>(State(api): State<Api<E>>) -> Response {
     Json(&*api.engine().status()).into_response()
 }
 
-/// `GET /`.
+/// `GET /` for what is no browser.
 pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
     format!(
         "Brigade {version}: one model over several machines\n\
@@ -125,6 +125,7 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /livez                 200 when the process answers\n\
          GET  /metrics               OpenMetrics\n\
          GET  /api/status            plan, stages, workers and timings\n\
+         GET  /api/stream            the same, the newest steps and events, as they change\n\
          GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
          GET  /api/events            what happened; ?after=ID&limit=N\n\
          POST /api/workers/ID/drain  empty a worker; DELETE takes it back into use\n",

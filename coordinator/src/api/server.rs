@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
-use super::{ApiSettings, body, chat, completions, pages, watch, workers};
+use super::{ApiSettings, body, chat, completions, dashboard, live, pages, watch, workers};
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
 /// serve, and below the usual limit of 1024 open files together with everything else.
@@ -140,7 +140,8 @@ fn set_options(stream: &TcpStream) -> std::io::Result<()> {
 
 fn router<E: Engine>(api: Api<E>) -> Router {
     Router::new()
-        .route("/", get(pages::index::<E>))
+        .route("/", get(dashboard::index::<E>))
+        .route("/assets/{name}", get(dashboard::asset))
         .route("/v1/completions", post(completions::complete::<E>))
         .route("/v1/chat/completions", post(chat::chat::<E>))
         .route("/v1/models", get(pages::models::<E>))
@@ -150,6 +151,7 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))
+        .route("/api/stream", get(live::stream::<E>))
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))

@@ -18,6 +18,9 @@ use crate::status::Phase;
 /// Most prompts that are encoded at a time: encoding keeps a core busy, and the coordinator shares its machine.
 const CONCURRENT_ENCODINGS: usize = 4;
 
+/// Most clients that watch at a time: far more than people look at one cluster, and few of the connections that there are.
+const WATCHERS: usize = 64;
+
 /// The engine and the settings, shared by all requests; cheap to clone.
 pub(crate) struct Api<E> {
     shared: Arc<Shared<E>>,
@@ -29,6 +32,7 @@ struct Shared<E> {
     shutdown: CancellationToken,
     kept: Option<KeptAnswers>,
     encodings: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
 }
 
 impl<E> Clone for Api<E> {
@@ -46,7 +50,8 @@ impl<E: Engine> Api<E> {
         shutdown: CancellationToken,
     ) -> Api<E> {
         let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
-        Api { shared: Arc::new(Shared { engine, guard, shutdown, kept, encodings }) }
+        let watchers = Arc::new(Semaphore::new(WATCHERS));
+        Api { shared: Arc::new(Shared { engine, guard, shutdown, kept, encodings, watchers }) }
     }
 
     /// Takes up the answer that is wished, where one is: `envelope` and `jobs` become those that it was begun with.
@@ -87,6 +92,14 @@ impl<E: Engine> Api<E> {
     /// Leave to encode a prompt; waits for its turn.
     pub(crate) async fn text_permit(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
         Arc::clone(&self.shared.encodings).acquire_owned().await
+    }
+
+    /// Leave to watch.
+    ///
+    /// # Errors
+    /// 503 while too many watch.
+    pub(crate) fn watch_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.shared.watchers).try_acquire_owned().map_err(|_| ApiError::watched_enough(WATCHERS))
     }
 
     /// What requests are checked against.

@@ -1,0 +1,321 @@
+//! The dashboard in a real browser: a cluster that talks and loses a worker, a coordinator that goes and comes back, keys,
+//! phones, and pages of large clusters.
+//!
+//! Where no browser can be driven, the tests that need one are reported as ignored, never as passed.
+//! `BRIGADE_PICTURES=1` writes the pictures of the README anew.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use brigade_tests::browser::{self, Browser};
+use brigade_tests::cluster::STOP;
+use brigade_tests::serve::Served;
+use brigade_tests::setup;
+use brigade_tests::stream::Streaming;
+use brigade_tests::three::{Cluster, END, requests};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+
+/// Within this the page shows what happens to a worker.
+const SHOWN: Duration = Duration::from_secs(5);
+/// Within this a page is there, or is again: it tries at least every 8 s.
+const THERE: Duration = Duration::from_secs(20);
+/// The most that a page's update may keep its thread busy.
+const UPDATE_MS: f64 = 50.0;
+/// The largest picture: they lie in the repository.
+const PICTURE_BYTES: u64 = 150_000;
+/// How large a window the pictures show.
+const WINDOW: (u32, u32) = (1200, 900);
+/// The smallest phone.
+const PHONE: (u32, u32) = (360, 640);
+
+/// What is wrong for those who cannot see, or not well: fields and buttons without a name, pictures without words, and
+/// texts that stand out too little (WCAG 2.2, 1.4.3 and 4.1.2).
+const BARRIERS: &str = include_str!("../browser/barriers.js");
+
+/// How long the page takes to show the state of 16 workers and 200 requests, some of which change each time, in
+/// milliseconds; the layout is included.
+const UPDATES: &str = include_str!("../browser/updates.js");
+
+fn main() {
+    let missing = browser::missing();
+    if let Some(missing) = &missing {
+        println!("the dashboard cannot be looked at here, so its tests are skipped: {missing}");
+    }
+    let trial = |name: &str, test: fn() -> Result<(), Failed>| {
+        Trial::test(name, test).with_ignored_flag(missing.is_some())
+    };
+    let trials = vec![
+        Trial::test("browsers_get_the_page_and_the_stream_ends_with_the_server", || run(plain())),
+        trial("the_page_shows_a_cluster_that_talks_and_loses_a_worker", || run(living())),
+        trial("a_page_without_coordinator_says_so_and_comes_back", || run(coming_back())),
+        trial("the_page_asks_for_a_key_where_there_are_any", || run(keys())),
+        trial("a_page_of_16_workers_and_200_requests_is_updated_at_once", || run(large())),
+    ];
+    // Each has the machine to itself.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn run(test: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(test)
+}
+
+fn check(holds: bool, otherwise: impl Into<String>) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(otherwise.into().into()) }
+}
+
+async fn plain() -> Result<(), Failed> {
+    let mut served = Served::start(&[]);
+    let client = served.early_client();
+    let text = client.begin_get("/", &[]).await.text().await?;
+    check(text.starts_with("Brigade ") && text.contains("/api/stream"), text)?;
+    let page = client.begin_get("/", &[("accept", "text/html,application/xhtml+xml,*/*;q=0.8")]).await;
+    let policy = page.headers()["content-security-policy"].to_str()?.to_owned();
+    check(policy.contains("default-src 'none'") && !policy.contains("unsafe"), policy)?;
+    check(page.headers()["x-content-type-options"] == "nosniff", "browsers may guess what files are")?;
+    check(page.text().await?.starts_with("<!doctype html>"), "no page")?;
+    let script = client.begin_get("/assets/app.js", &[]).await;
+    check(script.headers()["content-type"] == "text/javascript; charset=utf-8", "scripts have their type")?;
+    let tag = script.headers()["etag"].to_str()?.to_owned();
+    let again = client.begin_get("/assets/app.js", &[("if-none-match", &tag)]).await;
+    check(again.status() == 304, "a file that the browser has is sent again")?;
+    check(client.get("/assets/nothing.js").await.status == 404, "what there is not is 404")?;
+
+    let mut stream = client.begin_get("/api/stream", &[]).await;
+    let mut told = String::new();
+    let start = Instant::now();
+    while told.matches("event: status\n").count() < 3 {
+        let chunk = tokio::time::timeout(THERE, stream.chunk()).await??.ok_or("the stream has ended")?;
+        told.push_str(&String::from_utf8_lossy(&chunk));
+    }
+    // The first at once, and then one each two seconds while nothing happens.
+    check(start.elapsed() < Duration::from_secs(6), format!("three states took {:?}", start.elapsed()))?;
+    let state = told.lines().find_map(|line| line.strip_prefix("data: ")).ok_or("no data")?;
+    let state: Value = serde_json::from_str(state)?;
+    check(state["phase"] == "waiting", format!("{state:#}"))?;
+    served.process.signal(libc::SIGINT);
+    while let Ok(Some(_)) = tokio::time::timeout(STOP, stream.chunk()).await? {}
+    served.process.wait(STOP);
+    Ok(())
+}
+
+async fn living() -> Result<(), Failed> {
+    let mut cluster = Cluster::start("256MiB", &["--ctx", "2048", "--parallel", "4"]).await;
+    let browser = Browser::start().await;
+    browser.show_as(WINDOW.0, WINDOW.1, "light").await;
+    browser.open(cluster.client.url()).await;
+    let all_ok = "return document.querySelectorAll('#shards .card[data-state=ok]').length === 3";
+    browser.wait_for("three shards that are ok", THERE, all_ok).await;
+    let pill = browser.text("#health").await.unwrap_or_default();
+    check(pill.ends_with("ok"), pill)?;
+
+    let beside = requests(None).into_iter().skip(1).take(2);
+    let mut streams = Vec::new();
+    for request in beside {
+        streams.push(Streaming::start(&cluster.client, &cluster.model, request).await);
+    }
+    browser.type_into("#chat-input", "Write a very long story about a bucket brigade.\n").await;
+    let answer = "const said = document.querySelector('.message.assistant .said'); return (said?.textContent.length ?? 0)";
+    browser.wait_for("an answer that streams", THERE, &format!("{answer} > 40")).await;
+    let drawn = "return document.querySelectorAll('#topology .flow').length === 4";
+    browser.wait_for("steps that move", THERE, drawn).await;
+    pictures(&browser).await?;
+
+    let length = browser.eval(answer).await.as_u64().unwrap_or_default();
+    let victim = cluster.holder(1).await;
+    let name = victim.name().to_owned();
+    let killed = Instant::now();
+    victim.kill();
+    let gone = format!(
+        "return document.querySelector('.card[data-worker={name}]:is([data-state=unreachable], [data-state=lost])') !== null"
+    );
+    browser.wait_for("the worker as unreachable", SHOWN, &gone).await;
+    println!("  a killed worker is shown as unreachable after {:.2?}", killed.elapsed());
+    browser.wait_for("the answer's next words", THERE, &format!("{answer} > {}", length + 40)).await;
+    let whole = "return document.querySelectorAll('#shards .card[data-state=ok]').length === 2 && document.querySelectorAll('.link.broken').length === 0";
+    browser.wait_for("two shards that are ok", THERE, whole).await;
+    browser.click("#chat-stop").await;
+    let figures = browser.wait_for("the answer's figures", SHOWN, "return document.querySelector('.figures-line')?.innerText.includes('stopped') && document.querySelector('.figures-line').innerText").await;
+    println!("  {figures}");
+    check(
+        figures.as_str().is_some_and(|text| text.contains("first token after") && text.contains("tokens/s")),
+        figures.to_string(),
+    )?;
+    let alert = browser.text("#chat-log .error").await;
+    check(alert.is_none(), format!("the chat shows an error: {alert:?}"))?;
+    for stream in streams {
+        let told = stream.end(END).await;
+        check(told.done, format!("a stream beside the page broke off: {:?}", told.error))?;
+    }
+
+    for scheme in ["light", "dark"] {
+        browser.show_as(PHONE.0, PHONE.1, scheme).await;
+        let width = "return [document.documentElement.scrollWidth, innerWidth]";
+        let width = browser.eval(width).await;
+        check(width == json!([PHONE.0, PHONE.0]), format!("the page is as wide as {width}"))?;
+        let barriers = browser.eval(BARRIERS).await;
+        check(barriers == json!([]), format!("{scheme}: {barriers:#}"))?;
+    }
+    browser.picture(&picture_file("phone")).await;
+    let errors = browser.errors().await;
+    check(errors.is_empty(), format!("the page complains: {errors:#?}"))?;
+    browser.quit().await;
+    Ok(())
+}
+
+/// Pictures of a cluster at work, light and dark.
+async fn pictures(browser: &Browser) -> Result<(), Failed> {
+    let keep = std::env::var("BRIGADE_PICTURES").is_ok_and(|value| value == "1");
+    for scheme in ["light", "dark"] {
+        let file = picture_file(scheme);
+        browser.show_as(WINDOW.0, WINDOW.1, scheme).await;
+        browser
+            .eval("return new Promise((done) => requestAnimationFrame(() => setTimeout(done, 400)))")
+            .await;
+        browser.picture(&file).await;
+        let bytes = std::fs::metadata(&file)?.len();
+        check(bytes < PICTURE_BYTES, format!("{} has {bytes} bytes", file.display()))?;
+        if keep {
+            let folder = setup::repository().join("docs/pictures");
+            std::fs::create_dir_all(&folder)?;
+            std::fs::copy(&file, folder.join(Path::new(file.file_name().ok_or("no name")?)))?;
+        }
+    }
+    Ok(())
+}
+
+fn picture_file(name: &str) -> PathBuf {
+    setup::target_folder().join(format!("dashboard-{name}.png"))
+}
+
+async fn coming_back() -> Result<(), Failed> {
+    let mut served = Served::start(&[]);
+    let client = served.early_client();
+    let browser = Browser::start().await;
+    browser.open(client.url()).await;
+    let live = "return document.getElementById('live').innerText === 'live' && document.getElementById('lost').hidden";
+    browser.wait_for("a connection", THERE, live).await;
+    let title = browser.eval("return document.title").await;
+    check(title.as_str().is_some_and(|title| title.starts_with("waiting for workers")), title.to_string())?;
+    served.kill();
+    let lost =
+        "return !document.getElementById('lost').hidden && document.getElementById('announcer').innerText";
+    let said = browser.wait_for("that there is no connection", SHOWN, lost).await;
+    check(said.as_str().is_some_and(|said| said.starts_with("No connection")), said.to_string())?;
+    let _served = served.restart(&client);
+    browser.wait_for("a connection again", THERE, live).await;
+    browser.quit().await;
+    Ok(())
+}
+
+async fn keys() -> Result<(), Failed> {
+    let mut served = Served::start_in(&[], &[("BRIGADE_API_KEY", "open-sesame")]);
+    let client = served.early_client();
+    let browser = Browser::start().await;
+    browser.open(client.url()).await;
+    browser
+        .wait_for("a question for the key", THERE, "return document.getElementById('key-dialog').open")
+        .await;
+    browser.type_into("#key-input", "wrong\n").await;
+    let refused = "return document.getElementById('key-dialog').open && document.getElementById('key-reason').innerText.includes('not one of')";
+    browser.wait_for("a refusal", THERE, refused).await;
+    browser.type_into("#key-input", "open-sesame\n").await;
+    let model = "return document.getElementById('model').innerText.includes('SmolLM2') && !document.getElementById('key-dialog').open";
+    browser.wait_for("the model's name", THERE, model).await;
+    browser.open(client.url()).await;
+    browser.wait_for("the model's name, and no question", THERE, model).await;
+    browser.quit().await;
+    Ok(())
+}
+
+async fn large() -> Result<(), Failed> {
+    let mut served = Served::start(&[]);
+    let client = served.early_client();
+    let browser = Browser::start().await;
+    browser.show_as(1440, 900, "light").await;
+    browser.open(client.url()).await;
+    browser
+        .wait_for(
+            "the model's name",
+            THERE,
+            "return document.getElementById('model').innerText.includes('SmolLM2')",
+        )
+        .await;
+    let body = UPDATES.replace("arguments[0]", &large_cluster(client.status().await).to_string());
+    let seen = browser.eval(&body).await;
+    let mut took: Vec<f64> =
+        seen["took"].as_array().ok_or("no times")?.iter().filter_map(Value::as_f64).collect();
+    check(took.len() == 20 && seen["cards"] == 16 && seen["bars"].as_u64() >= Some(600), seen.to_string())?;
+    took.sort_by(f64::total_cmp);
+    println!("  an update takes {:.1} ms, at most {:.1} ms", took[10], took[19]);
+    // The first makes everything, and the machine may be busy with something else for a moment.
+    check(took[17] < UPDATE_MS, format!("updates take {took:.1?} ms"))?;
+    browser.quit().await;
+    Ok(())
+}
+
+/// A state as a cluster of 16 workers would have it, with 200 requests of which the status lists 64.
+fn large_cluster(mut status: Value) -> Value {
+    const WORKERS: u32 = 16;
+    use brigade_coordinator::status::{
+        ActiveRequest, Health, LinkStatus, MOST_ACTIVE, StageStatus, StageTrace, StepTrace, WorkerStatus,
+    };
+    let workers = (0..WORKERS).map(|place| {
+        let peer = if place + 1 == WORKERS { "coordinator".to_owned() } else { format!("w{}", place + 1) };
+        let link = LinkStatus {
+            peer_name: peer.clone(),
+            peer,
+            rtt_us: 200,
+            sent_bytes_per_s: 1e6,
+            ..LinkStatus::default()
+        };
+        let (id, name) = (format!("w{place}"), format!("worker-{place}"));
+        let (state, device) = ("attached".into(), "cpu".into());
+        WorkerStatus {
+            id,
+            name,
+            state,
+            device,
+            budget_bytes: 64 << 20,
+            links: vec![link],
+            ..WorkerStatus::default()
+        }
+    });
+    let stages = (0..WORKERS).map(|stage| StageStatus {
+        stage,
+        worker: format!("w{stage}"),
+        name: format!("worker-{stage}"),
+        layer_start: stage * 5,
+        layer_end: stage * 5 + 5,
+        loaded: 1.0,
+        weight_bytes: 40 << 20,
+        decode_us_p50: 900,
+        health: Health::default(),
+        ..StageStatus::default()
+    });
+    let active = (0..MOST_ACTIVE as u64).map(|id| ActiveRequest {
+        id,
+        state: if id % 3 == 0 { "waiting".into() } else { "decode".into() },
+        prompt_tokens: 100,
+        max_tokens: 512,
+        ..ActiveRequest::default()
+    });
+    let steps = (0..40_u32).map(|step| StepTrace {
+        step: u64::from(step) + 1,
+        kind: "decode".into(),
+        rows: 16,
+        sent_ms: f64::from(step) * 10.0,
+        took_us: 20_000,
+        stages: (0..WORKERS)
+            .map(|stage| StageTrace { came_us: stage * 1200, queued_us: 100, computed_us: 900 })
+            .collect(),
+    });
+    status["phase"] = json!("serving");
+    status["workers"] = json!(workers.collect::<Vec<_>>());
+    status["stages"] = json!(stages.collect::<Vec<_>>());
+    status["active"] = json!(active.collect::<Vec<_>>());
+    status["requests"]["running"] = json!(150);
+    status["requests"]["waiting"] = json!(50);
+    json!({ "status": status, "steps": steps.collect::<Vec<_>>() })
+}
