@@ -220,7 +220,7 @@ pub struct ActiveRequest {
 /// A step that has come home, for a picture of what ran where. Times count from [`StepTrace::sent_ms`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTrace {
-    /// Its number.
+    /// Its number, counted as steps come home.
     pub step: u64,
     /// `prefill` or `decode`.
     pub kind: String,

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod chain;
 pub mod cluster;
 pub mod http;
+pub mod network;
 pub mod process;
 pub mod reference;
 pub mod serve;

@@ -209,7 +209,6 @@ impl StageTimes {
 
 #[cfg(test)]
 mod tests {
-    use brigade_proto::ids::StepId;
     use prometheus_client::registry::Registry;
 
     use super::*;
@@ -230,7 +229,6 @@ mod tests {
             sent_us: 3,
         };
         let step = |kind, rows| Measured {
-            step: StepId(1),
             kind,
             rows,
             took: Duration::from_micros(1_000),
@@ -268,7 +266,6 @@ mod tests {
         let start = Instant::now();
         assert_eq!(statistics.shares(start), [Share::default(); 2]);
         let step = |first_us, second_us| Measured {
-            step: StepId(1),
             kind: StepKind::Decode,
             rows: 1,
             took: Duration::from_micros(u64::from(first_us + second_us)),

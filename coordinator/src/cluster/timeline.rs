@@ -1,7 +1,7 @@
 //! The newest steps that have come home, stage by stage.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use brigade_proto::step::StepKind;
@@ -17,12 +17,21 @@ const STEPS: usize = 512;
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
     start: Instant,
-    steps: Arc<Mutex<VecDeque<Home>>>,
+    ring: Arc<Mutex<Ring>>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// Steps that ever came home. They are numbered by that, since they overtake each other: whoever has seen one has then
+    /// seen all before it.
+    count: u64,
+    steps: VecDeque<Home>,
 }
 
 /// A step that has come home, as it came.
 #[derive(Clone, Debug)]
 struct Home {
+    number: u64,
     sent_ms: f64,
     step: Measured,
 }
@@ -30,7 +39,7 @@ struct Home {
 impl Timeline {
     /// An empty ring, whose times count from `start`.
     pub(super) fn new(start: Instant) -> Timeline {
-        Timeline { start, steps: Arc::new(Mutex::new(VecDeque::with_capacity(STEPS))) }
+        Timeline { start, ring: Arc::default() }
     }
 
     /// Takes in a step that came home just now.
@@ -41,26 +50,28 @@ impl Timeline {
         }
         let home_ms = now.saturating_duration_since(self.start).as_secs_f64() * 1e3;
         let sent_ms = (home_ms - step.took.as_secs_f64() * 1e3).max(0.0);
-        let mut steps = self.lock();
-        if steps.len() == STEPS {
-            steps.pop_front();
+        let mut ring = self.lock();
+        ring.count += 1;
+        let number = ring.count;
+        if ring.steps.len() == STEPS {
+            ring.steps.pop_front();
         }
-        steps.push_back(Home { sent_ms, step });
+        ring.steps.push_back(Home { number, sent_ms, step });
     }
 
     /// The steps with a larger number than `after`, in the order in which they came home.
     pub(super) fn after(&self, after: u64) -> Vec<StepTrace> {
-        let newer: Vec<Home> = self.lock().iter().filter(|home| home.step.step.0 > after).cloned().collect();
+        let newer: Vec<Home> = self.lock().steps.iter().filter(|home| home.number > after).cloned().collect();
         newer.iter().map(trace).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Home>> {
+    fn lock(&self) -> MutexGuard<'_, Ring> {
         // Nothing that holds it can panic halfway through a change.
-        self.steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn trace(Home { sent_ms, step }: &Home) -> StepTrace {
+fn trace(Home { number, sent_ms, step }: &Home) -> StepTrace {
     let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX);
     let on_stages =
         step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us)).fold(0, u32::saturating_add);
@@ -75,7 +86,7 @@ fn trace(Home { sent_ms, step }: &Home) -> StepTrace {
         stage
     });
     StepTrace {
-        step: step.step.0,
+        step: *number,
         kind: match step.kind {
             StepKind::Prefill => "prefill".into(),
             StepKind::Decode => "decode".into(),
@@ -91,29 +102,28 @@ fn trace(Home { sent_ms, step }: &Home) -> StepTrace {
 mod tests {
     use std::time::Duration;
 
-    use brigade_proto::ids::StepId;
     use brigade_proto::step::StageTiming;
 
     use super::*;
 
-    fn step(number: u64, rows: u32) -> Measured {
+    fn step(rows: u32) -> Measured {
         let timing = |stage| StageTiming { stage, queued_us: 10, computed_us: 90, ..StageTiming::default() };
         let timings = vec![timing(0), timing(1)];
         let took = Duration::from_micros(500);
-        Measured { step: StepId(number), kind: StepKind::Decode, rows, took, timings }
+        Measured { kind: StepKind::Decode, rows, took, timings }
     }
 
     #[test]
     fn stages_come_one_after_the_other_with_the_links_between_them() {
         let start = Instant::now();
         let timeline = Timeline::new(start);
-        timeline.add(step(7, 2), start + Duration::from_millis(3));
+        timeline.add(step(2), start + Duration::from_millis(3));
         // One that only releases is no work.
-        timeline.add(step(8, 0), start + Duration::from_millis(4));
+        timeline.add(step(0), start + Duration::from_millis(4));
         let [trace] = &timeline.after(0)[..] else { panic!("one step") };
         let came: Vec<u32> = trace.stages.iter().map(|stage| stage.came_us).collect();
         assert_eq!(came, [100, 300]);
-        assert_eq!((trace.step, trace.kind.as_str(), trace.rows, trace.took_us), (7, "decode", 2, 500));
+        assert_eq!((trace.step, trace.kind.as_str(), trace.rows, trace.took_us), (1, "decode", 2, 500));
         assert!((trace.sent_ms - 2.5).abs() < 1e-9, "{}", trace.sent_ms);
     }
 
@@ -121,7 +131,7 @@ mod tests {
     fn the_newest_are_kept_and_those_known_are_not_told_again() {
         let start = Instant::now();
         let timeline = Timeline::new(start);
-        (1..=1000).for_each(|number| timeline.add(step(number, 1), start));
+        (0..1000).for_each(|_| timeline.add(step(1), start));
         assert_eq!(timeline.after(0).len(), STEPS);
         let newest: Vec<u64> = timeline.after(997).iter().map(|trace| trace.step).collect();
         assert_eq!(newest, [998, 999, 1000]);

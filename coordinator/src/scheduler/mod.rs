@@ -115,8 +115,6 @@ pub enum Command {
 /// What a step took.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
-    /// Its number.
-    pub step: StepId,
     /// The step's kind.
     pub kind: StepKind,
     /// Rows computed.

@@ -62,8 +62,8 @@ impl Scheduler {
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(expected, output);
         }
-        let (step, kind, timings) = (result.step, flight.kind, result.timings);
-        self.commands.push_back(Command::Measured(Measured { step, kind, rows, took, timings }));
+        let timings = result.timings;
+        self.commands.push_back(Command::Measured(Measured { kind: flight.kind, rows, took, timings }));
     }
 
     /// Takes in that a stage could not compute a step: its sequences fail, and what it should have released is released

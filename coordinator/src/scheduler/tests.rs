@@ -1,5 +1,6 @@
 //! Tests of the scheduler: single properties by hand, and all invariants under random events.
 
+mod active;
 mod busy;
 mod draft_stage;
 mod drafts;
