@@ -276,3 +276,19 @@ fn random_events_keep_streams_and_workers_matched() {
         }
     }
 }
+
+#[test]
+fn it_is_known_since_when_a_worker_is_in_doubt() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let mut members = Membership::new();
+    members.handle(attached(1, "w1"), start);
+    assert_eq!(members.suspected_since(&id("w1")), None);
+    members.handle(Event::Doubted { worker: id("w1") }, at(100));
+    assert_eq!(members.suspected_since(&id("w1")), Some(at(100)));
+    members.handle(Event::Detached { session: SessionId(1), reason: "reset".into() }, at(200));
+    assert_eq!(members.suspected_since(&id("w1")), Some(at(100)));
+    members.handle(attached(2, "w1"), at(300));
+    assert_eq!(members.suspected_since(&id("w1")), None);
+    assert_eq!(members.suspected_since(&id("w9")), None);
+}

@@ -62,7 +62,7 @@ struct Watched<'a> {
     brigade: Box<dyn Fn() -> Command + 'a>,
 }
 
-/// Where people look.
+/// Where people look. A further place is a further variant, in [`PLACES`] too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// `/api/status`.
@@ -227,12 +227,61 @@ async fn stopped() -> Result<(), Failed> {
     let (name, process) = middle(&mut cluster).await;
     let watched = watched(&cluster);
     well_everywhere(&watched, &name).await?;
+    what_is_done_is_told(&cluster.client).await?;
     send_signal(process, libc::SIGSTOP);
     let shown = shown_everywhere(&watched, &name, ("unreachable", "heard"), Instant::now(), SHOWN).await;
     send_signal(process, libc::SIGCONT);
     shown?;
     well_everywhere(&watched, &name).await?;
     load.end().await
+}
+
+/// Speed, shares, requests and the newest steps, while four answers run through three stages.
+async fn what_is_done_is_told(client: &Client) -> Result<(), Failed> {
+    let status = client.status().await;
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    let rates = &status["rates"];
+    let stages = status["stages"].as_array().cloned().unwrap_or_default();
+    let shares: f64 = stages.iter().map(|stage| number(&stage["step_share"])).sum();
+    let busy = |stage: &Value| number(&stage["busy"]) > 0.0 && number(&stage["decode_us_p99"]) > 0.0;
+    let active = status["active"].as_array().cloned().unwrap_or_default();
+    let known =
+        |request: &Value| ["waiting", "prefill", "decode"].iter().any(|state| request["state"] == *state);
+    let told = number(&rates["generated_tokens_per_s"]) > 0.0
+        && number(&rates["ttft_ms_p50"]) > 0.0
+        && number(&rates["itl_ms_p50"]) > 0.0
+        && (shares - 1.0).abs() < 1e-6
+        && stages.len() == 3
+        && stages.iter().all(busy)
+        && (1..=4).contains(&active.len())
+        && active.iter().all(known);
+    if !told {
+        return Err(format!("something is missing in {status:#}").into());
+    }
+    let steps = async |after: u64| {
+        let steps = client.get(&format!("/api/timeline?after={after}")).await.ok();
+        let steps = steps.as_array().cloned().unwrap_or_default();
+        steps.into_iter().map(|step| (step["step"].as_u64().unwrap_or_default(), step)).collect::<Vec<_>>()
+    };
+    let before = steps(0).await;
+    let newest = before.last().map_or(0, |(number, _)| *number);
+    tokio::time::sleep(POLL * 10).await;
+    let after = steps(newest).await;
+    let in_order = before.iter().chain(&after).map(|(number, _)| *number).is_sorted_by(|a, b| a < b);
+    let whole = |(_, step): &(u64, Value)| {
+        let took = number(&step["took_us"]);
+        let ends = step["stages"].as_array().into_iter().flatten().map(|stage| {
+            number(&stage["came_us"]) + number(&stage["queued_us"]) + number(&stage["computed_us"])
+        });
+        let ends: Vec<f64> = ends.collect();
+        ends.len() == 3 && ends.is_sorted() && ends.iter().all(|end| *end <= took)
+    };
+    let all = before.iter().chain(&after);
+    if before.is_empty() || after.is_empty() || !in_order || !all.clone().all(whole) {
+        let wrong = all.filter(|step| !whole(step)).take(3).collect::<Vec<_>>();
+        return Err(format!("{} steps, then {}; not whole: {wrong:?}", before.len(), after.len()).into());
+    }
+    Ok(())
 }
 
 async fn killed() -> Result<(), Failed> {

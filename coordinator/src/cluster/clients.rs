@@ -185,3 +185,54 @@ fn most_events(request: &GenerationRequest) -> usize {
     // A request this large is refused for its context; the bound keeps the channel constructible until then.
     scores.saturating_add(tokens).saturating_add(2).min(1 << 24)
 }
+
+#[cfg(test)]
+mod tests {
+    use brigade_proto::sampling::Sampling;
+    use brigade_proto::step::TokenScore;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::generation::{Drawn, Origin, ReuseScope};
+    use crate::scheduler::Doing;
+
+    #[test]
+    fn rates_are_of_the_last_seconds_and_a_request_has_an_age() {
+        let start = Instant::now();
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        let mut clients = Clients::new(Metrics::new(Registry::default()));
+        let request = GenerationRequest {
+            prompt: vec![1, 2],
+            drawn: Vec::new(),
+            sampling: Sampling::default(),
+            max_tokens: 100,
+            score_prompt: false,
+            scope: ReuseScope::default(),
+        };
+        let made = clients.add(&request);
+        let mut counts = Counts { generated_tokens: 1000, ..Counts::default() };
+        for second in 0..30 {
+            clients.count(&counts, at(f64::from(second)));
+            counts.generated_tokens += if second < 10 { 100 } else { 7 };
+            let score = TokenScore { token: 5, logprob: 0.0, top: Vec::new() };
+            let token = Drawn { score, origin: Origin::Drawn { rejected: 0 } };
+            clients.emit(made.sequence, GenerationEvent::Token(token), at(f64::from(second) + 0.5));
+        }
+        let rates = clients.rates(&counts, at(30.0));
+        assert!((rates.generated_tokens_per_s - 7.0).abs() < 1e-9, "{rates:?}");
+        assert!((rates.itl_ms_p50 - 1000.0).abs() < 1e-6 && rates.ttft_ms_p50 > 0.0, "{rates:?}");
+        let later = clients.rates(&counts, at(600.0));
+        assert_eq!((later.ttft_ms_p50, later.itl_ms_p50), (0.0, 0.0), "that is long past");
+        let active = Active {
+            sequence: made.sequence,
+            doing: Doing::Decode,
+            prompt: 2,
+            prompt_done: 2,
+            drawn: 30,
+            max_tokens: 100,
+        };
+        let told = clients.active(&active, at(30.0));
+        assert_eq!((told.state.as_str(), told.generated_tokens), ("decode", 30));
+        assert!(told.age_s > 25.0, "{told:?}");
+    }
+}

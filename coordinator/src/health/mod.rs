@@ -24,7 +24,7 @@ const HUNG: Patience = Patience { rise: Duration::ZERO, fall: Duration::ZERO };
 /// Two heartbeats must say so; machines that swap, or throttle, go to and fro.
 const MACHINE: Patience = Patience { rise: Duration::from_secs(1), fall: Duration::from_secs(4) };
 /// On top of the seconds that a pace is of.
-const SLOW: Patience = Patience { rise: Duration::from_millis(1500), fall: Duration::from_secs(2) };
+const SLOW: Patience = Patience { rise: Duration::from_secs(1), fall: Duration::from_secs(2) };
 /// A plan that misses its prediction does so for as long as it serves: there is no hurry, and what is measured is noisy.
 const UNEVEN: Patience = Patience { rise: Duration::from_secs(10), fall: Duration::from_secs(5) };
 /// A burst of requests that has passed by then has not waited.
