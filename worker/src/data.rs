@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{ConnectStage, ShortWayEnd, StageRoom};
+use brigade_proto::control::{ConnectStage, LinkTelemetry, ShortWayEnd, StageRoom};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::ids::{DeploymentId, Peer};
 use brigade_proto::link::{Link, LinkReceiver, LinkSender, Probed, Transport};
@@ -150,6 +150,23 @@ struct LiveLink {
     rtt: Duration,
     sender: LinkSender,
     unused_since: Option<Instant>,
+}
+
+impl LiveLink {
+    fn telemetry(&self) -> LinkTelemetry {
+        let stats = self.sender.stats();
+        LinkTelemetry {
+            peer: self.peer.clone(),
+            address: self.remote,
+            choice: self.sender.choice().to_owned(),
+            rtt_us: u32::try_from(stats.rtt.as_micros()).unwrap_or(u32::MAX),
+            sent_bytes: stats.sent_bytes,
+            received_bytes: stats.received_bytes,
+            sent_packets: stats.sent_packets,
+            lost_packets: stats.lost_packets,
+            congestion_window: stats.congestion_window,
+        }
+    }
 }
 
 /// An attempt to open a stage's links.
@@ -302,6 +319,11 @@ impl DataPlane {
             link.sender.close("no stage of this worker has this peer for a neighbour");
             false
         });
+    }
+
+    /// How every link is doing.
+    pub fn telemetry(&self) -> Vec<LinkTelemetry> {
+        self.links.values().map(LiveLink::telemetry).collect()
     }
 
     /// Closes everything and waits until every task has ended, for at most `patience`.

@@ -26,7 +26,7 @@ use crate::session::{Session, SessionError, identity};
 use crate::settings::Settings;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::stretch::Stretch;
-use crate::telemetry::EngineCounters;
+use crate::telemetry::{EngineCounters, Meters};
 
 /// Why a worker could not run, or run on.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,9 @@ pub enum WorkerError {
     /// The operating system gives no thread.
     #[error("failed to start the engine's thread: {0}")]
     Thread(std::io::Error),
+    /// The operating system gives no thread for what is told of the machine.
+    #[error("failed to start the thread that looks at the system: {0}")]
+    MeterThread(std::io::Error),
 }
 
 /// Joins the coordinator of `settings` and serves it until `ending` is cancelled or it says to end; to be run by `driver`.
@@ -94,6 +97,7 @@ pub async fn run(
     let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
     let (loads, load_events) =
         Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap);
+    let meters = Meters::start(settings.device).map_err(WorkerError::MeterThread)?;
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
     let session = Session {
@@ -108,7 +112,7 @@ pub async fn run(
     if settings.stretch != Stretch::NONE {
         tracing::warn!("every step takes {} times as long as it needs, as --stretch says", settings.stretch);
     }
-    let hub = Hub::new((settings.budget, settings.stretch), engine, data, loads, counters, health);
+    let hub = Hub::new((settings.budget, settings.stretch), engine, data, loads, (counters, meters), health);
     let events =
         Events { session: session_events, engine: engine_events, loads: load_events, data: data_events };
     let result = hub.run(events, session, session_ending, &ending).await;

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{ConnectStage, ShortWayEnd, StageState, ToCoordinator, ToWorker, Welcome};
+use brigade_proto::control::{
+    ConnectStage, ShortWayEnd, StageState, Telemetry, ToCoordinator, ToWorker, Welcome,
+};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::health::Health;
 use brigade_proto::ids::{DeploymentId, Incarnation};
@@ -26,7 +28,7 @@ use crate::loads::{Found, LoadEvent, Loads};
 use crate::session::{AttachStream, SessionEvent};
 use crate::stage::{PreparedWeights, Stage};
 use crate::stretch::{Stretch, Stretched};
-use crate::telemetry::{EngineCounters, MemoryMeter};
+use crate::telemetry::{EngineCounters, MemoryMeter, Meters, Vitals};
 
 /// How often a worker reports until a coordinator has said how often it should.
 const FIRST_HEARTBEAT: Duration = Duration::from_secs(1);
@@ -43,6 +45,9 @@ const LINK_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long the engine may take to finish the step under way, so that a worker ends within a second.
 const ENGINE_PATIENCE: Duration = Duration::from_millis(700);
+
+/// How long a look at the system may take to end, so that a worker ends within a second.
+const LOOK_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Frames before the first stage is loaded: none are expected.
 pub(super) const IDLE_LIMITS: FrameLimits = FrameLimits { max_header_bytes: 64 << 10, max_payload_bytes: 0 };
@@ -83,6 +88,7 @@ pub(super) struct Hub {
     heartbeat: Interval,
     counters: Arc<EngineCounters>,
     meter: MemoryMeter,
+    meters: Meters,
     health: Health,
 }
 
@@ -93,7 +99,7 @@ impl Hub {
         engine: Engine,
         data: DataPlane,
         loads: Loads,
-        counters: Arc<EngineCounters>,
+        (counters, meters): (Arc<EngineCounters>, Meters),
         health: Health,
     ) -> Hub {
         Hub {
@@ -112,6 +118,7 @@ impl Hub {
             heartbeat: heartbeat_every(FIRST_HEARTBEAT),
             counters,
             meter: MemoryMeter::default(),
+            meters,
             health,
         }
     }
@@ -381,8 +388,11 @@ impl Hub {
     }
 
     fn tell_telemetry(&mut self) {
-        let telemetry = self.counters.telemetry(self.meter.read());
+        let resident = self.meter.read();
         if self.welcome.is_some() {
+            let Vitals { machine, process, card } = self.meters.latest();
+            let links = self.data.telemetry();
+            let telemetry = Telemetry { machine, process, card, links, ..self.counters.telemetry(resident) };
             // A heartbeat that finds the queue full is late anyway: the next one says more.
             self.try_tell(ToCoordinator::Heartbeat(telemetry));
         }
@@ -422,7 +432,7 @@ impl Hub {
         events.session.close();
         events.engine.close();
         events.data.close();
-        let Hub { engine, data, mut loads, .. } = self;
+        let Hub { engine, data, mut loads, meters, .. } = self;
         let loads_ended = async {
             while !loads.is_empty() {
                 let Some(event) = events.loads.recv().await else {
@@ -431,11 +441,12 @@ impl Hub {
                 loads.joined(&event);
             }
         };
-        let (_, stopped, loaded, session) = tokio::join!(
+        let (_, stopped, loaded, session, metered) = tokio::join!(
             data.stop(LINK_PATIENCE),
             engine.stop(ENGINE_PATIENCE),
             tokio::time::timeout(ENGINE_PATIENCE, loads_ended),
             tokio::time::timeout(ENGINE_PATIENCE, session),
+            meters.stop(LOOK_PATIENCE),
         );
         if !stopped {
             tracing::warn!("left a computation behind that did not end in time");
@@ -445,6 +456,9 @@ impl Hub {
         }
         if !matches!(session, Ok(Ok(()))) {
             tracing::warn!("left the attach stream behind, which did not end in time");
+        }
+        if !metered {
+            tracing::warn!("left a look at the system behind that did not end in time");
         }
     }
 }

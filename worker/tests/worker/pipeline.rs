@@ -115,6 +115,42 @@ async fn two_workers_say_what_one_says_bit_for_bit_within_their_budgets() {
 }
 
 #[tokio::test]
+async fn workers_tell_of_their_machine_their_process_and_every_link() {
+    let mut coordinator = Coordinator::start().await;
+    let (mut first, mut last, to_first, mut from_last) = pair(&mut coordinator).await;
+    generate(1, &to_first.sender, &mut from_last, 2).await;
+    let (first_id, last_id) = (first.session.id(), last.session.id());
+    for (worker, next, dialled) in [(&mut first, &last_id, true), (&mut last, &first_id, false)] {
+        let told = loop {
+            let told = worker.session.telemetry().await;
+            // Rates are known from the second look on.
+            if told.process.processors.is_some() {
+                break told;
+            }
+        };
+        println!("{told:?}");
+        let machine = told.machine;
+        assert!(machine.memory > Bytes::mib(64), "{machine:?}");
+        assert!((Bytes(1)..machine.memory).contains(&machine.memory_available), "{machine:?}");
+        assert!(machine.processors_busy.is_some_and(|busy| busy > 0.0), "{machine:?}");
+        assert!(told.process.processors.is_some_and(|processors| processors < 64.0), "{:?}", told.process);
+        assert_eq!(told.card, None);
+
+        assert_eq!(told.links.len(), 2, "{:?}", told.links);
+        let link = |peer: &Peer| told.links.iter().find(|link| link.peer == *peer).expect("a link");
+        let (home, neighbour) = (link(&Peer::Coordinator), link(next));
+        assert!(home.choice.ends_with(" ms; no other address is known"), "{home:?}");
+        assert_eq!(neighbour.choice.is_empty(), !dialled, "{neighbour:?}");
+        for link in &told.links {
+            assert!((1..5_000_000).contains(&link.rtt_us), "{link:?}");
+            assert!(link.address.ip().is_loopback() && link.lost_packets < link.sent_packets, "{link:?}");
+            assert!(link.sent_bytes > 1000 && link.received_bytes > 1000, "{link:?}");
+            assert!(link.congestion_window > 1000, "{link:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_new_plan_over_the_same_neighbours_uses_their_links_and_fences_the_old_one_off() {
     let mut coordinator = Coordinator::start().await;
     let (mut first, mut last, to_first, mut from_last) = pair(&mut coordinator).await;
