@@ -144,6 +144,7 @@ impl Settings {
     /// `command` with these settings as default values.
     pub fn apply(&self, command: Command) -> Command {
         let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        let command = own_with_defaults(command, &self.top);
         names.iter().filter(|name| !NOT_TABLES.contains(&name.as_str())).fold(command, |command, name| {
             let mut values = self.top.clone();
             values.extend(self.tables.get(name).cloned().unwrap_or_default());
@@ -155,7 +156,15 @@ impl Settings {
 /// Sets the default values of `command`'s flags, and those of its subcommands.
 fn with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Command {
     let subcommands: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
-    let command = command.mut_args(|arg| {
+    let command = own_with_defaults(command, values);
+    subcommands.iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |subcommand| with_defaults(subcommand, values))
+    })
+}
+
+/// Sets the default values of `command`'s own flags; those that hold for its subcommands, too, are among these.
+fn own_with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Command {
+    command.mut_args(|arg| {
         let Some(values) = name_of(&arg).and_then(|name| values.get(&name)) else {
             return arg;
         };
@@ -163,9 +172,6 @@ fn with_defaults(command: Command, values: &BTreeMap<String, Vec<String>>) -> Co
         let count = if takes_many(&arg) { values.len() } else { 1 };
         let values = values.iter().take(count).map(|value| OsStr::from(value.clone()));
         arg.required(false).default_values(values)
-    });
-    subcommands.iter().fold(command, |command, name| {
-        command.mut_subcommand(name, |subcommand| with_defaults(subcommand, values))
     })
 }
 

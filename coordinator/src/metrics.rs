@@ -1,17 +1,22 @@
-//! Counters, gauges and histograms, as Prometheus reads them.
+//! Counters, gauges and histograms, as Prometheus reads them; named in vLLM's habits, so that what people have for that
+//! needs little change. `docs/metrics.md` lists them.
+
+#[cfg(test)]
+mod documented;
+mod status;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use brigade_proto::step::StepKind;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+pub use self::status::StatusMetrics;
 
 /// Buckets for computing and waiting: 0.1 ms to 26 s, so that a 10 ms step and a 10 s one are both told apart.
 const SHORT_BUCKETS: (f64, f64, u16) = (1e-4, 2.0, 19);
@@ -24,28 +29,28 @@ pub struct Metrics {
     registry: Arc<Registry>,
     /// Requests that have ended, by how.
     pub requests: Family<OutcomeLabel, Counter>,
-    /// Tokens of prompts computed (`prompt`) and found in the cache (`reused`), and tokens drawn (`generated`).
-    pub tokens: Family<TokenLabel, Counter>,
+    /// Prompt tokens computed.
+    pub prompt_tokens: Counter,
+    /// Prompt tokens found in the cache.
+    pub prompt_tokens_cached: Counter,
+    /// Tokens drawn.
+    pub generation_tokens: Counter,
     /// From a request's arrival to its first token, in seconds.
     pub time_to_first_token: Histogram,
     /// Between two tokens of one request, in seconds.
-    pub inter_token: Histogram,
+    pub inter_token_latency: Histogram,
+    /// From a request's arrival to its last token, in seconds.
+    pub e2e_request_latency: Histogram,
+    /// From a request's arrival until it first had cache, in seconds.
+    pub request_queue_time: Histogram,
     /// From sending a step to its result, in seconds.
     pub step: Family<KindLabel, Histogram>,
     /// A stage's computation of a step, in seconds.
     pub stage_computed: Family<StageLabel, Histogram>,
     /// A step's wait before a stage, in seconds.
     pub stage_queued: Family<StageLabel, Histogram>,
-    /// Requests that hold cache.
-    pub running: Gauge,
-    /// Requests that wait for cache.
-    pub waiting: Gauge,
-    /// Cache tokens of the pipeline.
-    pub cache_tokens: Gauge,
-    /// Cache tokens reserved for running requests.
-    pub cache_tokens_reserved: Gauge,
-    /// Cache tokens kept for prompts that begin with them.
-    pub cache_tokens_kept: Gauge,
+    /// A stage's sending of a step, in seconds.
+    pub stage_sent: Family<StageLabel, Histogram>,
     /// Requests whose prompt began with tokens in the cache.
     pub prefix_hits: Counter,
     /// Cache pages kept for prompts to come, and given up for others.
@@ -58,16 +63,8 @@ pub struct Metrics {
     pub draft_model_tokens: Counter,
     /// Those of them that became part of an answer.
     pub draft_model_tokens_accepted: Counter,
-    /// 1 where a draft model is in use, otherwise 0.
-    pub draft_model: Gauge,
     /// Steps sent before their tokens were known.
     pub steps_ahead: Counter,
-    /// Workers attached.
-    pub workers: Gauge,
-    /// 1 where requests are served, otherwise 0.
-    pub serving: Gauge,
-    /// The plan's number.
-    pub epoch: Gauge,
     /// Plans that have failed, while loading or while serving.
     pub plan_failures: Counter,
     /// Plans that took over from one that served, by choice.
@@ -78,18 +75,12 @@ pub struct Metrics {
     pub recovered: Counter,
     /// Those of them whose tokens may be others than without the loss.
     pub recovered_inexact: Counter,
+    /// Losses of a plan after which what ran went on.
+    pub recoveries: Counter,
     /// From the loss of a plan until what ran went on, in seconds.
     pub recovery: Family<RecoveryLabel, Histogram>,
     /// Results dropped because their fence was not the active one.
     pub results_fenced: Counter,
-    /// Resident memory of each worker's process, in bytes.
-    pub worker_resident: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
-    /// How many times as long as needed each worker's steps take: 1, but for measurements.
-    pub worker_stretch: Family<WorkerLabel, Gauge<f64, AtomicU64>>,
-    /// 1 for the state that each worker is in, 0 for the others.
-    pub worker_health: Family<WorkerHealthLabel, Gauge>,
-    /// 1 for the state that each stage is in, 0 for the others.
-    pub stage_health: Family<StageHealthLabel, Gauge>,
 }
 
 /// How a request ended.
@@ -122,35 +113,6 @@ impl EncodeLabelValue for Outcome {
 pub struct OutcomeLabel {
     /// How it ended.
     pub outcome: Outcome,
-}
-
-/// What a token was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TokenUse {
-    /// Part of a prompt.
-    Prompt,
-    /// Part of a prompt, found in the cache.
-    Reused,
-    /// Part of an answer.
-    Generated,
-}
-
-impl EncodeLabelValue for TokenUse {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
-        let name = match self {
-            TokenUse::Prompt => "prompt",
-            TokenUse::Reused => "reused",
-            TokenUse::Generated => "generated",
-        };
-        name.encode(encoder)
-    }
-}
-
-/// Label of [`Metrics::tokens`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TokenLabel {
-    /// What it was.
-    pub kind: TokenUse,
 }
 
 /// A step's kind as a label.
@@ -229,33 +191,6 @@ pub struct RecoveryLabel {
     pub part: RecoveryPart,
 }
 
-/// Label of the workers' gauges.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct WorkerLabel {
-    /// The worker's id.
-    pub worker: String,
-}
-
-/// Label of [`Metrics::worker_health`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct WorkerHealthLabel {
-    /// The worker's id.
-    pub worker: String,
-    /// Its name.
-    pub name: String,
-    /// The state.
-    pub state: &'static str,
-}
-
-/// Label of [`Metrics::stage_health`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct StageHealthLabel {
-    /// Place in the pipeline, from 0.
-    pub stage: u32,
-    /// The state.
-    pub state: &'static str,
-}
-
 fn short() -> Histogram {
     let (start, factor, length) = SHORT_BUCKETS;
     Histogram::new(exponential_buckets(start, factor, length))
@@ -267,116 +202,107 @@ fn long() -> Histogram {
 }
 
 impl Metrics {
-    /// Registers the cluster's metrics, under `brigade_`, in `registry`, which it takes over.
-    pub fn new(mut registry: Registry) -> Metrics {
+    /// Registers the cluster's metrics, under `brigade_`, in `registry`, which it takes over; those of the status, too.
+    pub fn new(mut registry: Registry, status: StatusMetrics) -> Metrics {
         let mut metrics = Metrics {
             registry: Arc::default(),
             requests: Family::default(),
-            tokens: Family::default(),
+            prompt_tokens: Counter::default(),
+            prompt_tokens_cached: Counter::default(),
+            generation_tokens: Counter::default(),
             time_to_first_token: long(),
-            inter_token: short(),
+            inter_token_latency: short(),
+            e2e_request_latency: long(),
+            request_queue_time: long(),
             step: Family::new_with_constructor(short),
             stage_computed: Family::new_with_constructor(short),
             stage_queued: Family::new_with_constructor(short),
-            running: Gauge::default(),
-            waiting: Gauge::default(),
-            cache_tokens: Gauge::default(),
-            cache_tokens_reserved: Gauge::default(),
-            cache_tokens_kept: Gauge::default(),
+            stage_sent: Family::new_with_constructor(short),
             prefix_hits: Counter::default(),
             pages_evicted: Counter::default(),
             draft_tokens: Counter::default(),
             draft_tokens_accepted: Counter::default(),
             draft_model_tokens: Counter::default(),
             draft_model_tokens_accepted: Counter::default(),
-            draft_model: Gauge::default(),
             steps_ahead: Counter::default(),
-            workers: Gauge::default(),
-            serving: Gauge::default(),
-            epoch: Gauge::default(),
             plan_failures: Counter::default(),
             plan_moves: Counter::default(),
             replays: Counter::default(),
             recovered: Counter::default(),
             recovered_inexact: Counter::default(),
+            recoveries: Counter::default(),
             recovery: Family::new_with_constructor(long),
             results_fenced: Counter::default(),
-            worker_resident: Family::default(),
-            worker_stretch: Family::default(),
-            worker_health: Family::default(),
-            stage_health: Family::default(),
         };
-        metrics.register(registry.sub_registry_with_prefix("brigade"));
+        let ours = registry.sub_registry_with_prefix("brigade");
+        metrics.register(ours);
+        ours.register_collector(Box::new(status));
         metrics.registry = Arc::new(registry);
         metrics
     }
 
     fn register(&self, to: &mut Registry) {
         to.register("requests", "Requests that have ended", self.requests.clone());
-        to.register(
-            "tokens",
-            "Prompt tokens computed, those found in the cache, and tokens drawn",
-            self.tokens.clone(),
-        );
-        let seconds = || Unit::Seconds;
         for (name, help, histogram) in [
             ("time_to_first_token", "From a request's arrival to its first token", &self.time_to_first_token),
-            ("inter_token", "Between two tokens of one request", &self.inter_token),
+            ("inter_token_latency", "Between two tokens of one request", &self.inter_token_latency),
+            ("e2e_request_latency", "From a request's arrival to its end", &self.e2e_request_latency),
+            ("request_queue_time", "From a request's arrival until it had cache", &self.request_queue_time),
         ] {
-            to.register_with_unit(name, help, seconds(), histogram.clone());
+            to.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         }
-        to.register_with_unit("step", "From sending a step to its result", seconds(), self.step.clone());
-        let computed = self.stage_computed.clone();
-        to.register_with_unit("stage_computed", "A stage's computation of a step", seconds(), computed);
-        let queued = self.stage_queued.clone();
-        to.register_with_unit("stage_queued", "A step's wait before a stage", seconds(), queued);
-        for (name, help, gauge) in [
-            ("requests_running", "Requests that hold cache", &self.running),
-            ("requests_waiting", "Requests that wait for cache", &self.waiting),
-            ("cache_tokens", "Cache tokens of the pipeline", &self.cache_tokens),
-            ("cache_tokens_reserved", "Cache tokens reserved for requests", &self.cache_tokens_reserved),
-            ("cache_tokens_kept", "Cache tokens kept for prompts to come", &self.cache_tokens_kept),
-            ("workers", "Workers attached", &self.workers),
-            ("serving", "1 where requests are served", &self.serving),
-            ("epoch", "The plan's number", &self.epoch),
-            ("draft_model", "1 where a draft model is in use", &self.draft_model),
+        to.register_with_unit("step", "From sending a step to its result", Unit::Seconds, self.step.clone());
+        for (name, help, histograms) in [
+            ("stage_computed", "A stage's computation of a step", &self.stage_computed),
+            ("stage_queued", "A step's wait before a stage", &self.stage_queued),
+            ("stage_sent", "A stage's sending of a step", &self.stage_sent),
         ] {
-            to.register(name, help, gauge.clone());
+            to.register_with_unit(name, help, Unit::Seconds, histograms.clone());
         }
-        to.register("plan_failures", "Plans that have failed", self.plan_failures.clone());
-        to.register("plan_moves", "Plans that took over by choice", self.plan_moves.clone());
-        to.register("prefix_hits", "Requests that began with cached tokens", self.prefix_hits.clone());
-        to.register("pages_evicted", "Kept cache pages given up for others", self.pages_evicted.clone());
-        to.register("draft_tokens", "Tokens guessed and computed ahead", self.draft_tokens.clone());
-        let accepted = self.draft_tokens_accepted.clone();
-        to.register("draft_tokens_accepted", "Guessed tokens that became part of an answer", accepted);
-        let by_model = self.draft_model_tokens.clone();
-        to.register("draft_model_tokens", "Tokens guessed by a draft model and computed ahead", by_model);
-        let accepted = self.draft_model_tokens_accepted.clone();
-        to.register("draft_model_tokens_accepted", "Those that became part of an answer", accepted);
-        to.register("steps_ahead", "Steps sent before their tokens were known", self.steps_ahead.clone());
-        to.register("replays", "Requests that gave their cache back for a while", self.replays.clone());
-        to.register(
-            "requests_recovered",
-            "Requests that went on after a plan was lost",
-            self.recovered.clone(),
-        );
-        let inexact = self.recovered_inexact.clone();
-        to.register(
-            "requests_recovered_inexact",
-            "Those whose tokens may be others than without that",
-            inexact,
-        );
         let recovery = self.recovery.clone();
-        to.register_with_unit("recovery", "From a plan's loss until what ran went on", seconds(), recovery);
-        to.register("results_fenced", "Results dropped for an old fence", self.results_fenced.clone());
-        let resident = self.worker_resident.clone();
-        to.register_with_unit("worker_resident", "Resident memory of a worker", Unit::Bytes, resident);
-        let stretch = self.worker_stretch.clone();
-        to.register("worker_stretch", "How many times as long as needed a worker's steps take", stretch);
-        let health = self.worker_health.clone();
-        to.register("worker_health", "1 for the state that a worker is in", health);
-        to.register("stage_health", "1 for the state that a stage is in", self.stage_health.clone());
+        to.register_with_unit(
+            "recovery",
+            "From a plan's loss until what ran went on",
+            Unit::Seconds,
+            recovery,
+        );
+        for (name, help, counter) in [
+            ("prompt_tokens", "Prompt tokens computed", &self.prompt_tokens),
+            ("prompt_tokens_cached", "Prompt tokens found in the cache", &self.prompt_tokens_cached),
+            ("generation_tokens", "Tokens generated", &self.generation_tokens),
+            ("plan_failures", "Plans that have failed", &self.plan_failures),
+            ("plan_moves", "Plans that took over by choice", &self.plan_moves),
+            ("prefix_hits", "Requests that began with cached tokens", &self.prefix_hits),
+            ("pages_evicted", "Kept cache pages given up for others", &self.pages_evicted),
+            ("draft_tokens", "Tokens guessed and computed ahead", &self.draft_tokens),
+            (
+                "draft_tokens_accepted",
+                "Guessed tokens that became part of an answer",
+                &self.draft_tokens_accepted,
+            ),
+            (
+                "draft_model_tokens",
+                "Tokens guessed by a draft model and computed ahead",
+                &self.draft_model_tokens,
+            ),
+            (
+                "draft_model_tokens_accepted",
+                "Tokens guessed by a draft model that became part of an answer",
+                &self.draft_model_tokens_accepted,
+            ),
+            ("steps_ahead", "Steps sent before their tokens were known", &self.steps_ahead),
+            ("replays", "Requests that gave their cache back for a while", &self.replays),
+            ("requests_recovered", "Requests that went on after a plan was lost", &self.recovered),
+            (
+                "requests_recovered_inexact",
+                "Recovered requests whose tokens may be others than without the loss",
+                &self.recovered_inexact,
+            ),
+            ("recoveries", "Losses of a plan after which what ran went on", &self.recoveries),
+            ("results_fenced", "Results dropped for an old fence", &self.results_fenced),
+        ] {
+            to.register(name, help, counter.clone());
+        }
     }
 
     /// All values in the OpenMetrics text format.
@@ -397,11 +323,6 @@ impl Metrics {
         self.requests.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
     }
 
-    /// Counts tokens.
-    pub fn count_tokens(&self, kind: TokenUse, count: u64) {
-        self.tokens.get_or_create(&TokenLabel { kind }).inc_by(count);
-    }
-
     /// Notes a step's way through the pipeline.
     pub fn observe_step(&self, kind: StepKind, took: Duration) {
         self.step.get_or_create(&KindLabel { kind: kind.into() }).observe(took.as_secs_f64());
@@ -412,36 +333,11 @@ impl Metrics {
         self.recovery.get_or_create(&RecoveryLabel { part }).observe(took.as_secs_f64());
     }
 
-    /// Notes a stage's share of a step, in microseconds.
-    pub fn observe_stage(&self, stage: u32, kind: StepKind, queued_us: u32, computed_us: u32) {
+    /// Notes how long a step waited before a stage, was computed there and was sent on, in microseconds.
+    pub fn observe_stage(&self, stage: u32, kind: StepKind, [queued_us, computed_us, sent_us]: [u32; 3]) {
         let label = StageLabel { stage, kind: kind.into() };
         self.stage_queued.get_or_create(&label).observe(f64::from(queued_us) / 1e6);
         self.stage_computed.get_or_create(&label).observe(f64::from(computed_us) / 1e6);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_counted_is_exposed() {
-        let metrics = Metrics::new(Registry::default());
-        metrics.count_request(Outcome::Finished);
-        metrics.count_tokens(TokenUse::Generated, 7);
-        metrics.observe_step(StepKind::Decode, Duration::from_millis(12));
-        metrics.observe_stage(1, StepKind::Prefill, 10, 2_000);
-        metrics.running.set(3);
-        let text = metrics.encode();
-        for line in [
-            "brigade_requests_total{outcome=\"finished\"} 1",
-            "brigade_tokens_total{kind=\"generated\"} 7",
-            "brigade_step_seconds_count{kind=\"decode\"} 1",
-            "brigade_stage_computed_seconds_count{stage=\"1\",kind=\"prefill\"} 1",
-            "brigade_requests_running 3",
-            "# EOF",
-        ] {
-            assert!(text.contains(line), "{line} is missing in\n{text}");
-        }
+        self.stage_sent.get_or_create(&label).observe(f64::from(sent_us) / 1e6);
     }
 }

@@ -111,11 +111,11 @@ impl Place {
             Place::Metrics => {
                 let text = watched.client.get("/metrics").await.body;
                 let text = text.as_str().unwrap_or_default().to_owned();
-                let (name, state) = (format!("name=\"{worker}\""), format!("state=\"{state}\"}} 1"));
+                let (name, state) = (format!("name=\"{worker}\""), format!("state=\"{state}\""));
                 let lines = text.lines().filter(|line| line.starts_with("brigade_worker_health{"));
                 let of_worker: Vec<&str> = lines.filter(|line| line.contains(&name)).collect();
-                let shown = of_worker.iter().filter(|line| line.ends_with(" 1")).collect::<Vec<_>>();
-                (shown.len() == 1 && shown[0].ends_with(&state), of_worker.join("\n"))
+                let is_shown = of_worker.len() == 1 && of_worker[0].contains(&state);
+                (is_shown && of_worker[0].ends_with("} 1.0"), of_worker.join("\n"))
             }
         };
         if seen.0 { Ok(()) } else { Err(seen.1) }

@@ -88,7 +88,7 @@ async fn answers_are_those_of_a_cold_run_wherever_prompts_part() {
     assert_eq!(status["requests"]["prefix_hits"], hits, "{:#}", status["requests"]);
     assert_eq!(status["requests"]["prompt_tokens_reused"], reused, "{:#}", status["requests"]);
     assert_eq!(warm.metric("brigade_prefix_hits_total").await, hits);
-    assert_eq!(warm.metric("brigade_tokens_total{kind=\"reused\"}").await, reused);
+    assert_eq!(warm.metric("brigade_prompt_tokens_cached_total").await, reused);
     cluster.stop();
 }
 

@@ -21,6 +21,7 @@ use super::error::ApiError;
 use super::kept::Wish;
 use super::logprobs::ChatLogprobs;
 use super::params::Delivery;
+use super::prompt_log::PromptLine;
 use super::prompts;
 use super::sse::{self, Chunks};
 use super::state::Api;
@@ -94,7 +95,9 @@ pub(crate) async fn chat<E: Engine>(
         token_ids: shared.token_ids,
         prompt_ids: shared.token_ids.then(|| prompt.clone()),
     };
+    let line = PromptLine::begin(&api, &jobs);
     let deltas = answers::start(api.engine(), jobs, kept, api.shutdown()).await?;
+    let deltas = PromptLine::watch(line, deltas);
     match shared.delivery {
         Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
         Delivery::Stream { usage } => Ok(sse::respond(deltas, Streaming { writing, usage }, wish.as_ref())),

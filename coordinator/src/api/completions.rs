@@ -20,6 +20,7 @@ use super::error::ApiError;
 use super::kept::Wish;
 use super::logprobs::CompletionLogprobs;
 use super::params::Delivery;
+use super::prompt_log::PromptLine;
 use super::prompts::{self, Encoded};
 use super::sse::{self, Chunks};
 use super::state::Api;
@@ -83,7 +84,9 @@ pub(crate) async fn complete<E: Engine>(
         token_ids: request.shared.token_ids,
         stream_usage: None,
     };
+    let line = PromptLine::begin(&api, &jobs);
     let deltas = answers::start(api.engine(), jobs, kept, api.shutdown()).await?;
+    let deltas = PromptLine::watch(line, deltas);
     match request.shared.delivery {
         Delivery::Whole => Ok(Json(writing.whole(deltas).await?).into_response()),
         Delivery::Stream { usage } => {

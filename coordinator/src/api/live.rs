@@ -153,8 +153,8 @@ mod tests {
         Arc::new(ClusterStatus { epoch, workers: vec![worker], ..ClusterStatus::default() })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_state_is_told_when_it_changes_and_again_after_two_seconds() {
+    #[test]
+    fn a_state_is_told_when_it_changes_and_again_after_two_seconds() {
         let (mut told, start) = (Told::default(), Instant::now());
         let ms = |ms| start + Duration::from_millis(ms);
         assert!(told.is_due(&status(1, 0.1), ms(0)), "the first is told at once");

@@ -4,7 +4,7 @@
 //! A request is parsed once, at the edge, into typed parameters: whatever is wrong, not built yet or not known is
 //! refused by name, and nothing is ignored. Its prompt becomes token ids, the cluster behind [`Engine`] generates, and
 //! `choice` turns tokens back into text, looking for stop strings on the way; `tool_calls` finds a model's calls in it. What a client is told of an error is an
-//! [`ApiError`]. Prompts and answers are never logged.
+//! [`ApiError`]. Prompts and answers are logged by `prompt_log` alone, where that was asked for.
 //!
 //! Main entry: [`serve`].
 
@@ -28,6 +28,7 @@ mod logprobs;
 mod messages;
 mod pages;
 mod params;
+mod prompt_log;
 mod prompts;
 mod server;
 mod sse;
@@ -41,6 +42,7 @@ mod workers;
 pub use engine::Engine;
 pub use error::ApiError;
 pub use kept::KeptAnswers;
+pub use prompt_log::PROMPTS_LOG;
 pub use server::{ServeError, serve};
 
 /// Who may use the API.
@@ -53,4 +55,6 @@ pub struct ApiSettings {
     pub hosts: Vec<String>,
     /// Where answers of requests with an `Idempotency-Key` are kept; `None` where such requests are refused.
     pub kept: Option<KeptAnswers>,
+    /// Whether what requests ask and are answered is logged.
+    pub log_prompts: bool,
 }

@@ -63,7 +63,8 @@ pub async fn serve<E: Engine>(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     listener.local_addr()?;
-    let api = Api::new(engine, Guard::new(&settings), settings.kept.clone(), shutdown.clone());
+    let guard = Guard::new(&settings);
+    let api = Api::new(engine, guard, settings.kept.clone(), settings.log_prompts, shutdown.clone());
     if let Some(kept) = &settings.kept {
         kept.tend(shutdown.clone());
     }

@@ -31,6 +31,7 @@ struct Shared<E> {
     guard: Guard,
     shutdown: CancellationToken,
     kept: Option<KeptAnswers>,
+    log_prompts: bool,
     encodings: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
 }
@@ -42,16 +43,19 @@ impl<E> Clone for Api<E> {
 }
 
 impl<E: Engine> Api<E> {
-    /// Serves `engine` until `shutdown`; answers that are to be kept go to `kept`.
+    /// Serves `engine` until `shutdown`; answers that are to be kept go to `kept`, and what is asked and answered to the log
+    /// where `log_prompts`.
     pub(crate) fn new(
         engine: E,
         guard: Guard,
         kept: Option<KeptAnswers>,
+        log_prompts: bool,
         shutdown: CancellationToken,
     ) -> Api<E> {
         let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
         let watchers = Arc::new(Semaphore::new(WATCHERS));
-        Api { shared: Arc::new(Shared { engine, guard, shutdown, kept, encodings, watchers }) }
+        let shared = Shared { engine, guard, shutdown, kept, log_prompts, encodings, watchers };
+        Api { shared: Arc::new(shared) }
     }
 
     /// Takes up the answer that is wished, where one is: `envelope` and `jobs` become those that it was begun with.
@@ -82,6 +86,11 @@ impl<E: Engine> Api<E> {
     /// Who may ask.
     pub(crate) fn guard(&self) -> &Guard {
         &self.shared.guard
+    }
+
+    /// Whether what requests ask and are answered is logged.
+    pub(crate) fn logs_prompts(&self) -> bool {
+        self.shared.log_prompts
     }
 
     /// Cancelled when the server is to end.

@@ -65,7 +65,12 @@ impl Host {
         let stop = CancellationToken::new();
         let kept = (!keep_answers.is_zero()).then(|| KeptAnswers::open(&answers, keep_answers)).transpose();
         let kept = kept.context("failed to set up the answers that are kept")?;
-        let settings = ApiSettings { api_keys: http.api_key.clone(), kept, ..ApiSettings::default() };
+        let settings = ApiSettings {
+            api_keys: http.api_key.clone(),
+            kept,
+            log_prompts: http.log_prompts,
+            ..ApiSettings::default()
+        };
         let handle = cluster.handle();
         let shutdown = stop.clone();
         let http = tokio::spawn(async move {

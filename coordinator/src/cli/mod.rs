@@ -8,6 +8,7 @@ mod connect;
 mod drain;
 mod events;
 mod host;
+mod logs;
 mod models;
 mod options;
 mod plan;
@@ -59,6 +60,10 @@ pub struct Cli {
     /// Read settings from this file instead of brigade.toml
     #[arg(long, global = true, env = "BRIGADE_CONFIG", value_name = "FILE", hide_env = true)]
     pub config: Option<PathBuf>,
+
+    /// What is logged.
+    #[command(flatten)]
+    pub logs: logs::LogOptions,
 
     /// What to do.
     #[command(subcommand)]
@@ -131,7 +136,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
         }
     };
-    start_log();
+    let log_prompts = match &cli.command {
+        Command::Up(args) => args.http.log_prompts,
+        Command::Serve(args) => args.http.log_prompts,
+        _ => false,
+    };
+    if let Err(error) = cli.logs.start(log_prompts) {
+        complain(&anyhow::Error::new(error));
+        return ExitCode::from(USED_WRONGLY);
+    }
     match execute(cli.command) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -256,17 +269,6 @@ fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
     let ended = runtime.block_on(command);
     runtime.shutdown_timeout(THREAD_GRACE);
     ended
-}
-
-/// Errors, and our own warnings, go to standard error; `BRIGADE_LOG` asks for more, such as `debug` or
-/// `brigade_coordinator=trace`.
-fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BRIGADE_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("error,brigade_coordinator=warn,brigade_proto=warn")
-    });
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
-    // A log that is there already is as good.
-    let _ = log.try_init();
 }
 
 /// Writes the error and its causes as one line.

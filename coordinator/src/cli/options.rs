@@ -141,6 +141,11 @@ pub(super) struct HttpOptions {
     /// A key that HTTP requests must carry; may be given several times (BRIGADE_API_KEY keeps it off the command line)
     #[arg(long, env = "BRIGADE_API_KEY", value_name = "KEY", hide_env = true, value_delimiter = ',')]
     pub(super) api_key: Vec<String>,
+
+    /// Log what each request asks and is answered, a line each when it ends; otherwise no log line ever holds a prompt or
+    /// an answer
+    #[arg(long, env = "BRIGADE_LOG_PROMPTS", hide_env = true)]
+    pub(super) log_prompts: bool,
 }
 
 impl HttpOptions {
@@ -380,6 +385,7 @@ mod tests {
         let options = |http: &str, keys: &[&str]| HttpOptions {
             http: parse_address(http).unwrap(),
             api_key: keys.iter().map(|key| (*key).to_owned()).collect(),
+            log_prompts: false,
         };
         assert!(options("127.0.0.1:1", &[]).check().is_ok());
         assert!(options("[::1]:1", &[]).check().is_ok());

@@ -90,7 +90,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let model = model_file(&args.model)?;
     // Only this chat uses it: any free loopback port will do.
-    let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new() };
+    let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new(), log_prompts: false };
     let mut embedded = up::start(&model, &args.workers, &args.serving, &http, None, false).await?;
     let mut reporter = Reporter::new(None);
     let mut watcher = up::Watcher::new(&embedded, args.workers.workers);

@@ -28,7 +28,7 @@ pub struct ServeArgs {
     model: PathBuf,
 
     #[command(flatten)]
-    http: HttpOptions,
+    pub(super) http: HttpOptions,
 
     /// Where workers attach: TCP for control, UDP on the same port for data
     #[arg(long, env = "BRIGADE_CONTROL", value_name = "ADDR", hide_env = true, default_value = "0.0.0.0:7481", value_parser = parse_address)]

@@ -38,7 +38,7 @@ pub struct UpArgs {
     workers: WorkerOptions,
 
     #[command(flatten)]
-    http: HttpOptions,
+    pub(super) http: HttpOptions,
 
     #[command(flatten)]
     serving: ServingOptions,

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::generation::{Generation, GenerationEvent, GenerationRequest};
-use crate::metrics::{Metrics, Outcome, TokenUse};
+use crate::metrics::{Metrics, Outcome};
 use crate::recent::{Lately, Readings};
 use crate::scheduler::{Active, Counts};
 use crate::status::{ActiveRequest, RateStatus};
@@ -35,6 +35,8 @@ pub(super) struct Clients {
 struct Client {
     events: mpsc::Sender<GenerationEvent>,
     submitted: Instant,
+    /// Whether it has had cache.
+    admitted: bool,
     last_token: Option<Instant>,
 }
 
@@ -66,7 +68,7 @@ impl Clients {
         let (sender, events) = mpsc::channel(most_events(request));
         let cancelled = CancellationToken::new();
         let generation = Generation { events, cancel: cancelled.clone().drop_guard() };
-        let client = Client { events: sender, submitted: Instant::now(), last_token: None };
+        let client = Client { events: sender, submitted: Instant::now(), admitted: false, last_token: None };
         self.clients.insert(sequence, client);
         NewGeneration { sequence, cancelled, generation }
     }
@@ -80,6 +82,17 @@ impl Clients {
     pub(super) fn refuse(&mut self, sequence: SequenceId) {
         self.forget(sequence);
         self.metrics.count_request(Outcome::Refused);
+    }
+
+    /// A generation has cache. One that gave its own back may be told of several times.
+    pub(super) fn admitted(&mut self, sequence: SequenceId, now: Instant) {
+        let Some(client) = self.clients.get_mut(&sequence) else {
+            return;
+        };
+        if !std::mem::replace(&mut client.admitted, true) {
+            let waited = now.saturating_duration_since(client.submitted);
+            self.metrics.request_queue_time.observe(waited.as_secs_f64());
+        }
     }
 
     /// Tells a client. It has room for every event of its request, so that nothing is ever lost or waited for.
@@ -97,10 +110,14 @@ impl Clients {
                 }
                 Some(before) => {
                     let between_s = now.saturating_duration_since(before).as_secs_f64();
-                    self.metrics.inter_token.observe(between_s);
+                    self.metrics.inter_token_latency.observe(between_s);
                     self.inter_tokens.push(between_s * 1e3, now);
                 }
             }
+        }
+        if matches!(event, GenerationEvent::Done(_)) {
+            let took = now.saturating_duration_since(client.submitted);
+            self.metrics.e2e_request_latency.observe(took.as_secs_f64());
         }
         // The client may have gone: its generation is being cancelled then.
         let _ = client.events.try_send(event);
@@ -152,12 +169,12 @@ impl Clients {
         ] {
             self.metrics.count_requests(outcome, now.saturating_sub(before));
         }
-        for (kind, now, before) in [
-            (TokenUse::Prompt, counts.prompt_tokens, before.prompt_tokens),
-            (TokenUse::Reused, counts.prompt_tokens_reused, before.prompt_tokens_reused),
-            (TokenUse::Generated, counts.generated_tokens, before.generated_tokens),
+        for (counter, now, before) in [
+            (&self.metrics.prompt_tokens, counts.prompt_tokens, before.prompt_tokens),
+            (&self.metrics.prompt_tokens_cached, counts.prompt_tokens_reused, before.prompt_tokens_reused),
+            (&self.metrics.generation_tokens, counts.generated_tokens, before.generated_tokens),
         ] {
-            self.metrics.count_tokens(kind, now.saturating_sub(before));
+            counter.inc_by(now.saturating_sub(before));
         }
         self.metrics.prefix_hits.inc_by(counts.prefix_hits.saturating_sub(before.prefix_hits));
         let accepted = counts.draft_tokens_accepted.saturating_sub(before.draft_tokens_accepted);
@@ -190,17 +207,22 @@ fn most_events(request: &GenerationRequest) -> usize {
 mod tests {
     use brigade_proto::sampling::Sampling;
     use brigade_proto::step::TokenScore;
+    use std::sync::Arc;
+
     use prometheus_client::registry::Registry;
+    use tokio::sync::watch;
 
     use super::*;
     use crate::generation::{Drawn, Origin, ReuseScope};
+    use crate::metrics::StatusMetrics;
     use crate::scheduler::Doing;
 
     #[test]
     fn rates_are_of_the_last_seconds_and_a_request_has_an_age() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        let mut clients = Clients::new(Metrics::new(Registry::default()));
+        let status = StatusMetrics::new(watch::channel(Arc::default()).1);
+        let mut clients = Clients::new(Metrics::new(Registry::default(), status));
         let request = GenerationRequest {
             prompt: vec![1, 2],
             drawn: Vec::new(),

@@ -13,12 +13,11 @@ use super::traffic::Traffic;
 use crate::deployment::{Deployment, StageRun};
 use crate::health::{Contact, Facts, WorkerFacts};
 use crate::membership::{Member, Membership, Presence};
-use crate::metrics::{Metrics, StageHealthLabel, WorkerHealthLabel, WorkerLabel};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    CardStatus, ClusterStatus, DraftStatus, FailureStatus, Health, HealthState, MOST_ACTIVE, MachineStatus,
-    ModelStatus, MoveStatus, Phase, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus,
-    StageStatus, Throttling, WorkerStatus,
+    CardStatus, ClusterStatus, DraftStatus, FailureStatus, Health, MOST_ACTIVE, MachineStatus, ModelStatus,
+    MoveStatus, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus, StageStatus, Throttling,
+    WorkerStatus,
 };
 
 /// What the status is made of.
@@ -278,54 +277,5 @@ pub(super) fn model_status(model: &ModelInfo) -> ModelStatus {
         layers: model.layers as u32,
         weight_bytes: model.weights.0,
         vocabulary: u32::try_from(model.vocab).unwrap_or(u32::MAX),
-    }
-}
-
-/// Sets the gauges to what the status says.
-pub(super) fn set_gauges(status: &ClusterStatus, metrics: &Metrics) {
-    metrics.running.set(i64::from(status.requests.running));
-    metrics.waiting.set(i64::from(status.requests.waiting));
-    metrics.cache_tokens.set(i64::from(status.cache_tokens));
-    metrics.cache_tokens_reserved.set(i64::from(status.cache_tokens_reserved));
-    metrics.cache_tokens_kept.set(i64::from(status.cache_tokens_kept));
-    let drafting = status.draft.as_ref().is_some_and(|draft| draft.phase == Phase::Serving);
-    metrics.draft_model.set(i64::from(drafting));
-    metrics.serving.set(i64::from(status.phase == Phase::Serving));
-    metrics.epoch.set(i64::try_from(status.epoch).unwrap_or(i64::MAX));
-    let attached = status.workers.iter().filter(|worker| worker.state != "lost");
-    metrics.workers.set(attached.clone().count() as i64);
-    // A worker that is gone must not keep its last value.
-    metrics.worker_resident.clear();
-    metrics.worker_stretch.clear();
-    for worker in attached {
-        let label = WorkerLabel { worker: worker.id.clone() };
-        metrics.worker_resident.get_or_create(&label).set(worker.resident_bytes as f64);
-        metrics.worker_stretch.get_or_create(&label).set(worker.stretch);
-    }
-}
-
-/// Sets the gauges of health, where that is not what it was `before`: there are nine for each worker and stage.
-pub(super) fn set_health(before: &ClusterStatus, status: &ClusterStatus, metrics: &Metrics) {
-    let workers = |status: &ClusterStatus| {
-        let state = |worker: &WorkerStatus| (worker.id.clone(), worker.name.clone(), worker.health.state);
-        status.workers.iter().map(state).collect::<Vec<_>>()
-    };
-    let stages =
-        |status: &ClusterStatus| status.stages.iter().map(|stage| stage.health.state).collect::<Vec<_>>();
-    if workers(before) == workers(status) && stages(before) == stages(status) {
-        return;
-    }
-    metrics.worker_health.clear();
-    metrics.stage_health.clear();
-    for state in HealthState::ALL {
-        for worker in &status.workers {
-            let (id, name) = (worker.id.clone(), worker.name.clone());
-            let label = WorkerHealthLabel { worker: id, name, state: state.as_str() };
-            metrics.worker_health.get_or_create(&label).set(i64::from(worker.health.state == state));
-        }
-        for stage in &status.stages {
-            let label = StageHealthLabel { stage: stage.stage, state: state.as_str() };
-            metrics.stage_health.get_or_create(&label).set(i64::from(stage.health.state == state));
-        }
     }
 }

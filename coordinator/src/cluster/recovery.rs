@@ -90,6 +90,7 @@ impl Recoveries {
         for (part, took) in parts {
             metrics.observe_recovery(part, took);
         }
+        metrics.recoveries.inc();
         let [detect_ms, plan_ms, load_ms, replay_ms] = parts.map(|(_, took)| milliseconds(took));
         let count = self.status.count + 1;
         self.status = RecoveryStatus { count, detect_ms, plan_ms, load_ms, replay_ms };

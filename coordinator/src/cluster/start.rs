@@ -30,7 +30,7 @@ use super::timeline::Timeline;
 use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StatusMetrics};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
@@ -179,9 +179,9 @@ impl Cluster {
             Draft::new(deployment.paused("waiting until the model is served"), id.clone(), draft.vocabulary)
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
-        let metrics = Metrics::new(Registry::default());
-        let health = Health::new().await;
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
+        let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
+        let health = Health::new().await;
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
         let (drains_sender, drains) = mpsc::channel(DRAIN_QUEUE);
         let events = mpsc::channel(EVENT_QUEUE);

@@ -131,7 +131,11 @@ impl Statistics {
         self.steps += 1;
         metrics.observe_step(step.kind, step.took);
         for timing in &step.timings {
-            metrics.observe_stage(timing.stage, step.kind, timing.queued_us, timing.computed_us);
+            metrics.observe_stage(
+                timing.stage,
+                step.kind,
+                [timing.queued_us, timing.computed_us, timing.sent_us],
+            );
             if let Some(stage) = self.stages.get_mut(timing.stage as usize) {
                 stage.add(step, timing);
             }
@@ -209,16 +213,21 @@ impl StageTimes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use prometheus_client::registry::Registry;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::metrics::StatusMetrics;
 
     const PREDICTED: [StagePrediction; 2] =
         [StagePrediction { decode_s: 0.001, prefill_s_per_row: 0.000_1 }; 2];
 
     #[test]
     fn totals_grow_by_each_step_until_the_plan_is_replaced() {
-        let metrics = Metrics::new(Registry::default());
+        let status = watch::channel(Arc::default()).1;
+        let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status));
         let mut statistics = Statistics::default();
         statistics.restart(&PREDICTED);
         let timing = |stage, computed_us| StageTiming {
@@ -260,7 +269,8 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_last_seconds() {
-        let metrics = Metrics::new(Registry::default());
+        let status = StatusMetrics::new(watch::channel(Arc::default()).1);
+        let metrics = Metrics::new(Registry::default(), status);
         let mut statistics = Statistics::default();
         statistics.restart(&PREDICTED);
         let start = Instant::now();

@@ -146,7 +146,8 @@ struct Recorder {
 impl Recorder {
     /// Records until the status has no sender any more, and that with its last word.
     async fn record(mut self, mut status: watch::Receiver<Arc<ClusterStatus>>) {
-        let mut before = status.borrow().clone();
+        // As it was before the start; the first status may be there already.
+        let mut before = Arc::new(ClusterStatus::default());
         while status.changed().await.is_ok() {
             let after = status.borrow_and_update().clone();
             for event in self.damper.take(between(&before, &after), Instant::now()) {

@@ -1,6 +1,6 @@
 //! The SQLite file that events are written to.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
@@ -132,7 +132,7 @@ impl Store {
 }
 
 /// As [`Store::newest`], over a connection of its own.
-pub(super) fn read(path: &PathBuf, after: u64, most: usize) -> Result<Vec<EventRecord>, StoreError> {
+pub(super) fn read(path: &Path, after: u64, most: usize) -> Result<Vec<EventRecord>, StoreError> {
     Store::open_to_read(path)?.newest(after, most)
 }
 

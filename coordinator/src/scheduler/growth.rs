@@ -8,8 +8,8 @@
 
 use brigade_proto::ids::SequenceId;
 
-use super::Scheduler;
 use super::sequence::Sequence;
+use super::{Command, Scheduler};
 
 impl Scheduler {
     /// Reserves cache and a place for a sequence to begin with, if there is room.
@@ -37,6 +37,7 @@ impl Scheduler {
     pub(super) fn install(&mut self, id: SequenceId, sequence: Sequence) {
         self.sequences.insert(id, sequence);
         self.prefilling.push_back(id);
+        self.commands.push_back(Command::Admitted { sequence: id });
     }
 
     /// Admits waiting sequences, oldest first: a large one is not overtaken, so that it gets its turn.

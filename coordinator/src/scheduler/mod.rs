@@ -94,6 +94,11 @@ pub enum Command {
         /// What happened.
         event: GenerationEvent,
     },
+    /// A generation has cache, and begins; or goes on after it gave its own back.
+    Admitted {
+        /// Which generation.
+        sequence: SequenceId,
+    },
     /// A step has come home: for statistics.
     Measured(Measured),
     /// What was being computed when the last pipeline was lost is where it was, as far as there is cache for it.

@@ -173,7 +173,7 @@ impl Bench {
                         self.told.insert(sequence, (position as usize, token));
                     }
                 }
-                Command::Measured(_) => {}
+                Command::Admitted { .. } | Command::Measured(_) => {}
                 Command::CaughtUp => self.caught_up += 1,
                 Command::Broken { reason, .. } => {
                     assert!(self.broken.replace(reason).is_none(), "told twice that it is broken");

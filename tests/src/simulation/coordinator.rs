@@ -265,7 +265,9 @@ impl Coordinator {
                     scheduler::Command::CaughtUp => {
                         self.deployment.handle(deployment::Event::CaughtUp, &self.membership, now);
                     }
-                    scheduler::Command::Tell(_) | scheduler::Command::Measured(_) => {}
+                    scheduler::Command::Tell(_)
+                    | scheduler::Command::Admitted { .. }
+                    | scheduler::Command::Measured(_) => {}
                 }
             } else if self.scheduler.is_idle() != self.idle {
                 self.idle = !self.idle;

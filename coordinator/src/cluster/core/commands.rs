@@ -139,6 +139,7 @@ impl Core {
             scheduler::Command::Send(step) => self.send_first(Frame::Step(step), now),
             scheduler::Command::Tell(drawn) => self.send_first(Frame::Drawn(drawn), now),
             scheduler::Command::Emit { sequence, event } => self.clients.emit(sequence, event, now),
+            scheduler::Command::Admitted { sequence } => self.clients.admitted(sequence, now),
             scheduler::Command::Measured(step) => {
                 self.statistics.add(&step, &self.metrics);
                 self.timeline.add(step, now);

@@ -27,8 +27,6 @@ impl Core {
         if let Some(reason) = &status.reason {
             self.scheduler.explain(reason);
         }
-        overview::set_gauges(&status, &self.metrics);
-        overview::set_health(&self.status.borrow(), &status, &self.metrics);
         self.clients.count(&counts, now);
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;

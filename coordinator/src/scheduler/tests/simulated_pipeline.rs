@@ -476,7 +476,7 @@ impl SimulatedPipeline {
                     GenerationEvent::Reused(_) | GenerationEvent::PromptScores(_) => {}
                     GenerationEvent::Failed(error) => panic!("sequence {sequence} failed: {error}"),
                 },
-                Command::Measured(_) | Command::CaughtUp => {}
+                Command::Admitted { .. } | Command::Measured(_) | Command::CaughtUp => {}
                 Command::Broken { reason, .. } => panic!("the pipeline broke: {reason}"),
             }
         }
