@@ -194,7 +194,8 @@ pub struct RateStatus {
     pub requests_per_s: f64,
     /// Median time to the first token lately, in milliseconds; 0 where none was measured.
     pub ttft_ms_p50: f64,
-    /// Median time between two tokens of a request lately, in milliseconds; 0 where none was measured.
+    /// Median time between two tokens of a request lately that did not come together, in milliseconds; 0 where none was
+    /// measured.
     pub itl_ms_p50: f64,
 }
 

@@ -111,7 +111,10 @@ impl Clients {
                 Some(before) => {
                     let between_s = now.saturating_duration_since(before).as_secs_f64();
                     self.metrics.inter_token_latency.observe(between_s);
-                    self.inter_tokens.push(between_s * 1e3, now);
+                    // Tokens that were guessed come together: what a reader sees is the time between those that do not.
+                    if between_s > 0.0 {
+                        self.inter_tokens.push(between_s * 1e3, now);
+                    }
                 }
             }
         }
@@ -238,7 +241,10 @@ mod tests {
             counts.generated_tokens += if second < 10 { 100 } else { 7 };
             let score = TokenScore { token: 5, logprob: 0.0, top: Vec::new() };
             let token = Drawn { score, origin: Origin::Drawn { rejected: 0 } };
-            clients.emit(made.sequence, GenerationEvent::Token(token), at(f64::from(second) + 0.5));
+            for _ in 0..3 {
+                let token = GenerationEvent::Token(token.clone());
+                clients.emit(made.sequence, token, at(f64::from(second) + 0.5));
+            }
         }
         let rates = clients.rates(&counts, at(30.0));
         assert!((rates.generated_tokens_per_s - 7.0).abs() < 1e-9, "{rates:?}");

@@ -33,6 +33,7 @@ struct Ring {
 struct Home {
     number: u64,
     sent_ms: f64,
+    took_us: u32,
     step: Measured,
 }
 
@@ -49,14 +50,17 @@ impl Timeline {
             return;
         }
         let home_ms = now.saturating_duration_since(self.start).as_secs_f64() * 1e3;
-        let sent_ms = (home_ms - step.took.as_secs_f64() * 1e3).max(0.0);
+        // A step that waited on the first stage for another one's tokens counts as sent when those had come, but its stage
+        // has it for longer.
+        let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX).max(on_stages_us(&step));
+        let sent_ms = (home_ms - f64::from(took_us) * 1e-3).max(0.0);
         let mut ring = self.lock();
         ring.count += 1;
         let number = ring.count;
         if ring.steps.len() == STEPS {
             ring.steps.pop_front();
         }
-        ring.steps.push_back(Home { number, sent_ms, step });
+        ring.steps.push_back(Home { number, sent_ms, took_us, step });
     }
 
     /// The steps with a larger number than `after`, in the order in which they came home.
@@ -71,13 +75,15 @@ impl Timeline {
     }
 }
 
-fn trace(Home { number, sent_ms, step }: &Home) -> StepTrace {
-    let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX);
-    let on_stages =
-        step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us)).fold(0, u32::saturating_add);
+/// For how long its stages had a step.
+fn on_stages_us(step: &Measured) -> u32 {
+    step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us)).fold(0, u32::saturating_add)
+}
+
+fn trace(Home { number, sent_ms, took_us, step }: &Home) -> StepTrace {
     // To the first stage, between any two, and home.
     let hops = step.timings.len() as u32 + 1;
-    let hop_us = took_us.saturating_sub(on_stages) / hops;
+    let hop_us = took_us.saturating_sub(on_stages_us(step)) / hops;
     let mut came_us = hop_us;
     let stages = step.timings.iter().map(|timing| {
         let stage = StageTrace { came_us, queued_us: timing.queued_us, computed_us: timing.computed_us };
@@ -93,7 +99,7 @@ fn trace(Home { number, sent_ms, step }: &Home) -> StepTrace {
         },
         rows: step.rows,
         sent_ms: *sent_ms,
-        took_us,
+        took_us: *took_us,
         stages: stages.collect(),
     }
 }
@@ -125,6 +131,13 @@ mod tests {
         assert_eq!(came, [100, 300]);
         assert_eq!((trace.step, trace.kind.as_str(), trace.rows, trace.took_us), (1, "decode", 2, 500));
         assert!((trace.sent_ms - 2.5).abs() < 1e-9, "{}", trace.sent_ms);
+        // One that waited on the first stage for another one's tokens, which came home 50 us ago.
+        let waited = Measured { took: Duration::from_micros(50), ..step(1) };
+        timeline.add(waited, start + Duration::from_millis(5));
+        let [trace] = &timeline.after(1)[..] else { panic!("one step") };
+        let came: Vec<u32> = trace.stages.iter().map(|stage| stage.came_us).collect();
+        assert_eq!((came, trace.took_us), (vec![0, 100], 200));
+        assert!((trace.sent_ms - 4.8).abs() < 1e-9, "{}", trace.sent_ms);
     }
 
     #[test]
