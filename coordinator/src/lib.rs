@@ -26,6 +26,7 @@ pub mod state_dir;
 pub mod status;
 pub mod template;
 pub mod tokens;
+pub mod top;
 
 #[cfg(test)]
 mod test_random;

@@ -3,7 +3,7 @@
 //! The control plane is gRPC ([`control`], served by [`control_server`] and dialled by [`control_client`]), the data
 //! plane is QUIC ([`link`]) carrying [`step`] frames; both are mutual TLS with the same [`identity`]. Protobuf types
 //! stop at the edge of this crate: callers see the domain types of [`ids`], [`control`], [`sampling`] and [`step`].
-//! What to send and when is decided elsewhere.
+//! What to send and when is decided elsewhere. [`doctor`] looks for what may stand in the way.
 
 mod convert;
 mod hidden;
@@ -13,6 +13,7 @@ mod tls_listener;
 pub mod control;
 pub mod control_client;
 pub mod control_server;
+pub mod doctor;
 pub mod frame;
 pub mod health;
 pub mod identity;

@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
+use crate::doctor::DoctorArgs;
 use crate::stretch::Stretch;
 
 /// What the program was asked to do.
@@ -49,6 +50,12 @@ pub enum Command {
                             0,4096 -t 4,8 -o csv"
     )]
     Bench(BenchArgs),
+    /// Look for what stands between this machine and its neighbours, with the command that mends it
+    #[command(
+        after_help = "Nothing is changed, and nothing needs root. Exit code 0 when nothing has failed, 1 otherwise.\n\n\
+                            Example:\n  brigade-worker doctor --to studio.local:7481"
+    )]
+    Doctor(DoctorArgs),
     /// Print the version
     Version,
 }

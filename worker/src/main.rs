@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
+use brigade_worker::doctor;
 use brigade_worker::driver::Driver;
 use brigade_worker::settings::{Machine, Settings};
 use brigade_worker::shutdown;
@@ -33,6 +34,12 @@ fn main() -> ExitCode {
             if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Command::Join(args) => join(*args),
+        Command::Doctor(args) => match doctor::run(args, &Machine::here(), std::io::stdout().lock()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(FAILED),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) => fail(FAILED, &format!("failed to write: {error}")),
+        },
         Command::Bench(args) => match bench::run(&args, &Machine::here(), std::io::stdout().lock()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) if error.is_usage() => fail(USAGE, &error.to_string()),

@@ -117,17 +117,13 @@ impl Settings {
             (None, Some(path)) => Some(parse_token(&read_token(path)?)?),
             (None, None) => None,
         };
-        let in_home = |rest: &str| machine.home.as_ref().map(|home| home.join(rest));
         let state = match args.state {
             Some(state) => state,
-            None => {
-                let base = machine.state_home.clone().or_else(|| in_home(".local/state"));
-                base.ok_or(SettingsError::NoHome("--state"))?.join("brigade-worker").join(name.as_str())
-            }
+            None => default_state(machine, &name).ok_or(SettingsError::NoHome("--state"))?,
         };
         let models = match args.models {
             models if models.is_empty() => {
-                vec![in_home(".local/share/brigade/models").ok_or(SettingsError::NoHome("--models"))?]
+                vec![default_models(machine).ok_or(SettingsError::NoHome("--models"))?]
             }
             models => models,
         };
@@ -152,6 +148,17 @@ impl Settings {
             health: args.health,
         })
     }
+}
+
+/// Where a worker of this name keeps its certificate unless told otherwise; `None` without a home directory.
+pub(crate) fn default_state(machine: &Machine, name: &WorkerName) -> Option<PathBuf> {
+    let in_home = || Some(machine.home.as_ref()?.join(".local/state"));
+    Some(machine.state_home.clone().or_else(in_home)?.join("brigade-worker").join(name.as_str()))
+}
+
+/// Where models are unless told otherwise; `None` without a home directory.
+pub(crate) fn default_models(machine: &Machine) -> Option<PathBuf> {
+    Some(machine.home.as_ref()?.join(".local/share/brigade/models"))
 }
 
 fn parse_token(text: &str) -> Result<JoinToken, SettingsError> {

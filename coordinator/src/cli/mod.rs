@@ -5,6 +5,7 @@
 
 mod bench;
 mod connect;
+mod doctor;
 mod drain;
 mod events;
 mod host;
@@ -17,6 +18,7 @@ mod run;
 mod serve;
 mod status;
 mod token;
+mod top;
 mod up;
 
 use std::ffi::OsString;
@@ -85,6 +87,10 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Show what happened in the cluster, also before its coordinator's last start
     Events(events::EventsArgs),
+    /// Watch a running cluster in the terminal: stages, steps, workers, requests and events
+    Top(top::TopArgs),
+    /// Look for what stands between this machine and a cluster, with the command that mends it
+    Doctor(doctor::DoctorArgs),
     /// Empty a worker, so that it can be unplugged while answers run
     Drain(drain::DrainArgs),
     /// Measure a running cluster: prompts, decoding, and where the stages' time goes
@@ -240,6 +246,8 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::plan(&args),
         Command::Status(args) => block_on(status::status(args)),
         Command::Events(args) => block_on(events::events(args)),
+        Command::Top(args) => block_on(top::top(args)),
+        Command::Doctor(args) => block_on(doctor::doctor(args)),
         Command::Drain(args) => block_on(drain::drain(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
         Command::Models(command) => block_on(models::models(command)),

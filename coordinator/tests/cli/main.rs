@@ -6,8 +6,11 @@ mod bench;
 mod client;
 mod commands;
 #[cfg(unix)]
+mod doctor;
+#[cfg(unix)]
 mod local;
 mod models;
 mod plan;
 mod program;
 mod tiny_model;
+mod top;

@@ -56,7 +56,7 @@ const UNI_STREAMS: u32 = 2;
 const BIDI_STREAMS: u32 = 1;
 /// Socket buffers asked for: one window, so that a burst does not overflow while the process is not running. Systems
 /// give less where their limits say so.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 fn transport() -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();

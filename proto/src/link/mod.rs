@@ -17,6 +17,7 @@ mod receive;
 mod send;
 mod transport;
 
+pub(crate) use config::SOCKET_BUFFER_BYTES;
 pub use connection::Link;
 pub use error::LinkError;
 pub use probe::Probed;
