@@ -124,18 +124,19 @@ async fn show(client: &Client, screen: &mut Screen, told: &mut mpsc::Receiver<To
     }
 }
 
-/// Asks for what is new, in time.
+/// Asks for what is new, in time; otherwise the reason, which needs no URL: that stands above it.
 async fn ask(client: &Client, step: u64, event: u64, with_events: bool) -> Result<Poll, String> {
     let asking = async {
         let status = client.status().await?;
         let steps = client.timeline(step).await?;
         let events = if with_events { client.events(event, MOST_EVENTS).await? } else { Vec::new() };
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        Ok(Poll { status, steps, events, at_ms })
+        Ok::<_, ClientError>(Poll { status, steps, events, at_ms })
     };
     match timeout(PATIENCE, asking).await {
-        Ok(answer) => answer.map_err(|error: ClientError| error.to_string()),
-        Err(_) => Err(format!("the coordinator at {} is silent", client.url())),
+        Ok(Err(ClientError::Unreachable { reason, .. })) => Err(reason),
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("It is silent".to_owned()),
     }
 }
 

@@ -32,6 +32,10 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
+        // The hook of a panic has given it back; a second time would put the cursor over what the panic said.
+        if std::thread::panicking() {
+            return;
+        }
         // A terminal that is gone has nothing to get back.
         let _ = self.0.show_cursor();
         let _ = ratatui::try_restore();
