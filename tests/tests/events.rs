@@ -68,6 +68,8 @@ async fn what_happened_is_listed_also_after_the_coordinator_was_killed() {
     tokio::time::sleep(Duration::from_millis(200)).await;
 
     let served = served.kill_and_restart(&client);
+    // The old one's connections are gone.
+    let client = Client::new(client.url());
     served.wait_until_serving(&client).await;
     let again = event(&client, id(&back), "coordinator", "start 2 of its state directory").await;
     assert!(id(&again) > id(&back));

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use brigade_tests::serve::Served;
 use brigade_tests::setup::repository;
 use serde_json::{Value, json};
-use yaml_rust2::{Yaml, YamlLoader};
 
 /// Labels that Prometheus itself adds, or that belong to histograms.
 const NOT_OURS: [&str; 3] = ["instance", "job", "le"];
@@ -92,17 +91,14 @@ fn shown(text: &str) -> Vec<String> {
     inside.map(|label| label.trim_start_matches("$labels.").to_owned()).collect()
 }
 
-fn yaml(path: &str) -> Yaml {
-    let mut documents =
-        YamlLoader::load_from_str(&file(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    assert_eq!(documents.len(), 1, "{path}");
-    documents.remove(0)
+fn yaml(path: &str) -> Value {
+    serde_yaml_ng::from_str(&file(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Checks the alerts; the metrics that they ask for.
 fn check_alerts(known: &Metrics) -> Vec<String> {
     let alerts = yaml("deploy/prometheus/alerts.yml");
-    let rules = alerts["groups"][0]["rules"].as_vec().expect("a list of rules");
+    let rules = alerts["groups"][0]["rules"].as_array().expect("a list of rules");
     let mut used = Vec::new();
     let mut names = BTreeSet::new();
     for rule in rules {

@@ -159,7 +159,7 @@ mod tests {
             at_ms,
             severity: Severity::Warning,
             kind: "worker".into(),
-            worker: (id % 2 == 0).then(|| "anna".into()),
+            worker: id.is_multiple_of(2).then(|| "anna".into()),
             text: format!("event {id}"),
         }
     }
