@@ -58,6 +58,8 @@ class Pace {
 async function answer() {
   const attempt = new AbortController();
   running = attempt;
+  // A new chat may begin before this answer has ended.
+  const conversation = messages;
   setHidden(stop, false);
   send.disabled = true;
   log.setAttribute("aria-busy", "true");
@@ -70,7 +72,7 @@ async function answer() {
     const response = await ask("/v1/chat/completions", {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ messages, stream: true, return_token_ids: true }),
+      body: JSON.stringify({ messages: conversation, stream: true, return_token_ids: true }),
       signal: attempt.signal,
     });
     for await (const { data } of events(response)) {
@@ -96,8 +98,8 @@ async function answer() {
   clearInterval(refresh);
   keepEnd(() => setText(shown.figures, [pace.text(true), attempt.signal.aborted || end === "" || end === "the context is full" || end === "the answer broke off" ? end : ""].filter(Boolean).join(" · ")));
   // A model is never told that it had said nothing.
-  if (text) messages.push({ role: "assistant", content: text });
-  else messages.pop();
+  if (text) conversation.push({ role: "assistant", content: text });
+  else conversation.pop();
   running = null;
   log.setAttribute("aria-busy", "false");
   setHidden(stop, true);

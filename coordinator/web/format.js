@@ -56,6 +56,10 @@ export function clock(milliseconds) {
   return [time.getHours(), time.getMinutes(), time.getSeconds()].map((part) => String(part).padStart(2, "0")).join(":");
 }
 
+// The layers of a shard, of which the last is one past its end.
+export const layers = ({ layer_start: first, layer_end: end }) =>
+  end - first === 1 ? `layer ${first}` : `layers ${first}–${end - 1}`;
+
 export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`;
 
 export const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);

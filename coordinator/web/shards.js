@@ -1,7 +1,7 @@
 // A card for each shard and for each worker without one.
 
 import { byId, el, keyed, setAttribute, setHidden, setText } from "./dom.js";
-import { bytes, bytesPerSecond, micros, percent, seconds, sizes } from "./format.js";
+import { bytes, bytesPerSecond, layers, micros, percent, seconds, sizes } from "./format.js";
 import { stateOf } from "./topology.js";
 import { pill, worse } from "./summary.js";
 
@@ -36,13 +36,13 @@ function update(card, { stage, worker, draft }) {
   setAttribute(card.body, "data-worker", worker.name);
   setAttribute(card.body, "data-state", state);
   setText(card.title, worker.name);
-  setText(card.place, stage ? String(stage.stage + 1) : "");
+  setText(card.place, stage ? String(stage.stage) : "");
   setHidden(card.place, !stage);
   card.state.update(state, state === "loading" && stage ? `loading ${percent(stage.loaded)}` : state);
 
   const holds = [];
   if (stage) {
-    holds.push(`layers ${stage.layer_start}–${stage.layer_end - 1}`);
+    holds.push(layers(stage));
     if (stage.embedding) holds.push("embedding");
     if (stage.head) holds.push("head");
   } else if (worker.state === "lost") {

@@ -13,19 +13,25 @@ const AXIS = 20;
 const holder = byId("timeline");
 let steps = [];
 let names = [];
+let changed = true;
 
 const width = watchWidth(holder, () => draw());
 
 export function forgetSteps() {
   steps = [];
+  changed = true;
 }
 
 export function takeSteps(more) {
   steps = [...steps, ...more].slice(-KEPT);
+  changed = true;
 }
 
 export function timeline(status) {
-  names = status.stages.map((stage) => stage.name);
+  const now = status.stages.map((stage) => stage.name);
+  if (!changed && now.join() === names.join()) return;
+  changed = false;
+  names = now;
   draw();
 }
 
@@ -62,7 +68,9 @@ function draw() {
     parts.push(svg("text", { class: "row-name", x: 0, y: row * ROW + ROW / 2 + 4, text: shorten(name, left < 80 ? 8 : 13) }));
     parts.push(svg("path", { class: "base", d: `M${left} ${row * ROW + ROW - 0.5}H${available}` }));
   });
-  for (const step of shown) parts.push(drawStep(step, x, scale));
+  const lines = { trail: "", queued: "" };
+  const bars = shown.map((step) => drawStep(step, x, scale, lines));
+  parts.push(svg("path", { class: "trail", d: lines.trail }), svg("path", { class: "queued", d: lines.queued }), ...bars);
   const label = `The last ${plural(shown.length, "step")} over ${plural(names.length, "stage")}, ${digits(span)} ms`;
   holder.replaceChildren(svg("svg", { width: available, height, viewBox: `0 0 ${available} ${height}`, role: "img", "aria-label": label },
     svg("defs", {}, svg("pattern", { id: "hatch", width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
@@ -71,20 +79,21 @@ function draw() {
   setText(byId("timeline-facts"), `last ${shown.length} within ${digits(span)} ms`);
 }
 
-function drawStep(step, x, scale) {
-  const bars = [];
-  let trail = "";
+// One shape for all that the stages computed of a step; how long it waited, and its way, go to what others have, too.
+function drawStep(step, x, scale, lines) {
+  let bars = "";
+  const words = [`step ${step.step}: ${step.kind} of ${plural(step.rows, "row")}, ${micros(step.took_us)}`];
   step.stages.forEach((stage, row) => {
     const came = x(step.sent_ms + stage.came_us / 1000);
     const began = came + (stage.queued_us / 1000) * scale;
     const long = Math.max((stage.computed_us / 1000) * scale, 1);
-    const y = row * ROW;
-    trail += `${row === 0 ? "M" : "L"}${began.toFixed(1)} ${y + ROW / 2}L${(began + long).toFixed(1)} ${y + ROW / 2}`;
-    if (began - came > 0.5) bars.push(svg("path", { class: "queued", d: `M${came.toFixed(1)} ${y + ROW - 3}H${began.toFixed(1)}` }));
-    bars.push(svg("rect", { class: step.kind, x: began.toFixed(1), y: y + 5, width: long.toFixed(1), height: ROW - 10, rx: Math.min(2, long / 2).toFixed(1) },
-      svg("title", { text: `step ${step.step}, ${step.kind} of ${plural(step.rows, "row")}, ${names[row]}: waited ${micros(stage.queued_us)}, computed ${micros(stage.computed_us)}` })));
+    const [top, middle] = [row * ROW + 5, row * ROW + ROW / 2];
+    bars += `M${began.toFixed(1)} ${top}h${long.toFixed(1)}v${ROW - 10}h${(-long).toFixed(1)}Z`;
+    lines.trail += `${row === 0 ? "M" : "L"}${began.toFixed(1)} ${middle}L${(began + long).toFixed(1)} ${middle}`;
+    if (began - came > 0.5) lines.queued += `M${came.toFixed(1)} ${top + ROW - 8}H${began.toFixed(1)}`;
+    words.push(`${names[row]}: waited ${micros(stage.queued_us)}, computed ${micros(stage.computed_us)}`);
   });
-  return svg("g", { class: "step" }, svg("path", { class: "trail", d: trail }), ...bars);
+  return svg("path", { class: step.kind, d: bars }, svg("title", { text: words.join("\n") }));
 }
 
 // Round times, four to eight of them.

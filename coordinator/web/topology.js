@@ -2,13 +2,13 @@
 // into one, there and back.
 
 import { byId, setAttribute, setText, svg, watchWidth } from "./dom.js";
-import { bytesPerSecond, micros, percent, plural, shorten } from "./format.js";
+import { bytesPerSecond, layers, micros, percent, plural, shorten } from "./format.js";
 import { sign, tone, worse } from "./summary.js";
 
 const NODE = { width: 128, height: 56 };
-const GAP = { least: 72, most: 150 };
+const GAP = { least: 60, most: 150 };
 const MARGIN = 16;
-const ROW_GAP = 54;
+const ROW_GAP = 44;
 // A share of lost packets below this is noise.
 const LOSS = 0.0005;
 // Steps that came home within this count as flowing.
@@ -58,29 +58,41 @@ function place(nodes, available) {
   return { at, rows: Math.ceil(nodes / columns) };
 }
 
+// What is drawn, until the stages or the room for them change: so that a dot goes on where it was.
+let picture = null;
+
 function draw(status, now) {
-  const stages = status.stages;
   const available = Math.max(width(), 240);
-  const { at, rows } = place(stages.length + 1, available);
-  const ways = hops(status);
-  const moving = now - flows.at < FLOW_MS;
-  const height = 8 + rows * NODE.height + (rows - 1) * ROW_GAP + (stages.length > 0 ? 34 : 8);
-  const parts = [];
-  for (let index = 1; index <= stages.length; index += 1) parts.push(...link(at(index - 1), at(index), ways[index - 1], moving));
-  if (stages.length > 0) parts.push(...home(at(0), at(stages.length), height, ways[stages.length], moving));
-  parts.push(node(at(0), "coordinator", `epoch ${status.epoch}`, plural(status.requests.running, "request"), "ok", true));
+  const plan = [available, ...status.stages.map((stage) => [stage.worker, stage.name, layers(stage)])].join();
+  if (picture?.plan !== plan) {
+    picture = build(status.stages, available, plan);
+    holder.replaceChildren(picture.root);
+  }
   const workers = new Map(status.workers.map((worker) => [worker.id, worker]));
-  stages.forEach((stage, index) => {
-    const worker = workers.get(stage.worker);
-    const state = stateOf(stage, worker);
-    parts.push(node(at(index + 1), stage.name, `layers ${stage.layer_start}–${stage.layer_end - 1}`, worker?.device ?? "", state, false));
+  const states = status.stages.map((stage) => stateOf(stage, workers.get(stage.worker)));
+  picture.coordinator.update("ok", `epoch ${status.epoch}`, plural(status.requests.running, "request"));
+  status.stages.forEach((stage, place) => {
+    picture.stages[place].update(states[place], layers(stage), workers.get(stage.worker)?.device ?? "");
   });
-  const words = stages.map((stage) => `${stage.name} with layers ${stage.layer_start} to ${stage.layer_end - 1}, ${stateOf(stage, workers.get(stage.worker))}`);
-  const label = stages.length > 0 ? `From the coordinator through ${words.join("; ")}; and back` : "The coordinator, and no stages yet";
-  holder.replaceChildren(svg("svg", { width: available, height, viewBox: `0 0 ${available} ${height}`, role: "img", "aria-label": label, class: moving ? "moving" : "" }, ...parts));
-  const facts = [status.stages.length > 0 ? plural(status.stages.length, "stage") : null, `${status.wire} on the wire`];
+  hops(status).forEach((way, place) => picture.links[place]?.update(way));
+  setAttribute(picture.root, "class", now - flows.at < FLOW_MS ? "moving" : "");
+  const words = status.stages.map((stage, place) => `${stage.name} with ${layers(stage)}, ${states[place]}`);
+  setAttribute(picture.root, "aria-label", words.length > 0 ? `From the coordinator through ${words.join("; ")}; and back` : "The coordinator, and no stages yet");
+  const facts = [words.length > 0 ? plural(words.length, "stage") : null, `${status.wire} on the wire`];
   if (status.predicted.bottleneck) facts.push(`limited by ${status.predicted.bottleneck}`);
   setText(byId("pipeline-facts"), facts.filter(Boolean).join(" · "));
+}
+
+function build(stages, available, plan) {
+  const { at, rows } = place(stages.length + 1, available);
+  const height = 8 + rows * NODE.height + (rows - 1) * ROW_GAP + (stages.length > 0 ? 34 : 8);
+  const links = stages.map((_, index) => link(at(index), at(index + 1)));
+  if (stages.length > 0) links.push(home(at(0), at(stages.length), height));
+  const coordinator = node(at(0), "coordinator", true);
+  const nodes = stages.map((stage, index) => node(at(index + 1), stage.name, false));
+  const root = svg("svg", { width: available, height, viewBox: `0 0 ${available} ${height}`, role: "img" },
+    ...[...links, coordinator, ...nodes].map((part) => part.node));
+  return { root, plan, links, coordinator, stages: nodes };
 }
 
 export function stateOf(stage, worker) {
@@ -90,16 +102,23 @@ export function stateOf(stage, worker) {
   return health.state;
 }
 
-function node({ x, y }, name, first, second, state, plain) {
-  const text = (dx, dy, content, kind) => svg("text", { x: x + dx, y: y + dy, class: kind, text: content });
-  return svg("g", { class: "node", "data-tone": tone(state) },
-    svg("title", { text: plain ? name : `${name}: ${state}` }),
+function node({ x, y }, name, plain) {
+  const text = (dx, dy, kind, end = false) => svg("text", { x: x + dx, y: y + dy, class: kind, "text-anchor": end ? "end" : null });
+  const [title, first, second] = [svg("title"), text(15, 35, "fact"), text(15, 48, "fact")];
+  const [heading, mark] = [text(15, 20, "name"), text(NODE.width - 10, 20, "sign", true)];
+  setText(heading, shorten(name, 14));
+  const group = svg("g", { class: "node" }, title,
     svg("rect", { x, y, width: NODE.width, height: NODE.height, rx: 6, class: plain ? "box plain" : "box" }),
     plain ? null : svg("rect", { x: x + 5, y: y + 9, width: 3, height: NODE.height - 18, rx: 1.5, class: "edge" }),
-    text(15, 20, shorten(name, 14), "name"),
-    plain ? null : svg("text", { x: x + NODE.width - 10, y: y + 20, class: "sign", "text-anchor": "end", text: sign(state) }),
-    text(15, 35, first, "fact"),
-    text(15, 48, shorten(second, 18), "fact"));
+    heading, first, second, plain ? null : mark);
+  const update = (state, upper, lower) => {
+    setAttribute(group, "data-tone", tone(state));
+    setText(title, plain ? name : `${name}: ${state}`);
+    setText(mark, sign(state));
+    setText(first, upper);
+    setText(second, shorten(lower, 18));
+  };
+  return { node: group, update };
 }
 
 function arrow(x, y, direction) {
@@ -108,7 +127,7 @@ function arrow(x, y, direction) {
   return svg("path", { class: "head", d: `M${x} ${y}L${x + dx + side[0]} ${y + dy + side[1]}L${x + dx - side[0]} ${y + dy - side[1]}Z` });
 }
 
-function link(from, to, way, moving) {
+function link(from, to) {
   const across = from.row === to.row;
   const middle = NODE.height / 2;
   let points, head, labels;
@@ -124,29 +143,31 @@ function link(from, to, way, moving) {
     head = arrow(x, y2, "down");
     labels = [x + 9, (y1 + y2) / 2 - 3, x + 9, (y1 + y2) / 2 + 11, "start"];
   }
-  return way_(points, head, way, moving, labels);
+  return wire(points, head, labels, null);
 }
 
 // The way of token ids, under everything and back to the coordinator.
-function home(first, last, height, way, moving) {
+function home(first, last, height) {
   const [x, y] = [last.x + NODE.width / 2, last.y + NODE.height];
   const bottom = height - 18;
   const points = `M${x} ${y}V${bottom - 6}Q${x} ${bottom} ${x - 6} ${bottom}H11Q5 ${bottom} 5 ${bottom - 6}V${first.y + NODE.height / 2}H${first.x}`;
   const head = arrow(first.x, first.y + NODE.height / 2, "right");
-  const middle = Math.max((x + 5) / 2, 60);
-  return way_(points, head, way, moving, [middle, bottom - 5, middle, bottom + 14, "middle"], "token ids");
+  // Where there is no room above so short a line, the words stand beside it.
+  const words = x < 240 ? [x + 9, bottom - 3, x + 9, bottom + 11, "start"] : [(x + 5) / 2, bottom - 5, (x + 5) / 2, bottom + 14, "middle"];
+  return wire(points, head, words, "token ids");
 }
 
-function way_(points, head, { link, broken, rtt, rate, loss }, moving, [x1, y1, x2, y2, anchor], name = null) {
-  const kind = broken ? "link broken" : "link";
-  const lines = broken ? ["✕ broken", null] : [[name, rtt ? micros(rtt) : null].filter(Boolean).join(" · "), rate === null ? null : bytesPerSecond(rate)];
-  if (!broken && loss > LOSS) lines[1] = `${percent(loss)} lost`;
-  const about = link ? `${link.peer_name || link.peer} at ${link.address}${link.choice ? `: ${link.choice}` : ""}; ${link.lost_packets} packets lost so far` : null;
-  return [svg("g", { class: kind },
-    about ? svg("title", { text: about }) : null,
-    svg("path", { d: points, class: "wire" }),
-    moving && !broken ? svg("path", { d: points, class: "flow" }) : null,
-    head,
-    lines[0] ? svg("text", { x: x1, y: y1, "text-anchor": anchor, class: "label", text: lines[0] }) : null,
-    lines[1] ? svg("text", { x: x2, y: y2, "text-anchor": anchor, class: loss > LOSS ? "label loss" : "label", text: lines[1] }) : null)];
+function wire(points, head, [x1, y1, x2, y2, anchor], name) {
+  const [title, upper, lower] = [svg("title"), svg("text", { x: x1, y: y1, "text-anchor": anchor }), svg("text", { x: x2, y: y2, "text-anchor": anchor })];
+  const group = svg("g", {}, title, svg("path", { d: points, class: "wire" }), svg("path", { d: points, class: "flow" }), head, upper, lower);
+  setAttribute(upper, "class", "label");
+  const update = ({ link, broken, rtt, rate, loss }) => {
+    setAttribute(group, "class", broken ? "link broken" : "link");
+    setText(title, link ? `${link.peer_name || link.peer} at ${link.address}${link.choice ? `: ${link.choice}` : ""}; ${link.lost_packets} packets lost so far` : "");
+    const losing = !broken && loss > LOSS;
+    setText(upper, broken ? "✕ broken" : [name, rtt ? micros(rtt) : null].filter(Boolean).join(" · "));
+    setText(lower, broken ? "" : losing ? `${percent(loss)} lost` : rate === null ? "" : bytesPerSecond(rate));
+    setAttribute(lower, "class", losing ? "label loss" : "label");
+  };
+  return { node: group, update };
 }

@@ -5,7 +5,7 @@ const shown = (node) => node.checkVisibility({ visibilityProperty: true }) && !n
 const name = (node) => node.getAttribute("aria-label") || node.innerText || node.labels?.[0]?.textContent
     || document.getElementById(node.getAttribute("aria-labelledby"))?.textContent;
 for (const node of document.querySelectorAll("button, input, textarea, progress, section, [role=region], [role=img], [role=log]")) {
-    if (!name(node)?.trim()) found.push(`no name: ${node.outerHTML.slice(0, 120)}`);
+    if (node.checkVisibility() && !name(node)?.trim()) found.push(`no name: ${node.outerHTML.slice(0, 120)}`);
 }
 for (const node of document.querySelectorAll("img:not([alt])")) found.push(`no words: ${node.outerHTML}`);
 for (const wanted of ["header", "main", "h1"]) if (document.querySelectorAll(wanted).length !== 1) found.push(`not one ${wanted}`);

@@ -1,9 +1,12 @@
 //! A real browser without a window, driven over the WebDriver protocol: Chromium by its own driver.
 
+use std::collections::{HashMap, HashSet};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -163,12 +166,23 @@ impl Browser {
             .await;
     }
 
-    /// A picture of what is to be seen, as PNG, written to a file.
+    /// A picture of what is to be seen, as PNG of few colours, written to a file.
     pub async fn picture(&self, file: &Path) {
         let picture = self.own("Page.captureScreenshot", json!({ "format": "png" })).await;
         let picture = STANDARD.decode(picture["data"].as_str().expect("a picture is text"));
-        std::fs::write(file, picture.expect("a picture is written in base64"))
+        let picture = with_palette(&picture.expect("a picture is written in base64"));
+        std::fs::write(file, picture.expect("the browser makes pictures that can be read"))
             .unwrap_or_else(|error| panic!("failed to write {}: {error}", file.display()));
+    }
+
+    /// For how long the page's thread has computed since the first question, in seconds; what it waited for other programs
+    /// does not count.
+    pub async fn thread_seconds(&self) -> f64 {
+        self.own("Performance.enable", json!({ "timeDomain": "threadTicks" })).await;
+        let all = self.own("Performance.getMetrics", json!({})).await;
+        let metrics = all["metrics"].as_array().cloned().unwrap_or_default();
+        let task = metrics.iter().find(|metric| metric["name"] == "TaskDuration");
+        task.and_then(|metric| metric["value"].as_f64()).expect("the browser counts its tasks' time")
     }
 
     /// Errors that the page has made on its console since the last question.
@@ -179,4 +193,50 @@ impl Browser {
             entries.iter().filter(|entry| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING")));
         bad.map(|entry| entry["message"].to_string()).collect()
     }
+}
+
+/// Colours of a picture: what a palette of one byte holds.
+const COLOURS: usize = 256;
+
+/// The same picture with its most frequent colours alone, each other one as the nearest of these: a third of the size,
+/// since most of a page's colours are the soft edges of letters.
+fn with_palette(picture: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut reader = png::Decoder::new(Cursor::new(picture)).read_info()?;
+    let mut pixels = vec![0; reader.output_buffer_size().context("the picture is too large")?];
+    let info = reader.next_frame(&mut pixels)?;
+    let channels = info.color_type.samples();
+    anyhow::ensure!(
+        info.bit_depth == png::BitDepth::Eight && channels >= 3,
+        "it is not one of bytes per colour"
+    );
+    let colours = pixels.chunks_exact(channels).map(|pixel| [pixel[0], pixel[1], pixel[2]]);
+    let mut counts: HashMap<[u8; 3], usize> = HashMap::new();
+    for colour in colours.clone() {
+        *counts.entry(colour).or_default() += 1;
+    }
+    let mut palette: Vec<[u8; 3]> = counts.keys().copied().collect();
+    palette.sort_unstable_by_key(|colour| (std::cmp::Reverse(counts[colour]), *colour));
+    // One of each sixteenth, so that rare colours have a place beside many shades of frequent ones.
+    let mut taken = HashSet::new();
+    palette.retain(|colour| taken.insert(colour.map(|channel| channel >> 4)));
+    palette.truncate(COLOURS);
+    let distance = |left: &[u8; 3], right: &[u8; 3]| -> u32 {
+        left.iter().zip(right).map(|(left, right)| u32::from(left.abs_diff(*right)).pow(2)).sum()
+    };
+    let nearest = |colour: &[u8; 3]| {
+        let places = 0..=u8::MAX;
+        places.zip(&palette).min_by_key(|(_, known)| distance(known, colour)).map_or(0, |(place, _)| place)
+    };
+    let places: HashMap<[u8; 3], u8> = counts.keys().map(|colour| (*colour, nearest(colour))).collect();
+    let indices: Vec<u8> = colours.map(|colour| places[&colour]).collect();
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, info.width, info.height);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_palette(palette.concat());
+    encoder.set_compression(png::Compression::High);
+    // Neighbouring numbers of a palette are no neighbouring colours.
+    encoder.set_filter(png::Filter::NoFilter);
+    encoder.write_header()?.write_image_data(&indices)?;
+    Ok(file)
 }

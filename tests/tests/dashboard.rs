@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use brigade_coordinator::status::MOST_ACTIVE;
 use brigade_tests::browser::{self, Browser};
 use brigade_tests::cluster::STOP;
 use brigade_tests::serve::Served;
@@ -25,7 +26,11 @@ const UPDATE_MS: f64 = 50.0;
 /// The largest picture: they lie in the repository.
 const PICTURE_BYTES: u64 = 150_000;
 /// How large a window the pictures show.
-const WINDOW: (u32, u32) = (1200, 900);
+const WINDOW: (u32, u32) = (1280, 960);
+/// For how long a cluster has worked on the pictures that are kept, so that there is something on the charts.
+const CHARTED: Duration = Duration::from_secs(15);
+/// Tokens of what runs beside the chat: more than are computed meanwhile.
+const LONG_TOKENS: u32 = 1500;
 /// The smallest phone.
 const PHONE: (u32, u32) = (360, 640);
 
@@ -110,33 +115,44 @@ async fn living() -> Result<(), Failed> {
     let pill = browser.text("#health").await.unwrap_or_default();
     check(pill.ends_with("ok"), pill)?;
 
-    let beside = requests(None).into_iter().skip(1).take(2);
     let mut streams = Vec::new();
-    for request in beside {
+    for mut request in requests(None).into_iter().skip(1).take(2) {
+        request["max_tokens"] = json!(LONG_TOKENS);
         streams.push(Streaming::start(&cluster.client, &cluster.model, request).await);
     }
-    browser.type_into("#chat-input", "Write a very long story about a bucket brigade.\n").await;
-    let answer = "const said = document.querySelector('.message.assistant .said'); return (said?.textContent.length ?? 0)";
-    browser.wait_for("an answer that streams", THERE, &format!("{answer} > 40")).await;
-    let drawn = "return document.querySelectorAll('#topology .flow').length === 4";
+    browser.type_into("#chat-input", "What is the capital of France? Answer in one sentence.\n").await;
+    let figures = "return document.getElementById('chat-stop').hidden && document.querySelector('.assistant .figures-line')?.innerText";
+    let figures = browser.wait_for("a whole answer", END, figures).await;
+    println!("  {figures}");
+    check(figures.as_str().is_some_and(|text| text.starts_with("first token after")), figures.to_string())?;
+    let drawn = "return document.querySelectorAll('#topology .moving .link:not(.broken) .flow').length === 4 \
+                 && document.querySelectorAll('#timeline path.decode').length > 30";
     browser.wait_for("steps that move", THERE, drawn).await;
     pictures(&browser).await?;
 
+    browser.click("#chat-new").await;
+    browser.type_into("#chat-input", "Write a very long story about a bucket brigade.\n").await;
+    let answer = "return (document.querySelector('.message.assistant .said')?.textContent.length ?? 0)";
+    browser.wait_for("an answer that streams", THERE, &format!("{answer} > 40")).await;
     let length = browser.eval(answer).await.as_u64().unwrap_or_default();
     let victim = cluster.holder(1).await;
     let name = victim.name().to_owned();
     let killed = Instant::now();
     victim.kill();
     let gone = format!(
-        "return document.querySelector('.card[data-worker={name}]:is([data-state=unreachable], [data-state=lost])') !== null"
+        "return document.querySelector('.card[data-worker={name}][data-state=unreachable]') !== null"
     );
     browser.wait_for("the worker as unreachable", SHOWN, &gone).await;
     println!("  a killed worker is shown as unreachable after {:.2?}", killed.elapsed());
     browser.wait_for("the answer's next words", THERE, &format!("{answer} > {}", length + 40)).await;
-    let whole = "return document.querySelectorAll('#shards .card[data-state=ok]').length === 2 && document.querySelectorAll('.link.broken').length === 0";
-    browser.wait_for("two shards that are ok", THERE, whole).await;
+    // They compute what three did, and may be called slow.
+    let whole = "return document.querySelectorAll('#shards .card:is([data-state=ok], [data-state=slow])').length === 2 \
+                 && document.querySelectorAll('.link.broken').length === 0";
+    browser.wait_for("two shards that serve", THERE, whole).await;
     browser.click("#chat-stop").await;
-    let figures = browser.wait_for("the answer's figures", SHOWN, "return document.querySelector('.figures-line')?.innerText.includes('stopped') && document.querySelector('.figures-line').innerText").await;
+    let figures = "const line = document.querySelector('.assistant .figures-line').innerText; \
+                   return line.includes('stopped') && line";
+    let figures = browser.wait_for("the answer's figures", SHOWN, figures).await;
     println!("  {figures}");
     check(
         figures.as_str().is_some_and(|text| text.contains("first token after") && text.contains("tokens/s")),
@@ -145,8 +161,8 @@ async fn living() -> Result<(), Failed> {
     let alert = browser.text("#chat-log .error").await;
     check(alert.is_none(), format!("the chat shows an error: {alert:?}"))?;
     for stream in streams {
-        let told = stream.end(END).await;
-        check(told.done, format!("a stream beside the page broke off: {:?}", told.error))?;
+        let error = stream.so_far().error;
+        check(error.is_none(), format!("a stream beside the page broke off: {error:?}"))?;
     }
 
     for scheme in ["light", "dark"] {
@@ -167,6 +183,9 @@ async fn living() -> Result<(), Failed> {
 /// Pictures of a cluster at work, light and dark.
 async fn pictures(browser: &Browser) -> Result<(), Failed> {
     let keep = std::env::var("BRIGADE_PICTURES").is_ok_and(|value| value == "1");
+    if keep {
+        tokio::time::sleep(CHARTED).await;
+    }
     for scheme in ["light", "dark"] {
         let file = picture_file(scheme);
         browser.show_as(WINDOW.0, WINDOW.1, scheme).await;
@@ -243,14 +262,13 @@ async fn large() -> Result<(), Failed> {
         )
         .await;
     let body = UPDATES.replace("arguments[0]", &large_cluster(client.status().await).to_string());
+    let before = browser.thread_seconds().await;
     let seen = browser.eval(&body).await;
-    let mut took: Vec<f64> =
-        seen["took"].as_array().ok_or("no times")?.iter().filter_map(Value::as_f64).collect();
-    check(took.len() == 20 && seen["cards"] == 16 && seen["bars"].as_u64() >= Some(600), seen.to_string())?;
-    took.sort_by(f64::total_cmp);
-    println!("  an update takes {:.1} ms, at most {:.1} ms", took[10], took[19]);
-    // The first makes everything, and the machine may be busy with something else for a moment.
-    check(took[17] < UPDATE_MS, format!("updates take {took:.1?} ms"))?;
+    let update_ms =
+        (browser.thread_seconds().await - before) * 1e3 / seen["updates"].as_f64().ok_or("no count")?;
+    println!("  an update keeps the page's thread busy for {update_ms:.1} ms");
+    check(seen["cards"] == 16 && seen["requests"] == MOST_ACTIVE && seen["steps"] == 40, seen.to_string())?;
+    check(update_ms > 0.0 && update_ms < UPDATE_MS, format!("an update takes {update_ms:.1} ms"))?;
     browser.quit().await;
     Ok(())
 }
@@ -259,7 +277,7 @@ async fn large() -> Result<(), Failed> {
 fn large_cluster(mut status: Value) -> Value {
     const WORKERS: u32 = 16;
     use brigade_coordinator::status::{
-        ActiveRequest, Health, LinkStatus, MOST_ACTIVE, StageStatus, StageTrace, StepTrace, WorkerStatus,
+        ActiveRequest, Health, LinkStatus, StageStatus, StageTrace, StepTrace, WorkerStatus,
     };
     let workers = (0..WORKERS).map(|place| {
         let peer = if place + 1 == WORKERS { "coordinator".to_owned() } else { format!("w{}", place + 1) };
