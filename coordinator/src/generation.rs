@@ -24,6 +24,57 @@ pub struct GenerationRequest {
     pub score_prompt: bool,
     /// With whom computed tokens may be shared.
     pub scope: ReuseScope,
+    /// Who asked, for traces.
+    pub trace: TraceContext,
+}
+
+/// What a trace tells of where a request comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    /// Whether it is a chat, rather than a text that goes on.
+    pub chat: bool,
+    /// The caller's own span, where it named one.
+    pub parent: Option<TraceParent>,
+}
+
+/// A caller's span, as the header `traceparent` names it (<https://www.w3.org/TR/trace-context/>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceParent {
+    /// The trace that it belongs to.
+    pub trace_id: [u8; 16],
+    /// Its id.
+    pub span_id: [u8; 8],
+    /// Whether the caller records it.
+    pub sampled: bool,
+}
+
+impl TraceParent {
+    /// Reads a header's value; one of another form is no parent, as the standard has it.
+    pub fn parse(value: &str) -> Option<TraceParent> {
+        let mut parts = value.trim().split('-');
+        let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let [version] = from_hex(version)?;
+        // Later versions may have more parts; ff is none.
+        if version == 0xff || (version == 0 && parts.next().is_some()) {
+            return None;
+        }
+        let (trace_id, span_id, [flags]) = (from_hex(trace)?, from_hex(span)?, from_hex(flags)?);
+        let is_valid = trace_id != [0; 16] && span_id != [0; 8];
+        is_valid.then_some(TraceParent { trace_id, span_id, sampled: flags & 1 == 1 })
+    }
+}
+
+/// Bytes written as lower-case hexadecimal digits.
+fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let is_hex = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f');
+    if text.len() != 2 * N || !text.bytes().all(is_hex) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (place, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// Requests of one scope share what is computed of prompts that begin alike; those of others do not, since the time
@@ -122,4 +173,33 @@ pub enum GenerationError {
         /// What happened.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_span_is_read_as_the_standard_has_it() {
+        let parse = TraceParent::parse;
+        let read = parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        assert_eq!((read.trace_id[0], read.trace_id[15], read.sampled), (0x4b, 0x36, true));
+        assert_eq!(read.span_id, [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
+        let not_sampled = parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-02").unwrap();
+        assert!(!not_sampled.sampled);
+        assert!(parse("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more").is_some());
+        for wrong in [
+            "",
+            "00",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902-01",
+            "00-äbf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
 }

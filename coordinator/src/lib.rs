@@ -27,6 +27,7 @@ pub mod status;
 pub mod template;
 pub mod tokens;
 pub mod top;
+pub mod traces;
 
 #[cfg(test)]
 mod test_random;

@@ -81,6 +81,8 @@ pub struct Metrics {
     pub recovery: Family<RecoveryLabel, Histogram>,
     /// Results dropped because their fence was not the active one.
     pub results_fenced: Counter,
+    /// Traces that the collector did not take, or that came faster than it took them.
+    pub traces_dropped: Counter,
 }
 
 /// How a request ended.
@@ -233,6 +235,7 @@ impl Metrics {
             recoveries: Counter::default(),
             recovery: Family::new_with_constructor(long),
             results_fenced: Counter::default(),
+            traces_dropped: Counter::default(),
         };
         let ours = registry.sub_registry_with_prefix("brigade");
         metrics.register(ours);
@@ -300,6 +303,7 @@ impl Metrics {
             ),
             ("recoveries", "Losses of a plan after which what ran went on", &self.recoveries),
             ("results_fenced", "Results dropped for an old fence", &self.results_fenced),
+            ("traces_dropped", "Traces that the collector did not take", &self.traces_dropped),
         ] {
             to.register(name, help, counter.clone());
         }

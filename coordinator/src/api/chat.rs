@@ -24,7 +24,7 @@ use super::params::Delivery;
 use super::prompt_log::PromptLine;
 use super::prompts;
 use super::sse::{self, Chunks};
-use super::state::Api;
+use super::state::{Api, trace_context};
 use super::tool_calls::{Call, CallFinder, Found, MARKERS};
 use crate::generation::GenerationRequest;
 
@@ -40,6 +40,7 @@ pub(crate) async fn chat<E: Engine>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (scope, headers) = (auth::scope(&request), request.headers().clone());
+    let trace = trace_context(&headers, true);
     let body = body::read(request).await?;
     let wish = Wish::read(&headers, "chat", &body)?;
     let mut request = ChatRequest::parse(&body, api.vocabulary())?;
@@ -80,6 +81,7 @@ pub(crate) async fn chat<E: Engine>(
             max_tokens,
             score_prompt: false,
             scope,
+            trace,
         },
     });
     let mut jobs: Vec<Job> = jobs.collect();

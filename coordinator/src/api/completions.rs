@@ -23,7 +23,7 @@ use super::params::Delivery;
 use super::prompt_log::PromptLine;
 use super::prompts::{self, Encoded};
 use super::sse::{self, Chunks};
-use super::state::Api;
+use super::state::{Api, trace_context};
 use crate::generation::GenerationRequest;
 
 /// Answers a completion request, whole or as a stream.
@@ -32,6 +32,7 @@ pub(crate) async fn complete<E: Engine>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (scope, headers) = (auth::scope(&request), request.headers().clone());
+    let trace = trace_context(&headers, false);
     let body = body::read(request).await?;
     let wish = Wish::read(&headers, "completions", &body)?;
     let mut request = CompletionRequest::parse(&body, api.vocabulary())?;
@@ -55,6 +56,7 @@ pub(crate) async fn complete<E: Engine>(
                 max_tokens: request.max_tokens,
                 score_prompt: scored,
                 scope,
+                trace,
             },
             reading: Reading {
                 stops: request.shared.stops.clone(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use super::envelope::Envelope;
 use super::error::ApiError;
 use super::kept::{Kept, KeptAnswers, Wish};
 use super::params::Vocabulary;
-use crate::generation::GenerationError;
+use crate::generation::{GenerationError, TraceContext, TraceParent};
 use crate::status::Phase;
 
 /// Most prompts that are encoded at a time: encoding keeps a core busy, and the coordinator shares its machine.
@@ -170,6 +171,12 @@ impl<E: Engine> Api<E> {
         }
         Ok(max_tokens)
     }
+}
+
+/// Where a request comes from.
+pub(crate) fn trace_context(headers: &HeaderMap, chat: bool) -> TraceContext {
+    let parent = headers.get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
+    TraceContext { chat, parent }
 }
 
 /// What the cluster is doing while it does not serve.

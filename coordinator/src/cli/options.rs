@@ -15,6 +15,7 @@ use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
 use crate::scheduler::Speculation;
 use crate::template::own_program;
+use crate::traces::TraceSettings;
 
 /// Port of the control plane (TCP) and the data plane (UDP) unless told otherwise.
 pub(super) const CONTROL_PORT: u16 = 7481;
@@ -80,6 +81,24 @@ pub(super) struct ServingOptions {
     /// same request gets it again, also after a restart; only this user can read it. 0s refuses such requests
     #[arg(long, env = "BRIGADE_KEEP_ANSWERS", value_name = "TIME", hide_env = true, default_value = "1h", value_parser = parse_duration)]
     pub(super) keep_answers: Duration,
+
+    /// Send traces of requests to this OpenTelemetry collector, as OTLP over HTTP; never what they ask or are answered
+    #[arg(long, env = "BRIGADE_OTLP", value_name = "URL", hide_env = true, value_parser = parse_collector)]
+    pub(super) otlp: Option<String>,
+
+    /// Share of the requests that are traced, from 0 to 1; those with a `traceparent` are traced where it says so
+    #[arg(long, env = "BRIGADE_OTLP_SAMPLE", value_name = "SHARE", hide_env = true, default_value_t = 0.01, value_parser = parse_share)]
+    pub(super) otlp_sample: f64,
+}
+
+fn parse_collector(text: &str) -> Result<String, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
+    url.map(|_| text.to_owned()).ok_or_else(|| "write it as http://HOST:4318".to_owned())
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "write a number from 0 to 1".to_owned())
 }
 
 /// How hidden states cross links, as a flag's value.
@@ -335,6 +354,7 @@ pub(super) fn cluster_settings(
         speculation: if serving.no_speculation { Speculation::Off } else { Speculation::Lookup },
         max_waiting: MAX_WAITING,
         park: serving.park,
+        traces: serving.otlp.clone().map(|endpoint| TraceSettings { endpoint, sample: serving.otlp_sample }),
     })
 }
 

@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::generation::{Generation, GenerationEvent, GenerationRequest};
 use crate::metrics::{Metrics, Outcome};
 use crate::recent::{Lately, Readings};
-use crate::scheduler::{Active, Counts};
+use crate::scheduler::{Active, Counts, Measured};
 use crate::status::{ActiveRequest, RateStatus};
+use crate::traces::{Ending, Recording, Tracer};
 
 /// Rates are of so much time: long enough to be steady, short enough to be what is.
 const RATES: Duration = Duration::from_secs(10);
@@ -25,6 +26,7 @@ pub(super) struct Clients {
     clients: HashMap<SequenceId, Client>,
     next: u64,
     metrics: Metrics,
+    tracer: Option<Tracer>,
     counted: Counts,
     counts: Readings<Counts>,
     /// In milliseconds.
@@ -38,6 +40,7 @@ struct Client {
     /// Whether it has had cache.
     admitted: bool,
     last_token: Option<Instant>,
+    trace: Option<Box<Recording>>,
 }
 
 /// A generation just made, before anyone listens.
@@ -49,11 +52,12 @@ pub(super) struct NewGeneration {
 }
 
 impl Clients {
-    pub(super) fn new(metrics: Metrics) -> Clients {
+    pub(super) fn new(metrics: Metrics, tracer: Option<Tracer>) -> Clients {
         Clients {
             clients: HashMap::new(),
             next: 0,
             metrics,
+            tracer,
             counted: Counts::default(),
             counts: Readings::default(),
             first_tokens: Lately::default(),
@@ -68,19 +72,47 @@ impl Clients {
         let (sender, events) = mpsc::channel(most_events(request));
         let cancelled = CancellationToken::new();
         let generation = Generation { events, cancel: cancelled.clone().drop_guard() };
-        let client = Client { events: sender, submitted: Instant::now(), admitted: false, last_token: None };
+        let submitted = Instant::now();
+        let trace = self.tracer.as_ref().and_then(|tracer| tracer.begin(request, submitted)).map(Box::new);
+        let client = Client { events: sender, submitted, admitted: false, last_token: None, trace };
         self.clients.insert(sequence, client);
         NewGeneration { sequence, cancelled, generation }
     }
 
+    /// The workers of the stages that compute from now on.
+    pub(super) fn serve_on(&mut self, stages: Vec<String>) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.serve_on(stages);
+        }
+    }
+
+    /// A step has come home.
+    pub(super) fn measured(&mut self, step: &Measured, now: Instant) {
+        if self.tracer.is_none() {
+            return;
+        }
+        for sequence in &step.sequences {
+            if let Some(trace) = self.clients.get_mut(sequence).and_then(|client| client.trace.as_mut()) {
+                trace.step(&step.timings, step.took, now);
+            }
+        }
+    }
+
     /// Forgets a generation that nobody listens to any more.
     pub(super) fn forget(&mut self, sequence: SequenceId) {
-        self.clients.remove(&sequence);
+        self.end(sequence, Ending::Cancelled, Instant::now());
+    }
+
+    fn end(&mut self, sequence: SequenceId, how: Ending, now: Instant) {
+        let trace = self.clients.remove(&sequence).and_then(|client| client.trace);
+        if let (Some(tracer), Some(trace)) = (&self.tracer, trace) {
+            tracer.end(*trace, how, now);
+        }
     }
 
     /// Forgets a generation that was not taken.
     pub(super) fn refuse(&mut self, sequence: SequenceId) {
-        self.forget(sequence);
+        self.clients.remove(&sequence);
         self.metrics.count_request(Outcome::Refused);
     }
 
@@ -89,6 +121,9 @@ impl Clients {
         let Some(client) = self.clients.get_mut(&sequence) else {
             return;
         };
+        if let Some(trace) = &mut client.trace {
+            trace.admitted(now);
+        }
         if !std::mem::replace(&mut client.admitted, true) {
             let waited = now.saturating_duration_since(client.submitted);
             self.metrics.request_queue_time.observe(waited.as_secs_f64());
@@ -100,7 +135,16 @@ impl Clients {
         let Some(client) = self.clients.get_mut(&sequence) else {
             return;
         };
-        let last = matches!(event, GenerationEvent::Done(_) | GenerationEvent::Failed(_));
+        let ending = match &event {
+            GenerationEvent::Done(reason) => Some(Ending::Finished(*reason)),
+            GenerationEvent::Failed(error) => Some(Ending::Failed(error.to_string())),
+            _ => None,
+        };
+        match (&mut client.trace, &event) {
+            (Some(trace), GenerationEvent::Token(_)) => trace.token(now),
+            (Some(trace), GenerationEvent::Reused(tokens)) => trace.reused(*tokens),
+            _ => {}
+        }
         if matches!(event, GenerationEvent::Token(_)) {
             match client.last_token.replace(now) {
                 None => {
@@ -124,8 +168,8 @@ impl Clients {
         }
         // The client may have gone: its generation is being cancelled then.
         let _ = client.events.try_send(event);
-        if last {
-            self.forget(sequence);
+        if let Some(how) = ending {
+            self.end(sequence, how, now);
         }
     }
 
@@ -216,7 +260,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::generation::{Drawn, Origin, ReuseScope};
+    use crate::generation::{Drawn, Origin, ReuseScope, TraceContext};
     use crate::metrics::StatusMetrics;
     use crate::scheduler::Doing;
 
@@ -225,7 +269,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let status = StatusMetrics::new(watch::channel(Arc::default()).1);
-        let mut clients = Clients::new(Metrics::new(Registry::default(), status));
+        let mut clients = Clients::new(Metrics::new(Registry::default(), status), None);
         let request = GenerationRequest {
             prompt: vec![1, 2],
             drawn: Vec::new(),
@@ -233,6 +277,7 @@ mod tests {
             max_tokens: 100,
             score_prompt: false,
             scope: ReuseScope::default(),
+            trace: TraceContext::default(),
         };
         let made = clients.add(&request);
         let mut counts = Counts { generated_tokens: 1000, ..Counts::default() };

@@ -8,6 +8,7 @@ use brigade_proto::control::CacheDtype;
 use brigade_proto::step::WireDtype;
 
 use crate::scheduler::Speculation;
+use crate::traces::TraceSettings;
 
 /// Rows of a prompt chunk unless told otherwise: long enough that weights are read once for many rows, short enough
 /// that running streams wait little for one.
@@ -52,4 +53,6 @@ pub struct ClusterSettings {
     pub max_waiting: usize,
     /// How long requests are kept while no plan can be made.
     pub park: Duration,
+    /// Where traces go; `None` where requests are not traced.
+    pub traces: Option<TraceSettings>,
 }

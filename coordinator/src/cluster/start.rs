@@ -34,6 +34,7 @@ use crate::metrics::{Metrics, StatusMetrics};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
+use crate::traces::Tracer;
 
 /// What is served.
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
@@ -106,6 +107,9 @@ pub enum StartError {
         /// Which.
         name: &'static str,
     },
+    /// Traces cannot be sent.
+    #[error("failed to make a client for traces: {0}")]
+    Traces(reqwest::Error),
     /// Reading the model broke off.
     #[error("reading the model broke off: {0}")]
     Interrupted(String),
@@ -210,6 +214,11 @@ impl Cluster {
         let (dir, told, of) = (settings.state_dir.clone(), status.clone(), tasks.clone());
         let log = tokio::task::spawn_blocking(move || EventLog::start(&dir, told, &of)).await;
         let log = log.map_err(|error| StartError::Interrupted(error.to_string()))?;
+        let tracer = settings.traces.as_ref().map(|traces| {
+            let (id, dropped) = (model.info.id.clone(), metrics.traces_dropped.clone());
+            Tracer::start(traces, id, dropped, &tasks).map_err(StartError::Traces)
+        });
+        let tracer = tracer.transpose()?;
         let core = Core::new(CoreParts {
             incarnation,
             data_port: data_addr.port(),
@@ -222,6 +231,7 @@ impl Cluster {
             speculation: settings.speculation,
             short_way: settings.short_way,
             metrics: metrics.clone(),
+            tracer,
             health,
             timeline: timeline.clone(),
             tasks: tasks.clone(),

@@ -242,6 +242,7 @@ mod tests {
             rows,
             took: Duration::from_micros(1_000),
             timings: vec![timing(0, 400), timing(1, 500)],
+            sequences: Vec::new(),
         };
         statistics.add(&step(StepKind::Decode, 1), &metrics);
         statistics.add(&step(StepKind::Decode, 4), &metrics);
@@ -283,6 +284,7 @@ mod tests {
                 StageTiming { stage: 0, computed_us: first_us, ..StageTiming::default() },
                 StageTiming { stage: 1, computed_us: second_us, ..StageTiming::default() },
             ],
+            sequences: Vec::new(),
         };
         for tenth in 0..300 {
             let now = start + Duration::from_millis(tenth * 100);

@@ -128,6 +128,8 @@ pub struct Measured {
     pub took: Duration,
     /// One entry per stage, in order.
     pub timings: Vec<StageTiming>,
+    /// The generations that had a part in it.
+    pub sequences: Vec<SequenceId>,
 }
 
 /// Counts of requests and tokens. Those in the past tense only ever grow.

@@ -59,11 +59,14 @@ impl Scheduler {
         }
         self.tell_followers(result.step, &flight, Some(&result.outputs));
         self.set_out(result.step, now);
+        // Before what it causes: with that a generation may end.
+        let timings = result.timings;
+        let sequences = flight.expected.iter().map(|expected| expected.sequence).collect();
+        let measured = Measured { kind: flight.kind, rows, took, timings, sequences };
+        self.commands.push_back(Command::Measured(measured));
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(expected, output);
         }
-        let timings = result.timings;
-        self.commands.push_back(Command::Measured(Measured { kind: flight.kind, rows, took, timings }));
     }
 
     /// Takes in that a stage could not compute a step: its sequences fail, and what it should have released is released

@@ -134,8 +134,15 @@ pub(super) enum Progress {
 
 impl Sequence {
     pub(super) fn new(request: GenerationRequest) -> Sequence {
-        let GenerationRequest { prompt: mut tokens, drawn, sampling, max_tokens, score_prompt, scope } =
-            request;
+        let GenerationRequest {
+            prompt: mut tokens,
+            drawn,
+            sampling,
+            max_tokens,
+            score_prompt,
+            scope,
+            trace: _,
+        } = request;
         let prompt = tokens.len();
         tokens.extend(drawn);
         let prefill = tokens.len();

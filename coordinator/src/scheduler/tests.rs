@@ -23,7 +23,7 @@ use self::simulated_stage::{END, SimulatedStage, drawn};
 use super::chunks::MOST_CHUNKS;
 use super::groups::MOST_GROUPS;
 use super::*;
-use crate::generation::{FinishReason, Origin, ReuseScope};
+use crate::generation::{FinishReason, Origin, ReuseScope, TraceContext};
 use crate::test_random::Random;
 
 const DEPLOYMENT: DeploymentId = DeploymentId(1);
@@ -52,6 +52,7 @@ fn request(prompt: u32, max_tokens: u32) -> GenerationRequest {
         max_tokens,
         score_prompt: false,
         scope: ReuseScope::default(),
+        trace: TraceContext::default(),
     }
 }
 

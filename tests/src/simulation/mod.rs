@@ -25,7 +25,9 @@ mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use brigade_coordinator::generation::{FinishReason, GenerationEvent, GenerationRequest, ReuseScope};
+use brigade_coordinator::generation::{
+    FinishReason, GenerationEvent, GenerationRequest, ReuseScope, TraceContext,
+};
 use brigade_coordinator::scheduler::Speculation;
 use brigade_coordinator::status::Phase;
 use brigade_proto::ids::SequenceId;
@@ -218,6 +220,7 @@ impl Run {
             max_tokens,
             score_prompt,
             scope: ReuseScope::default(),
+            trace: TraceContext::default(),
         };
         let (tokens, _) = model::answer(&request.prompt, &request.sampling, max_tokens as usize);
         if self.world.submit(id, request.clone()).is_ok() {

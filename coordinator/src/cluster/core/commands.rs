@@ -87,6 +87,7 @@ impl Core {
                 tracing::info!(fence = %pipeline.fence, stages = stages.len(), "serving");
                 self.first = stages.first().map(|stage| stage.worker.clone());
                 self.statistics.restart(&pipeline.stages);
+                self.clients.serve_on(stages.iter().map(|stage| stage.name.clone()).collect());
                 self.steps_before = stages
                     .iter()
                     .filter_map(|stage| self.membership.member(&stage.worker))
@@ -142,6 +143,7 @@ impl Core {
             scheduler::Command::Admitted { sequence } => self.clients.admitted(sequence, now),
             scheduler::Command::Measured(step) => {
                 self.statistics.add(&step, &self.metrics);
+                self.clients.measured(&step, now);
                 self.timeline.add(step, now);
             }
             scheduler::Command::CaughtUp => {

@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Speculation};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::{ClusterStatus, ModelStatus};
+use crate::traces::Tracer;
 
 pub(super) use self::draft::Draft;
 
@@ -90,6 +91,7 @@ pub(super) struct CoreParts {
     pub(super) speculation: Speculation,
     pub(super) short_way: bool,
     pub(super) metrics: Metrics,
+    pub(super) tracer: Option<Tracer>,
     pub(super) health: Health,
     pub(super) timeline: Timeline,
     pub(super) tasks: TaskTracker,
@@ -163,7 +165,7 @@ impl Core {
             links: Links::new(events_sender.clone(), parts.tasks.clone()),
             first: None,
             steps_before: BTreeMap::new(),
-            clients: Clients::new(parts.metrics.clone()),
+            clients: Clients::new(parts.metrics.clone(), parts.tracer),
             cancelled: FuturesUnordered::new(),
             statistics: Statistics::default(),
             timeline: parts.timeline,

@@ -11,7 +11,7 @@ use brigade_proto::step::{Drawn, DrawnToken, Segment, StageTiming, StepFrame, St
 
 use super::draft_stage::{DRAFT, DraftStage, draft_pipeline};
 use super::simulated_stage::SimulatedStage;
-use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope};
+use crate::generation::{GenerationEvent, GenerationRequest, ReuseScope, TraceContext};
 use crate::scheduler::{Command, Pipeline, Scheduler, Speculation, StagePrediction};
 use crate::test_random::Random;
 
@@ -241,6 +241,7 @@ impl SimulatedPipeline {
             max_tokens,
             score_prompt: false,
             scope: ReuseScope(if self.sharing { 0 } else { id.0 }),
+            trace: TraceContext::default(),
         };
         self.stages.iter_mut().for_each(|stage| stage.strict.expect(id, &request.prompt));
         self.scheduler.submit(id, request).expect("the request fits");
