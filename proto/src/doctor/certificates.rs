@@ -114,7 +114,7 @@ fn worker(state: &Path, machine: &dyn Surroundings) -> Vec<Finding> {
         CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect();
     let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).ok();
     let key = key.and_then(|key| KeyPair::try_from(&key).ok());
-    let (&[ref cert, ref ca], Some(key)) = (certs.as_slice(), key) else {
+    let ([cert, ca], Some(key)) = (certs.as_slice(), key) else {
         return vec![Finding::fail(CHECK, format!("{at} does not hold two certificates and a key"), anew)];
     };
     if !fits(cert, &key) || !signed_by(cert, ca) {
