@@ -137,6 +137,8 @@ fn panics_on_a_screen() {
 fn a_panic_leaves_the_terminal_as_it_was_and_is_told_on_it() {
     let mut command = Command::new(std::env::current_exe().expect("the system knows this program's path"));
     command.args(["--exact", "panics_on_a_screen", "--ignored", "--nocapture"]);
+    // A backtrace would move the message off the screen.
+    command.env("RUST_BACKTRACE", "0");
     let mut terminal = Terminal::start(&mut command, 24, 80);
     terminal.wait_until("a picture", STARTED, |text| text.contains("a picture"));
     assert!(!terminal.wait(ENDED).success());
