@@ -2,18 +2,20 @@
 //! seconds; and is well again once the cause is gone.
 //!
 //! Cutting a host off needs network namespaces, so root and iproute2; where they can't be made, that test is reported as
-//! ignored.
+//! ignored. The dashboard is one of the places where there is a browser; where there is none, that is said.
 
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use brigade_tests::browser::{self, Browser};
 use brigade_tests::cluster::brigade;
 use brigade_tests::http::Client;
 use brigade_tests::network::{Network, serve};
 use brigade_tests::process::send_signal;
 use brigade_tests::stream::Streaming;
+use brigade_tests::terminal::Terminal;
 use brigade_tests::three::{CONTEXT, Cluster, requests};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
@@ -29,6 +31,9 @@ const SETTLED: Duration = Duration::from_secs(60);
 const SETTLED_TOKENS: u64 = 600;
 /// How often people look.
 const POLL: Duration = Duration::from_millis(100);
+/// The size of the terminal that `brigade top` is in.
+const ROWS: u16 = 50;
+const COLUMNS: u16 = 200;
 /// A slowed worker is stopped for the first of these, and goes on for the second, again and again.
 const SLICES: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(10));
 
@@ -60,11 +65,50 @@ struct Watched<'a> {
     client: Client,
     /// The `brigade` program, where it reaches the cluster.
     brigade: Box<dyn Fn() -> Command + 'a>,
+    /// `brigade top`.
+    top: Terminal,
+    /// The dashboard; `None` where there is no browser.
+    page: Option<Browser>,
 }
 
-/// Where people look. A further place is a further variant, in [`PLACES`] too.
+impl<'a> Watched<'a> {
+    /// Looks at a cluster with programs that `brigade` starts, from the network that this thread is in.
+    async fn start(client: &Client, brigade: impl Fn() -> Command + 'a) -> Watched<'a> {
+        let top = Terminal::start(brigade().args(["top", "--url", client.url()]), ROWS, COLUMNS);
+        let page = match browser::missing() {
+            None => {
+                let page = Browser::start().await;
+                page.open(client.url()).await;
+                Some(page)
+            }
+            Some(missing) => {
+                println!("  the dashboard is not looked at: {missing}");
+                None
+            }
+        };
+        Watched { client: client.clone(), brigade: Box::new(brigade), top, page }
+    }
+
+    /// Where it can be looked at.
+    fn places(&self) -> Vec<Place> {
+        let page = self.page.is_some().then_some(Place::Page);
+        [Place::Api, Place::Table, Place::Top, Place::Metrics].into_iter().chain(page).collect()
+    }
+
+    async fn end(self) {
+        if let Some(page) = self.page {
+            page.quit().await;
+        }
+    }
+}
+
+/// Where people look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
+    /// `brigade top`.
+    Top,
+    /// The dashboard in a browser.
+    Page,
     /// `/api/status`.
     Api,
     /// `brigade status`.
@@ -72,8 +116,6 @@ enum Place {
     /// `/metrics`.
     Metrics,
 }
-
-const PLACES: [Place; 3] = [Place::Api, Place::Table, Place::Metrics];
 
 impl Place {
     /// Whether a worker is seen to be in this state there, for a reason that says `why`; or what is seen instead.
@@ -108,6 +150,22 @@ impl Place {
                 let says = state == "ok" || text.lines().any(complains);
                 (text.lines().any(row) && says, text)
             }
+            Place::Top => {
+                let text = watched.top.text();
+                let row = |line: &str| line.contains(worker) && line.contains(state);
+                let says = state == "ok" || text.contains(why);
+                (text.lines().any(row) && says, text)
+            }
+            Place::Page => {
+                let page = watched.page.as_ref().ok_or("no browser")?;
+                let card = format!(
+                    "const card = [...document.querySelectorAll('[data-worker]')].find((card) => card.dataset.worker === \
+                     '{worker}'); return card ? [card.dataset.state, card.innerText] : null"
+                );
+                let card = page.eval(&card).await;
+                let says = state == "ok" || card[1].as_str().is_some_and(|text| text.contains(why));
+                (card[0] == state && says, card.to_string())
+            }
             Place::Metrics => {
                 let text = watched.client.get("/metrics").await.body;
                 let text = text.as_str().unwrap_or_default().to_owned();
@@ -130,7 +188,7 @@ async fn shown_everywhere(
     since: Instant,
     limit: Duration,
 ) -> Result<(), Failed> {
-    let mut missing = PLACES.to_vec();
+    let mut missing = watched.places();
     let mut times = Vec::new();
     loop {
         let mut instead = String::new();
@@ -209,9 +267,8 @@ impl Load {
     }
 }
 
-fn watched(cluster: &Cluster) -> Watched<'_> {
-    let program = || brigade(&cluster.served.home);
-    Watched { client: cluster.client.clone(), brigade: Box::new(program) }
+async fn watched(cluster: &Cluster) -> Watched<'_> {
+    Watched::start(&cluster.client, || brigade(&cluster.served.home)).await
 }
 
 /// The name and process of the worker in the middle.
@@ -225,7 +282,7 @@ async fn stopped() -> Result<(), Failed> {
     let load = Load::start(&cluster.client, &cluster.model);
     load.settle(&cluster.client).await?;
     let (name, process) = middle(&mut cluster).await;
-    let watched = watched(&cluster);
+    let watched = watched(&cluster).await;
     well_everywhere(&watched, &name).await?;
     what_is_done_is_told(&cluster.client).await?;
     send_signal(process, libc::SIGSTOP);
@@ -233,6 +290,7 @@ async fn stopped() -> Result<(), Failed> {
     send_signal(process, libc::SIGCONT);
     shown?;
     well_everywhere(&watched, &name).await?;
+    watched.end().await;
     load.end().await
 }
 
@@ -289,12 +347,16 @@ async fn killed() -> Result<(), Failed> {
     let load = Load::start(&cluster.client, &cluster.model);
     load.settle(&cluster.client).await?;
     let (name, _) = middle(&mut cluster).await;
-    cluster.holder(1).await.kill();
-    let since = Instant::now();
-    shown_everywhere(&watched(&cluster), &name, ("unreachable", "lost"), since, SHOWN).await?;
+    let (client, home) = (cluster.client.clone(), &cluster.served.home);
+    let watched = Watched::start(&client, || brigade(home)).await;
+    well_everywhere(&watched, &name).await?;
     let worker = cluster.workers.iter_mut().find(|worker| worker.name() == name);
-    worker.ok_or("the worker is ours")?.restart();
-    well_everywhere(&watched(&cluster), &name).await?;
+    let worker = worker.ok_or("the worker is ours")?;
+    worker.kill();
+    shown_everywhere(&watched, &name, ("unreachable", "lost"), Instant::now(), SHOWN).await?;
+    worker.restart();
+    well_everywhere(&watched, &name).await?;
+    watched.end().await;
     load.end().await
 }
 
@@ -335,20 +397,21 @@ async fn slowed() -> Result<(), Failed> {
     let load = Load::start(&cluster.client, &cluster.model);
     load.settle(&cluster.client).await?;
     let (name, process) = middle(&mut cluster).await;
-    let watched = watched(&cluster);
+    let watched = watched(&cluster).await;
     well_everywhere(&watched, &name).await?;
     let brake = Brake::on(process);
     let shown = shown_everywhere(&watched, &name, ("slow", "of the step"), Instant::now(), SHOWN).await;
     drop(brake);
     shown?;
     well_everywhere(&watched, &name).await?;
+    watched.end().await;
     load.end().await
 }
 
 async fn filled() -> Result<(), Failed> {
     let mut cluster = Cluster::start("256MiB", &["--ctx", "512", "--parallel", "1"]).await;
     let (name, _) = middle(&mut cluster).await;
-    let watched = watched(&cluster);
+    let watched = watched(&cluster).await;
     well_everywhere(&watched, &name).await?;
     let since = Instant::now();
     let mut streams = Vec::new();
@@ -371,7 +434,9 @@ async fn filled() -> Result<(), Failed> {
             return Err(format!("an answer broke off: {told:?}").into());
         }
     }
-    well_everywhere(&watched, &name).await
+    well_everywhere(&watched, &name).await?;
+    watched.end().await;
+    Ok(())
 }
 
 fn cut_off() -> Result<(), Failed> {
@@ -382,8 +447,7 @@ fn cut_off() -> Result<(), Failed> {
     let cut = async || -> Result<(), Failed> {
         let client = Client::new(&url);
         let model = client.model().await;
-        let program = || network.host(0, &programs.brigade, home.path());
-        let watched = Watched { client: client.clone(), brigade: Box::new(program) };
+        let watched = Watched::start(&client, || network.host(0, &programs.brigade, home.path())).await;
         let load = Load::start(&client, &model);
         load.settle(&client).await?;
         let status = client.status().await;
@@ -396,6 +460,7 @@ fn cut_off() -> Result<(), Failed> {
         network.plug(host)?;
         shown?;
         well_everywhere(&watched, &name).await?;
+        watched.end().await;
         load.end().await
     };
     network
