@@ -326,7 +326,7 @@ impl Top {
 /// How a worker is, in a word.
 pub(super) fn worker_word(worker: &WorkerStatus) -> &str {
     match (worker.health.state, worker.state.as_str()) {
-        (_, "lost") => "lost",
+        (_, "lost") => HealthState::Unreachable.as_str(),
         (HealthState::Ok, "attached") => HealthState::Ok.as_str(),
         (HealthState::Ok, state) => state,
         (state, _) => state.as_str(),

@@ -267,11 +267,18 @@ fn a_hung_stage_keeps_the_step_and_says_why() {
 }
 
 #[test]
-fn a_lost_worker_makes_its_stage_unreachable() {
+fn a_lost_worker_and_its_stage_are_unreachable_and_the_reason_is_told_unasked() {
     let mut status = serving(2);
     status.workers[1].state = "lost".to_owned();
-    let top = shown(status);
-    holds_all(&picture(&top, 80, 24), &["unreachable", "lost"]);
+    status.workers[1].health = Health {
+        state: HealthState::Unreachable,
+        reason: Some("it was killed".to_owned()),
+        advice: Some("start it again".to_owned()),
+    };
+    let name = status.workers[1].name.clone();
+    let picture = picture(&shown(status), 160, 50);
+    holds_all(&picture, &["unreachable", &format!("{name}: it was killed: start it again")]);
+    assert!(!picture.contains("lost"), "one word for one thing: {picture}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Cell, Row, Table, TableState};
 
 use super::border;
 use super::text::{bar, holds, loading_word, seconds, share, short_time, word_color};
-use crate::status::{ActiveRequest, EventRecord, Health, Severity, StageStatus, WorkerStatus};
+use crate::status::{ActiveRequest, EventRecord, Health, HealthState, Severity, StageStatus, WorkerStatus};
 use crate::top::state::{Pane, Top, worker_word};
 
 /// Columns of a bar with its percentage.
@@ -58,14 +58,16 @@ pub(super) fn pane(top: &Top, pane: Pane, frame: &mut Frame<'_>, area: Rect) {
     match pane {
         Pane::Stages => {
             let rows = top.stages().iter().map(|stage| stage_row(top, stage)).collect();
-            let about = top.selected_stage().map(|stage| why(&stage.health)).unwrap_or_default();
+            let stages = top.stages();
+            let all = stages.iter().map(|stage| (stage.name.as_str(), &stage.health)).collect();
+            let about = about(all, top.selected(pane, stages.len()));
             list(top, pane, (" stages ", about), &STAGES, rows, frame, area);
         }
         Pane::Workers => {
             let workers = top.workers();
             let rows = workers.iter().map(|worker| worker_row(worker)).collect();
-            let at = top.selected(pane, workers.len());
-            let about = at.map(|at| why(&workers[at].health)).unwrap_or_default();
+            let all = workers.iter().map(|worker| (worker.name.as_str(), &worker.health));
+            let about = about(all.collect(), top.selected(pane, workers.len()));
             list(top, pane, (" workers ", about), &WORKERS, rows, frame, area);
         }
         Pane::Requests => {
@@ -107,6 +109,16 @@ fn list(
         table = table.row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     }
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Why the chosen one is as it is; where that is fine, why the worst of all is.
+fn about(all: Vec<(&str, &Health)>, at: Option<usize>) -> String {
+    let chosen = at.and_then(|at| all.get(at)).map(|(_, health)| why(health));
+    chosen.filter(|why| !why.is_empty()).unwrap_or_else(|| {
+        let worst = all.iter().max_by_key(|(_, health)| health.state);
+        let told = worst.filter(|(_, health)| health.state != HealthState::Ok);
+        told.map(|(name, health)| format!("{name}: {}", why(health))).unwrap_or_default()
+    })
 }
 
 /// Why something is as it is, and what to do about it.

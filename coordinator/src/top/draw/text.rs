@@ -92,7 +92,7 @@ pub(super) fn word_color(word: &str) -> Color {
         "draining" | "drained" => Color::Blue,
         "slow" | "hot" => Color::Yellow,
         "full" | "swapping" => Color::Magenta,
-        "hung" | "unreachable" | "lost" | "failed" => Color::Red,
+        "hung" | "unreachable" | "failed" => Color::Red,
         // Loading, loaded, connected: on its way.
         _ => Color::Cyan,
     }
