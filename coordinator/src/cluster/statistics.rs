@@ -195,7 +195,7 @@ impl StageTimes {
         }
         self.queued.push(timing.queued_us);
         self.sent.push(timing.sent_us);
-        self.pace.add(step.kind, step.rows, f64::from(timing.computed_us) * 1e-6);
+        self.pace.add(step.kind, step.rows, step.context, f64::from(timing.computed_us) * 1e-6);
         self.totals.queued_us += u64::from(timing.queued_us);
         self.totals.sent_us += u64::from(timing.sent_us);
         self.totals.sent_bytes += u64::from(timing.sent_bytes);
@@ -243,6 +243,7 @@ mod tests {
             took: Duration::from_micros(1_000),
             timings: vec![timing(0, 400), timing(1, 500)],
             sequences: Vec::new(),
+            context: 0,
         };
         statistics.add(&step(StepKind::Decode, 1), &metrics);
         statistics.add(&step(StepKind::Decode, 4), &metrics);
@@ -285,6 +286,7 @@ mod tests {
                 StageTiming { stage: 1, computed_us: second_us, ..StageTiming::default() },
             ],
             sequences: Vec::new(),
+            context: 0,
         };
         for tenth in 0..300 {
             let now = start + Duration::from_millis(tenth * 100);

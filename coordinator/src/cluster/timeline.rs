@@ -116,7 +116,7 @@ mod tests {
         let timing = |stage| StageTiming { stage, queued_us: 10, computed_us: 90, ..StageTiming::default() };
         let timings = vec![timing(0), timing(1)];
         let took = Duration::from_micros(500);
-        Measured { kind: StepKind::Decode, rows, took, timings, sequences: Vec::new() }
+        Measured { kind: StepKind::Decode, rows, took, timings, sequences: Vec::new(), context: 0 }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! How long a stage takes for its steps, compared with what it took when it began to serve, and with what was predicted.
 //!
-//! What a step should take depends on its rows, so each kind and number of rows has its own usual time, as a multiple of
-//! what is predicted for it. It is learnt from the first steps; a number of rows that comes up later is not believed to be
-//! much slower than those known, or a stage that is slow by then would pass for usual.
+//! What a step should take depends on its rows and, by attention, on how much its sequences have in the cache, so each kind,
+//! number of rows and length of context has its own usual time, as a multiple of what is predicted for such rows. It is
+//! learnt from the first steps; what comes up later is not believed to be much slower than what is known, or a stage that
+//! is slow by then would pass for usual.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,8 +17,8 @@ use crate::scheduler::StagePrediction;
 const LEARNT: u32 = 16;
 /// The first steps of a stage are not learnt from: its weights and cache are touched for the first time.
 const WARM_UP: u32 = 2;
-/// How many times as slow as the nearest one that is known a number of rows may be, compared with what is predicted: the
-/// prediction knows its shape roughly.
+/// How many times as slow as the nearest class that is known another may be, compared with what is predicted: the
+/// prediction knows its shape roughly, and attention takes at most as many times as long as the context is longer.
 const SHAPE: f64 = 1.5;
 /// A step counts as at most this many times as long as usual: one hiccup is no pace.
 const OUTLIER: f64 = 8.0;
@@ -31,14 +32,44 @@ const LEAST_STEPS: u64 = 3;
 const LONGEST_SPAN: Duration = Duration::from_secs(10);
 /// Up to here each number of rows is a class of its own; above, so are those up to the next power of two.
 const SINGLE_ROWS: u32 = 8;
+/// Up to here attention is taken to cost nothing that is worth a class, in tokens; above, each is 1.4 times as long as the
+/// one before.
+const SHORT_CONTEXT: u32 = 128;
+/// Classes of contexts for each doubling.
+const CONTEXTS_A_DOUBLING: f64 = 2.0;
 
 /// A stage's steps under one plan.
 #[derive(Clone, Debug)]
 pub struct Pace {
     predicted: StagePrediction,
-    usual: HashMap<(StepKind, u32), Usual>,
+    usual: HashMap<Class, Usual>,
     sums: Sums,
     readings: Readings<Sums>,
+}
+
+/// Steps that should take about the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Class {
+    kind: StepKind,
+    /// Or the next power of two.
+    rows: u32,
+    context: u32,
+}
+
+impl Class {
+    fn of(kind: StepKind, rows: u32, context: u32) -> Class {
+        let longer = f64::from(context.max(SHORT_CONTEXT)) / f64::from(SHORT_CONTEXT);
+        Class {
+            kind,
+            rows: if rows <= SINGLE_ROWS { rows } else { rows.next_power_of_two() },
+            context: (longer.log2() * CONTEXTS_A_DOUBLING).ceil() as u32,
+        }
+    }
+
+    /// How different another of the same kind is: its rows before all.
+    fn distance(&self, other: &Class) -> (u32, u32, u32, u32) {
+        (self.rows.abs_diff(other.rows), self.context.abs_diff(other.context), other.rows, other.context)
+    }
 }
 
 /// How many times as long as predicted the first steps of a class took.
@@ -87,9 +118,9 @@ impl Pace {
         Pace { predicted, usual: HashMap::new(), sums: Sums::default(), readings: Readings::default() }
     }
 
-    /// Takes in a step of `rows` rows that was computed here.
-    pub fn add(&mut self, kind: StepKind, rows: u32, computed_s: f64) {
-        let class = (kind, if rows <= SINGLE_ROWS { rows } else { rows.next_power_of_two() });
+    /// Takes in a step of `rows` rows that was computed here, whose sequences have `context` tokens in the cache.
+    pub fn add(&mut self, kind: StepKind, rows: u32, context: u32, computed_s: f64) {
+        let class = Class::of(kind, rows, context);
         let predicted_s = self.predicted.seconds(kind, rows);
         let ratio = computed_s / predicted_s;
         let most = self.nearest(class).map(|known| known * SHAPE);
@@ -111,12 +142,11 @@ impl Pace {
     }
 
     /// What is usual for the class of the same kind that is next to this one, of those that are known.
-    fn nearest(&self, (kind, rows): (StepKind, u32)) -> Option<f64> {
-        let known = self
-            .usual
-            .iter()
-            .filter(|((other, at), usual)| *other == kind && *at != rows && usual.is_settled());
-        known.min_by_key(|((_, at), _)| (at.abs_diff(rows), *at)).and_then(|(_, usual)| usual.mean())
+    fn nearest(&self, class: Class) -> Option<f64> {
+        let is_known =
+            |other: &Class, usual: &Usual| other.kind == class.kind && *other != class && usual.is_settled();
+        let known = self.usual.iter().filter(|(other, usual)| is_known(other, usual));
+        known.min_by_key(|(other, _)| class.distance(other)).and_then(|(_, usual)| usual.mean())
     }
 
     /// Reads the sums, so that later it is known what they were. To be called now and then.

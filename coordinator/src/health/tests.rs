@@ -401,7 +401,7 @@ fn steps(pace: &mut Pace, now: &mut Instant, rows: u32, times: f64, seconds: f64
     let end = *now + Duration::from_secs_f64(seconds);
     while *now < end {
         *now += Duration::from_secs_f64(step_s * times);
-        pace.add(StepKind::Decode, rows, step_s * times);
+        pace.add(StepKind::Decode, rows, 0, step_s * times);
         pace.read(*now);
     }
     pace.recent(*now)
@@ -445,10 +445,31 @@ fn rows_that_come_up_while_a_stage_is_slow_do_not_pass_for_usual() {
 }
 
 #[test]
+fn a_context_that_grows_is_not_a_slower_stage_and_hides_none() {
+    let (mut pace, mut now) = (pace(), Instant::now());
+    // Attention over 1600 tokens costs as much as all else.
+    let mut grow = |from: u32, to: u32, times: f64| {
+        let mut most = 0.0_f64;
+        for context in from..to {
+            let step_s = 0.010 * times * (1.0 + f64::from(context) / 1600.0);
+            now += Duration::from_secs_f64(step_s);
+            pace.add(StepKind::Decode, 1, context, step_s);
+            pace.read(now);
+            most = most.max(pace.recent(now).map_or(0.0, |pace| pace.than_usual));
+        }
+        most
+    };
+    let grown = grow(1, 3000, 1.0);
+    assert!(grown < 1.3, "{grown}");
+    let slow = grow(3000, 3400, 3.0);
+    assert!(slow > 2.0, "{slow}");
+}
+
+#[test]
 fn one_hiccup_is_no_pace() {
     let (mut pace, mut now) = (pace(), Instant::now());
     steps(&mut pace, &mut now, 1, 1.0, 5.0);
-    pace.add(StepKind::Decode, 1, 30.0);
+    pace.add(StepKind::Decode, 1, 0, 30.0);
     let after = steps(&mut pace, &mut now, 1, 1.0, 1.0).unwrap();
     assert!(after.than_usual < 1.2, "{after:?}");
 }

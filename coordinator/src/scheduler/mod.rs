@@ -130,6 +130,8 @@ pub struct Measured {
     pub timings: Vec<StageTiming>,
     /// The generations that had a part in it.
     pub sequences: Vec<SequenceId>,
+    /// Tokens that a sequence of it had in the cache in the end, on average.
+    pub context: u32,
 }
 
 /// Counts of requests and tokens. Those in the past tense only ever grow.

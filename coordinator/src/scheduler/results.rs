@@ -62,7 +62,8 @@ impl Scheduler {
         // Before what it causes: with that a generation may end.
         let timings = result.timings;
         let sequences = flight.expected.iter().map(|expected| expected.sequence).collect();
-        let measured = Measured { kind: flight.kind, rows, took, timings, sequences };
+        let context = mean_context(&flight.expected);
+        let measured = Measured { kind: flight.kind, rows, took, timings, sequences, context };
         self.commands.push_back(Command::Measured(measured));
         for (expected, output) in flight.expected.iter().zip(result.outputs) {
             self.take(expected, output);
@@ -240,4 +241,10 @@ fn check_tokens(expected: &Expected, drawn: &[TokenScore]) -> Result<(), &'stati
         && accepted.iter().zip(drafts).all(|(score, draft)| score.token == *draft)
         && drafts.get(accepted.len()) != Some(&last.token);
     if right { Ok(()) } else { Err("tokens that are not its drafts") }
+}
+
+/// Tokens that each of these segments' sequences has in the cache once they are computed, on average.
+fn mean_context(segments: &[Expected]) -> u32 {
+    let tokens: usize = segments.iter().map(|segment| segment.start + segment.rows as usize).sum();
+    u32::try_from(tokens / segments.len().max(1)).unwrap_or(u32::MAX)
 }
