@@ -1,7 +1,7 @@
 //! What happened in the cluster, kept so that it can be asked for later, also after a restart.
 //!
 //! What is an event is decided purely, by comparing one status with the next ([`between`]), and so is what is told only once
-//! ([`Damper`]). [`EventLog`] gives events their numbers and keeps the newest in memory; [`store`] writes them to an SQLite
+//! ([`Damper`]). [`EventLog`] gives events their numbers and keeps the newest in memory; `store` writes them to an SQLite
 //! file, in a thread of its own. An event never holds a prompt or an answer.
 
 mod between;
