@@ -383,6 +383,19 @@ pub enum Phase {
     Stopping,
 }
 
+impl Phase {
+    /// The word for it, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Waiting => "waiting",
+            Phase::Loading => "loading",
+            Phase::Connecting => "connecting",
+            Phase::Serving => "serving",
+            Phase::Stopping => "stopping",
+        }
+    }
+}
+
 /// The model served.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelStatus {

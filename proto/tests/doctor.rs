@@ -271,7 +271,12 @@ fn a_port_is_free_ours_or_somebody_elses() {
     taken("nginx").finds("ports", Level::Fail, "taken by nginx (process 321)", "kill 321");
     let mut unseen = Machine::linux();
     unseen.taken = vec![(Protocol::Udp, addr)];
-    unseen.finds("ports", Level::Fail, "another user's program", "sudo ss -lnp 'sport = :7481'");
+    unseen.finds(
+        "ports",
+        Level::Fail,
+        "a program that is not to be seen from here",
+        "sudo ss -lnp 'sport = :7481'",
+    );
     unseen.taken = vec![(Protocol::Tcp, addr)];
     unseen.headers = Some("HTTP/1.1 200 OK".to_owned());
     unseen.finds("ports", Level::Ok, "a coordinator, which answers", "");

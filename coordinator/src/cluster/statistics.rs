@@ -144,8 +144,7 @@ impl Statistics {
             return;
         }
         let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX);
-        let on_stages = step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us));
-        let wire_us = took_us.saturating_sub(on_stages.fold(0, u32::saturating_add));
+        let wire_us = took_us.saturating_sub(step.on_stages_us());
         self.took_us += u64::from(took_us);
         self.wire_us += u64::from(wire_us);
         match step.kind {

@@ -52,7 +52,7 @@ impl Timeline {
         let home_ms = now.saturating_duration_since(self.start).as_secs_f64() * 1e3;
         // A step that waited on the first stage for another one's tokens counts as sent when those had come, but its stage
         // has it for longer.
-        let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX).max(on_stages_us(&step));
+        let took_us = u32::try_from(step.took.as_micros()).unwrap_or(u32::MAX).max(step.on_stages_us());
         let sent_ms = (home_ms - f64::from(took_us) * 1e-3).max(0.0);
         let mut ring = self.lock();
         ring.count += 1;
@@ -75,15 +75,10 @@ impl Timeline {
     }
 }
 
-/// For how long its stages had a step.
-fn on_stages_us(step: &Measured) -> u32 {
-    step.timings.iter().map(|t| t.queued_us.saturating_add(t.computed_us)).fold(0, u32::saturating_add)
-}
-
 fn trace(Home { number, sent_ms, took_us, step }: &Home) -> StepTrace {
     // To the first stage, between any two, and home.
     let hops = step.timings.len() as u32 + 1;
-    let hop_us = took_us.saturating_sub(on_stages_us(step)) / hops;
+    let hop_us = took_us.saturating_sub(step.on_stages_us()) / hops;
     let mut came_us = hop_us;
     let stages = step.timings.iter().map(|timing| {
         let stage = StageTrace { came_us, queued_us: timing.queued_us, computed_us: timing.computed_us };

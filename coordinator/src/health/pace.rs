@@ -123,11 +123,12 @@ impl Pace {
         let class = Class::of(kind, rows, context);
         let predicted_s = self.predicted.seconds(kind, rows);
         let ratio = computed_s / predicted_s;
-        let most = self.nearest(class).map(|known| known * SHAPE);
+        let settled = self.usual.get(&class).is_some_and(Usual::is_settled);
+        let most = if settled { None } else { self.nearest(class).map(|known| known * SHAPE) };
         let usual = self.usual.entry(class).or_default();
         usual.seen = usual.seen.saturating_add(1);
-        let expected = if usual.is_settled() { usual.mean() } else { most };
-        if !usual.is_settled() && (most.is_some() || usual.seen > WARM_UP) {
+        let expected = if settled { usual.mean() } else { most };
+        if !settled && (most.is_some() || usual.seen > WARM_UP) {
             let sane = usual.mean().map_or(ratio, |mean| ratio.min(mean * OUTLIER_LEARNING));
             usual.sum += most.map_or(sane, |most| sane.min(most));
             usual.learnt += 1;

@@ -1,5 +1,6 @@
 //! Events, line by line: they may come one after the other, so that columns are as wide as the first ones need.
 
+use super::times::age;
 use crate::status::EventRecord;
 
 /// Widths of `AGE`, `SEVERITY` and `KIND`, whose words are known.
@@ -30,7 +31,7 @@ impl EventColumns {
 
     /// An event's line, `now_ms` milliseconds after the Unix epoch.
     pub fn row(&self, event: &EventRecord, now_ms: u64) -> String {
-        let age = age(now_ms.saturating_sub(event.at_ms) / 1000);
+        let age = age(now_ms.saturating_sub(event.at_ms) as f64 / 1e3);
         let worker = event.worker.as_deref().unwrap_or("-");
         self.line([&age, event.severity.as_str(), &event.kind, worker, &event.text])
     }
@@ -41,16 +42,6 @@ impl EventColumns {
         // Names and reasons come from other machines.
         let clean: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         clean + "\n"
-    }
-}
-
-/// How long ago something was, as kubectl says it.
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        7200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -82,6 +73,6 @@ mod tests {
              24h    info       plan          -          plan 1 serves\n\
              60s    warning    worker        anna-mac   is lost:  [2Jgone\n"
         );
-        assert_eq!([age(119), age(121), age(172_800)], ["119s", "2m", "2d"]);
+        assert_eq!([age(119.0), age(121.0), age(172_800.0)], ["119s", "2m", "2d"]);
     }
 }

@@ -7,6 +7,7 @@ mod model;
 mod plan;
 mod status;
 mod table;
+mod times;
 
 pub use events::EventColumns;
 pub use model::{
@@ -16,3 +17,4 @@ pub use plan::{PlanStage, PlanView, render_plan};
 pub(crate) use status::stage_shard;
 pub use status::{drain_progress, render_status, render_status_wide};
 pub use table::{Align, Table, memory_bar};
+pub(crate) use times::{age, microseconds};

@@ -1,12 +1,12 @@
 //! A cluster's state as tables: what it is doing, its stages, its workers and its requests.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::units::Bytes;
 
 use super::table::{Align, Table, without_controls};
+use super::times::{age, microseconds};
 use crate::status::{
     ClusterStatus, DraftStatus, Health, HealthState, LinkStatus, Phase, StageStatus, WorkerStatus,
 };
@@ -61,7 +61,7 @@ fn render(status: &ClusterStatus, width: Width) -> String {
 fn summary(status: &ClusterStatus) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "model     {}", status.model.id);
-    let _ = writeln!(text, "phase     {}", phase_word(status.phase));
+    let _ = writeln!(text, "phase     {}", status.phase.as_str());
     let _ = writeln!(text, "health    {}", status.health.state.as_str());
     if let Some(reason) = &status.reason {
         let _ = writeln!(text, "reason    {reason}");
@@ -170,17 +170,6 @@ fn draft_line(draft: &DraftStatus) -> String {
     }
 }
 
-/// The phase as one word.
-fn phase_word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waiting",
-        Phase::Loading => "loading",
-        Phase::Connecting => "connecting",
-        Phase::Serving => "serving",
-        Phase::Stopping => "stopping",
-    }
-}
-
 /// The part of the model that a stage holds.
 pub(crate) fn stage_shard(stage: &StageStatus) -> Shard {
     Shard {
@@ -267,7 +256,7 @@ fn workers(status: &ClusterStatus, width: Width) -> Table {
         ("WORKER", Left, Box::new(|worker| worker.name.clone())),
         ("HOST", Left, Box::new(|worker| worker.host.clone())),
         ("HEALTH", Left, Box::new(move |worker| health_word(&worker.health, stage(worker)))),
-        ("SEEN", Right, Box::new(|worker| ago(worker.last_seen_s))),
+        ("SEEN", Right, Box::new(|worker| age(worker.last_seen_s))),
         ("DEVICE", Left, Box::new(|worker| worker.device.clone())),
         ("BUDGET", Right, Box::new(|worker| Bytes(worker.budget_bytes).to_string())),
         ("RESIDENT", Right, Box::new(|worker| Bytes(worker.resident_bytes).to_string())),
@@ -335,26 +324,6 @@ fn links(workers: &[WorkerStatus]) -> Table {
         ("WHY THERE", Left, Box::new(|(_, link)| link.choice.clone())),
     ];
     table(&links, columns)
-}
-
-/// A short time in the unit that people would use; `-` where nothing was measured.
-fn microseconds(us: u32) -> String {
-    match us {
-        0 => "-".to_owned(),
-        1..1_000 => format!("{us} us"),
-        1_000..1_000_000 => format!("{:.1} ms", f64::from(us) / 1e3),
-        _ => format!("{:.1} s", f64::from(us) / 1e6),
-    }
-}
-
-/// How long ago something was, in whole units.
-fn ago(seconds: f64) -> String {
-    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        _ => format!("{}h", seconds / 3600),
-    }
 }
 
 #[cfg(test)]

@@ -134,6 +134,14 @@ pub struct Measured {
     pub context: u32,
 }
 
+impl Measured {
+    /// For how long its stages had it, waiting and computing, in microseconds.
+    pub fn on_stages_us(&self) -> u32 {
+        let each = self.timings.iter().map(|timing| timing.queued_us.saturating_add(timing.computed_us));
+        each.fold(0, u32::saturating_add)
+    }
+}
+
 /// Counts of requests and tokens. Those in the past tense only ever grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {

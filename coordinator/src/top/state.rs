@@ -204,9 +204,6 @@ impl Top {
 
     /// How a stage is, in a word.
     pub fn stage_word<'a>(&self, stage: &'a StageStatus) -> &'a str {
-        if self.worker_of(stage).is_some_and(|worker| worker.state == "lost") {
-            return HealthState::Unreachable.as_str();
-        }
         match stage.health.state {
             HealthState::Ok if stage.state != "active" => &stage.state,
             state => state.as_str(),
@@ -326,7 +323,6 @@ impl Top {
 /// How a worker is, in a word.
 pub(super) fn worker_word(worker: &WorkerStatus) -> &str {
     match (worker.health.state, worker.state.as_str()) {
-        (_, "lost") => HealthState::Unreachable.as_str(),
         (HealthState::Ok, "attached") => HealthState::Ok.as_str(),
         (HealthState::Ok, state) => state,
         (state, _) => state.as_str(),

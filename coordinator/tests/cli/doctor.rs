@@ -44,7 +44,10 @@ fn in_a_new_home_nothing_has_failed() {
 fn a_taken_port_fails_and_names_who_has_it() {
     let home = tempfile::tempdir().unwrap();
     let http = TcpListener::bind("127.0.0.1:0").unwrap();
-    let data = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Where the system has more than one such address, one that no other test's connections have, any of which may take the
+    // TCP port of this number.
+    let own = if cfg!(target_os = "linux") { "127.0.0.77:0" } else { "127.0.0.1:0" };
+    let data = UdpSocket::bind(own).unwrap();
     let addr = |addr: std::net::SocketAddr| addr.to_string();
     let (http_addr, data_addr) = (addr(http.local_addr().unwrap()), addr(data.local_addr().unwrap()));
     let outcome = run(home.path(), &["doctor", "--http", &http_addr, "--control", &data_addr, "--json"]);

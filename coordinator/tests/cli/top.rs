@@ -165,7 +165,7 @@ fn a_usual_terminal_shows_the_pipeline_and_every_list() {
         "workers",
         "events",
         "mac-1 has joined",
-        "3 s",
+        "3s",
         "q quit",
     ];
     holds_all(&picture, &texts);
@@ -270,11 +270,12 @@ fn a_hung_stage_keeps_the_step_and_says_why() {
 fn a_lost_worker_and_its_stage_are_unreachable_and_the_reason_is_told_unasked() {
     let mut status = serving(2);
     status.workers[1].state = "lost".to_owned();
-    status.workers[1].health = Health {
+    let health = Health {
         state: HealthState::Unreachable,
         reason: Some("it was killed".to_owned()),
         advice: Some("start it again".to_owned()),
     };
+    (status.workers[1].health, status.stages[1].health) = (health.clone(), health);
     let name = status.workers[1].name.clone();
     let picture = picture(&shown(status), 160, 50);
     holds_all(&picture, &["unreachable", &format!("{name}: it was killed: start it again")]);
@@ -322,7 +323,7 @@ fn a_coordinator_that_is_gone_is_told_until_it_is_back() {
     top.update(Input::Gone("connection refused".to_owned()), at(1000));
     top.update(Input::Gone("connection refused".to_owned()), at(5000));
     let gone = picture(&top, 80, 24);
-    holds_all(&gone, &["no answer for 4 s; trying again", "connection refused", "mac-1"]);
+    holds_all(&gone, &["no answer for 4s; trying again", "connection refused", "mac-1"]);
     // Its next start counts steps and tokens from nothing.
     let steps = vec![step(3, 2)];
     let status = ClusterStatus { incarnation: 2, ..serving(2) };

@@ -47,7 +47,7 @@ fn one(subject: &Subject, port: &Port, machine: &dyn Surroundings) -> Finding {
             };
             Finding::fail(
                 CHECK,
-                format!("{what} is taken by another user's program"),
+                format!("{what} is taken by a program that is not to be seen from here"),
                 format!("{find}; or {elsewhere}"),
             )
         }

@@ -105,23 +105,13 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A mounted folder with these files.
-    fn mounted(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        root
-    }
+    use crate::telemetry::tree;
 
     const MIB: u64 = 1 << 20;
 
     #[test]
     fn the_tightest_of_all_groups_around_counts() {
-        let root = mounted(&[
+        let root = tree(&[
             ("memory.stat", "inactive_file 0\n"),
             ("a.slice/memory.max", "104857600\n"),
             ("a.slice/memory.current", "94371840\n"),
@@ -137,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_first_version_is_read_where_it_is_mounted() {
-        let root = mounted(&[
+        let root = tree(&[
             ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory/memory.usage_in_bytes", "5\n"),
             ("memory/box/memory.limit_in_bytes", "104857600\n"),
@@ -151,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_path_of_the_host_leads_to_the_containers_own_group() {
-        let root = mounted(&[("memory.max", "1048576\n"), ("memory.current", "0\n")]);
+        let root = tree(&[("memory.max", "1048576\n"), ("memory.current", "0\n")]);
         for path in ["/system.slice/docker-1.scope", "/../..", "/"] {
             let groups = MemoryGroups::find(&format!("0::{path}\n"), root.path());
             let room = groups.room(Bytes(1 << 40));

@@ -79,20 +79,11 @@ mod tests {
 
     use super::*;
     use crate::telemetry::rates::ProcessorTime;
-
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        root
-    }
+    use crate::telemetry::tree;
 
     #[test]
     fn a_small_system_is_read_whole() {
-        let root = root(&[
+        let root = tree(&[
             ("proc/meminfo", "MemTotal: 2048 kB\nMemAvailable: 900 kB\nSwapTotal: 10 kB\nSwapFree: 4 kB\n"),
             ("proc/vmstat", "pswpin 3\npgmajfault 2\n"),
             ("proc/stat", "cpu  1 0 1 6 2 0 0 0 0 0\n"),
@@ -120,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_system_that_tells_nothing_is_no_error() {
-        let root = root(&[]);
+        let root = tree(&[]);
         assert_eq!(System::below(root.path(), root.path(), 4096).look(), Look::default());
     }
 

@@ -102,6 +102,19 @@ impl EngineCounters {
     }
 }
 
+/// A folder of these files, which stands in for a system's own.
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "for tests alone")]
+fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = root.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    root
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

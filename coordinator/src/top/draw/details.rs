@@ -4,7 +4,8 @@ use brigade_shard::units::Bytes;
 use ratatui::style::Stylize as _;
 use ratatui::text::Line;
 
-use super::text::{holds, rate, short_time};
+use super::text::{holds, rate};
+use crate::render::microseconds;
 use crate::status::{CardStatus, LinkStatus, MachineStatus, StageStatus, Throttling, WorkerStatus};
 use crate::top::state::{Pane, Top};
 
@@ -31,7 +32,7 @@ fn stage_lines(top: &Top, stage: &StageStatus, lines: &mut Vec<Line<'static>>) {
     lines.push(field("stage", format!("{} {} {}", stage.stage, holds(stage), top.stage_word(stage))));
     let texts = [("why", &stage.health.reason), ("do", &stage.health.advice)];
     lines.extend(texts.into_iter().filter_map(|(name, text)| Some(field(name, text.clone()?))));
-    let time = |us: u32| short_time(us.into());
+    let time = |us: u32| microseconds(us);
     lines.push(field(
         "decode",
         format!(
@@ -105,7 +106,7 @@ fn sensed((busy, celsius, watts): Sensors, throttle: Option<Throttling>) -> Stri
 
 fn link_lines(link: &LinkStatus, lines: &mut Vec<Line<'static>>) {
     let (peer, address) = (&link.peer_name, &link.address);
-    lines.push(field("link", format!("{peer} at {address}, {} round trip", short_time(link.rtt_us.into()))));
+    lines.push(field("link", format!("{peer} at {address}, {} round trip", microseconds(link.rtt_us))));
     let loss = if link.loss > 0.0 { format!(", {:.1}% lost", link.loss * 100.0) } else { String::new() };
     let (out, back) = (rate(link.sent_bytes_per_s), rate(link.received_bytes_per_s));
     lines.push(field("", format!("{out} out, {back} in{loss}")));

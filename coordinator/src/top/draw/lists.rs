@@ -7,7 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Row, Table, TableState};
 
 use super::border;
-use super::text::{bar, holds, loading_word, seconds, share, short_time, word_color};
+use super::text::{bar, holds, loading_word, share, word_color};
+use crate::render::{age, microseconds};
 use crate::status::{ActiveRequest, EventRecord, Health, HealthState, Severity, StageStatus, WorkerStatus};
 use crate::top::state::{Pane, Top, worker_word};
 
@@ -138,11 +139,11 @@ fn stage_row<'a>(top: &Top, stage: &'a StageStatus) -> Row<'a> {
         Cell::from(stage.stage.to_string()),
         Cell::from(stage.name.as_str()),
         Cell::from(Span::styled(loading_word(word, stage), word_color(word))),
-        Cell::from(short_time(stage.decode_us_p50.into())),
+        Cell::from(microseconds(stage.decode_us_p50)),
         Cell::from(bar(stage.busy, BAR.into())),
         Cell::from(bar(share(held, budget), BAR.into())),
         Cell::from(holds(stage)),
-        Cell::from(short_time(stage.queued_us_p50.into())),
+        Cell::from(microseconds(stage.queued_us_p50)),
         Cell::from(format!("{:.0}%", stage.step_share * 100.0)),
     ])
 }
@@ -155,7 +156,7 @@ fn worker_row(worker: &WorkerStatus) -> Row<'_> {
         Cell::from(worker.name.as_str()),
         Cell::from(Span::styled(word, word_color(word))),
         Cell::from(bar(share(worker.resident_bytes, worker.budget_bytes), BAR.into())),
-        Cell::from(seconds(worker.last_seen_s)),
+        Cell::from(age(worker.last_seen_s)),
         Cell::from(temperature.map_or_else(|| "-".to_owned(), |celsius| format!("{celsius:.0} C"))),
         Cell::from(worker.device.as_str()),
         Cell::from(worker.host.as_str()),
@@ -167,7 +168,7 @@ fn request_row(request: &ActiveRequest) -> Row<'_> {
         Cell::from(request.id.to_string()),
         Cell::from(request.state.as_str()),
         Cell::from(format!("{}/{}", request.generated_tokens, request.max_tokens)),
-        Cell::from(seconds(request.age_s)),
+        Cell::from(age(request.age_s)),
         Cell::from(format!("{}/{}", request.prompt_tokens_done, request.prompt_tokens)),
     ])
 }
@@ -183,7 +184,7 @@ fn event_row(event: &EventRecord, now_ms: u64) -> Row<'_> {
         _ => event.text.clone(),
     };
     Row::new([
-        Cell::from(seconds(now_ms.saturating_sub(event.at_ms) as f64 / 1e3)),
+        Cell::from(age(now_ms.saturating_sub(event.at_ms) as f64 / 1e3)),
         Cell::from(event.kind.as_str()),
         Cell::from(Span::styled(text, color)),
     ])

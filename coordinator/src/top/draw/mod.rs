@@ -11,8 +11,9 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Sparkline};
 
-use self::text::{health_color, phase_word, seconds, short_time};
+use self::text::health_color;
 use super::state::{Connection, Pane, Top};
+use crate::render::{age, microseconds};
 use crate::status::{ClusterStatus, HealthState, Phase};
 
 /// Less than this shows nothing.
@@ -127,7 +128,7 @@ fn charts_side_by_side(top: &Top, frame: &mut Frame<'_>, area: Rect) {
     let title = format!(" {tokens:.1} tokens/s ");
     chart(frame, left, &title, top.tokens_per_s.iter().copied(), Color::Green);
     let step = top.step_us.iter().rev().find(|us| **us > 0).copied().unwrap_or(0);
-    let title = format!(" step {} ", short_time(step));
+    let title = format!(" step {} ", microseconds(step));
     chart(frame, right, &title, top.step_us.iter().copied(), Color::Yellow);
 }
 
@@ -155,7 +156,7 @@ fn header(top: &Top) -> Line<'_> {
     };
     let requests = &status.requests;
     line.push(status.model.id.as_str().bold());
-    line.push(format!("  {}", phase_word(status.phase)).into());
+    line.push(format!("  {}", status.phase.as_str()).into());
     let health = overall(status);
     line.push("  ".into());
     line.push(Span::styled(health.as_str(), health_color(health)));
@@ -183,7 +184,7 @@ fn overall(status: &ClusterStatus) -> HealthState {
 /// What matters most, in a line.
 fn remark(top: &Top) -> Line<'_> {
     if let Connection::Gone { since, reason } = &top.connection {
-        let gone = seconds(top.now.saturating_sub(*since).as_secs_f64());
+        let gone = age(top.now.saturating_sub(*since).as_secs_f64());
         let text = format!(" no answer for {gone}; trying again. {reason} ");
         return Line::from(text.white().on_red().bold());
     }

@@ -6,7 +6,8 @@ use ratatui::style::{Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph};
 
-use super::text::{bar, holds, loading_word, share, short_time, word_color};
+use super::text::{bar, holds, loading_word, share, word_color};
+use crate::render::microseconds;
 use crate::status::StageStatus;
 use crate::top::replay::Place;
 use crate::top::state::Top;
@@ -140,7 +141,7 @@ fn stage_box(
     ];
     let memory = top.worker_of(stage).map_or(0.0, |worker| share(worker.resident_bytes, worker.budget_bytes));
     lines.push(Line::from(format!("memory {:.0}%", memory * 100.0)));
-    lines.push(Line::from(format!("decode {}", short_time(stage.decode_us_p50.into()))));
+    lines.push(Line::from(format!("decode {}", microseconds(stage.decode_us_p50))));
     let [text] = Layout::vertical([Constraint::Fill(1)]).areas(inner);
     frame.render_widget(Paragraph::new(lines), text);
 }

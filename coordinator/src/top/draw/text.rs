@@ -1,11 +1,9 @@
 //! Numbers, bars and words as they are painted.
 
-use std::time::Duration;
-
 use brigade_shard::units::Bytes;
 use ratatui::style::Color;
 
-use crate::status::{HealthState, Phase, StageStatus};
+use crate::status::{HealthState, StageStatus};
 
 /// A bar of `width` columns that shows `share`, from 0 to 1, with its percentage.
 pub(super) fn bar(share: f64, width: usize) -> String {
@@ -25,25 +23,6 @@ pub(super) fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// A short time of so many microseconds; `-` where nothing was measured.
-pub(super) fn short_time(us: u64) -> String {
-    match us {
-        0 => "-".to_owned(),
-        1..1_000 => format!("{us} us"),
-        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
-        _ => format!("{:.1} s", us as f64 / 1e6),
-    }
-}
-
-/// A time of so many seconds in whole units.
-pub(super) fn seconds(seconds: f64) -> String {
-    match Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds => format!("{} h", seconds / 3600),
-    }
-}
-
 /// Bytes per second.
 pub(super) fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", Bytes(bytes_per_s.max(0.0) as u64))
@@ -61,16 +40,6 @@ pub(super) fn loading_word(word: &str, stage: &StageStatus) -> String {
     match word {
         "loading" => format!("loading {:.0}%", stage.loaded * 100.0),
         word => word.to_owned(),
-    }
-}
-
-pub(super) fn phase_word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waiting",
-        Phase::Loading => "loading",
-        Phase::Connecting => "connecting",
-        Phase::Serving => "serving",
-        Phase::Stopping => "stopping",
     }
 }
 
