@@ -25,7 +25,7 @@ pub struct StepFrame {
     pub deployment: DeploymentId,
     /// The step's number.
     pub step: StepId,
-    /// Prefill or decode, never both.
+    /// Which stream it travels on, and what goes before it.
     pub kind: StepKind,
     /// The rows of the step, sequence by sequence; may be empty where the step only releases.
     pub segments: Vec<Segment>,
@@ -77,9 +77,9 @@ pub struct DrawnToken {
 /// What a step is for. The two kinds travel on separate streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StepKind {
-    /// Prompt chunks.
+    /// Prompt chunks alone.
     Prefill,
-    /// Tokens that were generated just now, one per sequence, and drafts behind them.
+    /// Tokens that were generated just now, one per sequence, and drafts behind them; rows of prompts may ride with them.
     Decode,
 }
 

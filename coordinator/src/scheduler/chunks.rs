@@ -9,6 +9,12 @@
 //! just begun on every stage, whichever is longer. In the first case a step that comes a moment late finds one chunk more
 //! on every stage but one. This is kept below [`LONGEST_GAP`] usual cycles, and where that leaves a choice, a prompt takes
 //! less than [`LONGEST_PROMPT`] times as long as alone.
+//!
+//! Instead of that, `r` rows of prompts may ride with every decode step: what is read for `s` sequences is read for `s + r`
+//! rows at once, and no step finds a chunk in its way. Then a cycle takes what decode steps of `s + r` rows take, and brings
+//! prompts `G * r` rows further. Where decoding alone does not fill the pipeline, chunks of their own may do better.
+
+use std::cmp::Ordering;
 
 use brigade_proto::step::StepKind;
 
@@ -21,6 +27,12 @@ pub(super) const MOST_CHUNKS: usize = 32;
 const LONGEST_GAP: f64 = 3.7;
 /// How many times as long as alone a prompt may take because of decoding; twice is promised, and times vary.
 const LONGEST_PROMPT: f64 = 1.6;
+/// Most rows that ride with a decode step: its frames are to stay small, and arithmetic decides long before that.
+const MOST_RIDING: usize = 64;
+/// Another way for prompts beside decoding must be better by this share: chunks of the one kind wait for those of the other.
+const CLEARLY: f64 = 0.1;
+/// Two ways are as fast within this share: it is what times are known to.
+const AS_FAST: f64 = 0.03;
 /// Chunks under way beyond what keeps the slowest stage busy, as a share of that: chunks differ in how long they take.
 const SPARE_CHUNKS: f64 = 0.05;
 /// Chunks have a multiple of so many rows where they can: matrix products take rows in fours.
@@ -35,15 +47,28 @@ pub(super) struct Chunking {
     pub(super) under_way: usize,
     /// How many decode steps may be sent for each chunk that comes home; at least 1.
     pub(super) decodes: u64,
+    /// Rows of prompts that go with every decode step; 0 where chunks go in steps of their own.
+    pub(super) riding: usize,
+}
+
+/// What is decoded beside prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Decoding {
+    /// Sequences that decode.
+    pub(super) sequences: usize,
+    /// Whether prompts ride with them already: what changes that must be clearly better.
+    pub(super) rides: bool,
+    /// Whether decode steps are sent before their tokens are known, so that nothing can ride with them.
+    pub(super) short_way: bool,
 }
 
 impl Chunking {
-    /// The best chunks for prompts of `prompt_rows` rows together while `decoding` sequences decode in `groups`; steps
-    /// have at most `step_rows` rows.
+    /// The best chunks for prompts of `prompt_rows` rows together beside what is decoded in `groups`; steps have at most
+    /// `step_rows` rows.
     pub(super) fn choose(
         times: &Times,
         groups: &Groups,
-        decoding: usize,
+        beside: Decoding,
         prompt_rows: usize,
         step_rows: usize,
     ) -> Chunking {
@@ -52,17 +77,25 @@ impl Chunking {
             .map(|rows| (rows, alone_s(times, prompt_rows, rows)))
             .min_by(|a, b| a.1.total_cmp(&b.1));
         let (mut rows, alone_s) = alone.unwrap_or((1, 0.0));
-        let mut decodes = 1;
+        let (mut decodes, mut riding) = (1, 0);
+        let Decoding { sequences: decoding, rides, short_way } = beside;
         if decoding > 0 {
             let allowed_s = LONGEST_PROMPT * alone_s / prompt_rows as f64;
             let beside = Beside { times, groups, decoding };
-            (rows, decodes) = beside.best(rows, allowed_s);
+            let own = beside.best(rows, allowed_s);
+            (rows, decodes) = own.what;
+            let most = step_rows.saturating_sub(groups.largest(decoding)).min(MOST_RIDING);
+            if !short_way && most > 0 {
+                let with = beside.best_riding(most, allowed_s);
+                let favour = if rides { 1.0 - CLEARLY } else { 1.0 };
+                riding = if with.is_better(&own, favour) { with.what } else { 0 };
+            }
         }
         let (round_s, slowest_s) = times.sum_and_slowest(StepKind::Prefill, rows as f64);
         let busy = (round_s + times.wire_s()) / slowest_s * (1.0 + SPARE_CHUNKS);
         // One more while decode steps come between them.
         let under_way = busy.ceil() as usize + usize::from(decoding > 0);
-        Chunking { rows, under_way: under_way.clamp(1, MOST_CHUNKS), decodes }
+        Chunking { rows, under_way: under_way.clamp(1, MOST_CHUNKS), decodes, riding }
     }
 }
 
@@ -80,6 +113,30 @@ fn alone_s(times: &Times, prompt_rows: usize, rows: usize) -> f64 {
     sum_s + (prompt_rows.div_ceil(rows) - 1) as f64 * slowest_s
 }
 
+/// A way to let prompts go on beside decoding.
+#[derive(Clone, Copy, Debug)]
+struct Choice<T> {
+    what: T,
+    /// Seconds per row of a prompt, or those that are allowed, whichever is longer.
+    row_s: f64,
+    /// The longest that a sequence waits for its next token.
+    gap_s: f64,
+}
+
+impl<T> Choice<T> {
+    fn compare(&self, other: &Choice<T>) -> Ordering {
+        self.row_s.total_cmp(&other.row_s).then(self.gap_s.total_cmp(&other.gap_s))
+    }
+
+    /// Whether it is better than one of another kind, where its own times count `favour` times: prompts are faster, or as
+    /// fast and decoding is held up less.
+    fn is_better<U>(&self, other: &Choice<U>, favour: f64) -> bool {
+        let (row_s, gap_s) = (self.row_s * favour, self.gap_s * favour);
+        row_s < other.row_s * (1.0 - AS_FAST)
+            || (row_s < other.row_s * (1.0 + AS_FAST) && gap_s < other.gap_s)
+    }
+}
+
 /// Chunks beside sequences that decode.
 struct Beside<'a> {
     times: &'a Times,
@@ -91,20 +148,36 @@ impl Beside<'_> {
     /// The size of chunks, up to `most` rows, and the decode steps per chunk: of those that keep the longest gap, the ones
     /// that hold up decoding least while a prompt takes at most `allowed_s` per row; where there are none, the ones with
     /// which prompts are fastest.
-    fn best(&self, most: usize, allowed_s: f64) -> (usize, u64) {
-        let longest_s = LONGEST_GAP * self.groups.usual_cycle_s(self.times, self.decoding);
+    fn best(&self, most: usize, allowed_s: f64) -> Choice<(usize, u64)> {
+        let longest_s = self.longest_s();
         let most_decodes = 2 * (self.groups.others() as u64 + 1);
         let all = sizes(most).flat_map(|rows| (1..=most_decodes).map(move |decodes| (rows, decodes)));
         let kept = all.filter(|&(rows, decodes)| rows == 1 || self.gap_s(rows, decodes) <= longest_s);
-        let cost = |&(rows, decodes): &(usize, u64)| {
+        let choice = |what @ (rows, decodes)| {
             let row_s = self.row_s(rows, decodes).max(allowed_s);
-            (row_s, self.gap_s(rows, decodes))
+            Choice { what, row_s, gap_s: self.gap_s(rows, decodes) }
         };
-        let best = kept.map(|choice| (cost(&choice), choice)).min_by(|a, b| {
-            let ((a_row_s, a_gap_s), (b_row_s, b_gap_s)) = (a.0, b.0);
-            a_row_s.total_cmp(&b_row_s).then(a_gap_s.total_cmp(&b_gap_s))
-        });
-        best.map_or((1, 1), |(_, choice)| choice)
+        kept.map(choice).min_by(Choice::compare).unwrap_or_else(|| choice((1, 1)))
+    }
+
+    /// The same for rows that ride with every decode step, up to `most`.
+    fn best_riding(&self, most: usize, allowed_s: f64) -> Choice<usize> {
+        let longest_s = self.longest_s();
+        let choice = |rows: usize| {
+            let groups = self.groups.others() + 1;
+            let (sum_s, slowest_s) =
+                self.times.riding(self.groups.largest(self.decoding) as f64, rows as f64);
+            let cycle_s = (groups as f64 * slowest_s).max(sum_s + self.times.wire_s());
+            let row_s = cycle_s / (groups * rows) as f64;
+            Choice { what: rows, row_s: row_s.max(allowed_s), gap_s: cycle_s }
+        };
+        let kept = sizes(most).map(choice).filter(|choice| choice.what == 1 || choice.gap_s <= longest_s);
+        kept.min_by(Choice::compare).unwrap_or_else(|| choice(1))
+    }
+
+    /// The longest that a sequence may wait for its next token.
+    fn longest_s(&self) -> f64 {
+        LONGEST_GAP * self.groups.usual_cycle_s(self.times, self.decoding)
     }
 
     fn stages(&self, rows: usize) -> impl Iterator<Item = (f64, f64)> {
@@ -177,8 +250,12 @@ mod tests {
         Times::new(&predicted, 512)
     }
 
+    fn beside(sequences: usize) -> Decoding {
+        Decoding { sequences, rides: false, short_way: false }
+    }
+
     fn alone(stages: &[(f64, f64)], prompt_rows: usize) -> Chunking {
-        Chunking::choose(&times(stages), &Groups::new(), 0, prompt_rows, 512)
+        Chunking::choose(&times(stages), &Groups::new(), beside(0), prompt_rows, 512)
     }
 
     #[test]
@@ -206,8 +283,8 @@ mod tests {
         let mut groups = Groups::new();
         let sequences = 8;
         groups.adapt(&times, sequences, 0);
-        let chunking = Chunking::choose(&times, &groups, sequences, 4096, 512);
-        let free = Chunking::choose(&times, &groups, 0, 4096, 512);
+        let chunking = Chunking::choose(&times, &groups, beside(sequences), 4096, 512);
+        let free = Chunking::choose(&times, &groups, beside(0), 4096, 512);
         assert!(chunking.rows < free.rows, "{chunking:?} {free:?}");
         let chunk_s = times.sum_and_slowest(StepKind::Prefill, chunking.rows as f64).0;
         let round_s = groups.round_s(&times, sequences) + chunk_s;
@@ -217,7 +294,7 @@ mod tests {
     #[test]
     fn steps_that_say_nothing_still_get_chunks() {
         let odd = Times::new(&[StagePrediction { decode_s: f64::NAN, prefill_s_per_row: f64::NAN }; 2], 512);
-        let chunking = Chunking::choose(&odd, &Groups::new(), 3, 0, 1);
+        let chunking = Chunking::choose(&odd, &Groups::new(), beside(3), 0, 1);
         assert_eq!(chunking.rows, 1);
         assert!(chunking.under_way >= 2 && chunking.decodes >= 1);
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Segment, ShortWay, StepFrame, StepKind};
 
-use super::chunks::{self, Chunking};
+use super::chunks::{self, Chunking, Decoding};
 use super::sequence::{Expected, Sequence, Source};
 use super::{Flight, Scheduler};
 
@@ -22,8 +22,9 @@ impl Scheduler {
         self.choose_way(decoding);
         let groups = self.groups.adapt(&self.times, decoding, self.decodes_sent);
         let held = self.held_back(now);
-        let segments = self.decode_segments(groups, decoding, &held);
+        let mut segments = self.decode_segments(groups, decoding, &held);
         if !segments.is_empty() {
+            segments.extend(self.riding_segments(decoding, &segments));
             self.decodes_sent += 1;
             return self.launch(StepKind::Decode, segments, None, 0, now);
         }
@@ -103,30 +104,65 @@ impl Scheduler {
         each.filter_map(|(id, drafts)| self.sequences.get_mut(&id)?.next_decode(id, drafts)).collect()
     }
 
-    /// The next chunk, of one prompt or of several, and when it is due, in decode steps sent.
-    fn prefill_segments(&mut self, decoding: usize) -> (Vec<(Segment, Expected)>, u64) {
-        let Some(step_rows) = self.step_rows() else {
-            return (Vec::new(), 0);
-        };
+    /// The prompts of which a chunk can go in a step of this kind, and how; `None` where there are none.
+    fn next_chunks(&mut self, kind: StepKind, decoding: usize) -> Option<(Vec<SequenceId>, Chunking)> {
+        let step_rows = self.step_rows()?;
         let sequences = &self.sequences;
         self.prefilling.retain(|id| sequences.get(id).is_some_and(Sequence::wants_prefill));
-        let mut sending: Vec<SequenceId> = self.prefilling.iter().copied().collect();
+        let can = |id: &&SequenceId| sequences.get(id).is_some_and(|sequence| sequence.may_send_chunk(kind));
+        let mut sending: Vec<SequenceId> = self.prefilling.iter().filter(can).copied().collect();
         sending.retain(|id| self.settle_prefix(*id));
         if sending.is_empty() {
-            return (Vec::new(), 0);
+            return None;
         }
-        let prompts = || sending.iter().filter_map(|id| self.sequences.get(id));
-        let prompt_rows = prompts().map(Sequence::prefill_rows).sum();
-        let chunking = Chunking::choose(&self.times, &self.groups, decoding, prompt_rows, step_rows);
-        if self.under_way(StepKind::Prefill) >= chunking.under_way {
-            return (Vec::new(), 0);
-        }
-        let left: Vec<usize> = prompts().map(Sequence::prefill_left).collect();
-        let shares = chunks::deal(&left, chunking.rows);
+        let prompts = sending.iter().filter_map(|id| self.sequences.get(id));
+        let prompt_rows = prompts.map(Sequence::prefill_rows).sum();
+        let beside = Decoding { sequences: decoding, rides: self.rides, short_way: self.times.short_way() };
+        let chunking = Chunking::choose(&self.times, &self.groups, beside, prompt_rows, step_rows);
+        self.rides = chunking.riding > 0;
+        Some((sending, chunking))
+    }
+
+    /// Chunks of these prompts, of `rows` rows together.
+    fn cut(&mut self, sending: &[SequenceId], rows: usize, kind: StepKind) -> Vec<(Segment, Expected)> {
+        let prompts = sending.iter().filter_map(|id| self.sequences.get(id));
+        let left: Vec<usize> = prompts.map(Sequence::prefill_left).collect();
+        let shares = chunks::deal(&left, rows);
         let mut segments = Vec::new();
         for (id, rows) in sending.iter().zip(shares).filter(|(_, rows)| *rows > 0) {
-            segments.extend(self.sequences.get_mut(id).map(|sequence| sequence.next_chunk(*id, rows)));
+            segments.extend(self.sequences.get_mut(id).map(|sequence| sequence.next_chunk(*id, rows, kind)));
         }
+        segments
+    }
+
+    /// Chunks that ride with a decode step of `segments`: their rows cost little more than what is read for the others.
+    fn riding_segments(
+        &mut self,
+        decoding: usize,
+        segments: &[(Segment, Expected)],
+    ) -> Vec<(Segment, Expected)> {
+        let taken: usize = segments.iter().map(|(segment, _)| segment.tokens.len()).sum();
+        let free = self.step_rows().unwrap_or_default().saturating_sub(taken);
+        let Some((sending, chunking)) = self.next_chunks(StepKind::Decode, decoding) else {
+            return Vec::new();
+        };
+        match chunking.riding.min(free) {
+            0 => Vec::new(),
+            rows => self.cut(&sending, rows, StepKind::Decode),
+        }
+    }
+
+    /// The next chunk in a step of its own, of one prompt or of several, and when it is due, in decode steps sent.
+    fn prefill_segments(&mut self, decoding: usize) -> (Vec<(Segment, Expected)>, u64) {
+        let Some((sending, chunking)) = self.next_chunks(StepKind::Prefill, decoding) else {
+            return (Vec::new(), 0);
+        };
+        // What is to ride waits for the next decode step, if there will be one.
+        let ride = chunking.riding > 0 && self.under_way(StepKind::Decode) > 0;
+        if ride || self.under_way(StepKind::Prefill) >= chunking.under_way {
+            return (Vec::new(), 0);
+        }
+        let segments = self.cut(&sending, chunking.rows, StepKind::Prefill);
         let stages = self.pipeline.as_ref().map_or(1, |pipeline| pipeline.stages.len());
         let most = self.decodes_sent + (stages + chunking.under_way) as u64 * chunking.decodes;
         let due = if self.under_way(StepKind::Prefill) == 0 {

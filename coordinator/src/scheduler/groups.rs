@@ -136,7 +136,7 @@ mod tests {
         let timings: Vec<StageTiming> = stages.iter().enumerate().map(timing).collect();
         let computed_us: u32 = timings.iter().map(|timing| timing.computed_us).sum();
         let took = Duration::from_micros(u64::from(computed_us)) + Duration::from_millis(wire_ms);
-        let step = Observed { kind: StepKind::Decode, rows: 1, took, chained: false, quiet: true };
+        let step = Observed { kind: StepKind::Decode, rows: 1, riding: 0, took, chained: false, quiet: true };
         times.observe(step, &timings);
         times
     }

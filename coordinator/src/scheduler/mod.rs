@@ -254,6 +254,8 @@ pub struct Scheduler {
     decodes_sent: u64,
     /// With which decode step, counted in those sent, the newest prefill step should be home.
     newest_due: u64,
+    /// Whether prompts rode with decode steps when last a chunk was cut.
+    rides: bool,
     /// When the pipeline last gave a sign of life while it had work.
     progress: Instant,
     slowest: Duration,
@@ -292,6 +294,7 @@ impl Scheduler {
             undrafted: 0,
             decodes_sent: 0,
             newest_due: 0,
+            rides: false,
             progress: now,
             slowest: Duration::ZERO,
             failures_in_a_row: 0,

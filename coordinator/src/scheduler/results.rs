@@ -54,7 +54,13 @@ impl Scheduler {
         let quiet = self.under_way(other) == 0;
         // Where a step ran ahead in vain, the last stage had nothing to do.
         if !flight.ahead || result.outputs.iter().any(|output| !output.sampled.is_empty()) {
-            let step = Observed { kind: flight.kind, rows, took, chained: flight.chained, quiet };
+            let riding = match flight.kind {
+                StepKind::Decode => {
+                    flight.expected.iter().filter(|segment| segment.chunk).map(|segment| segment.rows).sum()
+                }
+                StepKind::Prefill => 0,
+            };
+            let step = Observed { kind: flight.kind, rows, riding, took, chained: flight.chained, quiet };
             self.times.observe(step, &result.timings);
         }
         self.tell_followers(result.step, &flight, Some(&result.outputs));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use brigade_proto::ids::SequenceId;
 use brigade_proto::sampling::Sampling;
-use brigade_proto::step::{Segment, SegmentOutput, SequenceStart};
+use brigade_proto::step::{Segment, SegmentOutput, SequenceStart, StepKind};
 use brigade_shard::cost::PAGE_TOKENS;
 
 use crate::generation::{Drawn, FinishReason, GenerationEvent, GenerationRequest, Origin};
@@ -62,6 +62,8 @@ pub(super) struct Sequence {
     following: usize,
     /// Segments on their way.
     pub(super) in_flight: u32,
+    /// In what kind of steps its newest chunk went: those of the two kinds may overtake each other.
+    lane: StepKind,
     /// Whether its client has been told the end, or has left: it only waits for its segments to come home.
     pub(super) ended: bool,
     /// Whether it is to give its cache back as soon as its segments are home, and to be replayed later.
@@ -117,6 +119,8 @@ pub(super) struct Expected {
     fails: u64,
     /// Whether its token was not known when it was sent.
     pub(super) follows: bool,
+    /// Whether it is a chunk of a prompt or of a replay.
+    pub(super) chunk: bool,
     /// Whether the prompt is computed with this segment.
     pub(super) prompt_ends: bool,
     /// How many of its tokens are of the prompt and were not computed before.
@@ -166,6 +170,7 @@ impl Sequence {
             whole: 0,
             following: 0,
             in_flight: 0,
+            lane: StepKind::Prefill,
             ended: false,
             parking: false,
             lookup: Lookup::default(),
@@ -198,6 +203,11 @@ impl Sequence {
     /// Whether tokens are still to be sent in chunks.
     pub(super) fn wants_prefill(&self) -> bool {
         !self.ended && self.sent < self.prefill
+    }
+
+    /// Whether its next chunk can go in a step of this kind: none of its others could be overtaken by it.
+    pub(super) fn may_send_chunk(&self, kind: StepKind) -> bool {
+        self.in_flight == 0 || self.lane == kind
     }
 
     /// Tokens that go in chunks: those that are not in the cache already.
@@ -476,8 +486,10 @@ impl Sequence {
         pages
     }
 
-    /// The next chunk after it is settled what the sequence begins with, of at most `rows` tokens (at least one).
-    pub(super) fn next_chunk(&mut self, id: SequenceId, rows: usize) -> (Segment, Expected) {
+    /// The next chunk after it is settled what the sequence begins with, of at most `rows` tokens (at least one), in a step
+    /// of this kind.
+    pub(super) fn next_chunk(&mut self, id: SequenceId, rows: usize, kind: StepKind) -> (Segment, Expected) {
+        self.lane = kind;
         let start = self.sent;
         // Rows whose scores were told before its pipeline was lost, and those after them, go in chunks of their own.
         let until = if start < self.scored { self.scored } else { self.prefill };
@@ -518,6 +530,7 @@ impl Sequence {
             ahead: false,
             fails: self.fails,
             follows: false,
+            chunk: true,
             prompt_ends: last,
             fresh,
         };
@@ -590,6 +603,7 @@ impl Sequence {
             ahead,
             fails: self.fails,
             follows: false,
+            chunk: false,
             prompt_ends: false,
             fresh: 0,
         };

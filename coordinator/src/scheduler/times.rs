@@ -179,6 +179,8 @@ fn relative(seconds: f64) -> f64 {
 struct Stage {
     decode: Fit,
     prefill: Fit,
+    /// Seconds of a prompt's row that rides with a decode step.
+    riding_row_s: f64,
 }
 
 impl Stage {
@@ -186,7 +188,16 @@ impl Stage {
         Stage {
             decode: Fit::new(predicted.line(StepKind::Decode), DECODE_ROWS.min(f64::from(step_rows))),
             prefill: Fit::new(predicted.line(StepKind::Prefill), f64::from(step_rows)),
+            riding_row_s: predicted.line(StepKind::Prefill).row_s,
         }
+    }
+
+    /// Takes in a decode step of `rows` rows with which `riding` others rode. What these add is told by what the step would
+    /// have taken without them.
+    fn observe_riding(&mut self, rows: f64, riding: f64, seconds: f64) {
+        let added_s = (seconds - self.decode.line.at(rows)) / riding;
+        let row_s = added_s.clamp(self.riding_row_s / OUTLIER, self.riding_row_s * OUTLIER);
+        self.riding_row_s += (row_s - self.riding_row_s) * (1.0 - FADE);
     }
 
     fn fit(&self, kind: StepKind) -> &Fit {
@@ -226,6 +237,8 @@ impl Wire {
 pub(super) struct Observed {
     pub(super) kind: StepKind,
     pub(super) rows: u32,
+    /// Those of them that are of prompts, where it is a decode step.
+    pub(super) riding: u32,
     /// Since it was sent or, where it waited for another one's tokens on the first stage, since that one came home.
     pub(super) took: Duration,
     /// Whether it waited for another one's tokens.
@@ -259,9 +272,16 @@ impl Times {
 
     /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
     pub(super) fn observe(&mut self, step: Observed, timings: &[StageTiming]) {
-        let Observed { kind, rows, took, chained, quiet } = step;
+        let Observed { kind, rows, riding, took, chained, quiet } = step;
         let ordered = timings.iter().enumerate().all(|(place, timing)| timing.stage as usize == place);
         if rows == 0 || timings.len() != self.stages.len() || !ordered {
+            return;
+        }
+        let computed_s = |timing: &StageTiming| seconds(f64::from(timing.computed_us) * 1e-6);
+        if riding > 0 {
+            for (stage, timing) in self.stages.iter_mut().zip(timings) {
+                stage.observe_riding(f64::from(rows - riding), f64::from(riding), computed_s(timing));
+            }
             return;
         }
         for (stage, timing) in self.stages.iter_mut().zip(timings) {
@@ -269,7 +289,7 @@ impl Times {
                 StepKind::Decode => &mut stage.decode,
                 StepKind::Prefill => &mut stage.prefill,
             };
-            fit.observe(f64::from(rows), seconds(f64::from(timing.computed_us) * 1e-6));
+            fit.observe(f64::from(rows), computed_s(timing));
         }
         if kind == StepKind::Prefill {
             let now: Vec<Line> = self.lines(StepKind::Prefill).copied().collect();
@@ -313,6 +333,13 @@ impl Times {
     /// Seconds of a step of `rows` rows on all stages together, and on the slowest one.
     pub(super) fn sum_and_slowest(&self, kind: StepKind, rows: f64) -> (f64, f64) {
         sum_and_slowest(self.lines(kind), rows)
+    }
+
+    /// Seconds of a decode step of `rows` rows with which `riding` rows of prompts ride, on all stages together and on the
+    /// slowest one.
+    pub(super) fn riding(&self, rows: f64, riding: f64) -> (f64, f64) {
+        let each = self.stages.iter().map(|stage| stage.decode.line.at(rows) + riding * stage.riding_row_s);
+        each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
     }
 
     /// Seconds of a prompt's chunk of `rows` rows on all stages together, and on the slowest one, with nothing decoded beside
@@ -374,7 +401,7 @@ mod tests {
     }
 
     fn step(kind: StepKind, rows: u32, took: Duration) -> Observed {
-        Observed { kind, rows, took, chained: false, quiet: true }
+        Observed { kind, rows, riding: 0, took, chained: false, quiet: true }
     }
 
     fn observe(times: &mut Times, kind: StepKind, rows: u32, computed_s: f64) {

@@ -271,7 +271,8 @@ impl Drafter {
             let took = now.saturating_duration_since(flight.sent);
             let quiet = self.flights.values().all(|other| other.kind == flight.kind);
             let (kind, rows) = (flight.kind, flight.rows);
-            self.times.observe(Observed { kind, rows, took, chained: false, quiet }, &result.timings);
+            self.times
+                .observe(Observed { kind, rows, riding: 0, took, chained: false, quiet }, &result.timings);
         }
         let vocabulary = self.draft.as_ref().map_or(0, |draft| draft.vocabulary);
         for (place, output) in flight.places.iter().zip(&result.outputs) {

@@ -30,6 +30,16 @@ impl Speed {
         };
         ((fixed_ms + row_ms * rows as f64) * 1e3) as u64
     }
+
+    /// How long a step takes: rows of prompts cost as much in a decode step as in one of their own.
+    fn of(&self, travelling: &Travelling) -> u64 {
+        let riding = match travelling.step.kind {
+            StepKind::Decode => travelling.riding(),
+            StepKind::Prefill => 0,
+        };
+        let riding_us = (self.prefill_ms.1 * riding as f64 * 1e3) as u64;
+        self.us(travelling.step.kind, travelling.rows() - riding) + riding_us
+    }
 }
 
 /// A step on its way, with what stages have said of it.
@@ -43,6 +53,14 @@ struct Travelling {
 impl Travelling {
     fn rows(&self) -> usize {
         self.step.segments.iter().map(|segment| segment.tokens.len()).sum()
+    }
+
+    /// Those of chunks.
+    fn riding(&self) -> usize {
+        let chunks = self.step.segments.iter().filter(|segment| {
+            !segment.sample || segment.begin.is_some() || (segment.tokens.len() > 1 && segment.drafts == 0)
+        });
+        chunks.map(|segment| segment.tokens.len()).sum()
     }
 }
 
@@ -407,7 +425,7 @@ impl SimulatedPipeline {
         let Some(mut travelling) = next else { return };
         draft.computing = true;
         let result = draft.stage.run(&travelling.step);
-        let computed_us = draft.speed.us(travelling.step.kind, travelling.rows());
+        let computed_us = draft.speed.of(&travelling);
         travelling.timings.push(StageTiming {
             stage: 0,
             queued_us: (self.now_us - travelling.arrived_us) as u32,
@@ -429,7 +447,7 @@ impl SimulatedPipeline {
         };
         stage.computing = true;
         let result = stage.strict.run(&travelling.step).expect("every step can be computed");
-        let us = stage.speed.us(travelling.step.kind, travelling.rows());
+        let us = stage.speed.of(&travelling);
         let percent = 100 - self.jitter + self.random.below(2 * self.jitter + 1);
         let computed_us = us * percent / 100;
         travelling.timings.push(StageTiming {
