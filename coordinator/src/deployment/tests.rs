@@ -138,6 +138,9 @@ impl Bench {
             flops_per_s: 1e9,
             data_addresses: vec![([10, 0, 0, 1], 7000).into()],
             stretch: 1.0,
+            kernel_speeds: Vec::new(),
+            shared_host: None,
+            offload_bytes_per_s: None,
         });
         let remote = ([192, 168, 0, 1], 40000).into();
         let session = SessionId(self.sessions);
