@@ -21,6 +21,9 @@ fn attached(session: u64, name: &str) -> Event {
         flops_per_s: 1e9,
         data_addresses: Vec::new(),
         stretch: 1.0,
+        kernel_speeds: Vec::new(),
+        shared_host: None,
+        offload_bytes_per_s: None,
     });
     Event::Attached {
         session: SessionId(session),

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::Shard;
+use brigade_shard::plan::{KernelSpeed, SharedHost};
 use brigade_shard::units::Bytes;
 
 use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId};
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,12 @@ pub struct Capabilities {
     pub data_addresses: Vec<SocketAddr>,
     /// How many times as long as its device needs it takes for every step: 1, but for measurements.
     pub stretch: f64,
+    /// How fast its kernels are by type of matrix and rows at a time, as calibrated.
+    pub kernel_speeds: Vec<KernelSpeed>,
+    /// What all processors of its machine do together; `None` where it computes elsewhere.
+    pub shared_host: Option<SharedHost>,
+    /// Bytes per second at which it reads weights for every step that do not fit its budget; `None` where it may not.
+    pub offload_bytes_per_s: Option<f64>,
 }
 
 /// The kind of device a worker computes on.
@@ -140,6 +147,8 @@ pub struct LoadStage {
     pub stages: u32,
     /// What the stage must be able to hold.
     pub room: StageRoom,
+    /// The last so many layers of the shard are read again for every step instead of being resident.
+    pub streamed_layers: u32,
 }
 
 /// What a stage makes room for besides its weights.

@@ -83,6 +83,7 @@ fn commands() -> Vec<ToWorker> {
         stage: 1,
         stages: 3,
         room,
+        streamed_layers: 3,
     };
     let connect = ConnectStage {
         deployment,
@@ -98,6 +99,7 @@ fn commands() -> Vec<ToWorker> {
         ToWorker::Welcome(Welcome { incarnation: Incarnation(2), data_port: 7481, heartbeat_ms: 1000 }),
         ToWorker::Load(LoadStage {
             shard: whole,
+            streamed_layers: 0,
             stage: 0,
             stages: 1,
             room: StageRoom { cache_dtype: CacheDtype::F32, ..room },

@@ -22,6 +22,8 @@ pub const HEAD_BLOCK_ROWS: u32 = 16;
 pub const QUANTISED_BYTES_PER_32: u64 = 48;
 /// Frames of hidden states that a stage holds at a time: one arriving and one leaving.
 pub const FRAME_BUFFERS: u64 = 2;
+/// Layers that are in memory of those that are read again for every step: one is computed while the next is read.
+pub const STAGED_LAYERS: u64 = 2;
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
 
@@ -250,6 +252,19 @@ impl Cost {
             cache: cache_bytes(self.held(shard).map(|layer| layer.cache_values).sum(), room),
             workspace: workspace_bytes(&self.widths, room, shard.head),
         }
+    }
+
+    /// The same where the last `streamed_layers` of the shard are read again for every step: the weights are those of the
+    /// others, and [`STAGED_LAYERS`] times the largest of these, one that is computed and one that is read meanwhile.
+    pub fn memory_streaming(&self, shard: &Shard, streamed_layers: usize, room: &Room) -> StageBytes {
+        let streamed = shard.layers.end.saturating_sub(streamed_layers).max(shard.layers.start);
+        let streamed = LayerRange { start: streamed, end: shard.layers.end };
+        let streamed = Shard { layers: streamed, embedding: false, head: false };
+        let all = self.held(&streamed).map(|layer| layer.weights).sum();
+        let largest = self.held(&streamed).map(|layer| layer.weights).max().unwrap_or(Bytes::ZERO);
+        let staged = (largest * STAGED_LAYERS).min(all);
+        let memory = self.memory(shard, room);
+        StageBytes { weights: memory.weights.saturating_sub(all) + staged, ..memory }
     }
 
     /// Weight bytes of a shard that belong to none of its layers: the ends it holds and the rope frequencies.

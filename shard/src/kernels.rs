@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::spec::{Attention, FeedForward, LayerSpec};
 use crate::tensor_type::TensorType;
 
 /// A set of things to compute: of those that a device has kernels for, or of those that a part of a model takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernels {
     /// One bit for each type of matrices.
     types: u64,

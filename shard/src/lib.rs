@@ -4,6 +4,7 @@
 //! async code and no compute device. The main types are [`model_file::Header`] (what a file says), [`spec::ModelSpec`]
 //! (what the model computes), [`layers::Shard`] (a part of it) and [`plan::Plan`] (who holds which part).
 
+pub mod catalogue;
 pub mod cost;
 pub mod family;
 pub mod gguf;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::Bytes;
 
 /// How a tensor stores its values: blocks of [`block_values`](TensorType::block_values) neighbours along the first
@@ -10,7 +12,7 @@ use crate::units::Bytes;
 /// The numbers and sizes are those of the `ggml_type` enumeration and its block structures (ggml's `ggml.h` and
 /// `ggml-common.h`). A type listed here can be measured and planned for; whether a device has kernels for it is the
 /// worker's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[expect(non_camel_case_types, reason = "these are the format's own names")]
 #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
 pub enum TensorType {

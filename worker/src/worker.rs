@@ -186,6 +186,9 @@ fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
         flops_per_s: calibration.flops_per_s / settings.stretch.factor(),
         data_addresses: Vec::new(),
         stretch: settings.stretch.factor(),
+        kernel_speeds: Vec::new(),
+        shared_host: None,
+        offload_bytes_per_s: None,
     }
 }
 

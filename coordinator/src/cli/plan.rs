@@ -9,7 +9,9 @@ use brigade_proto::control::DeviceKind;
 use brigade_proto::step::WireDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::model_file::Header;
-use brigade_shard::plan::{HopCost, Plan, PlanDevice, PlanInput, place_beside, plan_beside};
+use brigade_shard::plan::{
+    HopCost, Links, Objective, Plan, PlanDevice, PlanInput, place_beside, plan_beside,
+};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::units::Bytes;
@@ -203,6 +205,9 @@ fn local_devices(workers: &WorkerOptions) -> anyhow::Result<Vec<PlanDevice>> {
         flops_per_s: ASSUMED_FLOPS,
         kernels: DeviceKind::Cpu.kernels(),
         held: None,
+        kernel_speeds: Vec::new(),
+        host: None,
+        offload_bytes_per_s: None,
     };
     Ok((0..workers.workers).map(device).collect())
 }
@@ -222,7 +227,9 @@ fn plan_input(
         step_rows: serving.prefill_chunk,
         cache_value_bytes: serving.kv_dtype.bytes(),
         wire_value_bytes: WireDtype::from(serving.wire).size() as u32,
-        hop,
+        links: Links::all(hop),
+        hosts: Vec::new(),
+        objective: Objective::default(),
         apart: Vec::new(),
     }
 }
@@ -260,6 +267,9 @@ fn device(device: Device) -> Result<PlanDevice, String> {
         flops_per_s: device.tflops * 1e12,
         kernels: DeviceKind::from(device.device).kernels(),
         held: None,
+        kernel_speeds: Vec::new(),
+        host: None,
+        offload_bytes_per_s: None,
     })
 }
 
@@ -311,6 +321,9 @@ mod tests {
                 flops_per_s: 27e12,
                 kernels: Kernels::CPU,
                 held: None,
+                kernel_speeds: Vec::new(),
+                host: None,
+                offload_bytes_per_s: None,
             }]
         );
         let devices = parse_cluster(&format!("{MAC}device = 'metal'\n")).unwrap();

@@ -8,7 +8,9 @@ use brigade_proto::control::CacheDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::family::SpecError;
 use brigade_shard::model_file::{FileError, Fingerprint, Header};
-use brigade_shard::plan::{HopCost, PlanDevice, PlanError, PlanInput, place_whole, plan, plan_beside};
+use brigade_shard::plan::{
+    Links, Objective, PlanDevice, PlanError, PlanInput, place_whole, plan, plan_beside,
+};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
@@ -225,7 +227,9 @@ fn plan_input(settings: &ClusterSettings) -> impl Fn(&[PlanDevice], usize) -> Pl
         step_rows,
         cache_value_bytes,
         wire_value_bytes,
-        hop: HopCost::default(),
+        links: Links::default(),
+        hosts: Vec::new(),
+        objective: Objective::default(),
         apart: Vec::new(),
     }
 }

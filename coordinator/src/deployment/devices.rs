@@ -29,6 +29,9 @@ pub(super) fn devices(
             flops_per_s: fastest(|twin| twin.flops_per_s),
             kernels: own.device.kernels(),
             held: held(member),
+            kernel_speeds: own.kernel_speeds.clone(),
+            host: None,
+            offload_bytes_per_s: own.offload_bytes_per_s,
         }
     };
     members.iter().map(device).collect()

@@ -173,6 +173,7 @@ impl Running {
             stage: stage as u32,
             stages: self.stages.len() as u32,
             room: self.room,
+            streamed_layers: self.stages[stage].planned.streamed_layers as u32,
         }
     }
 

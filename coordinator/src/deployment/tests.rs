@@ -8,7 +8,7 @@ use brigade_proto::control::{Capabilities, DeviceKind, StageMemory, StageState};
 use brigade_proto::ids::Fence;
 use brigade_shard::cost::StageBytes;
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::plan::{PlannedStage, Prediction};
+use brigade_shard::plan::{Optimality, PlannedStage, Prediction};
 use brigade_shard::units::Bytes;
 
 use super::*;
@@ -38,6 +38,7 @@ fn planner_with(throughput: impl Fn(usize) -> f64 + Send + 'static) -> Planner {
             device: order[place],
             shard: Shard::of(LayerRange { start: start(place), end: end(place) }, LAYERS),
             memory: StageBytes::default(),
+            streamed_layers: 0,
             decode_ms: 1.0,
             prefill_ms_per_token: 0.1,
         };
@@ -50,6 +51,7 @@ fn planner_with(throughput: impl Fn(usize) -> f64 + Send + 'static) -> Planner {
                 ttft_ms: 1.0,
                 throughput_tokens_per_s: throughput(devices.len()),
             },
+            optimality: Optimality::Exact,
             bottleneck: String::new(),
             unused: Vec::new(),
             notes: Vec::new(),
@@ -138,6 +140,9 @@ impl Bench {
             flops_per_s: 1e9,
             data_addresses: vec![([10, 0, 0, 1], 7000).into()],
             stretch: 1.0,
+            kernel_speeds: Vec::new(),
+            shared_host: None,
+            offload_bytes_per_s: None,
         });
         let remote = ([192, 168, 0, 1], 40000).into();
         let session = SessionId(self.sessions);

@@ -12,6 +12,8 @@ use brigade_proto::control_server::{AttachSession, ControlHandler, Refusal, Refu
 use brigade_proto::health::Health;
 use brigade_proto::identity::{CoordinatorIdentity, JoinToken, WorkerIdentity, WorkerKey};
 use brigade_proto::ids::WorkerId;
+use brigade_shard::plan::{KernelSpeed, SharedHost};
+use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -92,6 +94,9 @@ pub fn capabilities(name: &str) -> Capabilities {
             "[fe80::1]:7481".parse().expect("one"),
         ],
         stretch: 1.0,
+        kernel_speeds: vec![KernelSpeed { kind: TensorType::Q4K, rows: 8, weights_per_s: 2.5e10 }],
+        shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4 }),
+        offload_bytes_per_s: Some(2e9),
     }
 }
 

@@ -6,14 +6,20 @@
 mod beside;
 mod error;
 mod keep;
+mod links;
 mod predict;
 mod search;
+mod speed;
+mod verdict;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use beside::{place_beside, place_whole, plan_beside};
 pub use error::{DeviceRoom, MemoryShortage, PlanError};
-pub use predict::{PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S};
+pub use links::{HopCost, Links};
+pub use predict::{Forecast, Load, PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S, forecast};
+pub use speed::{KernelSpeed, SharedHost};
+pub use verdict::{Choices, Verdict, choices};
 
 use crate::cost::{Cost, PAGE_TOKENS, Room, StageBytes};
 use crate::kernels::Kernels;
@@ -33,7 +39,7 @@ pub const COMFORTABLE_CONTEXT: u32 = 4096;
 pub const WORTHWHILE_GAIN: f64 = 1.05;
 
 /// A device that may hold a stage.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanDevice {
     /// Its worker's name.
     pub name: String,
@@ -48,22 +54,33 @@ pub struct PlanDevice {
     /// The layers of the model that are resident on it already: of plans that are about as fast, the one is taken that
     /// adds the least to what devices hold.
     pub held: Option<LayerRange>,
+    /// How fast its kernels are by type of matrix and rows at a time; empty where only the two figures above are known.
+    pub kernel_speeds: Vec<KernelSpeed>,
+    /// Index into [`PlanInput::hosts`] of the machine whose processors and memory it shares with other devices.
+    pub host: Option<usize>,
+    /// Bytes per second at which it reads weights for every step that do not fit its budget; `None` where it may not.
+    pub offload_bytes_per_s: Option<f64>,
 }
 
-/// What crossing a link costs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HopCost {
-    /// Round trip, in microseconds.
-    pub rtt_us: f64,
-    /// Bytes per second.
-    pub bytes_per_s: f64,
+/// What a plan is to be best at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The tokens of all streams together, per second: the slowest stage counts.
+    #[default]
+    ManyStreams,
+    /// The tokens of a single stream, per second: all stages and hops count.
+    OneStream,
 }
 
-impl Default for HopCost {
-    /// Gigabit Ethernet through one switch.
-    fn default() -> Self {
-        HopCost { rtt_us: 300.0, bytes_per_s: 118e6 }
-    }
+/// How good a plan is among all contiguous ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimality {
+    /// No other is predicted to be faster.
+    Exact,
+    /// None is predicted to take less than this share of its time: the distance to a lower bound.
+    Within(f64),
 }
 
 /// What to plan for.
@@ -85,8 +102,12 @@ pub struct PlanInput {
     pub cache_value_bytes: u32,
     /// Bytes of a hidden state's value on a link: 4 for f32, 2 for f16 and bf16.
     pub wire_value_bytes: u32,
-    /// What every link costs.
-    pub hop: HopCost,
+    /// What links cost.
+    pub links: Links,
+    /// Machines that hold several devices.
+    pub hosts: Vec<SharedHost>,
+    /// What the plan is to be best at.
+    pub objective: Objective,
     /// Pairs of devices that cannot reach each other, so that neither may come right after the other.
     pub apart: Vec<(usize, usize)>,
 }
@@ -102,6 +123,8 @@ pub struct Plan {
     pub cache_tokens: u32,
     /// What to expect of it.
     pub predicted: Prediction,
+    /// How far it may be from the best.
+    pub optimality: Optimality,
     /// What limits it, for people.
     pub bottleneck: String,
     /// Devices that hold nothing, with the reason.
@@ -132,6 +155,8 @@ pub struct PlannedStage {
     pub shard: Shard,
     /// What it takes of the device's budget.
     pub memory: StageBytes,
+    /// How many of its layers, the last ones, are read again for every step instead of being resident.
+    pub streamed_layers: usize,
     /// Time to decode one token of one sequence, in milliseconds.
     pub decode_ms: f64,
     /// Time per prompt token in chunks of [`PlanInput::step_rows`], in milliseconds.
@@ -213,7 +238,8 @@ fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanEr
             return Err(PlanError::Speed { name: device.name.clone() });
         }
     }
-    if !positive(input.hop.bytes_per_s) || !(0.0..f64::INFINITY).contains(&input.hop.rtt_us) {
+    if input.links.hops().any(|hop| !positive(hop.bytes_per_s) || !(0.0..f64::INFINITY).contains(&hop.rtt_us))
+    {
         return Err(PlanError::Hop);
     }
     match input.context {
@@ -276,6 +302,7 @@ impl Candidate {
             device,
             shard,
             memory: cost.memory(&shard, &self.room),
+            streamed_layers: 0,
             decode_ms: predictor.decode_s(search, device, shard.layers, 1) * 1e3,
             prefill_ms_per_token: predictor.prefill_s_per_row(search, device, shard.layers) * 1e3,
         });
@@ -288,6 +315,7 @@ impl Candidate {
             context: self.room.context,
             cache_tokens: self.room.cache_tokens,
             predicted: self.predicted,
+            optimality: Optimality::Exact,
         }
     }
 }

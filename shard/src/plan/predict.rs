@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::search::{Partition, Search, Work};
-use super::{PlanDevice, PlanInput, PlannedStage};
+use super::{Plan, PlanDevice, PlanInput, PlannedStage};
 use crate::cost::Cost;
 use crate::layers::LayerRange;
 
@@ -23,6 +23,34 @@ pub struct Prediction {
     pub ttft_ms: f64,
     /// Most tokens per second of all streams together, with as many as the plan is made for.
     pub throughput_tokens_per_s: f64,
+}
+
+/// What is asked of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that decode at the same time.
+    pub streams: u32,
+    /// Tokens of a prompt.
+    pub prompt_tokens: u32,
+    /// Tokens that every sequence has in the cache while it decodes.
+    pub context: u32,
+}
+
+/// What to expect of a plan under a load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Tokens per second of all streams together while they decode.
+    pub decode_tokens_per_s: f64,
+    /// Tokens per second of one prompt alone.
+    pub prompt_tokens_per_s: f64,
+    /// From asking to the first token, of one prompt alone, in milliseconds.
+    pub ttft_ms: f64,
+}
+
+/// What to expect of `plan`, which was made from `cost` and `input`, under a load.
+pub fn forecast(cost: &Cost, input: &PlanInput, plan: &Plan, load: &Load) -> Forecast {
+    let _ = (cost, input, plan, load);
+    todo!("helper c")
 }
 
 /// Time of a device for `rows` rows of decoding: reading the weights once, or the arithmetic, whichever takes longer.
@@ -66,7 +94,7 @@ impl<'a> Predictor<'a> {
 
     /// Time to bring `rows` hidden states to the next stage, in seconds.
     fn hop_s(&self, rows: f64) -> f64 {
-        let hop = &self.input.hop;
+        let hop = &self.input.links.default;
         hop.rtt_us * 0.5e-6 + rows * self.hidden * f64::from(self.input.wire_value_bytes) / hop.bytes_per_s
     }
 
@@ -74,7 +102,7 @@ impl<'a> Predictor<'a> {
         let stages = partition.order.len();
         let between = (stages - 1) as f64;
         // Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
-        let ends_s = self.input.hop.rtt_us * 1e-6;
+        let ends_s = self.input.links.default.rtt_us * 1e-6;
         let times = |rows: u32| -> (f64, f64) {
             let stage_s =
                 partition.ranges().map(|(device, range)| self.decode_s(search, device, range, rows));
@@ -102,7 +130,8 @@ impl<'a> Predictor<'a> {
         let chunk_s = partition.ranges().map(|(device, range)| self.chunk_s(search, device, range, rows));
         let (sum_s, slowest_s) =
             chunk_s.fold((0.0, hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
-        let first_s = sum_s + hop_s * (partition.order.len() - 1) as f64 + self.input.hop.rtt_us * 1e-6;
+        let first_s =
+            sum_s + hop_s * (partition.order.len() - 1) as f64 + self.input.links.default.rtt_us * 1e-6;
         first_s + f64::from(chunks - 1) * slowest_s
     }
 

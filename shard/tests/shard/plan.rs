@@ -6,7 +6,8 @@ use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::plan::{
-    HopCost, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, place_beside, plan, plan_beside,
+    HopCost, Links, Objective, Plan, PlanDevice, PlanError, PlanInput, STAGE_OVERHEAD_S, place_beside, plan,
+    plan_beside,
 };
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
@@ -22,6 +23,9 @@ fn device(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
         flops_per_s: bandwidth * 4.0,
         kernels: Kernels::CPU,
         held: None,
+        kernel_speeds: Vec::new(),
+        host: None,
+        offload_bytes_per_s: None,
     }
 }
 
@@ -44,7 +48,9 @@ fn input(devices: Vec<PlanDevice>) -> PlanInput {
         step_rows: 8,
         cache_value_bytes: 2,
         wire_value_bytes: 4,
-        hop: HopCost { rtt_us: 10.0, bytes_per_s: 1e9 },
+        links: Links::all(HopCost { rtt_us: 10.0, bytes_per_s: 1e9 }),
+        hosts: Vec::new(),
+        objective: Objective::default(),
         apart: Vec::new(),
     }
 }
@@ -388,7 +394,12 @@ fn smaller_values_on_the_wire_make_hops_shorter() {
     let (_, spec, _, cost) = tiny_llama::read(&tiny_llama::file(6));
     let hop = HopCost { rtt_us: 0.0, bytes_per_s: 1e5 };
     let with = |wire_value_bytes| {
-        let input = PlanInput { min_stages: 2, wire_value_bytes, hop, ..input(equal_devices(2, 1 << 30)) };
+        let input = PlanInput {
+            min_stages: 2,
+            wire_value_bytes,
+            links: Links::all(hop),
+            ..input(equal_devices(2, 1 << 30))
+        };
         1.0 / plan(&cost, &input).unwrap().predicted.decode_tokens_per_s
     };
     let row_s = 2.0 * spec.hidden as f64 / hop.bytes_per_s;
@@ -461,7 +472,7 @@ fn contradictions_are_refused() {
     slow.devices[1].flops_per_s = f64::NAN;
     assert_eq!(error(slow), PlanError::Speed { name: "w1".to_owned() });
     assert_eq!(
-        error(PlanInput { hop: HopCost { rtt_us: -1.0, bytes_per_s: 1.0 }, ..base() }),
+        error(PlanInput { links: Links::all(HopCost { rtt_us: -1.0, bytes_per_s: 1.0 }), ..base() }),
         PlanError::Hop
     );
 }

@@ -5,7 +5,7 @@ use brigade_proto::sampling::Sampling;
 use brigade_proto::step::TokenScore;
 use brigade_shard::cost::{PAGE_TOKENS, StageBytes};
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::plan::{Plan, PlanDevice, PlannedStage, Prediction};
+use brigade_shard::plan::{Optimality, Plan, PlanDevice, PlannedStage, Prediction};
 use brigade_shard::units::Bytes;
 
 use super::random::mix;
@@ -130,6 +130,7 @@ fn made(order: &[usize], shards: &[Shard]) -> Plan {
         device: *device,
         shard: *shard,
         memory: memory(shard),
+        streamed_layers: 0,
         decode_ms: shard.layers.len() as f64,
         prefill_ms_per_token: 0.2 * shard.layers.len() as f64,
     };
@@ -143,6 +144,7 @@ fn made(order: &[usize], shards: &[Shard]) -> Plan {
             // Every stage counts, so that workers which join make plans better.
             throughput_tokens_per_s: order.len() as f64,
         },
+        optimality: Optimality::Exact,
         bottleneck: String::new(),
         unused: Vec::new(),
         notes: Vec::new(),

@@ -421,6 +421,9 @@ impl World {
             flops_per_s: 1e9,
             data_addresses: vec![([10, 0, 0, life.place as u8], 7000).into()],
             stretch: 1.0,
+            kernel_speeds: Vec::new(),
+            shared_host: None,
+            offload_bytes_per_s: None,
         };
         let us = self.stream_delay(session, true);
         let welcome = brigade_proto::control::Welcome {

@@ -33,6 +33,7 @@ fn order(epoch: u64, start: usize) -> LoadStage {
             sequences: 2,
             cache_dtype: CacheDtype::F32,
         },
+        streamed_layers: 0,
     }
 }
 

@@ -169,6 +169,7 @@ impl Coordinator {
                 sequences: 2,
                 cache_dtype: CacheDtype::F32,
             },
+            streamed_layers: 0,
         }
     }
 

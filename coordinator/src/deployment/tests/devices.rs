@@ -22,6 +22,9 @@ fn member(name: &str, host: &str, threads: u32, speeds: (f64, f64)) -> Member {
         flops_per_s: speeds.1,
         data_addresses: Vec::new(),
         stretch: 1.0,
+        kernel_speeds: Vec::new(),
+        shared_host: None,
+        offload_bytes_per_s: None,
     };
     let presence = Presence::Attached { session: SessionId(1), heard: Instant::now() };
     let remote = "10.0.0.1:1".parse().unwrap();

@@ -1,5 +1,7 @@
 //! Messages from a worker to the coordinator.
 
+use brigade_shard::plan::{KernelSpeed, SharedHost};
+use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
 use crate::control::{
@@ -13,6 +15,9 @@ use crate::ids::{DeploymentId, Epoch, StepId};
 use crate::pb;
 
 use pb::to_coordinator::Message;
+
+/// Most kernels whose speeds are told: some sizes of steps for every type there is.
+const MAX_KERNEL_SPEEDS: usize = 512;
 
 impl From<ToCoordinator> for pb::ToCoordinator {
     fn from(message: ToCoordinator) -> pb::ToCoordinator {
@@ -96,6 +101,12 @@ impl From<Capabilities> for pb::Capabilities {
             flops_per_s: capabilities.flops_per_s,
             data_addresses: capabilities.data_addresses.iter().map(ToString::to_string).collect(),
             stretch: capabilities.stretch,
+            kernel_speeds: capabilities.kernel_speeds.iter().map(kernel_speed).collect(),
+            host_bandwidth_bytes_per_s: capabilities
+                .shared_host
+                .map_or(0.0, |host| host.bandwidth_bytes_per_s),
+            host_processors: capabilities.shared_host.map_or(0, |host| host.processors),
+            offload_bytes_per_s: capabilities.offload_bytes_per_s,
         }
     }
 }
@@ -125,8 +136,41 @@ impl TryFrom<pb::Capabilities> for Capabilities {
             flops_per_s: rate("capabilities.flops_per_s", capabilities.flops_per_s)?,
             data_addresses: addresses("capabilities.data_addresses", capabilities.data_addresses)?,
             stretch: rate("capabilities.stretch", capabilities.stretch)?,
+            kernel_speeds: kernel_speeds(capabilities.kernel_speeds)?,
+            shared_host: shared_host(capabilities.host_bandwidth_bytes_per_s, capabilities.host_processors)?,
+            offload_bytes_per_s: capabilities
+                .offload_bytes_per_s
+                .map(|value| rate("capabilities.offload_bytes_per_s", value))
+                .transpose()?,
         })
     }
+}
+
+fn kernel_speed(speed: &KernelSpeed) -> pb::KernelSpeed {
+    pb::KernelSpeed { kind: speed.kind.to_ggml(), rows: speed.rows, weights_per_s: speed.weights_per_s }
+}
+
+fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, InvalidMessage> {
+    const FIELD: &str = "capabilities.kernel_speeds";
+    if speeds.len() > MAX_KERNEL_SPEEDS {
+        return Err(InvalidMessage::new(FIELD, format!("has {} entries", speeds.len())));
+    }
+    let speed = |speed: pb::KernelSpeed| {
+        let kind = TensorType::from_ggml(speed.kind)
+            .ok_or_else(|| InvalidMessage::new(FIELD, format!("names the type {}", speed.kind)))?;
+        let rows = positive("capabilities.kernel_speeds.rows", speed.rows)?;
+        let weights_per_s = rate("capabilities.kernel_speeds.weights_per_s", speed.weights_per_s)?;
+        Ok(KernelSpeed { kind, rows, weights_per_s })
+    };
+    speeds.into_iter().map(speed).collect()
+}
+
+fn shared_host(bandwidth: f64, processors: u32) -> Result<Option<SharedHost>, InvalidMessage> {
+    if processors == 0 {
+        return Ok(None);
+    }
+    let bandwidth_bytes_per_s = rate("capabilities.host_bandwidth_bytes_per_s", bandwidth)?;
+    Ok(Some(SharedHost { bandwidth_bytes_per_s, processors }))
 }
 
 impl From<StageReport> for pb::StageReport {

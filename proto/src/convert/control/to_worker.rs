@@ -104,6 +104,7 @@ impl From<LoadStage> for pb::LoadStage {
             stage: load.stage,
             stages: load.stages,
             room: Some(load.room.into()),
+            streamed_layers: load.streamed_layers,
         }
     }
 }
@@ -125,6 +126,10 @@ impl TryFrom<pb::LoadStage> for LoadStage {
             let problem = format!("`{shard}` does not fit stage {} of {}", load.stage, load.stages);
             return Err(InvalidMessage::new("load.shard", problem));
         }
+        if load.streamed_layers as usize > shard.layers.len() {
+            let problem = format!("streams {} layers of `{shard}`", load.streamed_layers);
+            return Err(InvalidMessage::new("load.streamed_layers", problem));
+        }
         Ok(LoadStage {
             deployment: DeploymentId(load.deployment),
             epoch: Epoch(load.epoch),
@@ -134,6 +139,7 @@ impl TryFrom<pb::LoadStage> for LoadStage {
             stage: load.stage,
             stages: load.stages,
             room: required("load.room", load.room)?.try_into()?,
+            streamed_layers: load.streamed_layers,
         })
     }
 }

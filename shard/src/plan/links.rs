@@ -1,0 +1,54 @@
+//! What it costs to go from one device to the next.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What crossing a link costs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HopCost {
+    /// Round trip, in microseconds.
+    pub rtt_us: f64,
+    /// Bytes per second.
+    pub bytes_per_s: f64,
+}
+
+impl Default for HopCost {
+    /// Gigabit Ethernet through one switch.
+    fn default() -> Self {
+        HopCost { rtt_us: 300.0, bytes_per_s: 118e6 }
+    }
+}
+
+/// The links between devices, and to the coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Links {
+    /// Between any two of which nothing else is said.
+    pub default: HopCost,
+    /// Between two devices, by their indices, the smaller one first.
+    pub pairs: BTreeMap<(usize, usize), HopCost>,
+    /// From the coordinator to a device; where nothing is said, the default.
+    pub coordinator: BTreeMap<usize, HopCost>,
+}
+
+impl Links {
+    /// The same everywhere.
+    pub fn all(hop: HopCost) -> Links {
+        Links { default: hop, pairs: BTreeMap::new(), coordinator: BTreeMap::new() }
+    }
+
+    /// Between two devices.
+    pub fn between(&self, one: usize, other: usize) -> HopCost {
+        *self.pairs.get(&(one.min(other), one.max(other))).unwrap_or(&self.default)
+    }
+
+    /// Between the coordinator and a device.
+    pub fn to_coordinator(&self, device: usize) -> HopCost {
+        *self.coordinator.get(&device).unwrap_or(&self.default)
+    }
+
+    /// Every one that is spoken of.
+    pub(super) fn hops(&self) -> impl Iterator<Item = &HopCost> {
+        std::iter::once(&self.default).chain(self.pairs.values()).chain(self.coordinator.values())
+    }
+}
