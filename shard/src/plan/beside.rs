@@ -1,7 +1,7 @@
 //! A second model beside the one that is planned: one that drafts, as a single stage on one of the devices.
 
+use super::rooms::{longest_context, room, sequence_tokens};
 use super::{COMFORTABLE_CONTEXT, LEAST_CONTEXT, Plan, PlanDevice, PlanError, PlanInput, plan};
-use super::{longest_context, room, sequence_tokens};
 use crate::cost::Cost;
 use crate::units::Bytes;
 
@@ -61,11 +61,11 @@ pub fn place_whole(draft: &Cost, input: &PlanInput, context: u32) -> Result<Plan
         // Of equal ones the last: the first are taken by others first.
         (able, device.budget, *place)
     });
-    let (place, device) = most.ok_or(PlanError::NoDevices)?;
-    let on = |context| {
-        let devices = vec![device.clone()];
-        plan(draft, &PlanInput { devices, context, min_stages: 1, ..input.clone() })
-    };
+    let (place, _) = most.ok_or(PlanError::NoDevices)?;
+    // A draft model that is slower for what it reads again would not pay.
+    let mut alone = PlanInput { min_stages: 1, ..input.only(&[place]) };
+    alone.devices.iter_mut().for_each(|device| device.offload_bytes_per_s = None);
+    let on = |context| plan(draft, &PlanInput { context, ..alone.clone() });
     let mut found = on(Some(context.min(longest_context(draft)))).or_else(|_| on(None))?;
     found.stages.iter_mut().for_each(|stage| stage.device = place);
     Ok(found)

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use super::rooms::{largest, least_room, room, sequence_tokens};
 use super::search::Search;
-use super::{MAX_DEVICES, PlanInput, lacking_everywhere, largest, least_room, room, sequence_tokens};
+use super::{MAX_DEVICES, PlanInput};
 use crate::cost::{Cost, PAGE_TOKENS, Room};
 use crate::kernels::Kernels;
-use crate::layers::LayerRange;
+use crate::layers::{LayerRange, Shard};
 use crate::units::Bytes;
 
 /// The missing memory is found to within this many bytes, and rounded up to it.
@@ -46,6 +47,11 @@ pub enum PlanError {
     /// A device's calibrated speed is no speed.
     #[error("worker {name} reports a speed that is zero or not a number: calibrate it again")]
     Speed { name: String },
+    /// A device or its machine has a rate that is none.
+    #[error(
+        "{what} of worker {name} is zero or not a number, or it names a machine that is not there: say what it really is"
+    )]
+    Rate { name: String, what: &'static str },
     /// A link's cost is no cost.
     #[error("the links' round trip or rate is negative, zero or not a number")]
     Hop,
@@ -195,6 +201,20 @@ fn stage_counts(search: &Search<'_>, input: &PlanInput, min_stages: usize) -> Ra
         0 => min_stages..=search.budgets().len().min(search.layers()),
         stages => stages..=stages,
     }
+}
+
+/// What a device lacks that can hold no layer of a model; `None` where it can hold some.
+pub(super) fn lacking_everywhere(cost: &Cost, kernels: Kernels) -> Option<Kernels> {
+    let mut all = Kernels::NONE;
+    for layer in 0..cost.layer_count() {
+        let shard = Shard::of(LayerRange { start: layer, end: layer + 1 }, cost.layer_count());
+        let lacking = kernels.lacking(cost.needs(&shard));
+        if lacking == Kernels::NONE {
+            return None;
+        }
+        all = all.and(lacking);
+    }
+    Some(all)
 }
 
 /// Finds out how much memory is missing.

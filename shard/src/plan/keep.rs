@@ -20,7 +20,13 @@ type Price = (u64, f64);
 impl Search<'_> {
     /// The partition over the devices of `chosen`, in an order of its own, that adds the least to what they hold and
     /// whose slowest stage takes about `slowest_s`. `None` where none of them holds anything, or no such order will do.
-    pub(super) fn keeping(&self, chosen: &[usize], room: &Room, slowest_s: f64) -> Option<Partition> {
+    pub(super) fn keeping(
+        &self,
+        chosen: &[usize],
+        room: &Room,
+        slowest_s: f64,
+        rows: u32,
+    ) -> Option<Partition> {
         let (mut order, mut others): (Vec<usize>, Vec<usize>) =
             chosen.iter().copied().partition(|device| self.held(*device).is_some());
         if order.is_empty() {
@@ -39,21 +45,27 @@ impl Search<'_> {
                 [before, &[device], behind, &others].concat()
             };
             let priced = places.iter().filter_map(|place| {
-                let (_, price) = self.cheapest_kept(whole(*place), room, slowest_s)?;
+                let (_, price) = self.cheapest_kept(whole(*place), room, slowest_s, rows)?;
                 Some((*place, price))
             });
             let best = priced.min_by(|(_, a), (_, b)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
             order.insert(best.map_or(order.len(), |(place, _)| place), device);
         }
-        self.cheapest_kept(order, room, slowest_s).map(|(partition, _)| partition)
+        self.cheapest_kept(order, room, slowest_s, rows).map(|(partition, _)| partition)
     }
 
-    fn cheapest_kept(&self, order: Vec<usize>, room: &Room, slowest_s: f64) -> Option<(Partition, Price)> {
-        if !self.keeps_apart(&order) {
+    fn cheapest_kept(
+        &self,
+        order: Vec<usize>,
+        room: &Room,
+        slowest_s: f64,
+        rows: u32,
+    ) -> Option<(Partition, Price)> {
+        let bound = self.bound(room, slowest_s * SLACK, rows);
+        if !self.passes(&order, &bound) {
             return None;
         }
-        let bound = self.bound(room, slowest_s * SLACK);
-        let price = |device, range| (self.added(device, range).0, self.decode_s(device, range).powi(2));
+        let price = |device, range| (self.added(device, range).0, self.stage_s(device, range, rows).powi(2));
         let add = |sum: Price, one: Price| (sum.0.saturating_add(one.0), sum.1 + one.1);
         self.cheapest(order, bound, (0, 0.0), price, add)
     }

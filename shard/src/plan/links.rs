@@ -13,6 +13,13 @@ pub struct HopCost {
     pub bytes_per_s: f64,
 }
 
+impl HopCost {
+    /// Seconds until `bytes` have crossed: half a round trip, and what the bytes take at the link's rate.
+    pub fn crossing_s(&self, bytes: f64) -> f64 {
+        self.rtt_us * 0.5e-6 + bytes / self.bytes_per_s
+    }
+}
+
 impl Default for HopCost {
     /// Gigabit Ethernet through one switch.
     fn default() -> Self {
@@ -45,6 +52,19 @@ impl Links {
     /// Between the coordinator and a device.
     pub fn to_coordinator(&self, device: usize) -> HopCost {
         *self.coordinator.get(&device).unwrap_or(&self.default)
+    }
+
+    /// What is known of those among `devices`, which are counted anew in the order given.
+    pub(super) fn only(&self, devices: &[usize]) -> Links {
+        let mut links = Links::all(self.default);
+        for (one, device) in devices.iter().enumerate() {
+            links.coordinator.extend(self.coordinator.get(device).map(|hop| (one, *hop)));
+            for (other, neighbour) in devices.iter().enumerate().skip(one + 1) {
+                let pair = (*device.min(neighbour), *device.max(neighbour));
+                links.pairs.extend(self.pairs.get(&pair).map(|hop| ((one, other), *hop)));
+            }
+        }
+        links
     }
 
     /// Every one that is spoken of.

@@ -1,32 +1,52 @@
 //! Who holds which part of a model: a contiguous partition over devices, with its predicted memory and speed.
 //!
-//! [`plan`] finds, for every number of stages, the partition whose slowest stage takes the least time to decode one
-//! token while every stage fits its device; then it takes the fewest stages past which more would not help.
+//! [`plan`] finds, for every number of stages, the partition that is best while every stage fits its device; then it takes
+//! the fewest stages past which more would not help. For many streams that is the one whose slowest stage or link, or
+//! machine with several devices, takes the least time for a step ([`Objective::ManyStreams`]); for one stream the one whose
+//! stages and hops take the least together ([`Objective::OneStream`]).
+//!
+//! Up to eight devices are tried in every order, with every cut: nothing is better ([`Optimality::Exact`]). Of more, the
+//! most promising are, and what is found is compared with a bound below which nothing can be ([`Optimality::Within`]).
 
 mod beside;
+mod best;
+mod candidate;
+mod climb;
+mod course;
+mod crossings;
 mod error;
+mod exact;
+mod hosts;
 mod keep;
 mod links;
+mod offload;
 mod predict;
+mod rooms;
 mod search;
 mod speed;
+mod table;
 mod verdict;
+mod what_if;
 
 use serde::{Deserialize, Serialize};
 
 pub use beside::{place_beside, place_whole, plan_beside};
 pub use error::{DeviceRoom, MemoryShortage, PlanError};
+pub use hosts::{HostLoad, least_cycle_s};
 pub use links::{HopCost, Links};
+pub use offload::streaming_s;
 pub use predict::{Forecast, Load, PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S, forecast};
 pub use speed::{KernelSpeed, SharedHost};
-pub use verdict::{Choices, Verdict, choices};
+pub use verdict::{Alternative, AlternativeKind, Choices, Verdict, alternatives, choices};
+pub use what_if::{Gain, WhatIf, what_if};
 
-use crate::cost::{Cost, PAGE_TOKENS, Room, StageBytes};
+use crate::cost::{Cost, Room, StageBytes};
 use crate::kernels::Kernels;
 use crate::layers::{LayerRange, Shard};
 use crate::units::Bytes;
+use candidate::Candidate;
 use predict::Predictor;
-use search::{Partition, Search};
+use search::Search;
 
 /// Most devices in one plan: the search keeps sets of them in the bits of a machine word.
 pub const MAX_DEVICES: usize = 128;
@@ -73,7 +93,19 @@ pub enum Objective {
     OneStream,
 }
 
-/// How good a plan is among all contiguous ones.
+impl Objective {
+    /// Tokens per second by what a plan is to be best at.
+    pub fn speed(self, predicted: &Prediction) -> f64 {
+        match self {
+            Objective::ManyStreams => predicted.throughput_tokens_per_s,
+            Objective::OneStream => predicted.decode_tokens_per_s,
+        }
+    }
+}
+
+/// How good a plan is among all contiguous ones into as many stages that stream as few layers, by the time of its slowest
+/// stage, link or machine, or of its way round, whichever the objective is. Fewer or more stages are another matter: they
+/// are taken where they are worth it ([`WORTHWHILE_GAIN`]).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Optimality {
@@ -133,6 +165,21 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+impl PlanInput {
+    /// The same for some of the devices only, which are counted anew in the order given.
+    #[must_use]
+    pub fn only(&self, devices: &[usize]) -> PlanInput {
+        let place = |device: usize| devices.iter().position(|kept| *kept == device);
+        let apart = self.apart.iter().filter_map(|(one, other)| Some((place(*one)?, place(*other)?)));
+        PlanInput {
+            devices: devices.iter().filter_map(|device| self.devices.get(*device).cloned()).collect(),
+            links: self.links.only(devices),
+            apart: apart.collect(),
+            ..self.clone()
+        }
+    }
+}
+
 impl Plan {
     /// What every stage makes room for, given the input that the plan was made from.
     pub fn room(&self, input: &PlanInput) -> Room {
@@ -174,8 +221,8 @@ pub struct UnusedDevice {
 
 /// Finds the best assignment of the model that `cost` describes to the input's devices.
 ///
-/// Devices are taken in any order; all sets of up to eight different devices are tried, and of more the most promising
-/// at every length of the pipeline.
+/// Devices are taken in any order; all sets and orders of up to eight devices are tried, and of more the most promising.
+/// Only where the devices together do not hold the model, those that may stream layers hold more than fits them.
 ///
 /// # Errors
 /// Where the input contradicts itself or the model, or the devices have too little memory together.
@@ -192,25 +239,50 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
         if !asked || (stages > 1 && stages < min_stages) {
             continue;
         }
-        let Some(candidate) = Candidate::of(&search, &predictor, cost, input, stages) else {
+        let Some(candidate) = Candidate::resident(&search, &predictor, cost, input, stages) else {
             continue;
         };
         if stages == 1 {
             single = Some(candidate.clone());
         }
-        if stages >= min_stages && best.as_ref().is_none_or(|best| candidate.is_worth_more_than(best)) {
+        let is_worth_more = |best: &Candidate| candidate.is_worth_more_than(best, input.objective);
+        if stages >= min_stages && best.as_ref().is_none_or(is_worth_more) {
             best = Some(candidate);
         }
     }
-    let best = best.ok_or_else(|| {
-        let free = PlanInput { apart: Vec::new(), ..input.clone() };
-        if !input.apart.is_empty() && plan(cost, &free).is_ok() {
-            return error::apart(input);
-        }
-        let lacking = error::no_kernels(cost, &free, min_stages);
-        lacking.unwrap_or_else(|| error::shortage(cost, &free, min_stages))
-    })?;
+    let best =
+        best.or_else(|| best_streaming(&search, &predictor, cost, input, min_stages)).ok_or_else(|| {
+            let free = PlanInput { apart: Vec::new(), ..input.clone() };
+            if !input.apart.is_empty() && plan(cost, &free).is_ok() {
+                return error::apart(input);
+            }
+            let lacking = error::no_kernels(cost, &free, min_stages);
+            lacking.unwrap_or_else(|| error::shortage(cost, &free, min_stages))
+        })?;
     Ok(best.into_plan(&search, &predictor, input, cost, single.as_ref()))
+}
+
+/// The best plan into exactly so many stages; `None` where the model does not fit into them.
+fn plan_into(cost: &Cost, input: &PlanInput, stages: usize) -> Option<Plan> {
+    let (search, predictor) = (Search::new(cost, input), Predictor::new(cost, input));
+    let found = Candidate::resident(&search, &predictor, cost, input, stages)
+        .or_else(|| Candidate::streaming(&search, &predictor, cost, input, stages))?;
+    Some(found.into_plan(&search, &predictor, input, cost, None))
+}
+
+/// The best plan where some devices may stream layers, with the fewest stages past which more would not help.
+fn best_streaming(
+    search: &Search<'_>,
+    predictor: &Predictor<'_>,
+    cost: &Cost,
+    input: &PlanInput,
+    min_stages: usize,
+) -> Option<Candidate> {
+    input.devices.iter().find(|device| device.offload_bytes_per_s.is_some())?;
+    let most = input.devices.len().min(cost.layer_count());
+    let stages = (min_stages..=most).filter(|stages| input.split.is_empty() || *stages == input.split.len());
+    let candidates = stages.filter_map(|stages| Candidate::streaming(search, predictor, cost, input, stages));
+    candidates.reduce(|best, next| if next.is_worth_more_than(&best, input.objective) { next } else { best })
 }
 
 fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanError> {
@@ -238,6 +310,17 @@ fn check(cost: &Cost, input: &PlanInput, min_stages: usize) -> Result<(), PlanEr
             return Err(PlanError::Speed { name: device.name.clone() });
         }
     }
+    for device in &input.devices {
+        let rate = |what| PlanError::Rate { name: device.name.clone(), what };
+        if device.offload_bytes_per_s.is_some_and(|rate| !positive(rate)) {
+            return Err(rate("the rate at which weights are read again"));
+        }
+        let host = device.host.map(|host| input.hosts.get(host));
+        let sound = |host: &SharedHost| positive(host.bandwidth_bytes_per_s) && host.processors > 0;
+        if host.is_some_and(|host| !host.is_some_and(sound)) {
+            return Err(rate("the bandwidth or number of processors of the machine"));
+        }
+    }
     if input.links.hops().any(|hop| !positive(hop.bytes_per_s) || !(0.0..f64::INFINITY).contains(&hop.rtt_us))
     {
         return Err(PlanError::Hop);
@@ -260,205 +343,4 @@ pub fn check_split(split: &[usize], layers: usize) -> Result<(), PlanError> {
         return Ok(());
     }
     Err(PlanError::Split { split: split.to_vec(), sum, layers })
-}
-
-/// The best partition into a certain number of stages.
-#[derive(Clone, Debug)]
-struct Candidate {
-    room: Room,
-    partition: Partition,
-    predicted: Prediction,
-}
-
-impl Candidate {
-    fn of(
-        search: &Search<'_>,
-        predictor: &Predictor<'_>,
-        cost: &Cost,
-        input: &PlanInput,
-        stages: usize,
-    ) -> Option<Candidate> {
-        let room = largest_room(search, cost, input, stages)?;
-        let partition = search.fastest(&room, stages)?;
-        let predicted = predictor.predict(search, &partition);
-        Some(Candidate { room, partition, predicted })
-    }
-
-    fn is_worth_more_than(&self, other: &Candidate) -> bool {
-        let comfort = |candidate: &Candidate| candidate.room.context.min(COMFORTABLE_CONTEXT);
-        let gain = self.predicted.throughput_tokens_per_s / other.predicted.throughput_tokens_per_s;
-        comfort(self) > comfort(other) || (comfort(self) == comfort(other) && gain > WORTHWHILE_GAIN)
-    }
-
-    fn into_plan(
-        self,
-        search: &Search<'_>,
-        predictor: &Predictor<'_>,
-        input: &PlanInput,
-        cost: &Cost,
-        single: Option<&Candidate>,
-    ) -> Plan {
-        let stages = self.partition.stages(search).map(|(device, shard)| PlannedStage {
-            device,
-            shard,
-            memory: cost.memory(&shard, &self.room),
-            streamed_layers: 0,
-            decode_ms: predictor.decode_s(search, device, shard.layers, 1) * 1e3,
-            prefill_ms_per_token: predictor.prefill_s_per_row(search, device, shard.layers) * 1e3,
-        });
-        let stages: Vec<PlannedStage> = stages.collect();
-        Plan {
-            bottleneck: predictor.bottleneck(search, &stages),
-            unused: unused(search, &self, input, cost),
-            notes: notes(&self, input, cost, single),
-            stages,
-            context: self.room.context,
-            cache_tokens: self.room.cache_tokens,
-            predicted: self.predicted,
-            optimality: Optimality::Exact,
-        }
-    }
-}
-
-/// The room for a context and `cache_tokens` of cache.
-fn room(input: &PlanInput, context: u32, cache_tokens: u64) -> Room {
-    // Whole pages, so that the largest multiple of a page is the most that a plan can state.
-    let most = u64::from(u32::MAX - u32::MAX % PAGE_TOKENS);
-    Room {
-        cache_tokens: cache_tokens.min(most) as u32,
-        context,
-        step_rows: input.step_rows,
-        sequences: input.parallel.max(1),
-        cache_value_bytes: input.cache_value_bytes,
-    }
-}
-
-/// Cache tokens of one sequence of `context` tokens.
-fn sequence_tokens(context: u32) -> u64 {
-    u64::from(context).next_multiple_of(u64::from(PAGE_TOKENS))
-}
-
-/// The least room that a plan may make: the stated context for all sequences, or a short one for one sequence.
-fn least_room(cost: &Cost, input: &PlanInput) -> Room {
-    match input.context {
-        Some(context) => room(input, context, sequence_tokens(context) * u64::from(input.parallel.max(1))),
-        None => {
-            let context = longest_context(cost).min(LEAST_CONTEXT);
-            room(input, context, sequence_tokens(context))
-        }
-    }
-}
-
-/// The model's context in whole pages, or all of it where it is shorter than one.
-fn longest_context(cost: &Cost) -> u32 {
-    let model = cost.context_length();
-    if model < PAGE_TOKENS { model } else { model - model % PAGE_TOKENS }
-}
-
-/// The longest context that fits into `stages` stages, then as much cache as fits, up to all sequences at full length.
-fn largest_room(search: &Search<'_>, cost: &Cost, input: &PlanInput, stages: usize) -> Option<Room> {
-    let least = least_room(cost, input);
-    if !search.fits(&least, stages) {
-        return None;
-    }
-    if input.context.is_some() {
-        return Some(least);
-    }
-    let page = u64::from(PAGE_TOKENS);
-    let most = longest_context(cost);
-    let context = if most <= least.context {
-        least.context
-    } else {
-        // Both ends are whole pages here.
-        let pages = largest(u64::from(least.context) / page, u64::from(most) / page, |pages| {
-            search.fits(&room(input, (pages * page) as u32, pages * page), stages)
-        });
-        (pages * page) as u32
-    };
-    let one = sequence_tokens(context);
-    let all = u64::from(room(input, context, one * u64::from(input.parallel.max(1))).cache_tokens);
-    let pages =
-        largest(one / page, all / page, |pages| search.fits(&room(input, context, pages * page), stages));
-    Some(room(input, context, pages * page))
-}
-
-/// The largest number in `low..=high` that `fits`, given that `low` does and that what fits has no gaps.
-fn largest(low: u64, high: u64, fits: impl Fn(u64) -> bool) -> u64 {
-    if fits(high) {
-        return high;
-    }
-    let (mut low, mut high) = (low, high);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if fits(middle) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    low
-}
-
-fn unused(search: &Search<'_>, chosen: &Candidate, input: &PlanInput, cost: &Cost) -> Vec<UnusedDevice> {
-    let stages = chosen.partition.order.len();
-    let idle = (0..input.devices.len()).filter(|device| !chosen.partition.order.contains(device));
-    let reason = |device: usize| {
-        let smallest = search.smallest_shard(&chosen.room);
-        let PlanDevice { budget, kernels, .. } = input.devices[device];
-        if let Some(lacking) = lacking_everywhere(cost, kernels) {
-            format!("it has no kernels for {lacking}")
-        } else if smallest > budget {
-            format!("its budget of {budget} holds not even one layer, which takes {smallest}")
-        } else if !input.split.is_empty() {
-            format!("the split that was asked for has {stages} stages")
-        } else if stages == search.layers() {
-            "every layer has a stage of its own already".to_owned()
-        } else {
-            format!("more stages than {stages} would not make answers faster")
-        }
-    };
-    idle.map(|device| UnusedDevice { device, reason: reason(device) }).collect()
-}
-
-/// What a device lacks that can hold no layer of a model; `None` where it can hold some.
-fn lacking_everywhere(cost: &Cost, kernels: Kernels) -> Option<Kernels> {
-    let mut all = Kernels::NONE;
-    for layer in 0..cost.layer_count() {
-        let shard = Shard::of(LayerRange { start: layer, end: layer + 1 }, cost.layer_count());
-        let lacking = kernels.lacking(cost.needs(&shard));
-        if lacking == Kernels::NONE {
-            return None;
-        }
-        all = all.and(lacking);
-    }
-    Some(all)
-}
-
-fn notes(chosen: &Candidate, input: &PlanInput, cost: &Cost, single: Option<&Candidate>) -> Vec<String> {
-    let mut notes = Vec::new();
-    let stages = chosen.partition.order.len();
-    if let Some(single) = single.filter(|_| stages > 1) {
-        let name = &input.devices[single.partition.order[0]].name;
-        let (alone, split) = (single.predicted.decode_tokens_per_s, chosen.predicted.decode_tokens_per_s);
-        let advice = if alone > split { "don't split for speed: " } else { "" };
-        notes.push(format!(
-            "{advice}{name} alone holds the model and would decode {alone:.1} tokens/s for one stream, \
-             against {split:.1} over {stages} stages"
-        ));
-    }
-    let model = longest_context(cost);
-    if input.context.is_none() && chosen.room.context < model {
-        notes.push(format!(
-            "memory limits the context to {} of the model's {model} tokens",
-            chosen.room.context
-        ));
-    }
-    let wanted = sequence_tokens(chosen.room.context) * u64::from(input.parallel.max(1));
-    if u64::from(chosen.room.cache_tokens) < wanted {
-        let (tokens, parallel) = (chosen.room.cache_tokens, input.parallel);
-        notes.push(format!(
-            "the cache holds {tokens} tokens: {parallel} sequences cannot all be of full length"
-        ));
-    }
-    notes
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::best::group_rows;
 use super::search::{Partition, Search, Work};
 use super::{Plan, PlanDevice, PlanInput, PlannedStage};
 use crate::cost::Cost;
@@ -92,31 +93,43 @@ impl<'a> Predictor<'a> {
         self.chunk_s(search, device, range, rows) / rows
     }
 
-    /// Time to bring `rows` hidden states to the next stage, in seconds.
-    fn hop_s(&self, rows: f64) -> f64 {
-        let hop = &self.input.links.default;
-        hop.rtt_us * 0.5e-6 + rows * self.hidden * f64::from(self.input.wire_value_bytes) / hop.bytes_per_s
+    /// Time to bring `rows` hidden states from one device to the next, in seconds.
+    fn hop_s(&self, one: usize, other: usize, rows: f64) -> f64 {
+        let row_bytes = self.hidden * f64::from(self.input.wire_value_bytes);
+        self.input.links.between(one, other).crossing_s(rows * row_bytes)
+    }
+
+    /// All hops of a partition together, and the longest, in seconds.
+    fn hops_s(&self, partition: &Partition, rows: f64) -> (f64, f64) {
+        let hops = partition.order.windows(2).map(|pair| self.hop_s(pair[0], pair[1], rows));
+        hops.fold((0.0, 0.0), |(sum, longest), s: f64| (sum + s, longest.max(s)))
+    }
+
+    /// Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
+    fn ends_s(&self, partition: &Partition) -> f64 {
+        let ends = partition.order.first().into_iter().chain(partition.order.last());
+        ends.map(|device| self.input.links.to_coordinator(*device).crossing_s(0.0)).sum()
     }
 
     pub(super) fn predict(&self, search: &Search<'_>, partition: &Partition) -> Prediction {
         let stages = partition.order.len();
-        let between = (stages - 1) as f64;
-        // Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
-        let ends_s = self.input.links.default.rtt_us * 1e-6;
+        let ends_s = self.ends_s(partition);
         let times = |rows: u32| -> (f64, f64) {
-            let stage_s =
-                partition.ranges().map(|(device, range)| self.decode_s(search, device, range, rows));
+            let stage_s = partition.streaming_stages(search).map(|(device, shard, streamed)| {
+                let streaming_s = search.streaming_s(device, shard.layers, streamed);
+                self.decode_s(search, device, shard.layers, rows).max(streaming_s)
+            });
             stage_s.fold((0.0, 0.0), |(sum, slowest), s: f64| (sum + s, slowest.max(s)))
         };
         let (one_s, _) = times(1);
         let streams = self.input.parallel.max(1);
-        let group = streams.div_ceil(stages as u32);
+        let group = group_rows(streams, stages);
         let (sum_s, slowest_s) = times(group);
-        let group_hop_s = if stages > 1 { self.hop_s(f64::from(group)) } else { 0.0 };
-        let round_s = sum_s + between * group_hop_s + ends_s;
-        let cycle_s = slowest_s.max(group_hop_s);
+        let (hops_s, longest_hop_s) = self.hops_s(partition, f64::from(group));
+        let round_s = sum_s + hops_s + ends_s;
+        let cycle_s = slowest_s.max(longest_hop_s).max(search.hosts_s(partition, group));
         Prediction {
-            decode_tokens_per_s: 1.0 / (one_s + between * self.hop_s(1.0) + ends_s),
+            decode_tokens_per_s: 1.0 / (one_s + self.hops_s(partition, 1.0).0 + ends_s),
             ttft_ms: self.ttft_s(search, partition) * 1e3,
             throughput_tokens_per_s: (f64::from(streams) / round_s).min(f64::from(group) / cycle_s),
         }
@@ -126,13 +139,14 @@ impl<'a> Predictor<'a> {
     fn ttft_s(&self, search: &Search<'_>, partition: &Partition) -> f64 {
         let chunks = PROMPT_TOKENS.div_ceil(self.input.step_rows.max(1));
         let rows = f64::from(PROMPT_TOKENS) / f64::from(chunks);
-        let hop_s = if partition.order.len() > 1 { self.hop_s(rows) } else { 0.0 };
-        let chunk_s = partition.ranges().map(|(device, range)| self.chunk_s(search, device, range, rows));
+        let (hops_s, longest_hop_s) = self.hops_s(partition, rows);
+        let chunk_s = partition.streaming_stages(search).map(|(device, shard, streamed)| {
+            let streaming_s = search.streaming_s(device, shard.layers, streamed);
+            self.chunk_s(search, device, shard.layers, rows).max(streaming_s)
+        });
         let (sum_s, slowest_s) =
-            chunk_s.fold((0.0, hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
-        let first_s =
-            sum_s + hop_s * (partition.order.len() - 1) as f64 + self.input.links.default.rtt_us * 1e-6;
-        first_s + f64::from(chunks - 1) * slowest_s
+            chunk_s.fold((0.0, longest_hop_s), |(sum, slowest), s: f64| (sum + s, slowest.max(s)));
+        sum_s + hops_s + self.ends_s(partition) + f64::from(chunks - 1) * slowest_s
     }
 
     /// What limits a stream, in words.
@@ -141,14 +155,25 @@ impl<'a> Predictor<'a> {
         let Some((index, stage)) = slowest else {
             return String::new();
         };
-        let hop_ms = self.hop_s(1.0) * 1e3;
+        let hops = stages.windows(2).map(|pair| self.hop_s(pair[0].device, pair[1].device, 1.0));
+        let hop_ms = hops.fold(0.0, f64::max) * 1e3;
         if stages.len() > 1 && hop_ms > stage.decode_ms {
             return format!(
-                "the links: {hop_ms:.2} ms per hop, the slowest stage takes {:.2} ms",
+                "the links: up to {hop_ms:.2} ms per hop, the slowest stage takes {:.2} ms",
                 stage.decode_ms
             );
         }
         let device = &self.input.devices[stage.device];
+        let streaming_s = search.streaming_s(stage.device, stage.shard.layers, stage.streamed_layers);
+        if let Some(rate) = device.offload_bytes_per_s.filter(|_| streaming_s * 1e3 >= stage.decode_ms) {
+            return format!(
+                "stage {index} on {}: reading {} layers again for every step at {:.1} GB/s, {:.2} ms",
+                device.name,
+                stage.streamed_layers,
+                rate / 1e9,
+                stage.decode_ms
+            );
+        }
         let work = search.work(stage.shard.layers);
         let read_s = (work.active + work.head_active) / device.bandwidth_bytes_per_s;
         let compute_s = (work.flops + work.head_flops) / device.flops_per_s;

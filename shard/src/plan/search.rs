@@ -7,6 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use super::crossings::Crossings;
+use super::hosts::{HostLoad, Sharing, least_cycle_s};
+use super::offload;
 use super::predict::stage_s;
 use super::{PlanDevice, PlanInput};
 use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
@@ -19,9 +22,11 @@ const BEAM: usize = 70;
 /// Sets followed where there are more devices than [`EXACT_DEVICES`], so that planning stays below 0.1 s.
 const NARROW_BEAM: usize = 12;
 /// Up to here all sets are followed.
-const EXACT_DEVICES: usize = 8;
-/// The search for the least time of the slowest stage ends at this relative distance.
+pub(super) const EXACT_DEVICES: usize = 8;
+/// The search for the least time of the slowest stage halves intervals down to this relative distance.
 const TIME_PRECISION: f64 = 1e-3;
+/// Relative distance of times that are told apart.
+const LAST_STEP: f64 = 1e-9;
 
 /// Devices in order, and where the model is cut between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +35,17 @@ pub(super) struct Partition {
     pub(super) order: Vec<usize>,
     /// One past each stage's last layer; the last is the number of layers.
     pub(super) ends: Vec<usize>,
+    /// How many of each stage's layers, the last ones, are read again for every step.
+    pub(super) streamed: Vec<usize>,
 }
 
 impl Partition {
+    /// One whose stages hold all of their layers.
+    pub(super) fn resident(order: Vec<usize>, ends: Vec<usize>) -> Partition {
+        let streamed = vec![0; order.len()];
+        Partition { order, ends, streamed }
+    }
+
     /// The layers of every stage.
     pub(super) fn ranges(&self) -> impl Iterator<Item = (usize, LayerRange)> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
@@ -42,9 +55,13 @@ impl Partition {
         })
     }
 
-    /// The device and shard of every stage.
-    pub(super) fn stages(&self, search: &Search<'_>) -> impl Iterator<Item = (usize, Shard)> {
-        self.ranges().map(|(device, range)| (device, Shard::of(range, search.layers())))
+    /// The device and shard of every stage, and how many of its layers are streamed.
+    pub(super) fn streaming_stages(
+        &self,
+        search: &Search<'_>,
+    ) -> impl Iterator<Item = (usize, Shard, usize)> {
+        let shard = |range| Shard::of(range, search.layers());
+        self.ranges().zip(&self.streamed).map(move |((device, range), n)| (device, shard(range), *n))
     }
 }
 
@@ -72,8 +89,12 @@ pub(super) struct Bound<'r> {
     /// What a stage's workspace takes without the head, and with it: the same for all ranges, of which a search asks for
     /// millions.
     workspace: [Bytes; 2],
-    /// Time to decode one row, in seconds.
+    /// Time of a step, in seconds, and of a hop to the next stage.
     slowest_s: f64,
+    /// Rows of a step.
+    rows: u32,
+    /// Whether some device may not come after some other: they are apart, or the hop between them takes too long.
+    constrained: bool,
 }
 
 /// A model and devices, ready to be matched.
@@ -89,6 +110,8 @@ pub(super) struct Search<'a> {
     cache_values: Sums,
     /// For every device the layers that it cannot compute; `None` for one that can compute all of the model.
     beyond: Vec<Option<Sums>>,
+    crossings: Crossings,
+    sharing: Sharing,
 }
 
 impl<'a> Search<'a> {
@@ -116,6 +139,8 @@ impl<'a> Search<'a> {
             flops: Sums::of(layers.iter().map(|layer| layer.flops)),
             cache_values: Sums::of(layers.iter().map(|layer| layer.cache_values)),
             beyond: input.devices.iter().map(beyond).collect(),
+            crossings: Crossings::of(input, cost.widths().hidden),
+            sharing: Sharing::of(input),
         }
     }
 
@@ -160,19 +185,111 @@ impl<'a> Search<'a> {
 
     /// What a stage of `range` takes.
     pub(super) fn bytes(&self, range: LayerRange, room: &Room) -> Bytes {
-        self.bytes_within(range, &self.bound(room, f64::INFINITY))
+        self.bytes_within(range, &self.bound(room, f64::INFINITY, 1))
     }
 
-    fn bytes_within(&self, range: LayerRange, bound: &Bound<'_>) -> Bytes {
+    pub(super) fn bytes_within(&self, range: LayerRange, bound: &Bound<'_>) -> Bytes {
         let shard = Shard::of(range, self.layers());
         let weights = Bytes(self.weights.over(range)) + self.cost.weights_beside_layers(&shard);
         let cache = cache_bytes(self.cache_values.over(range), bound.room);
         weights + cache + bound.workspace[usize::from(shard.head)]
     }
 
-    pub(super) fn bound<'r>(&self, room: &'r Room, slowest_s: f64) -> Bound<'r> {
+    /// What a stage may take where steps of `rows` rows may take `slowest_s` seconds.
+    pub(super) fn bound<'r>(&self, room: &'r Room, slowest_s: f64, rows: u32) -> Bound<'r> {
         let workspace = [false, true].map(|head| workspace_bytes(self.cost.widths(), room, head));
-        Bound { room, workspace, slowest_s }
+        let constrained =
+            self.crossings.longest_s(f64::from(rows)) > slowest_s || !self.input.apart.is_empty();
+        Bound { room, workspace, slowest_s, rows, constrained }
+    }
+
+    pub(super) fn input(&self) -> &PlanInput {
+        self.input
+    }
+
+    pub(super) fn cuts(&self) -> &[usize] {
+        &self.cuts
+    }
+
+    pub(super) fn crossings(&self) -> &Crossings {
+        &self.crossings
+    }
+
+    pub(super) fn sharing(&self) -> &Sharing {
+        &self.sharing
+    }
+
+    /// Weight bytes of each layer of `range`, in order.
+    pub(super) fn layer_weights(&self, range: LayerRange) -> impl DoubleEndedIterator<Item = Bytes> {
+        self.cost.layers()[range.iter()].iter().map(|layer| layer.weights)
+    }
+
+    pub(super) fn all_weights(&self) -> Bytes {
+        self.cost.weights(&self.cost.whole())
+    }
+
+    pub(super) fn offload_bytes_per_s(&self, device: usize) -> Option<f64> {
+        self.input.devices[device].offload_bytes_per_s
+    }
+
+    /// Seconds in which a device reads the last `streamed` layers of `range` once.
+    pub(super) fn streaming_s(&self, device: usize, range: LayerRange, streamed: usize) -> f64 {
+        let shard = Shard::of(range, self.layers());
+        let rate = self.offload_bytes_per_s(device);
+        rate.map_or(0.0, |rate| offload::streaming_s(self.cost, &shard, streamed, rate))
+    }
+
+    /// What a stage takes of its device's machine for a step of `rows` rows, where that holds other devices too: which of
+    /// [`Sharing::hosts`], and how much.
+    pub(super) fn host_load(&self, device: usize, range: LayerRange, rows: u32) -> Option<(usize, HostLoad)> {
+        let host = self.sharing.of[device]?;
+        let shared = &self.input.hosts[self.sharing.hosts[host]];
+        let (work, busy_s) = (self.work(range), self.stage_s(device, range, rows));
+        let load = HostLoad::of(&self.input.devices[device], shared, work.active + work.head_active, busy_s);
+        Some((host, load))
+    }
+
+    /// The same in seconds for which the machine's memory and processors are busy.
+    pub(super) fn host_seconds(
+        &self,
+        device: usize,
+        range: LayerRange,
+        rows: u32,
+    ) -> Option<(usize, [f64; 2])> {
+        let (host, load) = self.host_load(device, range, rows)?;
+        Some((host, load.seconds(&self.input.hosts[self.sharing.hosts[host]])))
+    }
+
+    /// The least time in which the shared machines compute one step of each of their stages, in seconds.
+    pub(super) fn hosts_s(&self, partition: &Partition, rows: u32) -> f64 {
+        let loads = |host: usize| {
+            let loads =
+                partition.ranges().filter_map(move |(device, range)| self.host_load(device, range, rows));
+            loads.filter(move |(of, _)| *of == host).map(|(_, load)| load)
+        };
+        let hosts = self.sharing.hosts.iter().enumerate();
+        hosts.map(|(at, host)| least_cycle_s(&self.input.hosts[*host], loads(at))).fold(0.0, f64::max)
+    }
+
+    /// Seconds in which the shared machines read all weights together, where there are no other devices: no cycle is
+    /// shorter.
+    pub(super) fn all_hosts_s(&self) -> f64 {
+        if self.sharing.hosts.is_empty() || self.sharing.of.iter().any(Option::is_none) {
+            return 0.0;
+        }
+        let bandwidth = |host: &usize| self.input.hosts[*host].bandwidth_bytes_per_s;
+        let bandwidth: f64 = self.sharing.hosts.iter().map(bandwidth).sum();
+        let work = self.work(LayerRange { start: 0, end: self.layers() });
+        (work.active + work.head_active) / bandwidth
+    }
+
+    /// How long a stage takes at the least while all devices of its machine read at the same time.
+    pub(super) fn crowded_s(&self, device: usize, range: LayerRange) -> f64 {
+        let Some(host) = self.sharing.of[device] else { return 0.0 };
+        let members = self.sharing.of.iter().filter(|of| **of == Some(host)).count() as f64;
+        let work = self.work(range);
+        let bandwidth = self.input.hosts[self.sharing.hosts[host]].bandwidth_bytes_per_s;
+        members * (work.active + work.head_active) / bandwidth
     }
 
     /// Weight bytes read, and operations, to compute one row of a stage; the head's apart.
@@ -196,53 +313,91 @@ impl<'a> Search<'a> {
 
     /// Whether the model fits into exactly `stages` stages.
     pub(super) fn fits(&self, room: &Room, stages: usize) -> bool {
-        self.find(self.bound(room, f64::INFINITY), stages).is_some()
+        self.find(self.bound(room, f64::INFINITY, 1), stages).is_some()
     }
 
-    /// The partition into exactly `stages` stages whose slowest stage decodes fastest; `None` where none fits.
-    pub(super) fn fastest(&self, room: &Room, stages: usize) -> Option<Partition> {
-        let mut best = self.find(self.bound(room, f64::INFINITY), stages)?;
-        let (mut low, mut high) = (0.0, self.slowest_s(&best));
-        while high - low > TIME_PRECISION * high {
-            let slowest_s = (low + high) / 2.0;
-            match self.find(self.bound(room, slowest_s), stages) {
+    /// The partition into exactly `stages` stages whose slowest stage or hop takes the least time for steps of `rows`
+    /// rows; `None` where none fits. Up to [`EXACT_DEVICES`] devices none takes less, to within a billionth.
+    pub(super) fn least_slowest(&self, room: &Room, stages: usize, rows: u32) -> Option<Partition> {
+        let exact = self.budgets.len() <= EXACT_DEVICES;
+        let find = |slowest_s| self.find(self.bound(room, slowest_s, rows), stages);
+        let mut best = find(f64::INFINITY)?;
+        let (mut low, mut high) = (0.0, self.slowest_s(&best, rows));
+        let mut precision = TIME_PRECISION;
+        while low < high {
+            // Near the end anything below the best is asked for, since often there is nothing.
+            let near = high - low <= precision * high;
+            if near && !exact {
+                break;
+            }
+            let slowest_s = if near { high * (1.0 - LAST_STEP) } else { (low + high) / 2.0 };
+            match find(slowest_s) {
                 Some(found) => {
-                    high = self.slowest_s(&found);
+                    high = self.slowest_s(&found, rows);
                     best = found;
+                    precision = if near { (precision / 2.0).max(LAST_STEP) } else { precision };
                 }
+                None if near => break,
                 None => low = slowest_s,
             }
         }
-        // The bound is met by an actual partition, so that the same devices in this or the given order meet it too.
-        let bound = self.bound(room, high);
+        Some(best)
+    }
+
+    /// The partition within the bound over the devices of `order` that is best beside that: it adds least to what devices
+    /// hold, or its order is the given one and it is even.
+    pub(super) fn settle(
+        &self,
+        order: &[usize],
+        room: &Room,
+        slowest_s: f64,
+        rows: u32,
+    ) -> Option<Partition> {
         if self.cuts.is_empty()
-            && let Some(kept) = self.keeping(&best.order, room, high)
+            && let Some(kept) = self.keeping(order, room, slowest_s, rows)
         {
             return Some(kept);
         }
-        let mut given = best.order.clone();
+        let bound = self.bound(room, slowest_s, rows);
+        let mut given = order.to_vec();
         given.sort_unstable();
-        let keeps = self.keeps_apart(&given) && self.chain(&given, bound).is_some();
-        let order = if keeps { given } else { best.order.clone() };
-        let even = if self.cuts.is_empty() { self.balance(order, bound) } else { self.chain(&order, bound) };
-        Some(even.unwrap_or(best))
+        let keeps = self.passes(&given, &bound)
+            && self.chain(&given, bound).is_some()
+            && self.hops_s(&given, rows) <= self.hops_s(order, rows) * (1.0 + 1e-9);
+        let order = if keeps { given } else { order.to_vec() };
+        if self.cuts.is_empty() { self.balance(order, bound) } else { self.chain(&order, bound) }
     }
 
-    fn slowest_s(&self, partition: &Partition) -> f64 {
-        partition.ranges().map(|(device, range)| self.decode_s(device, range)).fold(0.0, f64::max)
+    /// All hops of an order together, in seconds, with those of the coordinator.
+    pub(super) fn hops_s(&self, order: &[usize], rows: u32) -> f64 {
+        let hop_s = |pair: &[usize]| self.crossings.between_s(pair[0], pair[1], f64::from(rows));
+        let ends = order.first().into_iter().chain(order.last()).map(|device| self.crossings.end_s(*device));
+        order.windows(2).map(hop_s).sum::<f64>() + ends.sum::<f64>()
     }
 
-    pub(super) fn decode_s(&self, device: usize, range: LayerRange) -> f64 {
-        stage_s(&self.input.devices[device], &self.work(range), 1)
+    /// Time of the slowest stage or hop for steps of `rows` rows, in seconds.
+    pub(super) fn slowest_s(&self, partition: &Partition, rows: u32) -> f64 {
+        let stages = partition.ranges().map(|(device, range)| self.stage_s(device, range, rows));
+        let hops = partition
+            .order
+            .windows(2)
+            .map(|pair| self.crossings.between_s(pair[0], pair[1], f64::from(rows)));
+        stages.chain(hops).fold(0.0, f64::max)
     }
 
-    fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
+    /// Time of a stage to decode one token of each of `rows` sequences, in seconds.
+    pub(super) fn stage_s(&self, device: usize, range: LayerRange, rows: u32) -> f64 {
+        stage_s(&self.input.devices[device], &self.work(range), rows)
+    }
+
+    pub(super) fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
         self.bytes_within(range, &bound) <= self.budgets[device]
-            && self.decode_s(device, range) <= bound.slowest_s
+            && (bound.slowest_s == f64::INFINITY
+                || self.stage_s(device, range, bound.rows) <= bound.slowest_s)
             && self.can_compute(device, range)
     }
 
-    fn can_compute(&self, device: usize, range: LayerRange) -> bool {
+    pub(super) fn can_compute(&self, device: usize, range: LayerRange) -> bool {
         let Some(beyond) = &self.beyond[device] else {
             return true;
         };
@@ -275,7 +430,7 @@ impl<'a> Search<'a> {
     }
 
     /// The partition in this order where every stage but the last holds as much as it can.
-    fn chain(&self, order: &[usize], bound: Bound<'_>) -> Option<Partition> {
+    pub(super) fn chain(&self, order: &[usize], bound: Bound<'_>) -> Option<Partition> {
         let (last, others) = order.split_last()?;
         let mut ends = Vec::with_capacity(order.len());
         let mut at = 0;
@@ -286,11 +441,11 @@ impl<'a> Search<'a> {
         }
         ends.push(self.layers());
         let rest = LayerRange::new(at, self.layers()).filter(|rest| !rest.is_empty())?;
-        self.holds(*last, rest, bound).then(|| Partition { order: order.to_vec(), ends })
+        self.holds(*last, rest, bound).then(|| Partition::resident(order.to_vec(), ends))
     }
 
     /// Some partition into exactly `stages` stages within the bound.
-    fn find(&self, bound: Bound<'_>, stages: usize) -> Option<Partition> {
+    pub(super) fn find(&self, bound: Bound<'_>, stages: usize) -> Option<Partition> {
         let few = self.budgets.len() <= EXACT_DEVICES;
         if few && self.beyond.iter().any(Option::is_some) {
             return self.follow_all(bound, stages);
@@ -324,8 +479,9 @@ impl<'a> Search<'a> {
             for ((used, last), from) in &sets {
                 let starts = (0..layers).filter(|at| from[*at].is_some() || (stage == 1 && *at == 0));
                 let starts: Vec<usize> = starts.collect();
-                for device in
-                    self.choices(*used).filter(|device| stage == 1 || !self.are_apart(*last, *device))
+                for device in self
+                    .choices(*used, &bound)
+                    .filter(|device| stage == 1 || self.may_follow(*last, *device, &bound))
                 {
                     let reached =
                         next.entry((used | 1 << device, device)).or_insert_with(|| vec![None; layers + 1]);
@@ -353,7 +509,7 @@ impl<'a> Search<'a> {
             if stage > 1 {
                 let before = history[stage - 1].iter().find(|((set, last), reached)| {
                     *set == used & !(1 << device)
-                        && !self.are_apart(*last, device)
+                        && self.may_follow(*last, device, &bound)
                         && reached[start].is_some()
                 });
                 at = *before?.0;
@@ -362,7 +518,7 @@ impl<'a> Search<'a> {
         }
         order.reverse();
         ends.reverse();
-        Some(Partition { order, ends })
+        Some(Partition::resident(order, ends))
     }
 
     /// Follows the sets of devices that reach furthest, stage by stage; `last` is kept for the last one.
@@ -370,7 +526,7 @@ impl<'a> Search<'a> {
         let devices = self.budgets.len();
         let width = if devices <= EXACT_DEVICES { BEAM } else { NARROW_BEAM };
         // Where some devices cannot follow others, sets differ in who is last, too.
-        let constrained = !self.input.apart.is_empty();
+        let constrained = bound.constrained;
         let width = if constrained { width * devices } else { width };
         let kept = last.map_or(0, |device| 1 << device);
         let mut beam = vec![Reached { layer: 0, used: kept, order: Vec::new() }];
@@ -378,7 +534,10 @@ impl<'a> Search<'a> {
             let most = self.layers().checked_sub(stages - stage)?;
             let mut next = Vec::new();
             for (from, reached) in beam.iter().enumerate() {
-                for device in self.choices(reached.used).filter(|device| self.may_follow(reached, *device)) {
+                for device in self
+                    .choices(reached.used, &bound)
+                    .filter(|device| self.may_come_next(reached, *device, &bound))
+                {
                     let Some(layer) = self.reach(device, reached.layer, most, bound) else {
                         continue;
                     };
@@ -405,11 +564,12 @@ impl<'a> Search<'a> {
         }
         beam.iter().find_map(|reached| {
             let rest = LayerRange::new(reached.layer, self.layers()).filter(|rest| !rest.is_empty())?;
-            let holds =
-                |device: &usize| self.holds(*device, rest, bound) && self.may_follow(reached, *device);
+            let holds = |device: &usize| {
+                self.holds(*device, rest, bound) && self.may_come_next(reached, *device, &bound)
+            };
             let device = match last {
                 Some(last) => Some(last).filter(holds)?,
-                None => self.choices(reached.used).find(holds)?,
+                None => self.choices(reached.used, &bound).find(holds)?,
             };
             let order: Vec<usize> = reached.order.iter().copied().chain([device]).collect();
             self.chain(&order, bound)
@@ -418,39 +578,49 @@ impl<'a> Search<'a> {
 
     /// The devices not in `used`, of several equal ones only the first: as long as any may be anybody's neighbour, it does
     /// not matter which.
-    fn choices(&self, used: u128) -> impl Iterator<Item = usize> {
+    fn choices(&self, used: u128, bound: &Bound<'_>) -> impl Iterator<Item = usize> {
         let free = move |device: &usize| used & (1 << device) == 0;
+        let constrained = bound.constrained;
         (0..self.budgets.len()).filter(free).filter(move |device| {
             let twin = |other: usize| self.are_equal(other, *device);
-            !self.input.apart.is_empty() || !(0..*device).filter(free).any(twin)
+            constrained || !(0..*device).filter(free).any(twin)
         })
     }
 
     /// Whether a device may come after those of `reached`.
-    fn may_follow(&self, reached: &Reached, device: usize) -> bool {
-        reached.order.last().is_none_or(|last| !self.are_apart(*last, device))
+    fn may_come_next(&self, reached: &Reached, device: usize, bound: &Bound<'_>) -> bool {
+        reached.order.last().is_none_or(|last| self.may_follow(*last, device, bound))
     }
 
-    pub(super) fn keeps_apart(&self, order: &[usize]) -> bool {
-        order.windows(2).all(|pair| !self.are_apart(pair[0], pair[1]))
+    fn may_follow(&self, one: usize, other: usize, bound: &Bound<'_>) -> bool {
+        if !bound.constrained {
+            return true;
+        }
+        let hop_s = self.crossings.between_s(one, other, f64::from(bound.rows));
+        hop_s.is_finite() && hop_s <= bound.slowest_s
     }
 
-    fn are_apart(&self, one: usize, other: usize) -> bool {
-        self.input.apart.iter().any(|pair| *pair == (one, other) || *pair == (other, one))
+    /// Whether every device of an order may come after the one before.
+    pub(super) fn passes(&self, order: &[usize], bound: &Bound<'_>) -> bool {
+        order.windows(2).all(|pair| self.may_follow(pair[0], pair[1], bound))
     }
 
-    fn are_equal(&self, one: usize, other: usize) -> bool {
+    /// Whether devices differ in nothing but their name and their links.
+    pub(super) fn are_equal(&self, one: usize, other: usize) -> bool {
         let (a, b) = (&self.input.devices[one], &self.input.devices[other]);
         self.budgets[one] == self.budgets[other]
             && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
             && a.flops_per_s == b.flops_per_s
             && a.kernels == b.kernels
+            && a.host == b.host
+            && a.offload_bytes_per_s == b.offload_bytes_per_s
+            && a.kernel_speeds == b.kernel_speeds
     }
 
     /// The partition in this order, within the bound, whose stages' times have the least sum of squares: no slower than
     /// it must be as a whole, and even.
     fn balance(&self, order: Vec<usize>, bound: Bound<'_>) -> Option<Partition> {
-        let square = |device, range| self.decode_s(device, range).powi(2);
+        let square = |device, range| self.stage_s(device, range, bound.rows).powi(2);
         let add = |sum: f64, square: f64| sum + square;
         self.cheapest(order, bound, 0.0, square, add).map(|(partition, _)| partition)
     }
@@ -496,7 +666,7 @@ impl<'a> Search<'a> {
             ends.push(starts[ends[ends.len() - 1]]);
         }
         ends.reverse();
-        Some((Partition { order, ends }, cost))
+        Some((Partition::resident(order, ends), cost))
     }
 }
 

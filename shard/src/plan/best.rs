@@ -1,0 +1,270 @@
+//! The best partition into a certain number of stages, for what a plan is to be best at.
+
+use super::course::Course;
+use super::search::{EXACT_DEVICES, Partition, Search};
+use super::table::{Kind, Measure, Table, Value};
+use super::{Objective, Optimality};
+use crate::cost::Room;
+use crate::layers::LayerRange;
+
+/// Relative difference in time below which two partitions are as fast.
+const SAME: f64 = 1e-6;
+/// How much longer one stream may take for the sake of what devices hold: less than predictions are wrong by.
+const SLACK: f64 = 0.02;
+
+/// A partition, and what is known of others.
+#[derive(Clone, Debug)]
+pub(super) struct Best {
+    pub(super) partition: Partition,
+    /// Seconds that no other takes less than; `None` where nobody has looked yet.
+    least_s: Option<f64>,
+}
+
+/// Rows of a decode step where the streams that a plan is made for are shared out to as many groups as stages.
+pub(super) fn group_rows(parallel: u32, stages: usize) -> u32 {
+    parallel.max(1).div_ceil(stages.max(1) as u32)
+}
+
+impl Search<'_> {
+    fn measure(&self) -> Measure {
+        match self.input().objective {
+            Objective::ManyStreams => Measure::Cycle,
+            Objective::OneStream => Measure::Round,
+        }
+    }
+
+    fn rows(&self, stages: usize) -> u32 {
+        match self.input().objective {
+            Objective::ManyStreams => group_rows(self.input().parallel, stages),
+            Objective::OneStream => 1,
+        }
+    }
+
+    fn course<'a>(&'a self, table: &'a Table, stages: usize) -> Course<'a> {
+        let (measure, rows) = (self.measure(), self.rows(stages));
+        Course { search: self, table, measure, stages, rows, most_s: f64::INFINITY }
+    }
+
+    fn table(&self, room: &Room, stages: usize, kind: Kind) -> Table {
+        Table::new(self, room, self.rows(stages), kind)
+    }
+
+    fn is_small(&self) -> bool {
+        self.budgets().len() <= EXACT_DEVICES
+    }
+
+    /// The best partition into exactly `stages` stages that all hold their layers; `None` where none fits.
+    pub(super) fn best(&self, room: &Room, stages: usize) -> Option<Best> {
+        match self.input().objective {
+            Objective::ManyStreams => self.best_for_many(room, stages),
+            Objective::OneStream => self.best_for_one(room, stages),
+        }
+    }
+
+    /// How far a partition may be from the best one.
+    pub(super) fn optimality(&self, best: &Best, room: &Room) -> Optimality {
+        let stages = best.partition.order.len();
+        let streaming = best.partition.streamed.iter().any(|streamed| *streamed > 0);
+        let table = self.table(room, stages, Kind { streaming, crowded: false });
+        let course = self.course(&table, stages);
+        let least_s = best.least_s.unwrap_or_else(|| course.least_imaginable_s());
+        // What a plan is made of was looked up in this table.
+        let taken_s = course.value(&table, &best.partition).map_or(f64::INFINITY, |value| value.seconds);
+        if taken_s <= least_s * (1.0 + SAME) {
+            Optimality::Exact
+        } else {
+            Optimality::Within(least_s / taken_s)
+        }
+    }
+
+    fn best_for_many(&self, room: &Room, stages: usize) -> Option<Best> {
+        let rows = self.rows(stages);
+        let found = self.least_slowest(room, stages, rows)?;
+        let slowest_s = self.slowest_s(&found, rows);
+        let known_s = self.is_small().then_some(slowest_s);
+        if self.hosts_s(&found, rows) > slowest_s * (1.0 + SAME) {
+            return Some(self.best_on_shared(room, stages, found, slowest_s));
+        }
+        let order = self.nearest_order(room, &found, slowest_s, rows);
+        let settled = self.settle(&order, room, slowest_s, rows);
+        // Where machines are shared another cut may have them do more.
+        let settled = settled.filter(|settled| self.hosts_s(settled, rows) <= slowest_s * (1.0 + SAME));
+        Some(Best { partition: settled.unwrap_or(found), least_s: known_s })
+    }
+
+    /// The same where it is machines with several devices that limit how fast it is; `found` is the best where they do
+    /// not count.
+    fn best_on_shared(&self, room: &Room, stages: usize, found: Partition, slowest_s: f64) -> Best {
+        let table = self.table(room, stages, Kind::default());
+        let course = self.course(&table, stages);
+        let least_s = slowest_s.max(self.all_hosts_s());
+        let rows = course.rows;
+        let mut best = course.value(&table, &found).map(|value| (found.clone(), value));
+        let is_least = |best: &Option<(Partition, Value)>| {
+            best.as_ref().is_some_and(|(_, value)| value.seconds <= least_s * (1.0 + SAME))
+        };
+        let mut exact = is_least(&best);
+        if !exact {
+            let crowded = self.table(room, stages, Kind { crowded: true, streaming: false });
+            let starts = [found.order.clone()];
+            let climbed = self.course(&crowded, stages).climb(&table, &starts);
+            best = match (best, climbed) {
+                (Some(best), Some(climbed)) if !climbed.1.beats(best.1) => Some(best),
+                (best, climbed) => climbed.or(best),
+            };
+            exact = is_least(&best);
+        }
+        if !exact && self.is_small() {
+            let outcome = course.best(best);
+            (best, exact) = (outcome.best, outcome.exact);
+        }
+        let Some((partition, value)) = best else { return Best { partition: found, least_s: None } };
+        let settled = self.settle(&partition.order, room, value.seconds, rows);
+        let as_good = |settled: &Partition| {
+            let now = course.value(&table, settled);
+            now.is_some_and(|now| now.seconds <= value.seconds * (1.0 + SAME))
+        };
+        let partition = settled.filter(as_good).unwrap_or(partition);
+        let least_s = match (exact, self.is_small()) {
+            (true, _) => Some(value.seconds),
+            (false, true) => Some(least_s),
+            (false, false) => None,
+        };
+        Best { partition, least_s }
+    }
+
+    /// An order of as many devices, none of whose stages and hops has to take longer than `slowest_s`, in which a step
+    /// goes round in the least time: that of `found` where all hops cost the same.
+    fn nearest_order(&self, room: &Room, found: &Partition, slowest_s: f64, rows: u32) -> Vec<usize> {
+        let mut order = found.order.clone();
+        if order.len() < 2 || (self.crossings().same && self.crossings().same_ends()) {
+            return order;
+        }
+        if self.is_small() {
+            let table = Table::new(self, room, rows, Kind::default());
+            let most_s = slowest_s * (1.0 + SAME / 10.0);
+            let (measure, stages) = (Measure::Round, order.len());
+            let course = Course { search: self, table: &table, measure, stages, rows, most_s };
+            let known = course.value(&table, found).map(|value| (found.clone(), value));
+            return course.best(known).best.map_or(order, |(partition, _)| partition.order);
+        }
+        let bound = self.bound(room, slowest_s, rows);
+        let mut improved = true;
+        while improved {
+            improved = false;
+            for (one, other) in (0..order.len()).flat_map(|one| (0..one).map(move |other| (one, other))) {
+                // Turning a part of the way round is the change that uncrosses it.
+                let mut turned = order.clone();
+                turned[other..=one].reverse();
+                if self.hops_s(&turned, rows) < self.hops_s(&order, rows) * (1.0 - SAME)
+                    && self.passes(&turned, &bound)
+                    && self.chain(&turned, bound).is_some()
+                {
+                    (order, improved) = (turned, true);
+                }
+            }
+        }
+        order
+    }
+
+    fn best_for_one(&self, room: &Room, stages: usize) -> Option<Best> {
+        let base = self.find(self.bound(room, f64::INFINITY, 1), stages)?;
+        let table = self.table(room, stages, Kind::default());
+        let course = self.course(&table, stages);
+        let mut given = base.order.clone();
+        given.sort_unstable();
+        let starts = [given, base.order.clone(), self.fastest_devices(&table, stages)];
+        let climbed = course.climb(&table, &starts);
+        let (best, exact) = if self.is_small() {
+            let outcome = course.best(climbed);
+            (outcome.best, outcome.exact)
+        } else {
+            (climbed, false)
+        };
+        let Some((partition, value)) = best else { return Some(Best { partition: base, least_s: None }) };
+        let partition = self.settle_for_one(&course, partition, value.seconds, room);
+        Some(Best { partition, least_s: exact.then_some(value.seconds) })
+    }
+
+    /// The devices that take the least time for a layer, in the given order.
+    fn fastest_devices(&self, table: &Table, stages: usize) -> Vec<usize> {
+        let pace_s = |device: usize| {
+            let layers = table.layers();
+            let paces = (0..layers).filter_map(|start| {
+                let end = table.furthest(device, start);
+                (end > start).then(|| table.value(device, start, end).seconds / (end - start) as f64)
+            });
+            paces.fold(f64::INFINITY, f64::min)
+        };
+        let mut devices: Vec<(f64, usize)> =
+            (0..table.devices()).map(|device| (pace_s(device), device)).collect();
+        devices.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let mut order: Vec<usize> = devices.into_iter().take(stages).map(|(_, device)| device).collect();
+        order.sort_unstable();
+        order
+    }
+
+    /// The partition over the same devices that takes one stream as long, or hardly longer where that saves reading what
+    /// devices hold already; of several such in the given order, and even.
+    fn settle_for_one(&self, course: &Course<'_>, found: Partition, taken_s: f64, room: &Room) -> Partition {
+        if !self.cuts().is_empty() {
+            return found;
+        }
+        let holding = found.order.iter().any(|device| self.held(*device).is_some());
+        let mut given = found.order.clone();
+        given.sort_unstable();
+        let mut orders = vec![given, found.order.clone()];
+        if holding {
+            let place = |device: &usize| self.held(*device).map_or(usize::MAX, |held| held.start);
+            let mut held = found.order.clone();
+            held.sort_by_key(place);
+            orders.insert(0, held);
+        }
+        // Seconds for every byte that is read: all of the model is worth the slack.
+        let byte_s = if holding { SLACK * taken_s / (self.all_weights().0 as f64).max(1.0) } else { 0.0 };
+        let bound = self.bound(room, f64::INFINITY, 1);
+        let price = |device, range: LayerRange| {
+            let stage_s = self.stage_s(device, range, 1);
+            stage_s + byte_s * self.added(device, range).0 as f64 + SAME / 10.0 * stage_s * stage_s / taken_s
+        };
+        let most_s = taken_s * (1.0 + if holding { SLACK } else { SAME });
+        let mut best: Option<(Partition, f64)> = None;
+        for order in orders {
+            if !self.passes(&order, &bound) {
+                continue;
+            }
+            let hops_s = self.hops_s(&order, 1);
+            let Some((partition, price_s)) = self.cheapest(order, bound, 0.0, price, |sum, one| sum + one)
+            else {
+                continue;
+            };
+            let value = course.value(course.table, &partition);
+            let price_s = price_s + hops_s;
+            if value.is_some_and(|value| value.seconds <= most_s)
+                && best.as_ref().is_none_or(|(_, least_s)| price_s < least_s * (1.0 - SAME))
+            {
+                best = Some((partition, price_s));
+            }
+        }
+        best.map_or(found, |(partition, _)| partition)
+    }
+
+    /// The best partition into exactly `stages` stages, some of which read again for every step what does not fit: as few
+    /// layers as possible.
+    pub(super) fn best_streaming(&self, room: &Room, stages: usize) -> Option<Best> {
+        let table = self.table(room, stages, Kind { streaming: true, crowded: false });
+        let course = self.course(&table, stages);
+        let mut largest: Vec<usize> = (0..self.budgets().len()).collect();
+        largest.sort_by_key(|device| std::cmp::Reverse(self.budgets()[*device]));
+        largest.truncate(stages);
+        let mut given = largest.clone();
+        given.sort_unstable();
+        let climbed = course.climb(&table, &[given, largest]);
+        if !self.is_small() {
+            return climbed.map(|(partition, _)| Best { partition, least_s: None });
+        }
+        let outcome = course.best(climbed);
+        let (partition, value) = outcome.best?;
+        Some(Best { partition, least_s: outcome.exact.then_some(value.seconds) })
+    }
+}

@@ -1,0 +1,71 @@
+//! Several devices in one machine, which share its memory and its processors.
+//!
+//! For one stream its stages take turns, and each has the machine to itself. For many streams they compute at the same
+//! time, and then a machine's stages cannot all go round in less than
+//!
+//! `cycle = max(sum of weight bytes / bandwidth, sum of threads * busy / processors)`
+//!
+//! with the sums over the machine's stages: the bytes that each reads per step, which the memory gives at `bandwidth`
+//! bytes per second to all of them together, and the time that each computes with so many threads, of which `processors`
+//! run at a time.
+
+use super::{PlanDevice, PlanInput, SharedHost};
+
+/// What one stage takes of its machine for one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostLoad {
+    /// Weight bytes that it reads.
+    pub bytes: f64,
+    /// Seconds of processors: threads times the seconds that they compute.
+    pub processor_s: f64,
+}
+
+impl HostLoad {
+    /// The load of a stage on `device` of `host` that reads `bytes` of weights and computes for `busy_s` seconds.
+    pub fn of(device: &PlanDevice, host: &SharedHost, bytes: f64, busy_s: f64) -> HostLoad {
+        HostLoad { bytes, processor_s: threads(device, host) * busy_s }
+    }
+
+    /// Seconds that memory and processors take for it at the least.
+    pub(super) fn seconds(&self, host: &SharedHost) -> [f64; 2] {
+        [self.bytes / host.bandwidth_bytes_per_s, self.processor_s / f64::from(host.processors.max(1))]
+    }
+}
+
+/// The least time in which a machine computes one step of each of its stages, in seconds; see the module for the formula.
+pub fn least_cycle_s(host: &SharedHost, stages: impl IntoIterator<Item = HostLoad>) -> f64 {
+    let add = |sum: HostLoad, one: HostLoad| HostLoad {
+        bytes: sum.bytes + one.bytes,
+        processor_s: sum.processor_s + one.processor_s,
+    };
+    let [memory_s, processors_s] = stages.into_iter().fold(HostLoad::default(), add).seconds(host);
+    memory_s.max(processors_s)
+}
+
+/// Compute threads of a device. It says how fast it reads and not with how many threads, so they are taken to be the
+/// share of the processors that it is of the machine's bandwidth: a device that reads all that the machine can keeps all
+/// of it busy.
+fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
+    let processors = f64::from(host.processors.max(1));
+    let share = device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s;
+    (share * processors).round().clamp(1.0, processors)
+}
+
+/// The machines that hold several devices: for each the machine, by its index in [`PlanInput::hosts`], and for every
+/// device which of these it is in.
+pub(super) struct Sharing {
+    /// Indices into [`PlanInput::hosts`].
+    pub(super) hosts: Vec<usize>,
+    /// For every device an index into `hosts`.
+    pub(super) of: Vec<Option<usize>>,
+}
+
+impl Sharing {
+    pub(super) fn of(input: &PlanInput) -> Sharing {
+        let members = |host: usize| input.devices.iter().filter(|device| device.host == Some(host)).count();
+        let hosts: Vec<usize> = (0..input.hosts.len()).filter(|host| members(*host) > 1).collect();
+        let of = |device: &PlanDevice| hosts.iter().position(|host| device.host == Some(*host));
+        let of = input.devices.iter().map(of).collect();
+        Sharing { hosts, of }
+    }
+}
