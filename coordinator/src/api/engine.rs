@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// What the API needs of the cluster behind it, and nothing more. [`ClusterHandle`] is the one that serves; a test can
@@ -27,6 +28,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
+
+    /// The attached workers' devices as the planner sees them.
+    fn devices(&self) -> Arc<LiveDevices>;
 
     /// The newest steps that have come home with a larger number than `after`, oldest first.
     fn timeline(&self, after: u64) -> Vec<StepTrace>;
@@ -55,6 +59,10 @@ impl Engine for ClusterHandle {
 
     fn status(&self) -> Arc<ClusterStatus> {
         ClusterHandle::status(self)
+    }
+
+    fn devices(&self) -> Arc<LiveDevices> {
+        ClusterHandle::devices(self)
     }
 
     fn timeline(&self, after: u64) -> Vec<StepTrace> {

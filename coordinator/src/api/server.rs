@@ -152,6 +152,7 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))
+        .route("/api/devices", get(pages::devices::<E>))
         .route("/api/stream", get(live::stream::<E>))
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))

@@ -13,6 +13,7 @@ use super::timeline::Timeline;
 use crate::events::EventLog;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 use crate::template::ChatRenderer;
 
@@ -106,6 +107,7 @@ struct Shared {
     submissions: mpsc::Sender<Submission>,
     drains: mpsc::Sender<Drain>,
     status: watch::Receiver<Arc<ClusterStatus>>,
+    devices: watch::Receiver<Arc<LiveDevices>>,
     timeline: Timeline,
     events: EventLog,
 }
@@ -123,11 +125,11 @@ impl ClusterHandle {
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
         drains: mpsc::Sender<Drain>,
-        status: watch::Receiver<Arc<ClusterStatus>>,
+        (status, devices): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<LiveDevices>>),
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared = Shared { model, metrics, submissions, drains, status, timeline, events };
+        let shared = Shared { model, metrics, submissions, drains, status, devices, timeline, events };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -169,6 +171,11 @@ impl ClusterHandle {
     /// The cluster's state, at most a quarter of a second old.
     pub fn status(&self) -> Arc<ClusterStatus> {
         self.shared.status.borrow().clone()
+    }
+
+    /// The attached workers' devices as the planner sees them, as old as the state.
+    pub fn devices(&self) -> Arc<LiveDevices> {
+        self.shared.devices.borrow().clone()
     }
 
     /// Tells of every change of the state.

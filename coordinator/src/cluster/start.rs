@@ -31,6 +31,7 @@ use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
 use crate::metrics::{Metrics, StatusMetrics};
+use crate::planning::LiveDevices;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
@@ -184,6 +185,7 @@ impl Cluster {
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
+        let (devices_sender, devices) = watch::channel(Arc::new(LiveDevices::default()));
         let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
         let health = Health::new().await;
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
@@ -240,10 +242,12 @@ impl Cluster {
             submissions,
             drains,
             status: status_sender,
+            devices: devices_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
+        let told = (status, devices);
         let handle =
-            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status, timeline, log);
+            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, told, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -1,6 +1,7 @@
 //! Keys, hosts and origins; the pages besides generating.
 
-use brigade_coordinator::api::ApiSettings;
+use brigade_coordinator::api::{ApiSettings, Engine};
+use brigade_coordinator::planning::LiveDevices;
 use brigade_coordinator::status::{ClusterStatus, Health, HealthState, Phase};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -131,6 +132,9 @@ async fn status_metrics_and_index_answer() {
     let (_, answer) = server.get("/api/status").await;
     let status: ClusterStatus = serde_json::from_value(answer).unwrap();
     assert_eq!(status, *engine.status.lock().unwrap());
+    let (_, answer) = server.get("/api/devices").await;
+    let devices: LiveDevices = serde_json::from_value(answer).unwrap();
+    assert_eq!(devices, *engine.devices());
     let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
     assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert_eq!(metrics.text().await.unwrap(), "# EOF\n");

@@ -20,10 +20,12 @@ mod hosts;
 mod keep;
 mod links;
 mod offload;
+pub mod pace;
 mod predict;
 mod rooms;
 mod search;
 mod speed;
+mod stage_time;
 mod table;
 mod verdict;
 mod what_if;
@@ -69,6 +71,8 @@ pub struct PlanDevice {
     pub bandwidth_bytes_per_s: f64,
     /// Floating-point operations per second of its matrix-matrix product.
     pub flops_per_s: f64,
+    /// Compute threads that it keeps busy; `None` where that is not known.
+    pub threads: Option<u32>,
     /// What it can compute: it is given nothing else.
     pub kernels: Kernels,
     /// The layers of the model that are resident on it already: of plans that are about as fast, the one is taken that

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use super::{Core, STATUS_PAUSE, STATUS_PERIOD};
 use crate::cluster::overview::{self, Sources};
+use crate::deployment::devices;
+use crate::membership::Member;
 use crate::scheduler::Counts;
 use crate::status::{ClusterStatus, Phase};
 
@@ -31,6 +33,9 @@ impl Core {
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;
         self.status.send_replace(Arc::new(status));
+        let attached: Vec<&Member> = self.membership.attached().collect();
+        let devices = devices(&attached, |_| None, |member| member.capabilities.budget);
+        self.devices.send_replace(Arc::new(devices));
         if serving != was_serving {
             self.health.set_serving(serving).await;
         }
