@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::events::EventStream;
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// How long connecting may take.
@@ -193,6 +194,14 @@ impl Client {
     /// As [`Client::status`].
     pub async fn timeline(&self, after: u64) -> Result<Vec<StepTrace>, ClientError> {
         self.get(&format!("/api/timeline?after={after}")).await
+    }
+
+    /// The devices of attached workers, as plans are made with them.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn devices(&self) -> Result<LiveDevices, ClientError> {
+        self.get("/api/devices").await
     }
 
     /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
