@@ -9,6 +9,8 @@ use crate::kernels::Kernels;
 use crate::layers::{LayerRange, Shard};
 use crate::model_file::TensorInfo;
 use crate::spec::{Attention, FeedForward, LatentAttention, LatentQuery, ModelSpec, Visibility};
+pub use crate::staging::STAGED_LAYERS;
+use crate::staging::staged_bytes;
 use crate::tensor_type::TensorType;
 use crate::tensors::{Role, TensorTable};
 use crate::units::Bytes;
@@ -24,8 +26,6 @@ pub const HEAD_BLOCK_ROWS: u32 = 16;
 pub const QUANTISED_BYTES_PER_32: u64 = 48;
 /// Frames of hidden states that a stage holds at a time: one arriving and one leaving.
 pub const FRAME_BUFFERS: u64 = 2;
-/// Layers that are in memory of those that are read again for every step: one is computed while the next is read.
-pub const STAGED_LAYERS: u64 = 2;
 /// Bytes of an f32.
 const F32_BYTES: u64 = 4;
 
@@ -93,6 +93,10 @@ pub struct Widths {
 pub struct LayerCost {
     /// Its tensors.
     pub weights: Bytes,
+    /// Of these, the matrices: what is read again for every step where the layer is streamed.
+    pub matrices: Bytes,
+    /// What the matrices take of a buffer that streamed layers pass through.
+    pub staged: Bytes,
     /// Weight bytes that are read to compute one row.
     pub active: Bytes,
     /// Floating-point operations of its matrix products for one row: two per weight.
@@ -326,17 +330,34 @@ impl Cost {
         }
     }
 
-    /// The same where the last `streamed_layers` of the shard are read again for every step: the weights are those of the
-    /// others, and [`STAGED_LAYERS`] times the largest of these, one that is computed and one that is read meanwhile.
+    /// The layers of a shard that are read again for every step where its last `streamed_layers` may be: none where the
+    /// buffers for them would take no less than they do.
+    pub fn streamed(&self, shard: &Shard, streamed_layers: usize) -> LayerRange {
+        let layers = self.last_layers(shard, streamed_layers);
+        let (matrices, staged) = self.staging(layers);
+        if staged < matrices { layers } else { LayerRange { start: layers.end, end: layers.end } }
+    }
+
+    /// The same as [`memory`](Self::memory) where the last `streamed_layers` of the shard are read again for every step:
+    /// of these, vectors stay, and matrices pass through [`STAGED_LAYERS`] buffers as large as the largest needs.
     pub fn memory_streaming(&self, shard: &Shard, streamed_layers: usize, room: &Room) -> StageBytes {
-        let streamed = shard.layers.end.saturating_sub(streamed_layers).max(shard.layers.start);
-        let streamed = LayerRange { start: streamed, end: shard.layers.end };
-        let streamed = Shard { layers: streamed, embedding: false, head: false };
-        let all = self.held(&streamed).map(|layer| layer.weights).sum();
-        let largest = self.held(&streamed).map(|layer| layer.weights).max().unwrap_or(Bytes::ZERO);
-        let staged = (largest * STAGED_LAYERS).min(all);
+        let (matrices, staged) = self.staging(self.streamed(shard, streamed_layers));
         let memory = self.memory(shard, room);
-        StageBytes { weights: memory.weights.saturating_sub(all) + staged, ..memory }
+        StageBytes { weights: memory.weights.saturating_sub(matrices) + staged, ..memory }
+    }
+
+    /// Bytes of the matrices of some layers, and of the buffers that they would pass through.
+    fn staging(&self, layers: LayerRange) -> (Bytes, Bytes) {
+        let layers = &self.layers[layers.iter()];
+        let matrices = layers.iter().map(|layer| layer.matrices).sum();
+        let largest = layers.iter().map(|layer| layer.staged).max().unwrap_or(Bytes::ZERO);
+        (matrices, largest * STAGED_LAYERS)
+    }
+
+    /// The last so many layers of a shard.
+    fn last_layers(&self, shard: &Shard, count: usize) -> LayerRange {
+        let end = shard.layers.end.min(self.layers.len());
+        LayerRange { start: end.saturating_sub(count).max(shard.layers.start.min(end)), end }
     }
 
     /// Weight bytes of a shard that belong to none of its layers: the ends it holds and the rope frequencies.
@@ -475,6 +496,8 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
         cost.weights += resident;
         cost.active += Bytes(resident.0 / of * taken);
         if !role.is_vector() {
+            cost.matrices += tensor.bytes;
+            cost.staged += staged_bytes(tensor);
             cost.flops += 2 * (tensor.values() / of) * taken;
             cost.needs = cost.needs.with(tensor.kind);
         }

@@ -14,6 +14,7 @@ pub mod model_file;
 pub mod plan;
 pub mod safetensors;
 pub mod spec;
+pub mod staging;
 pub mod template;
 pub mod tensor_type;
 pub mod tensors;

@@ -422,7 +422,7 @@ fn is_vector(role: Role) -> bool {
 
 impl LayerRole {
     /// Whether the tensor holds norms' weights, biases or sinks, and not matrices.
-    pub(crate) fn is_vector(self) -> bool {
+    pub fn is_vector(self) -> bool {
         use LayerRole::*;
         match self {
             AttentionNorm | QueryBias | KeyBias | ValueBias | QueryNorm | KeyNorm => true,

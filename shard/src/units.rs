@@ -112,6 +112,34 @@ impl Sum for Bytes {
     }
 }
 
+/// A number of bytes per second, above 0.
+///
+/// Parsed from a number of bytes that `/s` follows, such as `3GB/s`; shown in decimal gigabytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ByteRate(pub u64);
+
+/// A rate that could not be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a rate: write an amount for each second, such as 3GB/s or 500MB/s")]
+pub struct ParseByteRateError(String);
+
+impl FromStr for ByteRate {
+    type Err = ParseByteRateError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let amount = text.trim().strip_suffix("/s").and_then(|amount| amount.parse::<Bytes>().ok());
+        let rate = amount.filter(|bytes| *bytes > Bytes::ZERO).map(|bytes| ByteRate(bytes.0));
+        rate.ok_or_else(|| ParseByteRateError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} GB/s", self.0 as f64 / 1e9)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +167,21 @@ mod tests {
         assert_eq!(Bytes(1023).to_string(), "1023 B");
         assert_eq!(Bytes::mib(64).to_string(), "64.0 MiB");
         assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
+    }
+
+    #[test]
+    fn rates_are_amounts_for_each_second() {
+        for (text, rate, shown) in [
+            ("3GB/s", 3_000_000_000, "3 GB/s"),
+            ("1.5 GB/s ", 1_500_000_000, "1.5 GB/s"),
+            ("1MiB/s", 1 << 20, "0.001048576 GB/s"),
+        ] {
+            let parsed: ByteRate = text.parse().unwrap();
+            assert_eq!((parsed.0, parsed.to_string()), (rate, shown.to_owned()), "{text}");
+            assert_eq!(parsed.to_string().parse(), Ok(parsed));
+        }
+        for text in ["", "3GB", "/s", "0/s", "fast/s", "-1GB/s"] {
+            assert_eq!(text.parse::<ByteRate>(), Err(ParseByteRateError(text.to_owned())), "{text}");
+        }
     }
 }

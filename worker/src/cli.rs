@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use brigade_proto::control::DeviceKind;
-use brigade_shard::units::Bytes;
+use brigade_shard::units::{ByteRate, Bytes};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -91,6 +91,15 @@ pub struct JoinArgs {
     /// slowly as the disk is read. Nobody may change the files meanwhile. For --device cpu
     #[arg(long, env = "BRIGADE_MMAP")]
     pub mmap: bool,
+
+    /// Read layers that do not fit the memory again for every step, where no other plan is as fast or possible: they are read
+    /// past the system's cache, and nothing beyond --memory is used. For --device cpu
+    #[arg(long, env = "BRIGADE_OFFLOAD")]
+    pub offload: bool,
+
+    /// How fast the disk gives weights, such as 3GB/s [default: measured at the start with the largest model that is there]
+    #[arg(long, value_name = "RATE", env = "BRIGADE_OFFLOAD_RATE", requires = "offload")]
+    pub offload_rate: Option<ByteRate>,
 
     /// Directory (or file) with models; may be given several times, or as a list separated by colons
     /// [default: ~/.local/share/brigade/models]

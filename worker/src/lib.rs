@@ -24,6 +24,7 @@ pub mod lifecycle;
 pub mod loads;
 pub mod model;
 pub mod models;
+pub mod offload;
 pub mod rope;
 pub mod sampler;
 pub mod session;

@@ -85,6 +85,7 @@ struct Way {
     device: DeviceKind,
     threads: usize,
     mapped: bool,
+    offload: bool,
 }
 
 struct Running {
@@ -97,17 +98,18 @@ struct Running {
 
 impl Loads {
     /// No loads yet, of models in `places`, for `device` with `threads` compute threads; `mapped` where weights are to
-    /// stay in their files.
+    /// stay in their files, `offload` where a stage's last layers may be read again for every step.
     pub fn new(
         places: Vec<PathBuf>,
         device: DeviceKind,
         threads: usize,
         mapped: bool,
+        offload: bool,
     ) -> (Loads, mpsc::Receiver<LoadEvent>) {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
-        let way = Way { device, threads, mapped };
+        let way = Way { device, threads, mapped, offload };
         let held = HeldWeights::default();
         (Loads { store, way, held, running: BTreeMap::new(), events }, receiver)
     }
@@ -117,8 +119,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let store = self.store.clone();
-        self.spawn(load, String::new(), move |progress| match find(&store, order, None, progress) {
+        let (store, offload) = (self.store.clone(), self.way.offload);
+        self.spawn(load, String::new(), move |progress| match find(&store, order, None, offload, progress) {
             Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
             Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
         })
@@ -129,10 +131,12 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, held) = (self.store.clone(), self.held.clone());
-        self.spawn(load, String::new(), move |progress| match find(&store, order, Some(&held), progress) {
-            Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
-            Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+        let (store, held, offload) = (self.store.clone(), self.held.clone(), self.way.offload);
+        self.spawn(load, String::new(), move |progress| {
+            match find(&store, order, Some(&held), offload, progress) {
+                Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
+                Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+            }
         })
     }
 
@@ -242,8 +246,17 @@ fn find(
     store: &Mutex<ModelStore>,
     order: LoadStage,
     held: Option<&HeldWeights>,
+    offload: bool,
     progress: &LoadProgress,
 ) -> Result<Found, String> {
+    let streamed = order.streamed_layers as usize;
+    if streamed > 0 && !offload {
+        return Err(format!(
+            "the plan has this worker read {streamed} layers of {} for every step, which it was not started for: start it \
+             with --offload",
+            order.shard
+        ));
+    }
     let header = store
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -251,10 +264,10 @@ fn find(
         .map_err(|error| error.to_string())?;
     let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
-    let memory = plan_check(&header, &order.shard, &order.room).map_err(|error| failed(&error))?;
+    let memory = plan_check(&header, &order.shard, streamed, &order.room).map_err(|error| failed(&error))?;
     let missing = match held {
         Some(held) => {
-            let missing = missing_weights(&header, &order.shard, &order.room, held);
+            let missing = missing_weights(&header, &order.shard, streamed, &order.room, held);
             Some(missing.map_err(|error| failed(&error))?)
         }
         None => None,
@@ -265,14 +278,16 @@ fn find(
 
 fn read_missing(
     found: Found,
-    Way { device, threads, mapped }: Way,
+    Way { device, threads, mapped, .. }: Way,
     held: &HeldWeights,
     progress: &LoadProgress,
 ) -> Result<PreparedWeights, String> {
     let Found { order, header, model, missing, .. } = found;
     let (shard, missing) = (order.shard, missing.unwrap_or_default());
     let start = Instant::now();
-    let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget: missing };
+    let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
+    let request =
+        StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget: missing };
     let weights = PreparedWeights::read(request, held, progress)
         .map_err(|error| format!("failed to load {shard} of {model} for the next plan: {error}"))?;
     let seconds = start.elapsed().as_secs_f64();
@@ -282,7 +297,7 @@ fn read_missing(
 
 fn read(
     found: Found,
-    Way { device, threads, mapped }: Way,
+    Way { device, threads, mapped, .. }: Way,
     held: &HeldWeights,
     budget: Bytes,
     progress: &LoadProgress,
@@ -290,7 +305,8 @@ fn read(
     let Found { order, header, model, memory, limits, .. } = found;
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
-    let request = StageRequest { header, shard, room: order.room, device, threads, mapped, budget };
+    let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
+    let request = StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget };
     let stage = Stage::load_sharing(request, held, progress).map_err(|error| {
         let how_far = match &error {
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.

@@ -9,6 +9,7 @@ use brigade_proto::identity::JoinToken;
 use brigade_shard::units::Bytes;
 
 use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
+use crate::offload::Offload;
 use crate::stretch::Stretch;
 
 /// Share of the machine's memory that a worker takes where it was not told: the rest is the owner's.
@@ -32,6 +33,8 @@ pub struct Settings {
     pub threads: usize,
     /// Whether weights stay in their files.
     pub mmap: bool,
+    /// Whether layers may be read again for every step.
+    pub offload: Offload,
     /// How much longer than needed steps take.
     pub stretch: Stretch,
     /// Where models are.
@@ -102,14 +105,17 @@ pub enum SettingsError {
     /// No memory to work with.
     #[error("there is no memory for a model: give --memory a size such as 24GiB")]
     NoMemory,
+    /// Only the processor reads layers again for every step.
+    #[error("--offload is for --device cpu: no other device can read layers again for every step")]
+    OffloadDevice,
 }
 
 impl Settings {
     /// Completes `args` with what `machine` is.
     ///
     /// # Errors
-    /// Where the token is malformed or its file cannot be read, the budget is nothing, or a default needs a home
-    /// directory and there is none.
+    /// Where the token is malformed or its file cannot be read, the budget is nothing, the device cannot do what is asked for,
+    /// or a default needs a home directory and there is none.
     pub fn new(args: JoinArgs, machine: &Machine) -> Result<Settings, SettingsError> {
         let name = args.name.unwrap_or_else(|| WorkerName::from_host(&machine.host));
         let token = match (&args.token, &args.token_file) {
@@ -132,6 +138,12 @@ impl Settings {
         if budget == Bytes::ZERO {
             return Err(SettingsError::NoMemory);
         }
+        let offload = match (args.offload, args.offload_rate) {
+            (false, _) => Offload::No,
+            (true, _) if args.device.0 != DeviceKind::Cpu => return Err(SettingsError::OffloadDevice),
+            (true, None) => Offload::Measured,
+            (true, Some(rate)) => Offload::Stated(rate),
+        };
         Ok(Settings {
             coordinator: args.coordinator,
             token,
@@ -139,6 +151,7 @@ impl Settings {
             budget,
             threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
             mmap: args.mmap,
+            offload,
             stretch: args.stretch,
             models,
             state,

@@ -6,6 +6,7 @@
 mod hub;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ use crate::data::DataPlane;
 use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::loads::Loads;
+use crate::offload::{self, Offload};
 use crate::session::{Session, SessionError, identity};
 use crate::settings::Settings;
 use crate::state_dir::{StateDir, StateDirError};
@@ -86,6 +88,10 @@ pub async fn run(
         () = ending.cancelled() => return Ok(()),
         calibrated = measure(settings.device, settings.threads, settings.budget) => calibrated?,
     };
+    let offload_bytes_per_s = tokio::select! {
+        () = ending.cancelled() => return Ok(()),
+        rate = disk_rate(settings.offload, settings.models.clone()) => rate?,
+    };
     let at = match settings.data {
         Some(at) => at,
         None => SocketAddr::new(any_address_towards(coordinator).await, 0),
@@ -98,14 +104,15 @@ pub async fn run(
     let counters = Arc::new(EngineCounters::default());
     let (engine, engine_events) = Engine::start(driver, counters.clone()).map_err(WorkerError::Thread)?;
     let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
+    let offload = settings.offload != Offload::No;
     let (loads, load_events) =
-        Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap);
+        Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap, offload);
     let meters = Meters::start(settings.device).map_err(WorkerError::MeterThread)?;
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
     let session = Session {
         coordinator: coordinator.to_owned(),
-        capabilities: capabilities(&settings, calibrated),
+        capabilities: capabilities(&settings, calibrated, offload_bytes_per_s),
         data: data_address,
         identity_file: state.path().join("worker.pem").display().to_string(),
         identity,
@@ -146,6 +153,36 @@ async fn measure(device: DeviceKind, threads: usize, room: Bytes) -> Result<Cali
     Ok(calibration)
 }
 
+/// How fast layers are read for every step, in bytes per second; `None` where they are not, or nobody knows. Measures the
+/// disk on a thread of its own.
+async fn disk_rate(offload: Offload, models: Vec<PathBuf>) -> Result<Option<f64>, WorkerError> {
+    match offload {
+        Offload::No => return Ok(None),
+        Offload::Stated(rate) => return Ok(Some(rate.0 as f64)),
+        Offload::Measured => {}
+    }
+    let measured = tokio::task::spawn_blocking(move || offload::measure(&models)).await;
+    match measured.map_err(|error| WorkerError::Device(error.to_string()))? {
+        Ok(rate) => {
+            tracing::info!(
+                "layers that do not fit are read at {:.2} GB/s: {} of {} were, {}",
+                rate.bytes_per_s / 1e9,
+                rate.bytes,
+                rate.path.display(),
+                if rate.direct { "by direct reads of the disk" } else { "through the system's cache" }
+            );
+            Ok(Some(rate.bytes_per_s))
+        }
+        Err(error) => {
+            tracing::warn!(
+                "no plan will have this worker read layers for every step, as nobody knows how fast it is: {error}; say it \
+                 with --offload-rate, or start this worker again when a model is there"
+            );
+            Ok(None)
+        }
+    }
+}
+
 /// All interfaces, in the address family that the coordinator is reached by.
 async fn any_address_towards(coordinator: &str) -> IpAddr {
     match local_address_towards(coordinator).await {
@@ -177,7 +214,11 @@ async fn serve_health(
     })))
 }
 
-fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
+fn capabilities(
+    settings: &Settings,
+    calibration: Calibration,
+    offload_bytes_per_s: Option<f64>,
+) -> Capabilities {
     let stretch = settings.stretch.factor();
     let stretched =
         |speed: &KernelSpeed| KernelSpeed { weights_per_s: speed.weights_per_s / stretch, ..*speed };
@@ -197,7 +238,7 @@ fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
         kernel_speeds: calibration.kernel_speeds.iter().map(stretched).collect(),
         // A stage that sleeps leaves the machine to others.
         shared_host: calibration.shared_host.filter(|_| settings.stretch == Stretch::NONE),
-        offload_bytes_per_s: None,
+        offload_bytes_per_s: offload_bytes_per_s.map(|rate| rate / stretch),
     }
 }
 

@@ -12,7 +12,10 @@ use super::panels::{self, ActivationRow, FloatFormat, MOST_ROWS, PANEL_ROWS, Pan
 use super::super_blocks;
 use crate::simd::Simd;
 use crate::team::{PerMember, Team};
-use crate::weights::{LoadError, MappedBytes, READ_BYTES, READING, TensorSource, WeightBuffer, lengthen};
+use crate::weights::{
+    LoadError, MappedBytes, READ_BYTES, READING, StagedBytes, StagedGuard, TensorSource, WeightBuffer,
+    lengthen,
+};
 
 /// Rows of activations that pass over a row of weights together, while it is in the first-level cache.
 const TILE_ROWS: usize = 16;
@@ -216,13 +219,26 @@ enum Weights {
     Resident(WeightBuffer),
     /// In their file, row by row; a panel is put together when it is looked at.
     Mapped(MappedBytes),
+    /// In a buffer that their layer is read to for every step, row by row as well.
+    Staged(StagedBytes),
 }
 
-impl Weights {
+/// A matrix's weights where they lie now, and for as long as this lives.
+struct Look<'a> {
+    bytes: Lying<'a>,
+    in_panels: bool,
+}
+
+enum Lying<'a> {
+    Still(&'a [u8]),
+    Staged(StagedGuard<'a>),
+}
+
+impl Look<'_> {
     fn bytes(&self) -> &[u8] {
-        match self {
-            Weights::Resident(buffer) => buffer.bytes(),
-            Weights::Mapped(mapped) => mapped.bytes(),
+        match &self.bytes {
+            Lying::Still(bytes) => bytes,
+            Lying::Staged(staged) => staged.bytes(),
         }
     }
 }
@@ -239,7 +255,7 @@ const TILED_ROWS: usize = 24;
 thread_local! {
     /// The sums of rows that pass over panels.
     static SUMS: RefCell<Vec<[f32; PANEL_ROWS]>> = const { RefCell::new(Vec::new()) };
-    /// The panels of a mapped matrix that this thread looks at.
+    /// The panels that this thread puts together of a matrix that lies row by row.
     static PANELS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -331,6 +347,9 @@ impl CpuMatrix {
         let row_bytes = format.row_bytes(width).ok_or_else(unsupported)?;
         let matrix =
             |weights| CpuMatrix { format, rows: count * rows, width, row_bytes, stacked: rows, weights };
+        if let Some(staged) = source.staged().filter(|staged| staged.len() == count * rows * row_bytes) {
+            return Ok(matrix(Weights::Staged(staged)));
+        }
         if let Some(mapped) =
             source.mapped().filter(|mapped| mapped.bytes().len() == count * rows * row_bytes)
         {
@@ -378,30 +397,38 @@ impl CpuMatrix {
         Some(bytes.start as usize..bytes.end as usize)
     }
 
+    /// The weights. Those of a streamed layer are there while it is computed.
+    fn look(&self) -> Look<'_> {
+        let (bytes, in_panels) = match &self.weights {
+            Weights::Resident(buffer) => (Lying::Still(buffer.bytes()), self.format.is_in_panels()),
+            Weights::Mapped(mapped) => (Lying::Still(mapped.bytes()), false),
+            Weights::Staged(staged) => (Lying::Staged(staged.look()), false),
+        };
+        Look { bytes, in_panels }
+    }
+
     /// Hands the panel that holds weight row `row`, and that row's lane there, to `take`, with at most `most - 1` panels
     /// of the same matrix that follow it.
-    fn panels<R>(&self, row: usize, most: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
+    fn panels<R>(&self, look: &Look<'_>, row: usize, most: usize, take: impl FnOnce(&[u8], usize) -> R) -> R {
         let (matrix, within) = (row / self.stacked, row % self.stacked);
         let (first, lane) = (within / PANEL_ROWS, within % PANEL_ROWS);
         let panels = self.stacked.div_ceil(PANEL_ROWS);
         let (count, bytes) = (most.min(panels - first), self.panel_bytes());
-        match &self.weights {
-            Weights::Resident(buffer) => {
-                take(&buffer.bytes()[(matrix * panels + first) * bytes..][..count * bytes], lane)
-            }
-            Weights::Mapped(mapped) => PANELS.with_borrow_mut(|all| {
-                all.clear();
-                all.resize(count * bytes, 0);
-                for (panel, first) in
-                    all.chunks_exact_mut(bytes).zip((first * PANEL_ROWS..).step_by(PANEL_ROWS))
-                {
-                    let count = PANEL_ROWS.min(self.stacked - first);
-                    let rows = &mapped.bytes()[(matrix * self.stacked + first) * self.row_bytes..];
-                    interleave(self.format, rows, self.row_bytes, count, panel);
-                }
-                take(all, lane)
-            }),
+        let weights = look.bytes();
+        if look.in_panels {
+            return take(&weights[(matrix * panels + first) * bytes..][..count * bytes], lane);
         }
+        PANELS.with_borrow_mut(|all| {
+            all.clear();
+            all.resize(count * bytes, 0);
+            for (panel, first) in all.chunks_exact_mut(bytes).zip((first * PANEL_ROWS..).step_by(PANEL_ROWS))
+            {
+                let count = PANEL_ROWS.min(self.stacked - first);
+                let rows = &weights[(matrix * self.stacked + first) * self.row_bytes..];
+                interleave(self.format, rows, self.row_bytes, count, panel);
+            }
+            take(all, lane)
+        })
     }
 
     /// Bytes of a panel.
@@ -411,11 +438,12 @@ impl CpuMatrix {
 
     /// Writes weight row `row` as f32.
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
+        let look = self.look();
         if !self.format.is_in_panels() {
-            let bytes = &self.weights.bytes()[row * self.row_bytes..][..self.row_bytes];
+            let bytes = &look.bytes()[row * self.row_bytes..][..self.row_bytes];
             return with_row_format!(self.format, |F| F::dequantise(bytes, out));
         }
-        self.panels(row, 1, |panel, lane| {
+        self.panels(&look, row, 1, |panel, lane| {
             with_panel_format!(
                 self.format, |F| panels::dequantise_row::<F>(panel, lane, out),
                 else with_float_format!(self.format, |F| panels::widen_row::<F>(panel, lane, out), else ())
@@ -434,11 +462,12 @@ impl CpuMatrix {
         // A panel is taken apart once for all of its rows.
         let together = if self.format.is_in_panels() { PANEL_ROWS } else { 1 };
         scratch.resize(together * width, 0.0);
+        let look = self.look();
         let mut row = rows.start;
         while row < rows.end {
             let mut lanes = 0..1;
             if self.format.is_in_panels() {
-                let lane = self.panels(row, 1, |panel, lane| {
+                let lane = self.panels(&look, row, 1, |panel, lane| {
                     with_panel_format!(
                         self.format, |F| panels::dequantise::<F>(panel, scratch),
                         else with_float_format!(self.format, |F| panels::widen::<F>(panel, scratch), else ())
@@ -466,6 +495,7 @@ impl CpuMatrix {
         passing: Passing,
         out: &Columns<'_>,
     ) {
+        let look = self.look();
         let count = passing.count(input.rows);
         let rounded = |r: usize| input.rounded.row(passing.input(input.routes, r));
         let float = |r: usize| &input.float[passing.input(input.routes, r) * self.width..][..self.width];
@@ -477,31 +507,33 @@ impl CpuMatrix {
         with_panel_format!(
             self.format,
             |F| match count {
-                TILED_ROWS.. => self.multiply_tiled::<F>(simd, chunk, count, rounded, write),
-                _ => self.multiply_quantised::<F>(simd, chunk, count, rounded, write),
+                TILED_ROWS.. => self.multiply_tiled::<F>(&look, simd, chunk, count, rounded, write),
+                _ => self.multiply_quantised::<F>(&look, simd, chunk, count, rounded, write),
             },
             else with_float_format!(
-                self.format, |F| self.multiply_floats::<F>(simd, chunk, count, float, write),
-                else with_row_format!(self.format, |F| self.multiply_rows::<F>(simd, chunk, input, passing, out))
+                self.format, |F| self.multiply_floats::<F>(&look, simd, chunk, count, float, write),
+                else with_row_format!(self.format, |F| self.multiply_rows::<F>(&look, simd, chunk, input, passing, out))
             )
         );
     }
 
     fn multiply_tiled<'a, F: PanelFormat>(
         &self,
+        look: &Look<'_>,
         simd: Simd,
         chunk: Range<usize>,
         count: usize,
         row: impl Fn(usize) -> ActivationRow<'a>,
         write: impl Fn(usize, usize, &[f32]),
     ) {
-        self.each_panels(panels::panels_together(simd), chunk, count, write, |panels, sums| {
+        self.each_panels(look, panels::panels_together(simd), chunk, count, write, |panels, sums| {
             panels::tiled_products::<F>(simd, panels, self.panel_bytes(), &row, sums);
         });
     }
 
     fn multiply_quantised<'a, F: PanelFormat>(
         &self,
+        look: &Look<'_>,
         simd: Simd,
         chunk: Range<usize>,
         count: usize,
@@ -510,7 +542,7 @@ impl CpuMatrix {
     ) {
         // What passes over a panel once needs no memory that is near.
         let piece = if count > MOST_ROWS { PIECE_VALUES.min(self.width) } else { self.width };
-        self.each_panels(1, chunk, count, write, |panel, sums| {
+        self.each_panels(look, 1, chunk, count, write, |panel, sums| {
             for start in (0..self.width).step_by(piece) {
                 let end = self.width.min(start + piece);
                 let panel = &panel[panel.len() * start / self.width..panel.len() * end / self.width];
@@ -526,13 +558,14 @@ impl CpuMatrix {
 
     fn multiply_floats<'a, F: FloatFormat>(
         &self,
+        look: &Look<'_>,
         simd: Simd,
         chunk: Range<usize>,
         count: usize,
         row: impl Fn(usize) -> &'a [f32],
         write: impl Fn(usize, usize, &[f32]),
     ) {
-        self.each_panels(1, chunk, count, write, |panel, sums| {
+        self.each_panels(look, 1, chunk, count, write, |panel, sums| {
             in_blocks!(0..count, |r, R| {
                 let products =
                     panels::float_products::<F, R>(simd, panel, std::array::from_fn(|i| row(r + i)));
@@ -546,6 +579,7 @@ impl CpuMatrix {
     /// goes to `write`, with the row of activations and the first weight row.
     fn each_panels(
         &self,
+        look: &Look<'_>,
         together: usize,
         chunk: Range<usize>,
         count: usize,
@@ -556,7 +590,7 @@ impl CpuMatrix {
             let mut o = chunk.start;
             while o < chunk.end {
                 let left = chunk.end - o;
-                o += self.panels(o, together.min(left.div_ceil(PANEL_ROWS)), |panels, first| {
+                o += self.panels(look, o, together.min(left.div_ceil(PANEL_ROWS)), |panels, first| {
                     let lanes = first..(panels.len() / self.row_bytes).min(first + left);
                     sums.clear();
                     sums.resize(count * together, [0.0; PANEL_ROWS]);
@@ -572,6 +606,7 @@ impl CpuMatrix {
 
     fn multiply_rows<F: RowFormat>(
         &self,
+        look: &Look<'_>,
         simd: Simd,
         chunk: Range<usize>,
         input: Activations<'_>,
@@ -582,7 +617,7 @@ impl CpuMatrix {
         for tile in (0..passing.count(input.rows)).step_by(TILE_ROWS) {
             let end = passing.count(input.rows).min(tile + TILE_ROWS);
             for o in chunk.clone() {
-                let weights = &self.weights.bytes()[o * self.row_bytes..][..self.row_bytes];
+                let weights = &look.bytes()[o * self.row_bytes..][..self.row_bytes];
                 let mut r = tile;
                 while r + 4 <= end {
                     let inputs = [row(r), row(r + 1), row(r + 2), row(r + 3)];

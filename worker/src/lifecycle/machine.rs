@@ -540,5 +540,8 @@ impl StageMachine {
 
 /// Whether a stage that was loaded by one order is what another one wants.
 fn same_weights(one: &LoadStage, other: &LoadStage) -> bool {
-    one.fingerprint == other.fingerprint && one.shard == other.shard && one.room == other.room
+    one.fingerprint == other.fingerprint
+        && one.shard == other.shard
+        && one.streamed_layers == other.streamed_layers
+        && one.room == other.room
 }

@@ -108,7 +108,9 @@ impl StageMachine {
     pub(super) fn unprepare_others(&mut self, order: &LoadStage, out: &mut Vec<StageCommand>) {
         let is_for = |preparing: &Preparing| {
             let Preparing { order: ahead, phase, .. } = preparing;
-            let same = ahead.fingerprint == order.fingerprint && ahead.shard == order.shard;
+            let same = ahead.fingerprint == order.fingerprint
+                && ahead.shard == order.shard
+                && ahead.streamed_layers == order.streamed_layers;
             same && matches!(phase, Phase::Prepared { .. })
         };
         if self.preparing.get(&order.deployment).is_some_and(|preparing| !is_for(preparing)) {

@@ -24,7 +24,8 @@ use crate::backend::{AttentionShape, Backend, CacheShape, MatrixShape, Routes};
 use crate::rope::RopeFrequencies;
 use crate::weights::{LoadError, LoadProgress, ModelFiles};
 
-/// Reads the tensors of `shard` to `backend` and makes room for its cache and workspace.
+/// Reads the tensors of `shard` to `backend` and makes room for its cache and workspace. Layers that `files` stream must be
+/// the last of the shard, and the backend the processor's.
 ///
 /// # Errors
 /// Where a tensor cannot be read or has a type without kernels, the device fails, or `progress` was cancelled.
@@ -53,8 +54,10 @@ pub fn load<B: Backend>(
     let frequencies: Vec<_> = loader.ropes.into_iter().map(|(_, frequencies)| frequencies).collect();
     let workspace = workspace(&backend, spec, &widths, rows, &frequencies)?;
     backend.loaded();
+    let stream = files.stream()?;
     Ok(StageModel {
         backend,
+        stream,
         spec: spec.clone(),
         embedding,
         blocks,
@@ -221,13 +224,13 @@ impl<B: Backend> Loader<'_, B> {
         if info.dims.get(1) != Some(&(rows.iter().sum::<usize>() as u64)) {
             return Err(missing(role));
         }
-        let mut first = 0;
+        let (mut first, mut from) = (0, 0);
         let mut read = Vec::new();
         for rows in rows {
             let part = info.rows(first, rows as u64).ok_or_else(|| missing(role))?;
             let shape = MatrixShape { kind: part.kind, rows, width: part.dims[0] as usize };
-            first += rows as u64;
-            let source = &mut self.files.tensor(&part);
+            let source = &mut self.files.rows(&part, from);
+            (first, from) = (first + rows as u64, from + part.bytes.0);
             read.push(self.held(&part, || self.backend.matrix(shape, source))?);
         }
         read.try_into().map_err(|_| missing(role))

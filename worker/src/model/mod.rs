@@ -19,6 +19,7 @@ pub use self::load::{load, prepare};
 pub use self::room::{StageNeeds, check_room};
 use crate::backend::{Backend, BackendError, Batch};
 use crate::rope::RopeFrequencies;
+use crate::weights::LayerStream;
 
 /// Rows of logits that exist at a time.
 const HEAD_ROWS: usize = HEAD_BLOCK_ROWS as usize;
@@ -39,6 +40,8 @@ pub struct StageModel<B: Backend> {
     spec: ModelSpec,
     embedding: Option<Arc<B::Matrix>>,
     blocks: Vec<Block<B>>,
+    /// What reads the last of the blocks for every step, where that is wanted.
+    stream: Option<LayerStream>,
     frequencies: Vec<RopeFrequencies>,
     head: Option<Head<B>>,
     workspace: Workspace<B>,
@@ -83,7 +86,8 @@ impl<B: Backend> StageModel<B> {
     /// The caller has checked that tokens are below the vocabulary's size, that rows are as many as the batch says and
     /// no more than the room, and that the batch's pages are there.
     pub fn run(&mut self, input: Input<'_>, batch: &Batch) -> Result<(), BackendError> {
-        let StageModel { backend, embedding, blocks, frequencies, workspace, angles, spec, .. } = self;
+        let StageModel { backend, embedding, blocks, stream, frequencies, workspace, angles, spec, .. } =
+            self;
         let (cos, sin) = angles;
         backend.enter(|backend| {
             match (input, embedding) {
@@ -104,7 +108,17 @@ impl<B: Backend> StageModel<B> {
                 backend.upload(cos, frequencies.pairs(), device_cos)?;
                 backend.upload(sin, frequencies.pairs(), device_sin)?;
             }
-            blocks.iter_mut().try_for_each(|block| block.run(backend, batch, workspace))
+            let streamed = stream.as_ref().map_or(0, LayerStream::layers);
+            let resident = blocks.len() - streamed;
+            let (resident, streamed) = blocks.split_at_mut(resident);
+            resident.iter_mut().try_for_each(|block| block.run(backend, batch, workspace))?;
+            let Some(stream) = stream else { return Ok(()) };
+            streamed.iter_mut().enumerate().try_for_each(|(layer, block)| {
+                stream.enter(layer)?;
+                let run = block.run(backend, batch, workspace);
+                stream.leave(layer);
+                run
+            })
         })
     }
 

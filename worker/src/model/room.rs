@@ -2,7 +2,7 @@
 
 use brigade_proto::control::{CacheDtype, StageMemory, StageRoom};
 use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
-use brigade_shard::layers::Shard;
+use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
@@ -17,11 +17,24 @@ pub struct StageNeeds {
     pub table: TensorTable,
     /// What the shard takes.
     pub memory: StageMemory,
+    /// Its layers that are read again for every step.
+    pub streamed: LayerRange,
 }
 
 impl StageNeeds {
     /// Reads the header, and counts what `shard` takes with `room`.
     pub fn new(header: &Header, shard: &Shard, room: &StageRoom) -> Result<StageNeeds, LoadError> {
+        StageNeeds::streaming(header, shard, 0, room)
+    }
+
+    /// The same where the last `streamed_layers` of the shard are to be read again for every step: they are where that takes
+    /// less memory.
+    pub fn streaming(
+        header: &Header,
+        shard: &Shard,
+        streamed_layers: usize,
+        room: &StageRoom,
+    ) -> Result<StageNeeds, LoadError> {
         let spec = ModelSpec::from_header(header)?;
         let table = TensorTable::new(header, &spec)?;
         let layers = spec.layers.len();
@@ -29,8 +42,10 @@ impl StageNeeds {
             return Err(LoadError::NoSuchShard { shard: shard.to_string(), layers });
         }
         check_room(room)?;
-        let bytes = Cost::new(&spec, &table).memory(
+        let cost = Cost::new(&spec, &table);
+        let bytes = cost.memory_streaming(
             shard,
+            streamed_layers,
             &Room {
                 cache_tokens: room.cache_tokens,
                 context: room.context,
@@ -43,7 +58,8 @@ impl StageNeeds {
             },
         );
         let memory = StageMemory { weights: bytes.weights, cache: bytes.cache, workspace: bytes.workspace };
-        Ok(StageNeeds { spec, table, memory })
+        let streamed = cost.streamed(shard, streamed_layers);
+        Ok(StageNeeds { spec, table, memory, streamed })
     }
 }
 

@@ -9,7 +9,7 @@ use std::any::Any;
 
 use brigade_proto::control::{DeviceKind, StageMemory, StageRoom};
 use brigade_proto::step::{StepFrame, StepResult, WireDtype};
-use brigade_shard::layers::Shard;
+use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::units::Bytes;
 
@@ -37,6 +37,8 @@ pub struct StageRequest {
     pub threads: usize,
     /// Whether weights stay in their files, which the system reads when they are looked at; on the processor alone.
     pub mapped: bool,
+    /// How many of its last layers may be read again for every step, so that it takes less memory; on the processor alone.
+    pub streamed_layers: usize,
     /// What the stage may take.
     pub budget: Bytes,
 }
@@ -61,7 +63,8 @@ impl Stage {
     ///
     /// # Errors
     /// Where the budget is too small (before anything is read), a file cannot be read or has changed, a tensor's type has
-    /// no kernels on the device, the device fails or was not built in, or `progress` was cancelled.
+    /// no kernels on the device, the device fails, was not built in or cannot read layers for every step, or `progress` was
+    /// cancelled.
     pub fn load(request: StageRequest, progress: &LoadProgress) -> Result<Stage, LoadError> {
         Stage::load_sharing(request, &HeldWeights::default(), progress)
     }
@@ -75,13 +78,15 @@ impl Stage {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<Stage, LoadError> {
-        let StageRequest { header, shard, room, device, threads, mapped, budget } = request;
-        let StageNeeds { spec, table, memory } = StageNeeds::new(&header, &shard, &room)?;
+        let StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget } = request;
+        check_streaming(device, streamed_layers)?;
+        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
+        let StageNeeds { spec, table, memory, streamed } = needs;
         if memory.total() > budget {
             let StageMemory { weights, cache, workspace } = memory;
             return Err(LoadError::TooLittleMemory { weights, cache, workspace, budget });
         }
-        let files = open(&header, mapped, held, progress)?;
+        let files = open(&header, mapped, held, progress)?.streaming(&table, streamed)?;
         let steps: Box<dyn Steps> = match device {
             DeviceKind::Cpu => {
                 let backend = CpuBackend::new(threads)?;
@@ -134,7 +139,7 @@ pub struct PreparedWeights {
 }
 
 impl PreparedWeights {
-    /// Reads those tensors of the shard that are not `held`, with one thread of the lowest priority: what is computed
+    /// Reads those tensors of the shard that are not `held`, but for what its stage reads again for every step, with one thread of the lowest priority: what is computed
     /// meanwhile goes first.
     ///
     /// # Errors
@@ -144,8 +149,11 @@ impl PreparedWeights {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<PreparedWeights, LoadError> {
-        let StageRequest { header, shard, room, device, mapped, .. } = request;
-        let StageNeeds { spec, table, .. } = StageNeeds::new(&header, &shard, &room)?;
+        let StageRequest { header, shard, room, device, mapped, streamed_layers, .. } = request;
+        check_streaming(device, streamed_layers)?;
+        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
+        let shard = lasting(&shard, needs.streamed);
+        let StageNeeds { spec, table, .. } = needs;
         // What is started from here gives way as well.
         give_way();
         let files = open(&header, mapped, held, progress)?;
@@ -173,19 +181,37 @@ fn open<'a>(
     if mapped { files.mapped() } else { Ok(files) }
 }
 
-/// How much of a shard's weights is not `held`.
+/// Streaming is refused where it cannot be done.
+fn check_streaming(device: DeviceKind, layers: usize) -> Result<(), LoadError> {
+    match device {
+        _ if layers == 0 => Ok(()),
+        DeviceKind::Cpu => Ok(()),
+        DeviceKind::Cuda(number) => Err(LoadError::StreamedOn { device: format!("cuda:{number}"), layers }),
+        DeviceKind::Metal => Err(LoadError::StreamedOn { device: "metal".to_owned(), layers }),
+    }
+}
+
+/// What of a shard stays in memory: all but its last layers, which are `streamed`.
+fn lasting(shard: &Shard, streamed: LayerRange) -> Shard {
+    Shard { layers: LayerRange { end: shard.layers.end - streamed.len(), ..shard.layers }, ..*shard }
+}
+
+/// How much of a shard's weights is not `held`, where its last layers may be streamed: these are not to be had beforehand.
 ///
 /// # Errors
 /// As [`plan_check`].
 pub fn missing_weights(
     header: &Header,
     shard: &Shard,
+    streamed_layers: usize,
     room: &StageRoom,
     held: &HeldWeights,
 ) -> Result<Bytes, LoadError> {
-    let StageNeeds { table, memory, .. } = StageNeeds::new(header, shard, room)?;
+    let needs = StageNeeds::streaming(header, shard, streamed_layers, room)?;
+    let StageNeeds { table, memory, streamed, .. } = needs;
     let model = *header.fingerprint();
-    let missing = table.of(shard).into_iter().filter(|(_, info)| !held.has(model, &info.name));
+    let missing =
+        table.of(&lasting(shard, streamed)).into_iter().filter(|(_, info)| !held.has(model, &info.name));
     Ok(missing.map(|(_, info)| info.bytes).sum::<Bytes>().min(memory.weights))
 }
 
@@ -193,6 +219,11 @@ pub fn missing_weights(
 ///
 /// # Errors
 /// Where the header is not that of a model that can be run, the shard is not a part of it, or the room is none.
-pub fn plan_check(header: &Header, shard: &Shard, room: &StageRoom) -> Result<StageMemory, LoadError> {
-    Ok(StageNeeds::new(header, shard, room)?.memory)
+pub fn plan_check(
+    header: &Header,
+    shard: &Shard,
+    streamed_layers: usize,
+    room: &StageRoom,
+) -> Result<StageMemory, LoadError> {
+    Ok(StageNeeds::streaming(header, shard, streamed_layers, room)?.memory)
 }

@@ -46,6 +46,15 @@ pub enum LoadError {
     /// The file is not the one whose header was read.
     #[error("{} has changed since its header was read: it had {was} bytes and has {is}", path.display())]
     Changed { path: PathBuf, was: u64, is: u64 },
+    /// The file was written to, or replaced, while it is in use.
+    #[error("{} is not the file any more that it was when its header was read: load the model again", path.display())]
+    Written { path: PathBuf },
+    /// Layers cannot be read for every step on this device.
+    #[error(
+        "{device} cannot read {layers} layers of its shard again for every step, which only the processor can: use --device \
+         cpu for this worker, or leave its --offload out"
+    )]
+    StreamedOn { device: String, layers: usize },
     /// A tensor's values are of no use.
     #[error("tensor `{tensor}` holds {value} at {index}, which no model has: fetch the file again")]
     Value { tensor: String, index: usize, value: f32 },

@@ -2,27 +2,32 @@
 
 use std::any::Any;
 use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use brigade_shard::model_file::{Header, Layout, Meaning, Piece, Place, TensorInfo};
+use brigade_shard::layers::LayerRange;
+use brigade_shard::model_file::{Header, Layout, Meaning, Place, TensorInfo};
 use brigade_shard::tensor_type::TensorType;
+use brigade_shard::tensors::TensorTable;
 use brigade_shard::units::Bytes;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use super::parts::Parts;
+use super::stream::{LayerStream, Streamed};
 use super::{
-    HeldWeights, LoadError, LoadProgress, MappedBytes, READING, ReadProblem, TensorSource, lengthen,
+    HeldWeights, LoadError, LoadProgress, MappedBytes, READING, ReadProblem, StagedBytes, TensorSource,
+    lengthen,
 };
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
     header: &'a Header,
-    files: Vec<File>,
+    parts: Parts,
     /// The same files, where they are mapped.
     maps: Option<Vec<Arc<Mmap>>>,
+    /// Layers that are read again for every step.
+    streamed: Option<Streamed>,
     /// What is resident already.
     held: HeldWeights,
     progress: &'a LoadProgress,
@@ -31,29 +36,13 @@ pub struct ModelFiles<'a> {
 impl<'a> ModelFiles<'a> {
     /// Opens every part; fails where one is gone, or their size is not the header's.
     pub fn open(header: &'a Header, progress: &'a LoadProgress) -> Result<ModelFiles<'a>, LoadError> {
-        let mut files = Vec::new();
-        let mut bytes = 0;
-        for path in header.parts() {
-            let open = || {
-                let file = File::open(path)?;
-                let len = file.metadata()?.len();
-                Ok((file, len))
-            };
-            let (file, len) = open().map_err(|e| LoadError::Read {
-                path: path.clone(),
-                tensor: "header".to_owned(),
-                offset: 0,
-                bytes: Bytes::ZERO,
-                problem: ReadProblem::Io(e),
-            })?;
-            bytes += len;
-            files.push(file);
-        }
+        let parts = Parts::open(header.parts())?;
+        let bytes = parts.bytes();
         if bytes != header.file_bytes().0 {
             let path = header.parts().first().cloned().unwrap_or_default();
             return Err(LoadError::Changed { path, was: header.file_bytes().0, is: bytes });
         }
-        Ok(ModelFiles { header, files, maps: None, held: HeldWeights::default(), progress })
+        Ok(ModelFiles { header, parts, maps: None, streamed: None, held: HeldWeights::default(), progress })
     }
 
     /// The same files, where what `held` knows need not be read.
@@ -69,6 +58,10 @@ impl<'a> ModelFiles<'a> {
         adopt: impl FnOnce(&M),
         read: impl FnOnce() -> Result<M, LoadError>,
     ) -> Result<Arc<M>, LoadError> {
+        if self.streamed.as_ref().is_some_and(|streamed| streamed.has(&info.name)) {
+            // It belongs to one stage, and is nowhere for good.
+            return Ok(Arc::new(read()?));
+        }
         let model = *self.header.fingerprint();
         if let Some(matrix) = self.held.get(model, info) {
             adopt(&matrix);
@@ -98,21 +91,48 @@ impl<'a> ModelFiles<'a> {
                 problem: ReadProblem::Io(e),
             })
         };
-        let maps = self.files.iter().zip(self.header.parts()).map(map).collect::<Result<_, _>>()?;
+        let maps = self.parts.files().iter().zip(self.header.parts()).map(map).collect::<Result<_, _>>()?;
         self.maps = Some(maps);
         Ok(self)
     }
 
+    /// The same files, where the matrices of `layers` stay in them and are read again for every step.
+    ///
+    /// # Errors
+    /// Where a file is not the one any more that was opened before.
+    pub fn streaming(self, table: &TensorTable, layers: LayerRange) -> Result<ModelFiles<'a>, LoadError> {
+        let streamed = match layers.is_empty() {
+            true => None,
+            false => Some(Streamed::new(&self.parts, table, layers)?),
+        };
+        Ok(ModelFiles { streamed, ..self })
+    }
+
+    /// What reads the streamed layers for a stage's steps; `None` where there are none.
+    ///
+    /// # Errors
+    /// Where the system gives no memory for two layers, or no thread.
+    pub(crate) fn stream(&self) -> Result<Option<LayerStream>, LoadError> {
+        self.streamed.as_ref().map(Streamed::start).transpose()
+    }
+
     /// One tensor of them.
     pub fn tensor<'b>(&'b self, info: &'b TensorInfo) -> FileTensor<'b> {
-        FileTensor { files: self, info }
+        self.rows(info, 0)
+    }
+
+    /// Some of a tensor's rows, which `info` describes; they begin `from` bytes behind the tensor's first.
+    pub(crate) fn rows<'b>(&'b self, info: &'b TensorInfo, from: u64) -> FileTensor<'b> {
+        FileTensor { files: self, info, from }
     }
 }
 
 /// One tensor in its file.
 pub struct FileTensor<'a> {
     files: &'a ModelFiles<'a>,
-    pub(super) info: &'a TensorInfo,
+    info: &'a TensorInfo,
+    /// Bytes of the whole tensor before those that are meant.
+    from: u64,
 }
 
 impl FileTensor<'_> {
@@ -141,46 +161,6 @@ impl FileTensor<'_> {
             None => Ok(values),
         }
     }
-
-    /// Fills `out` with the tensor's bytes from byte `at` on.
-    fn read_pieces(&self, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        let (mut skipped, mut rest) = (at, out);
-        for piece in &self.info.pieces {
-            if skipped >= piece.bytes.0 {
-                skipped -= piece.bytes.0;
-                continue;
-            }
-            let len = (piece.bytes.0 - skipped).min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at_mut(len);
-            self.read_piece(piece, skipped, now)?;
-            (skipped, rest) = (0, later);
-            if rest.is_empty() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Fills `out` with the piece's bytes from byte `at` on.
-    pub(super) fn read_piece(&self, piece: &Piece, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        match &piece.place {
-            Place::File { part, offset } => {
-                let offset = offset + at;
-                self.files.files[*part].read_exact_at(out, offset).map_err(|e| LoadError::Read {
-                    path: self.files.header.parts()[*part].clone(),
-                    tensor: self.info.name.clone(),
-                    offset,
-                    bytes: Bytes(out.len() as u64),
-                    problem: match e.kind() {
-                        ErrorKind::UnexpectedEof => ReadProblem::Truncated,
-                        _ => ReadProblem::Io(e),
-                    },
-                })?;
-            }
-            Place::Stated(bytes) => out.copy_from_slice(&bytes[at as usize..][..out.len()]),
-        }
-        Ok(())
-    }
 }
 
 impl TensorSource for FileTensor<'_> {
@@ -188,10 +168,7 @@ impl TensorSource for FileTensor<'_> {
         if self.files.progress.is_cancelled() {
             return Err(LoadError::Cancelled);
         }
-        match self.info.layout {
-            Layout::Whole => self.read_pieces(at, out)?,
-            Layout::Picked(steps) | Layout::CodesAndScales(steps) => self.pick(steps, at, out)?,
-        }
+        self.files.parts.read(self.info, at, out)?;
         self.files.progress.add(out.len());
         Ok(())
     }
@@ -207,6 +184,13 @@ impl TensorSource for FileTensor<'_> {
         let end = start.checked_add(usize::try_from(piece.bytes.0).ok()?)?;
         let bytes = MappedBytes::new(maps[*part].clone(), start..end)?;
         self.files.progress.add(piece.bytes.0 as usize);
+        Some(bytes)
+    }
+
+    fn staged(&self) -> Option<StagedBytes> {
+        let streamed = self.files.streamed.as_ref()?;
+        let bytes = streamed.bytes(&self.info.name, self.from, self.info.bytes.0)?;
+        self.files.progress.add(self.info.bytes.0 as usize);
         Some(bytes)
     }
 

@@ -2,27 +2,33 @@
 //!
 //! Files are read with positioned reads, several at a time, straight into the memory that keeps the weights, or in small
 //! pieces that are put in another order there: nothing is held twice. Only where it is asked for, files are mapped, and the
-//! system reads what is looked at.
+//! system reads what is looked at; or layers are read again for every step.
 
 mod buffer;
+mod direct;
 mod error;
 mod file;
 mod held;
 mod huge_pages;
+mod parts;
 mod picked;
 mod priority;
 mod progress;
+mod stream;
 
 use brigade_shard::tensor_type::TensorType;
 
 pub use buffer::MappedBytes;
 pub(crate) use buffer::{WeightBuffer, lengthen};
+pub(crate) use direct::{DISK_READ_BYTES, drop_cached, open_direct, read_blocks};
 pub use error::{LoadError, ReadProblem};
 pub use file::{FileTensor, ModelFiles};
 pub use held::HeldWeights;
 pub(crate) use huge_pages::HugePages;
 pub(crate) use priority::give_way;
 pub use progress::LoadProgress;
+pub use stream::StagedBytes;
+pub(crate) use stream::{LayerStream, StagedGuard};
 
 use crate::team::Team;
 
@@ -40,6 +46,11 @@ pub trait TensorSource: Sync {
 
     /// The tensor's bytes where they lie in its file, if it is mapped and they lie there in one piece as they are.
     fn mapped(&self) -> Option<MappedBytes> {
+        None
+    }
+
+    /// Where the tensor's bytes are whenever its layer is computed, if that is read again for every step.
+    fn staged(&self) -> Option<StagedBytes> {
         None
     }
 

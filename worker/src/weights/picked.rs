@@ -3,9 +3,9 @@
 //! Only as much as is asked for is read, in runs of neighbours, so that nothing is held twice. Whoever asks for many rows
 //! at a time gets long runs out of a transposed matrix.
 
-use brigade_shard::model_file::{Layout, Steps};
+use brigade_shard::model_file::{Layout, Steps, TensorInfo};
 
-use super::file::FileTensor;
+use super::parts::Parts;
 use super::{LoadError, READING, lengthen};
 use crate::backend::BackendError;
 
@@ -13,28 +13,41 @@ use crate::backend::BackendError;
 const MXFP4_BYTES: usize = 17;
 const CODES_BYTES: usize = 16;
 
-impl FileTensor<'_> {
+impl Parts {
     /// Fills `out` with the tensor's bytes from byte `at` on.
-    pub(super) fn pick(&self, steps: Steps, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        let kind = self.info.kind;
-        let columns = self.info.dims[0] / kind.block_values();
+    pub(super) fn pick(
+        &self,
+        info: &TensorInfo,
+        steps: Steps,
+        at: u64,
+        out: &mut [u8],
+    ) -> Result<(), LoadError> {
+        let kind = info.kind;
+        let columns = info.dims[0] / kind.block_values();
         let row_bytes = columns * kind.block_bytes();
         let (first, end) = (at / row_bytes, (at + out.len() as u64).div_ceil(row_bytes));
         if at.is_multiple_of(row_bytes) && (end - first) * row_bytes == out.len() as u64 {
-            return self.pick_rows(steps, columns, first, out);
+            return self.pick_rows(info, steps, columns, first, out);
         }
         let mut rows = Vec::new();
         lengthen(READING, &mut rows, ((end - first) * row_bytes) as usize)?;
-        self.pick_rows(steps, columns, first, &mut rows)?;
+        self.pick_rows(info, steps, columns, first, &mut rows)?;
         out.copy_from_slice(&rows[(at - first * row_bytes) as usize..][..out.len()]);
         Ok(())
     }
 
     /// Fills `out` with whole rows of `columns` blocks, from row `first` of all matrices on.
-    fn pick_rows(&self, steps: Steps, columns: u64, first: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        let block = self.info.kind.block_bytes() as usize;
+    fn pick_rows(
+        &self,
+        info: &TensorInfo,
+        steps: Steps,
+        columns: u64,
+        first: u64,
+        out: &mut [u8],
+    ) -> Result<(), LoadError> {
+        let block = info.kind.block_bytes() as usize;
         let row_bytes = columns as usize * block;
-        let of_matrix = self.info.dims[1];
+        let of_matrix = info.dims[1];
         let (mut row, mut rest, mut scratch) = (first, out, Scratch::default());
         while !rest.is_empty() {
             // The rows of one matrix.
@@ -48,7 +61,7 @@ impl FileTensor<'_> {
                 {
                     let run = Run { begin, count: columns, step: steps.column };
                     let mut blocks = out.chunks_exact_mut(block);
-                    self.read_run(&run, &mut scratch, |bytes| {
+                    self.read_run(info, &run, &mut scratch, |bytes| {
                         if let Some(out) = blocks.next() {
                             out.copy_from_slice(bytes);
                         }
@@ -58,7 +71,7 @@ impl FileTensor<'_> {
                 for column in 0..columns {
                     let run = Run { begin: begin + column * steps.column, count, step: steps.row };
                     let mut at = column as usize * block;
-                    self.read_run(&run, &mut scratch, |bytes| {
+                    self.read_run(info, &run, &mut scratch, |bytes| {
                         rows[at..at + block].copy_from_slice(bytes);
                         at += row_bytes;
                     })?;
@@ -72,16 +85,17 @@ impl FileTensor<'_> {
     /// Hands the blocks of a run to `each`, one after another.
     fn read_run(
         &self,
+        info: &TensorInfo,
         run: &Run,
         scratch: &mut Scratch,
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), LoadError> {
-        let pieces = &self.info.pieces;
-        if let Layout::CodesAndScales(_) = self.info.layout {
+        let pieces = &info.pieces;
+        if let Layout::CodesAndScales(_) = info.layout {
             let codes = run.span(CODES_BYTES, &mut scratch.values)?;
-            self.read_piece(&pieces[0], run.begin * CODES_BYTES as u64, codes)?;
+            self.read_piece(info, &pieces[0], run.begin * CODES_BYTES as u64, codes)?;
             let scales = run.span(1, &mut scratch.scales)?;
-            self.read_piece(&pieces[1], run.begin, scales)?;
+            self.read_piece(info, &pieces[1], run.begin, scales)?;
             let step = run.step as usize;
             let codes = codes.as_chunks::<CODES_BYTES>().0.iter().step_by(step);
             for (codes, scale) in codes.zip(scales.iter().step_by(step)) {
@@ -89,9 +103,9 @@ impl FileTensor<'_> {
             }
             return Ok(());
         }
-        let block = self.info.kind.block_bytes() as usize;
+        let block = info.kind.block_bytes() as usize;
         let span = run.span(block, &mut scratch.values)?;
-        self.read_piece(&pieces[0], run.begin * block as u64, span)?;
+        self.read_piece(info, &pieces[0], run.begin * block as u64, span)?;
         span.chunks_exact(block).step_by(run.step as usize).for_each(each);
         Ok(())
     }

@@ -57,9 +57,9 @@ fn what_a_stage_holds_or_was_read_ahead_is_not_read_again() {
         let whole = Pipeline::cut(&header, model.layers, &[]).scores(1, &tokens, 64);
         let held = HeldWeights::default();
         let all = request(&header, 0..model.layers, model.layers);
-        let missing = || missing_weights(&header, &all.shard, &all.room, &held).unwrap();
+        let missing = || missing_weights(&header, &all.shard, 0, &all.room, &held).unwrap();
         let everything = missing();
-        assert_eq!(everything, plan_check(&header, &all.shard, &all.room).unwrap().weights);
+        assert_eq!(everything, plan_check(&header, &all.shard, 0, &all.room).unwrap().weights);
         let first = request(&header, 0..model.layers / 2, model.layers);
         let progress = LoadProgress::new();
         let first = Stage::load_sharing(first, &held, &progress).unwrap();
@@ -546,7 +546,7 @@ fn loading_tells_what_is_wrong_before_it_reads() {
         let error = Stage::load(request, &LoadProgress::new()).err().unwrap();
         assert!(error.to_string().contains(says), "{error} does not say {says}");
     };
-    let memory = plan_check(&header, &whole().shard, &room()).unwrap();
+    let memory = plan_check(&header, &whole().shard, 0, &room()).unwrap();
     assert_eq!(load(whole()).memory(), memory);
     let budget = memory.total() - Bytes(1);
     fails(StageRequest { budget, ..whole() }, "raise --memory");

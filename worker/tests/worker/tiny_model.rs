@@ -266,6 +266,7 @@ pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) ->
         device: DeviceKind::Cpu,
         threads: 1,
         mapped: false,
+        streamed_layers: 0,
         budget: Bytes::mib(64),
     }
 }
