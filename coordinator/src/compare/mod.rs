@@ -3,6 +3,8 @@
 //!
 //! A [`Comparison`] is what a comparison comes to; everything that shows or keeps one is made from it alone.
 
+pub mod choices;
+
 use serde::{Deserialize, Serialize};
 
 use crate::render::PlanView;
