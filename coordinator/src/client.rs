@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::events::EventStream;
+use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
@@ -239,6 +240,54 @@ impl Client {
         let answer = answer
             .map_err(|error| ClientError::Malformed { url: self.url.clone(), reason: chain(&error) })?;
         Ok(answer.id)
+    }
+
+    /// Has plans made over certain workers alone, by their names or ids, one stage each. With a time to live the pin ends
+    /// by itself unless [`Client::renew_pin`] says that it is still wanted.
+    ///
+    /// # Errors
+    /// As [`Client::status`], and where there is no such worker or these workers cannot hold the model.
+    pub async fn pin(&self, workers: &[String], ttl: Option<Duration>) -> Result<(), ClientError> {
+        self.put_pin(workers, ttl, false).await
+    }
+
+    /// Lets a pin hold for its time to live from now on.
+    ///
+    /// # Errors
+    /// As [`Client::status`], and where the plan is not pinned to these workers any more.
+    pub async fn renew_pin(&self, workers: &[String], ttl: Duration) -> Result<(), ClientError> {
+        self.put_pin(workers, Some(ttl), true).await
+    }
+
+    async fn put_pin(
+        &self,
+        workers: &[String],
+        ttl: Option<Duration>,
+        renew: bool,
+    ) -> Result<(), ClientError> {
+        let ttl_s = ttl.map(|ttl| ttl.as_secs().max(1));
+        let body = json!({"workers": workers, "ttl_s": ttl_s, "renew": renew});
+        let request = self.http.put(format!("{}/api/pin", self.url)).json(&body);
+        self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// Lets the planner choose again.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn unpin(&self) -> Result<(), ClientError> {
+        let request = self.http.delete(format!("{}/api/pin", self.url));
+        self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// What a comparison could measure on the cluster's workers, with what is predicted under these loads.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn choices(&self, loads: &ChoiceLoads) -> Result<SideChoices, ClientError> {
+        let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let (streams, prompts) = (list(&loads.streams), list(&loads.prompts));
+        self.get(&format!("/api/choices?streams={streams}&prompts={prompts}&context={}", loads.context)).await
     }
 
     /// The ids of the models served.

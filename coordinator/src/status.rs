@@ -53,6 +53,12 @@ pub struct ClusterStatus {
     /// What becomes of a better plan, or of one that empties a worker, while one serves; for people.
     #[serde(default)]
     pub note: Option<String>,
+    /// The names of the workers that plans are pinned to, one stage each; empty where the planner chooses.
+    #[serde(default)]
+    pub pinned: Vec<String>,
+    /// Why the last pin ended, for people; `None` where it was taken back.
+    #[serde(default)]
+    pub pin_ended: Option<String>,
     /// How the cluster is as a whole: as bad as the worst of its stages, and `loading` or `unreachable` while it cannot
     /// serve.
     #[serde(default)]

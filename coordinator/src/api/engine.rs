@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo};
+use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned};
+use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
@@ -25,6 +26,24 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// # Errors
     /// Where there is no such worker, or the others have no room for what it holds.
     fn drain(&self, worker: &str, drain: bool) -> impl Future<Output = Result<Drained, DrainError>> + Send;
+
+    /// Has plans made over certain workers alone, one stage each.
+    ///
+    /// # Errors
+    /// Where there is no such worker, or these workers cannot hold the model as wished.
+    fn pin(&self, order: PinOrder) -> impl Future<Output = Result<Pinned, PinError>> + Send;
+
+    /// Lets the planner choose again.
+    ///
+    /// # Errors
+    /// [`PinError::Stopping`].
+    fn unpin(&self) -> impl Future<Output = Result<(), PinError>> + Send;
+
+    /// What a comparison could measure on the workers that are there.
+    ///
+    /// # Errors
+    /// [`PinError::Stopping`].
+    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, PinError>> + Send;
 
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
@@ -55,6 +74,18 @@ impl Engine for ClusterHandle {
 
     fn drain(&self, worker: &str, drain: bool) -> impl Future<Output = Result<Drained, DrainError>> + Send {
         ClusterHandle::drain(self, worker, drain)
+    }
+
+    fn pin(&self, order: PinOrder) -> impl Future<Output = Result<Pinned, PinError>> + Send {
+        ClusterHandle::pin(self, order)
+    }
+
+    fn unpin(&self) -> impl Future<Output = Result<(), PinError>> + Send {
+        ClusterHandle::unpin(self)
+    }
+
+    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, PinError>> + Send {
+        ClusterHandle::choices(self, loads)
     }
 
     fn status(&self) -> Arc<ClusterStatus> {

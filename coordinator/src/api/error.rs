@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::cluster::DrainError;
+use crate::cluster::{DrainError, PinError};
 use crate::generation::GenerationError;
 
 /// Seconds after which a client may try again while the cluster is not serving: about what a small shard takes to load.
@@ -177,6 +177,22 @@ impl From<DrainError> for ApiError {
             DrainError::Ambiguous { .. } => refused(StatusCode::CONFLICT, "ambiguous_worker"),
             DrainError::NoRoom { .. } => refused(StatusCode::CONFLICT, "no_room"),
             DrainError::Stopping => ApiError::stopping(),
+        }
+    }
+}
+
+impl From<PinError> for ApiError {
+    fn from(error: PinError) -> ApiError {
+        let message = error.to_string();
+        let refused = |status, code| ApiError::new(status, "invalid_request_error", code, message);
+        match error {
+            PinError::Worker(error) => ApiError::from(error).with_param("workers"),
+            PinError::Twice { .. } => {
+                refused(StatusCode::BAD_REQUEST, "worker_named_twice").with_param("workers")
+            }
+            PinError::NoPlan { .. } => refused(StatusCode::CONFLICT, "no_room"),
+            PinError::NotPinned { .. } => refused(StatusCode::CONFLICT, "not_pinned"),
+            PinError::Stopping => ApiError::stopping(),
         }
     }
 }

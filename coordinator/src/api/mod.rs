@@ -28,6 +28,7 @@ mod logprobs;
 mod messages;
 mod pages;
 mod params;
+mod pin;
 mod prompt_log;
 mod prompts;
 mod server;

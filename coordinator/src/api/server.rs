@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
-use super::{ApiSettings, body, chat, completions, dashboard, live, pages, watch, workers};
+use super::{ApiSettings, body, chat, completions, dashboard, live, pages, pin, watch, workers};
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
 /// serve, and below the usual limit of 1024 open files together with everything else.
@@ -157,6 +157,8 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))
+        .route("/api/pin", put(pin::pin::<E>).delete(pin::unpin::<E>))
+        .route("/api/choices", get(pin::choices::<E>))
         .fallback(pages::unknown_route)
         .method_not_allowed_fallback(pages::wrong_method)
         .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))

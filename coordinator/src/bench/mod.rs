@@ -5,13 +5,17 @@
 //! what several repetitions come to, and [`Report`] writes records down.
 
 mod figures;
+mod quiet;
 mod record;
 mod repetition;
 mod report;
 mod test;
 
 pub use figures::{Figures, Quantiles, median};
+pub use quiet::{Others, QUIET, others};
 pub use record::{Record, StageShare};
-pub use repetition::{BenchError, Prompts, Repetition, Sampling, Stream, repeat};
+pub use repetition::{
+    BenchError, Prompts, Repetition, SETTLE, Sampling, Stream, WARM_UP_TOKENS, repeat, warm_up,
+};
 pub use report::{Report, Setting, StageSetting, write_json};
 pub use test::{LeftOut, Test, TestKind, fitting};

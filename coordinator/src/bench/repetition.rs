@@ -4,8 +4,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 
-use super::test::Test;
+use super::test::{Test, TestKind};
 use crate::client::{Client, ClientError, TokenEvent, TokenRequest};
+
+/// How long a cluster is left alone before its state is read: longer than a state stays published, so that the reading
+/// holds every step.
+pub const SETTLE: Duration = Duration::from_millis(300);
+
+/// Tokens decoded by each stream before the first measurement.
+pub const WARM_UP_TOKENS: u32 = 8;
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +134,26 @@ pub async fn repeat(
     let began = Instant::now();
     let streams = try_join_all(requests.iter().map(|request| stream(client, request, began))).await?;
     Ok(Repetition { took: began.elapsed(), streams })
+}
+
+/// Runs what allocates and calibrates for the first time: the longest prompt of `tests`, and the most streams.
+///
+/// # Errors
+/// As [`repeat`].
+pub async fn warm_up(
+    client: &Client,
+    tests: &[Test],
+    sampling: &Sampling,
+    prompts: &mut Prompts,
+) -> Result<(), BenchError> {
+    let longest = tests.iter().map(Test::prompt_tokens).max().unwrap_or(1);
+    let most = tests.iter().map(|test| test.streams).max().unwrap_or(1);
+    let shortest = tests.iter().map(Test::answer_tokens).max().unwrap_or(1).clamp(1, WARM_UP_TOKENS);
+    let prompt = Test { kind: TestKind::Prompt { tokens: longest }, streams: 1 };
+    repeat(client, &prompt, sampling, prompts).await?;
+    let decode = Test { kind: TestKind::Decode { tokens: shortest, depth: 1 }, streams: most };
+    repeat(client, &decode, sampling, prompts).await?;
+    Ok(())
 }
 
 async fn stream(client: &Client, request: &TokenRequest, began: Instant) -> Result<Stream, ClientError> {

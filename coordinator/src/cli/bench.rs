@@ -3,7 +3,6 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroU32;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -12,18 +11,12 @@ use super::connect::ConnectOptions;
 use super::report::note;
 use super::{INTERRUPTED, UsageError};
 use crate::bench::{
-    LeftOut, Prompts, Record, Report, Sampling, Setting, Test, TestKind, fitting, repeat, write_json,
+    LeftOut, Prompts, Record, Report, SETTLE, Sampling, Setting, Test, TestKind, fitting, others, repeat,
+    warm_up, write_json,
 };
 use crate::client::Client;
 use crate::signals::Signals;
 use crate::status::{ClusterStatus, Phase};
-
-/// How long the cluster is left alone before its state is read: longer than a state stays published, so that the
-/// reading holds every step.
-const SETTLE: Duration = Duration::from_millis(300);
-
-/// Tokens decoded by each stream before the first measurement.
-const WARM_UP_TOKENS: u32 = 8;
 
 /// Most streams of a test: as many as a coordinator lets run and wait.
 const MAX_STREAMS: i64 = 256;
@@ -82,6 +75,10 @@ pub struct BenchArgs {
     /// Measure at once, without requests beforehand that do not count
     #[arg(long)]
     no_warmup: bool,
+
+    /// Measure although the cluster serves others, whom that disturbs; what was measured is marked
+    #[arg(long)]
+    force: bool,
 }
 
 /// How results are written.
@@ -115,7 +112,7 @@ impl BenchArgs {
     }
 }
 
-fn parse_tokens(text: &str) -> Result<u32, String> {
+pub(super) fn parse_tokens(text: &str) -> Result<u32, String> {
     let tokens: Option<u32> = text.parse().ok().filter(|tokens| *tokens != 1);
     tokens.ok_or_else(|| "write 0, or at least 2: what is timed lies between two tokens".to_owned())
 }
@@ -140,6 +137,7 @@ async fn measure(args: &BenchArgs, tests: &[Test]) -> anyhow::Result<()> {
     let client = args.connect.client().await?;
     let status = serving(&client).await?;
     let (tests, left_out) = fitting(tests, &status).map_err(anyhow::Error::msg)?;
+    let disturbed = served_beside(&client, args.force).await?;
     for LeftOut { reason, .. } in &left_out {
         note(&format!("left out: {reason}"));
     }
@@ -151,9 +149,10 @@ async fn measure(args: &BenchArgs, tests: &[Test]) -> anyhow::Result<()> {
     let mut setting = Setting::new(client.url(), &status, repetitions, args.temperature, seed);
     setting.left_out = left_out;
     let sampling = Sampling { model: status.model.id.clone(), temperature: args.temperature, seed };
-    let mut bench = Bench { client, sampling, prompts: Prompts::new(seed, status.model.vocabulary) };
+    let prompts = Prompts::new(seed, status.model.vocabulary);
+    let mut bench = Bench { client, sampling, prompts, force: args.force, disturbed };
     if !args.no_warmup {
-        bench.warm_up(&tests).await?;
+        warm_up(&bench.client, &tests, &bench.sampling, &mut bench.prompts).await?;
     }
     match args.format() {
         OutputFormat::Md => {
@@ -187,28 +186,35 @@ async fn serving(client: &Client) -> anyhow::Result<ClusterStatus> {
     )
 }
 
+/// Whether the cluster serves others, where that may be.
+///
+/// # Errors
+/// Where it does and may not, without `force`.
+pub(super) async fn served_beside(client: &Client, force: bool) -> anyhow::Result<bool> {
+    let others = others(client).await?;
+    match others {
+        Some(others) if !force => {
+            anyhow::bail!("{others}; wait until it is quiet, or measure all the same with --force")
+        }
+        others => Ok(others.is_some()),
+    }
+}
+
 struct Bench {
     client: Client,
     sampling: Sampling,
     prompts: Prompts,
+    /// Whether others may be served meanwhile.
+    force: bool,
+    /// Whether some were before the first measurement.
+    disturbed: bool,
 }
 
 impl Bench {
-    /// Runs what allocates and calibrates for the first time: the longest prompt, and the most streams.
-    async fn warm_up(&mut self, tests: &[Test]) -> anyhow::Result<()> {
-        let longest = tests.iter().map(Test::prompt_tokens).max().unwrap_or(1);
-        let most = tests.iter().map(|test| test.streams).max().unwrap_or(1);
-        let shortest = tests.iter().map(Test::answer_tokens).max().unwrap_or(1).clamp(1, WARM_UP_TOKENS);
-        let prompt = Test { kind: TestKind::Prompt { tokens: longest }, streams: 1 };
-        repeat(&self.client, &prompt, &self.sampling, &mut self.prompts).await?;
-        let decode = Test { kind: TestKind::Decode { tokens: shortest, depth: 1 }, streams: most };
-        repeat(&self.client, &decode, &self.sampling, &mut self.prompts).await?;
-        Ok(())
-    }
-
     /// Measures a test as often as wanted.
     async fn record(&mut self, test: &Test, repetitions: u32) -> anyhow::Result<Record> {
         let mut record = Record::new(test);
+        record.disturbed = self.disturbed;
         for repetition in 0..repetitions {
             let progress = format!("{test}, {} stream(s): {} of {repetitions}", test.streams, repetition + 1);
             show_progress(Some(&progress));
@@ -218,6 +224,13 @@ impl Bench {
             tokio::time::sleep(SETTLE).await;
             let after = self.client.status().await?;
             record.add(test, &measured, &before, &after)?;
+            if record.disturbed && !self.force {
+                show_progress(None);
+                anyhow::bail!(
+                    "the cluster began to serve others while {test} was measured; wait until it is quiet, or measure all \
+                     the same with --force"
+                );
+            }
         }
         show_progress(None);
         Ok(record)

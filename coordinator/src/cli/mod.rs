@@ -4,6 +4,7 @@
 //! this order. Exit codes: 0 done, 1 failed, 2 used wrongly, 130 ended at once by a second Ctrl-C.
 
 mod bench;
+mod compare;
 mod connect;
 mod doctor;
 mod drain;
@@ -95,6 +96,8 @@ pub enum Command {
     Drain(drain::DrainArgs),
     /// Measure a running cluster: prompts, decoding, and where the stages' time goes
     Bench(bench::BenchArgs),
+    /// Measure one box against the cluster, in turns, and say whether splitting pays
+    Compare(compare::CompareArgs),
     /// Look at model files
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -250,6 +253,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => block_on(doctor::doctor(args)),
         Command::Drain(args) => block_on(drain::drain(args)),
         Command::Bench(args) => block_on(bench::bench(args)),
+        Command::Compare(args) => block_on(compare::compare(args)),
         Command::Models(command) => block_on(models::models(command)),
         Command::Token(command) => block_on(token::token(command)),
         Command::Completions { shell } => {

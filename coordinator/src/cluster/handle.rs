@@ -1,7 +1,7 @@
 //! What the rest of the program knows of a running cluster.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use brigade_proto::ids::WorkerId;
 use brigade_shard::model_file::Fingerprint;
@@ -10,6 +10,7 @@ use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::timeline::Timeline;
+use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::events::EventLog;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
@@ -40,6 +41,79 @@ pub struct ModelInfo {
     pub template: Option<ChatRenderer>,
     /// When the cluster was started.
     pub created: SystemTime,
+}
+
+/// Which workers are to hold the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinOrder {
+    /// Their names or ids, one stage each; not empty.
+    pub workers: Vec<String>,
+    /// How many layers each stage holds, in the order of the pipeline; empty where that is planned.
+    pub split: Vec<usize>,
+    /// How long the pin holds unless it is renewed; `None` for as long as it is not taken back.
+    pub ttl: Option<Duration>,
+    /// Whether it must hold already.
+    pub renewal: Renewal,
+}
+
+/// Whether a pin is a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It is, in place of any other.
+    New,
+    /// Only its time begins anew; where it does not hold any more, that is an error.
+    Only,
+}
+
+/// The workers that plans are pinned to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// Their ids.
+    pub workers: Vec<WorkerId>,
+    /// Their names, in the same order.
+    pub names: Vec<String>,
+}
+
+/// Why the plan could not be pinned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// There is no such worker, or there are several.
+    #[error(transparent)]
+    Worker(#[from] DrainError),
+    /// A worker was named twice.
+    #[error("{worker} was named twice, and a worker holds one stage")]
+    Twice {
+        /// Its name.
+        worker: String,
+    },
+    /// These workers cannot hold the model.
+    #[error("the plan cannot be pinned to {workers}: {reason}")]
+    NoPlan {
+        /// Their names, for people.
+        workers: String,
+        /// What is missing, for people.
+        reason: String,
+    },
+    /// There is nothing to renew.
+    #[error("there is no such pin to renew{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NotPinned {
+        /// Why it ended, for people, where that is known.
+        why: Option<String>,
+    },
+    /// The coordinator is shutting down.
+    #[error("the coordinator is shutting down")]
+    Stopping,
+}
+
+/// What somebody wants of where the model lies, on its way to the task that owns the deployment.
+#[derive(Debug)]
+pub(super) enum PinWish {
+    /// See [`ClusterHandle::pin`].
+    Pin { order: PinOrder, reply: oneshot::Sender<Result<Pinned, PinError>> },
+    /// See [`ClusterHandle::unpin`].
+    Unpin { reply: oneshot::Sender<()> },
+    /// See [`ClusterHandle::choices`].
+    Choices { loads: ChoiceLoads, reply: oneshot::Sender<SideChoices> },
 }
 
 /// Why a worker could not be drained, or taken back into use.
@@ -106,6 +180,7 @@ struct Shared {
     metrics: Metrics,
     submissions: mpsc::Sender<Submission>,
     drains: mpsc::Sender<Drain>,
+    pins: mpsc::Sender<PinWish>,
     status: watch::Receiver<Arc<ClusterStatus>>,
     devices: watch::Receiver<Arc<LiveDevices>>,
     timeline: Timeline,
@@ -124,12 +199,12 @@ impl ClusterHandle {
         model: ModelInfo,
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
-        drains: mpsc::Sender<Drain>,
+        (drains, pins): (mpsc::Sender<Drain>, mpsc::Sender<PinWish>),
         (status, devices): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<LiveDevices>>),
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared = Shared { model, metrics, submissions, drains, status, devices, timeline, events };
+        let shared = Shared { model, metrics, submissions, drains, pins, status, devices, timeline, events };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -143,6 +218,36 @@ impl ClusterHandle {
         let wish = Drain { worker: worker.to_owned(), drain, reply };
         self.shared.drains.send(wish).await.map_err(|_| DrainError::Stopping)?;
         answer.await.map_err(|_| DrainError::Stopping)?
+    }
+
+    /// Has plans made over certain workers alone, one stage each, until that is taken back or was not renewed in time.
+    ///
+    /// # Errors
+    /// Where there is no such worker, or these workers cannot hold the model as wished.
+    pub async fn pin(&self, order: PinOrder) -> Result<Pinned, PinError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.pins.send(PinWish::Pin { order, reply }).await.map_err(|_| PinError::Stopping)?;
+        answer.await.map_err(|_| PinError::Stopping)?
+    }
+
+    /// Lets the planner choose again.
+    ///
+    /// # Errors
+    /// Where the coordinator is shutting down.
+    pub async fn unpin(&self) -> Result<(), PinError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.pins.send(PinWish::Unpin { reply }).await.map_err(|_| PinError::Stopping)?;
+        answer.await.map_err(|_| PinError::Stopping)
+    }
+
+    /// What a comparison could measure on the workers that are there, with what is predicted of it.
+    ///
+    /// # Errors
+    /// Where the coordinator is shutting down.
+    pub async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, PinError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.pins.send(PinWish::Choices { loads, reply }).await.map_err(|_| PinError::Stopping)?;
+        answer.await.map_err(|_| PinError::Stopping)
     }
 
     /// Starts a generation, or puts it into the bounded queue of those that wait for cache.

@@ -14,6 +14,7 @@ use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
+use super::choices::{Chooser, with_offload};
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
 use crate::deployment::Planner;
@@ -173,6 +174,11 @@ impl Model {
         }
     }
 
+    /// Finds what a comparison could measure of this model, with a cluster's settings.
+    pub(super) fn chooser(&self, settings: &ClusterSettings) -> Chooser {
+        Chooser::new(self.cost.clone(), plan_input(settings))
+    }
+
     /// Plans this model with a cluster's settings, so that there is room for `draft` beside it. Where there was once, and is
     /// no more, this one is served without.
     pub(super) fn planner(&self, settings: &ClusterSettings, draft: Option<&DraftModel>) -> Planner {
@@ -180,10 +186,13 @@ impl Model {
         let draft = draft.map(|draft| draft.cost.clone());
         let served_with_draft = std::cell::Cell::new(false);
         let input = plan_input(settings);
-        Box::new(move |devices, min_stages, apart| {
-            let input = PlanInput { apart: apart.to_vec(), ..input(devices, min_stages) };
+        Box::new(move |devices, min_stages, apart, split| {
+            let mut input = PlanInput { apart: apart.to_vec(), ..input(devices, min_stages) };
+            if !split.is_empty() {
+                input.split = split.to_vec();
+            }
             let found = match &draft {
-                None => plan(&cost, &input),
+                None => plan(&cost, &input).or_else(|error| with_offload(&cost, &input).ok_or(error)),
                 Some(draft) => match plan_beside(&cost, &input, draft) {
                     Err(PlanError::NoRoomForDraft { .. }) if served_with_draft.get() => plan(&cost, &input),
                     found => found.inspect(|_| served_with_draft.set(true)),
@@ -200,7 +209,7 @@ impl DraftModel {
         let cost = self.cost.clone();
         let context = settings.context.unwrap_or(u32::MAX);
         let input = plan_input(settings);
-        Box::new(move |devices, _, _| {
+        Box::new(move |devices, _, _, _| {
             let found = place_whole(&cost, &input(devices, 1), context);
             found.map_err(|error| format!("no room for the draft model: {error}"))
         })

@@ -77,6 +77,8 @@ impl Sources<'_> {
             moves: self.moves,
             failure: self.failure.clone(),
             note: deployment.note().map(ToOwned::to_owned),
+            pinned: deployment.pinned_names().to_vec(),
+            pin_ended: deployment.pin_ended().map(ToOwned::to_owned),
             health: Health::default(),
             rates: self.clients.rates(&self.counts, now),
             active: active.iter().map(|active| self.clients.active(active, now)).collect(),

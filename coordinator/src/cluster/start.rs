@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::control::Control;
-use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, SUBMISSION_QUEUE};
+use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, PIN_QUEUE, SUBMISSION_QUEUE};
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
@@ -190,6 +190,7 @@ impl Cluster {
         let health = Health::new().await;
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
         let (drains_sender, drains) = mpsc::channel(DRAIN_QUEUE);
+        let (pins_sender, pins) = mpsc::channel(PIN_QUEUE);
         let events = mpsc::channel(EVENT_QUEUE);
         let tasks = TaskTracker::new();
         let (stop_core, stop_control) = (CancellationToken::new(), CancellationToken::new());
@@ -228,6 +229,7 @@ impl Cluster {
             state_dir,
             deployment,
             draft: beside,
+            chooser: model.chooser(&settings),
             max_waiting: settings.max_waiting,
             park: settings.park,
             speculation: settings.speculation,
@@ -241,13 +243,15 @@ impl Cluster {
             events,
             submissions,
             drains,
+            pins,
             status: status_sender,
             devices: devices_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
         let told = (status, devices);
+        let wishes = (drains_sender, pins_sender);
         let handle =
-            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, told, timeline, log);
+            ClusterHandle::new(model.info, metrics, submissions_sender, wishes, told, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

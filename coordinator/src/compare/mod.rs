@@ -3,6 +3,18 @@
 //!
 //! A [`Comparison`] is what a comparison comes to; everything that shows or keeps one is made from it alone.
 
+pub mod choices;
+mod lease;
+mod measure;
+mod run;
+pub mod statistics;
+mod verdict;
+mod watch;
+
+pub use lease::Lease;
+pub use run::{CompareError, CompareSettings, compare};
+pub use verdict::verdict;
+
 use serde::{Deserialize, Serialize};
 
 use crate::render::PlanView;

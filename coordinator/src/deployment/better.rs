@@ -4,7 +4,7 @@
 //! weights are read ahead; when all are resident, what runs goes over to it as after a loss, but by choice. Where a
 //! worker has no room for them beside its stage, the plan takes over once nobody has asked for anything for as long as
 //! loading takes; a worker that is drained is left at once all the same, if its stage could be loaded were the live one
-//! gone.
+//! gone. What a pin orders, or the end of one, takes over in the same way, and is not waited for any longer.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -38,6 +38,9 @@ pub(super) struct Better {
     considered: Considered,
     /// When to look for one.
     look_at: Option<Instant>,
+    /// Whether that is an order: which workers plans are made over has changed, and what is found takes over whether or not
+    /// it is better.
+    ordered: bool,
     /// Whether what ran on the plan before is where it was.
     caught_up: bool,
     /// Since when no request runs or waits, if none does.
@@ -62,6 +65,8 @@ struct Next {
     reason: String,
     /// Whether a worker is drained by it.
     drains: bool,
+    /// Whether it was ordered, by a pin or the end of one.
+    ordered: bool,
     /// Stages whose weights are resident.
     prepared: BTreeSet<usize>,
     /// Stages whose weights do not fit beside what computes.
@@ -75,6 +80,11 @@ impl Better {
 
     pub(super) fn next_epoch(&self) -> Option<Epoch> {
         self.next.as_ref().map(|next| next.running.fence.epoch)
+    }
+
+    /// From now on plans are made over other workers.
+    pub(super) fn order(&mut self, now: Instant) {
+        (self.ordered, self.look_at) = (true, Some(now));
     }
 
     /// A plan begins to serve.
@@ -106,9 +116,9 @@ impl Better {
         self.idle_since.map(|since| since + self.quiet_pause())
     }
 
-    /// Whether nothing better may be looked for because weights are being read.
+    /// Whether nothing better may be looked for because weights are being read. An order waits for none.
     fn is_reading(&self) -> bool {
-        self.next.as_ref().is_some_and(|next| !next.waits_for_quiet())
+        !self.ordered && self.next.as_ref().is_some_and(|next| !next.waits_for_quiet())
     }
 
     /// The plan that served is gone, and with it the reason for a better one. What was read ahead stays where it is until
@@ -161,7 +171,7 @@ impl Deployment {
             return;
         }
         if self.better.next.as_ref().and_then(Next::late_at).is_some_and(|late| now >= late) {
-            self.stay("a worker has not said anything while loading".into(), members);
+            self.stay("a worker has not said anything while loading".into(), members, now);
         }
         if self.links.expire(now) {
             self.reconsider(members, now);
@@ -176,7 +186,7 @@ impl Deployment {
     /// Notes what plans are made over now.
     pub(super) fn note_considered(&mut self, members: &Membership) {
         self.better.considered = self.at_hand(members);
-        self.better.look_at = None;
+        (self.better.look_at, self.better.ordered) = (None, false);
     }
 
     fn at_hand(&self, members: &Membership) -> Considered {
@@ -198,9 +208,9 @@ impl Deployment {
         // A worker that has left and comes back counts as more; so does a link that breaks and heals.
         considered.workers.retain(|worker| hand.workers.contains(worker));
         considered.apart.extend(hand.apart);
-        if drains && !self.better.is_reading() {
+        if self.better.ordered || (drains && !self.better.is_reading()) {
             self.better.look_at = Some(now);
-        } else if more && self.settings.moving == Moving::Freely {
+        } else if more && self.settings.moving == Moving::Freely && self.pin().is_none() {
             self.better.look_at.get_or_insert(now + JOIN_PAUSE);
         }
     }
@@ -211,9 +221,15 @@ impl Deployment {
         let before: Vec<_> = next.running.stages.iter().map(|stage| stage.session).collect();
         let lost = lost_stage(&mut next.running, &mut self.commands, members, now);
         let draining = next.running.stages.iter().any(|stage| members.is_draining(&stage.worker));
-        if lost.is_some() || draining || next.drains != drains {
+        let ordered = next.ordered;
+        if lost.is_some() || draining || (!ordered && next.drains != drains) {
             let reason = lost.unwrap_or_else(|| "other workers are to be used".into());
-            return self.stay(reason, members);
+            self.stay(reason, members, now);
+            // There may be another plan over the workers that are left.
+            if ordered {
+                self.better.order(now);
+            }
+            return;
         }
         // A worker that has attached anew says what it has, or reads it.
         for (place, before) in before.into_iter().enumerate() {
@@ -240,23 +256,50 @@ impl Deployment {
         let State::Running(running) = &self.state else { return };
         let leaving = running.stages.iter().filter(|stage| members.is_draining(&stage.worker));
         let leaving: Vec<String> = leaving.map(|stage| stage.name.clone()).collect();
-        let mut over = self.usable(members);
-        over.retain(|member| !self.could_not_load.contains_key(&member.id));
-        let found = self.plan_over(&over, members, now);
+        let ordered = self.better.ordered;
+        let pin = self.pin().cloned();
+        let found = match &pin {
+            Some(pin) => self.plan_pinned(pin, members, now),
+            None => {
+                let mut over = self.usable(members);
+                over.retain(|member| !self.could_not_load.contains_key(&member.id));
+                self.plan_over(&over, members, now)
+            }
+        };
         self.note_considered(members);
+        let idle = self.better.idle_since.is_some();
         let State::Running(running) = &self.state else { return };
         let (plan, workers) = match found {
             Ok(found) => found,
+            Err(reason) if pin.is_some() => {
+                self.give_up_pin(&reason, now);
+                return;
+            }
+            Err(reason) if ordered => return self.stay(reason, members, now),
             Err(_) if leaving.is_empty() => return,
             Err(reason) if self.settings.moving == Moving::AtOnce => {
                 self.pause(&reason, members);
                 self.paused = false;
                 return;
             }
-            Err(reason) => return self.stay(reason, members),
+            Err(reason) => return self.stay(reason, members, now),
         };
         let reason = match (leaving.is_empty(), gain(&running.plan, &plan)) {
             (false, _) => format!("{} is drained", leaving.join(", ")),
+            (true, _) if ordered && running.is_the_same(&plan, &workers) => {
+                self.better.note = None;
+                return;
+            }
+            (true, _) if ordered && pin.is_some() => {
+                format!("the plan is pinned to {}", self.pinned_names().join(", "))
+            }
+            (true, _) if ordered && !idle && has_less_room(&plan, &running.plan) => {
+                let text = "the pin has ended: a plan with a shorter context takes over once nothing runs";
+                self.better.note = Some(text.to_owned());
+                (self.better.ordered, self.better.look_at) = (true, Some(now + JOIN_PAUSE));
+                return;
+            }
+            (true, _) if ordered => "the pin has ended".to_owned(),
             (true, Some(gain)) => format!("a plan over {} stages is better by {gain}", plan.stages.len()),
             (true, None) => {
                 self.better.note = None;
@@ -271,8 +314,8 @@ impl Deployment {
         self.better.note =
             Some(format!("{reason}: its weights are being loaded beside the plan that serves"));
         let drains = !leaving.is_empty();
-        self.better.next =
-            Some(Next { running, reason, drains, prepared: BTreeSet::new(), crowded: BTreeSet::new() });
+        let (prepared, crowded) = (BTreeSet::new(), BTreeSet::new());
+        self.better.next = Some(Next { running, reason, drains, ordered, prepared, crowded });
         self.commands.push_back(Command::PersistEpoch(epoch));
     }
 
@@ -313,7 +356,7 @@ impl Deployment {
                     self.switch(members, now);
                 }
             }
-            StageState::Crowded { reason } if !next.drains => {
+            StageState::Crowded { reason } if !next.drains && !next.ordered => {
                 let first = next.crowded.is_empty();
                 next.crowded.insert(place);
                 let better = next.reason.clone();
@@ -326,14 +369,14 @@ impl Deployment {
                     self.commands.push_back(Command::Say { text });
                 }
             }
-            // A worker that is to be unplugged is not waited for longer than must be.
+            // What is to be unplugged, or was ordered, is not waited for longer than must be.
             StageState::Crowded { reason } => {
                 let text = format!("{who}: {reason}; answers wait while it is loaded");
                 self.commands.push_back(Command::Say { text });
                 self.switch(members, now);
             }
             StageState::Failed { reason } => {
-                self.stay(format!("{who}: {reason}"), members);
+                self.stay(format!("{who}: {reason}"), members, now);
             }
             StageState::Loading { loaded, total } => {
                 next.running.stages[place].loaded_share =
@@ -360,8 +403,14 @@ impl Deployment {
     }
 
     /// Gives the next plan up, if there is one, and says why the one that serves stays.
-    pub(super) fn stay(&mut self, reason: String, members: &Membership) {
+    ///
+    /// A pin whose plan cannot take over is no pin.
+    pub(super) fn stay(&mut self, reason: String, members: &Membership, now: Instant) {
+        let of_pin = self.better.next.as_ref().is_some_and(|next| next.ordered) && self.pin().is_some();
         self.give_up_next(members);
+        if of_pin {
+            return self.give_up_pin(&reason, now);
+        }
         let text = format!("the plan stays as it is: {reason}");
         self.better.note = Some(text.clone());
         self.commands.push_back(Command::Say { text });
@@ -395,7 +444,7 @@ impl Next {
 
 /// What another plan is better by, in words, where that is worth a move. It must have room for all that runs.
 fn gain(now: &Plan, other: &Plan) -> Option<String> {
-    if other.context < now.context || other.cache_tokens < now.cache_tokens {
+    if has_less_room(other, now) {
         return None;
     }
     let comfort = |plan: &Plan| f64::from(plan.context.min(COMFORTABLE_CONTEXT));
@@ -405,4 +454,9 @@ fn gain(now: &Plan, other: &Plan) -> Option<String> {
     }
     let factor = speed(other) / speed(now);
     (factor >= WORTH_A_MOVE).then(|| format!("{:.0}% more tokens/s", (factor - 1.0) * 100.0))
+}
+
+/// Whether what runs on one plan may not fit another.
+fn has_less_room(other: &Plan, now: &Plan) -> bool {
+    other.context < now.context || other.cache_tokens < now.cache_tokens
 }

@@ -6,12 +6,13 @@
 //! all connect, all are activated; the first request is sent only after every stage has said that it is active. When a
 //! stage fails or its worker is lost, running requests are kept for a new plan over what is left; plans that keep failing
 //! are tried again ever more slowly. While a plan serves, a better one may be prepared beside it, or one that does without
-//! a worker that is drained; then all goes over to that at once.
+//! a worker that is drained, or one that is pinned to certain workers; then all goes over to that at once.
 
 mod beside;
 mod better;
 mod devices;
 mod links;
+mod pin;
 mod running;
 mod transitions;
 
@@ -35,6 +36,8 @@ use self::better::Better;
 pub use self::better::{JOIN_PAUSE, QUIET_PAUSE, WORTH_A_MOVE};
 pub(crate) use self::devices::devices;
 use self::links::Links;
+use self::pin::Pinned;
+pub use self::pin::{AtHand, Pin};
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
 
@@ -65,9 +68,10 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 /// Sequences that a pipeline serves at a time, where its cache holds them: enough that decoding is bound by arithmetic.
 const SEQUENCES: u32 = 32;
 
-/// Cuts the model for the devices, into at least as many stages as said, with no pair of those devices as neighbours; the
-/// error is for people.
-pub type Planner = Box<dyn Fn(&LiveDevices, usize, &[(usize, usize)]) -> Result<Plan, String> + Send>;
+/// Cuts the model for the devices, into at least as many stages as said, with no pair of those devices as neighbours, and
+/// with so many layers in each stage where that is said; the error is for people.
+pub type Planner =
+    Box<dyn Fn(&LiveDevices, usize, &[(usize, usize)], &[usize]) -> Result<Plan, String> + Send>;
 
 /// What is served, and how.
 #[derive(Clone, Debug)]
@@ -180,6 +184,15 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// Plans are to be made over these workers alone, for as long as said. [`Deployment::check_pin`] tells whether they can.
+    Pin {
+        /// Which workers.
+        pin: Pin,
+        /// When the pin ends by itself.
+        until: Option<Instant>,
+    },
+    /// The pin is taken back: the planner decides again.
+    Unpin,
     /// The coordinator shuts down.
     Stop,
 }
@@ -275,6 +288,10 @@ pub struct Deployment {
     could_not_load: BTreeMap<WorkerId, (SessionId, Instant)>,
     /// What is done about a better plan while one serves.
     better: Better,
+    /// Which workers plans are pinned to.
+    pin: Option<Pinned>,
+    /// Why the last pin ended, where it was not taken back.
+    pin_ended: Option<String>,
     commands: VecDeque<Command>,
 }
 
@@ -298,6 +315,8 @@ impl Deployment {
             hung: BTreeSet::new(),
             could_not_load: BTreeMap::new(),
             better: Better::default(),
+            pin: None,
+            pin_ended: None,
             commands: VecDeque::new(),
         }
     }
@@ -375,11 +394,12 @@ impl Deployment {
 
     /// When [`Deployment::handle_timeout`] has something to do next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        match &self.state {
+        let next = match &self.state {
             State::Waiting { not_before, .. } => not_before.or_else(|| self.links.next_timeout()),
             State::Running(running) => running.next_timeout().into_iter().chain(self.better_timeout()).min(),
-            State::Stopped => None,
-        }
+            State::Stopped => return None,
+        };
+        next.into_iter().chain(self.pin_timeout()).min()
     }
 
     fn running(&self) -> Option<&Running> {

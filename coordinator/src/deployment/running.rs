@@ -142,6 +142,14 @@ impl Running {
         Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, exact })
     }
 
+    /// Whether another plan over `workers`, its devices, has the same stages in the same places.
+    pub(super) fn is_the_same(&self, plan: &Plan, workers: &[WorkerId]) -> bool {
+        let stage = |run: &StageRun| (run.worker.clone(), run.planned.shard);
+        let found = plan.stages.iter().map(|stage| Some((workers.get(stage.device)?.clone(), stage.shard)));
+        let room = |plan: &Plan| (plan.context, plan.cache_tokens);
+        room(plan) == room(&self.plan) && self.stages.iter().map(|run| Some(stage(run))).eq(found)
+    }
+
     pub(super) fn phase(&self) -> Phase {
         match self.step {
             Step::Persisting | Step::Loading => Phase::Loading,

@@ -3,6 +3,7 @@
 mod better;
 mod devices;
 mod left_out;
+mod pin;
 
 use brigade_proto::control::{Capabilities, DeviceKind, StageMemory, StageState};
 use brigade_proto::ids::Fence;
@@ -25,7 +26,7 @@ fn planner() -> Planner {
 
 /// The same, with the throughput that so many stages are said to have.
 fn planner_with(throughput: impl Fn(usize) -> f64 + Send + 'static) -> Planner {
-    Box::new(move |live, min_stages, apart| {
+    Box::new(move |live, min_stages, apart, _| {
         let devices = &live.devices;
         let offered: Bytes = devices.iter().map(|device| device.budget).sum();
         if offered < Bytes::mib(100) {

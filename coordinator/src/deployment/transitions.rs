@@ -62,12 +62,15 @@ impl Deployment {
             Event::Computing { worker, time } => self.computing(&worker, time, members, now),
             Event::Probed { worker, nonce } => self.probed(&worker, nonce, members, now),
             Event::Broken { reason } => self.fail(reason, members, now),
+            Event::Pin { pin, until } => self.take_pin(pin, until, members, now),
+            Event::Unpin => self.take_pin_back(members, now),
             Event::Stop => self.stop(),
         }
     }
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, members: &Membership, now: Instant) {
+        self.expire_pin(members, now);
         match &self.state {
             State::Waiting { not_before: Some(due), .. } if now >= *due => self.plan_anew(members, now),
             State::Waiting { not_before: None, .. } if self.links.expire(now) => self.plan_anew(members, now),
@@ -85,7 +88,7 @@ impl Deployment {
         let is_current = self.running().is_some_and(|running| running.fence.epoch == epoch);
         match result {
             Ok(()) if is_next => self.begin_preparing(members, now),
-            Err(reason) if is_next => self.stay(reason, members),
+            Err(reason) if is_next => self.stay(reason, members, now),
             Ok(()) if is_current => self.begin_loading(members, now),
             Err(reason) if is_current => self.fail(reason, members, now),
             // Of a plan that was given up meanwhile.
@@ -257,7 +260,7 @@ impl Deployment {
         }
     }
 
-    /// Makes a plan over the workers attached, or says what is missing.
+    /// Makes a plan over the workers attached, or those that it is pinned to, or says what is missing.
     pub(super) fn plan_anew(&mut self, members: &Membership, now: Instant) {
         if self.paused {
             return;
@@ -275,6 +278,15 @@ impl Deployment {
             self.state = State::Waiting { reason, not_before: None };
             self.commands.push_back(Command::LookOut(Outlook::Coming));
             return;
+        }
+        if let Some(pin) = self.pin().cloned() {
+            match self.plan_pinned(&pin, members, now) {
+                Ok((plan, workers)) => {
+                    self.note_considered(members);
+                    return self.bring_up(plan, &workers, members, now);
+                }
+                Err(reason) => self.give_up_pin(&reason, now),
+            }
         }
         let attached = self.usable(members);
         let wanted = if self.has_served { 1 } else { self.settings.min_workers.max(1) };
@@ -302,8 +314,13 @@ impl Deployment {
             Ok(found) => found,
             Err(reason) => return self.wait(reason + &drained(members)),
         };
+        self.bring_up(plan, &workers, members, now);
+    }
+
+    /// Begins with a plan: its number is made durable first.
+    fn bring_up(&mut self, plan: Plan, workers: &[WorkerId], members: &Membership, now: Instant) {
         let epoch = Epoch(self.epoch.0 + 1);
-        match Running::new(&self.settings, epoch, plan, &workers, members, now) {
+        match Running::new(&self.settings, epoch, plan, workers, members, now) {
             Some(running) => {
                 self.epoch = epoch;
                 self.state = State::Running(running);
@@ -328,20 +345,39 @@ impl Deployment {
         members: &Membership,
         now: Instant,
     ) -> Result<(Plan, Vec<WorkerId>), String> {
+        let least = self.least_stages(over.len());
+        let found = self.plan_with(over, least, &[], members, now);
+        let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
+        if found.is_err() && least > 1 && !self.links.apart(&workers, members, now).is_empty() {
+            // Rather fewer stages than none.
+            return self.plan_with(over, 1, &[], members, now).or(found);
+        }
+        found
+    }
+
+    /// The least number of stages of a plan over so many workers.
+    pub(super) fn least_stages(&self, workers: usize) -> usize {
+        self.settings.min_workers.clamp(1, workers.max(1))
+    }
+
+    /// The same with the number of stages and, where it is not empty, of the layers in each.
+    pub(super) fn plan_with(
+        &mut self,
+        over: &[&Member],
+        least_stages: usize,
+        split: &[usize],
+        members: &Membership,
+        now: Instant,
+    ) -> Result<(Plan, Vec<WorkerId>), String> {
         // Those that hold something first, in the order of the layers: of equal ones the first are taken.
         let held = |member: &Member| self.held.get(&member.id).copied();
         let mut over = over.to_vec();
         over.sort_by_key(|member| held(member).map_or((usize::MAX, 0), |held| (held.start, held.end)));
         let devices = devices(&over, held, |member| self.left(&member.id, member.capabilities.budget));
-        let min_stages = self.settings.min_workers.clamp(1, over.len().max(1));
         let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
         let apart = self.links.apart(&workers, members, now);
-        let mut plan = (self.planner)(&devices, min_stages, &apart);
-        if plan.is_err() && !apart.is_empty() && min_stages > 1 {
-            // Rather fewer stages than none.
-            plan = (self.planner)(&devices, 1, &apart).or(plan);
-        }
-        Ok((plan?, workers))
+        let plan = (self.planner)(&devices, least_stages, &apart, split)?;
+        Ok((plan, workers))
     }
 
     pub(super) fn begin_loading(&mut self, members: &Membership, now: Instant) {
@@ -379,6 +415,9 @@ impl Deployment {
             self.failures = 0;
         }
         self.failures += 1;
+        if running.step != Step::Serving && self.is_as_pinned() {
+            self.give_up_pin(&reason, now);
+        }
         self.better.end();
         self.commands.push_back(Command::Failed { reason: reason.clone() });
         self.commands.push_back(Command::Suspend { reason: reason.clone() });

@@ -105,6 +105,15 @@ fn plan(before: &ClusterStatus, after: &ClusterStatus, events: &mut Vec<Event>) 
         }
         _ => {}
     }
+    if after.pinned != before.pinned {
+        match (&after.pinned[..], &after.pin_ended) {
+            ([], Some(why)) => tell(Severity::Warning, why.clone()),
+            ([], None) => {
+                tell(Severity::Info, format!("the pin to {} is taken back", before.pinned.join(", ")));
+            }
+            (workers, _) => tell(Severity::Info, format!("the plan is pinned to {}", workers.join(", "))),
+        }
+    }
     if after.note != before.note
         && let Some(note) = &after.note
     {

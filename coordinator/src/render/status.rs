@@ -69,6 +69,11 @@ fn summary(status: &ClusterStatus) -> String {
     if let Some(note) = &status.note {
         let _ = writeln!(text, "note      {note}");
     }
+    if !status.pinned.is_empty() {
+        let _ = writeln!(text, "pinned    to {}", without_controls(&status.pinned.join(", ")));
+    } else if let Some(why) = &status.pin_ended {
+        let _ = writeln!(text, "pinned    no more: {}", without_controls(why));
+    }
     let _ = writeln!(
         text,
         "context   {} tokens; cache {} of {} tokens reserved",

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brigade_coordinator::api::Engine;
-use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo};
+use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned};
+use brigade_coordinator::compare::choices::{ChoiceLoads, SideChoices};
 use brigade_coordinator::generation::{
     Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
 };
@@ -135,6 +136,30 @@ impl Engine for ScriptedEngine {
             }),
             _ => Err(DrainError::Unknown { wanted: worker.to_owned(), known: "w1, w2".into() }),
         }
+    }
+
+    async fn pin(&self, order: PinOrder) -> Result<Pinned, PinError> {
+        let mut pinned = Pinned { workers: Vec::new(), names: Vec::new() };
+        for worker in order.workers {
+            let found = self.drain(&worker, true).await.map_err(|error| match error {
+                DrainError::NoRoom { worker, reason } => PinError::NoPlan { workers: worker, reason },
+                error => error.into(),
+            })?;
+            pinned.workers.push(found.id);
+            pinned.names.push(found.name);
+        }
+        self.status.lock().unwrap().pinned.clone_from(&pinned.names);
+        Ok(pinned)
+    }
+
+    async fn unpin(&self) -> Result<(), PinError> {
+        self.status.lock().unwrap().pinned.clear();
+        Ok(())
+    }
+
+    async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, PinError> {
+        let left_out = vec![format!("asked of {} loads", loads.loads().count())];
+        Ok(SideChoices { one_box: None, cluster: None, left_out })
     }
 
     fn status(&self) -> Arc<ClusterStatus> {

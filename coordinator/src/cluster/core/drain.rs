@@ -43,7 +43,7 @@ impl Core {
 }
 
 /// The worker with this id, or else the one with this name; of several those that are there.
-fn find(membership: &Membership, wanted: &str) -> Result<Drained, DrainError> {
+pub(super) fn find(membership: &Membership, wanted: &str) -> Result<Drained, DrainError> {
     let drained = |member: &Member| Drained { id: member.id.clone(), name: member.capabilities.name.clone() };
     if let Some(member) = membership.members().find(|member| member.id.as_str() == wanted) {
         return Ok(drained(member));

@@ -3,6 +3,7 @@
 mod commands;
 mod draft;
 mod drain;
+mod pin;
 mod publish;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,9 +24,10 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::choices::Chooser;
 use super::clients::Clients;
 use super::control::Session;
-use super::handle::{Drain, Submission};
+use super::handle::{Drain, PinWish, Submission};
 use super::links::{LinkId, Links};
 use super::recovery::Recoveries;
 use super::statistics::Statistics;
@@ -49,6 +51,8 @@ pub(super) const EVENT_QUEUE: usize = 1024;
 pub(super) const SUBMISSION_QUEUE: usize = 64;
 /// Wishes to drain a worker that wait for the core: people type them.
 pub(super) const DRAIN_QUEUE: usize = 8;
+/// Pins, renewals of them and questions about them that wait for the core: a few in a second at the most.
+pub(super) const PIN_QUEUE: usize = 8;
 /// The status is never older than this.
 const STATUS_PERIOD: Duration = Duration::from_millis(250);
 /// Changes within this time are published together.
@@ -87,6 +91,7 @@ pub(super) struct CoreParts {
     pub(super) state_dir: StateDir,
     pub(super) deployment: Deployment,
     pub(super) draft: Option<Draft>,
+    pub(super) chooser: Chooser,
     pub(super) max_waiting: usize,
     pub(super) park: Duration,
     pub(super) speculation: Speculation,
@@ -100,6 +105,7 @@ pub(super) struct CoreParts {
     pub(super) events: (mpsc::Sender<CoreEvent>, mpsc::Receiver<CoreEvent>),
     pub(super) submissions: mpsc::Receiver<Submission>,
     pub(super) drains: mpsc::Receiver<Drain>,
+    pub(super) pins: mpsc::Receiver<PinWish>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
     pub(super) devices: watch::Sender<Arc<LiveDevices>>,
 }
@@ -118,6 +124,7 @@ pub(super) struct Core {
     membership: Membership,
     deployment: Deployment,
     draft: Option<Draft>,
+    chooser: Chooser,
     scheduler: Scheduler,
     sessions: HashMap<SessionId, Session>,
     links: Links,
@@ -140,6 +147,7 @@ pub(super) struct Core {
     events: mpsc::Receiver<CoreEvent>,
     submissions: mpsc::Receiver<Submission>,
     drains: mpsc::Receiver<Drain>,
+    pins: mpsc::Receiver<PinWish>,
     status: watch::Sender<Arc<ClusterStatus>>,
     devices: watch::Sender<Arc<LiveDevices>>,
     published: Instant,
@@ -161,6 +169,7 @@ impl Core {
             membership: Membership::new(),
             deployment: parts.deployment,
             draft: parts.draft,
+            chooser: parts.chooser,
             scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now)
                 .with_short_way(parts.short_way)
                 .with_park(parts.park),
@@ -183,6 +192,7 @@ impl Core {
             events,
             submissions: parts.submissions,
             drains: parts.drains,
+            pins: parts.pins,
             status: parts.status,
             devices: parts.devices,
             published: now,
@@ -202,6 +212,7 @@ impl Core {
                 Some(event) = self.events.recv() => self.handle(event, Instant::now()),
                 Some(submission) = self.submissions.recv() => self.submit(submission),
                 Some(wish) = self.drains.recv() => self.drain(wish, Instant::now()).await,
+                Some(wish) = self.pins.recv() => self.pin_wished(wish, Instant::now()).await,
                 Some(sequence) = self.cancelled.next() => {
                     self.clients.forget(sequence);
                     self.scheduler.cancel(sequence);

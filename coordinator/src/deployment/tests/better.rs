@@ -12,7 +12,7 @@ fn two() -> Bench {
     serving(2, by_stages(), Moving::Freely)
 }
 
-fn serving(workers: usize, planner: Planner, moving: Moving) -> Bench {
+pub(super) fn serving(workers: usize, planner: Planner, moving: Moving) -> Bench {
     let mut bench = Bench::planned(workers, planner, moving);
     for place in 1..=workers {
         bench.attach(&format!("w{place}"), 64);
@@ -25,7 +25,7 @@ fn serving(workers: usize, planner: Planner, moving: Moving) -> Bench {
 
 impl Bench {
     /// Lets time pass in which all workers are heard.
-    fn go_on(&mut self, time: Duration) {
+    pub(super) fn go_on(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             for session in 1..=self.sessions {
@@ -36,12 +36,12 @@ impl Bench {
         }
     }
 
-    fn drain(&mut self, name: &str, draining: bool) {
+    pub(super) fn drain(&mut self, name: &str, draining: bool) {
         self.member_event(membership::Event::Draining { worker: worker(name), draining });
     }
 
     /// Who is to read weights ahead since the last time, and who may let go of them.
-    fn told(&mut self) -> (Vec<String>, Vec<String>) {
+    pub(super) fn told(&mut self) -> (Vec<String>, Vec<String>) {
         let (mut prepare, mut unprepare) = (Vec::new(), Vec::new());
         for (name, message) in self.take_sent() {
             match message {
@@ -57,17 +57,17 @@ impl Bench {
     }
 
     /// A worker reports on the plan that is being prepared.
-    fn ahead(&mut self, name: &str, state: StageState) {
+    pub(super) fn ahead(&mut self, name: &str, state: StageState) {
         let report = StageReport { deployment: ID, epoch: *self.persisted.last().unwrap(), state };
         self.handle(Event::Stage { worker: worker(name), report });
     }
 
-    fn workers(&self) -> Vec<String> {
+    pub(super) fn workers(&self) -> Vec<String> {
         self.deployment.stages().iter().map(|stage| stage.name.clone()).collect()
     }
 }
 
-fn crowded() -> StageState {
+pub(super) fn crowded() -> StageState {
     StageState::Crowded { reason: "3 MiB are missing".into() }
 }
 
@@ -364,10 +364,10 @@ fn a_worker_that_attaches_anew_is_told_again_what_to_prepare() {
 fn a_link_that_is_tried_again_makes_for_a_better_plan() {
     let planner = || -> Planner {
         let plain = by_stages();
-        Box::new(move |devices, min_stages, apart| {
+        Box::new(move |devices, min_stages, apart, split| {
             // Whoever is kept apart is left out.
             let devices = if apart.is_empty() { devices } else { &devices[..2] };
-            plain(devices, min_stages.min(2), &[])
+            plain(devices, min_stages.min(2), &[], split)
         })
     };
     let mut bench = serving(3, planner(), Moving::Freely);
