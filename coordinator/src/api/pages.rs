@@ -128,6 +128,7 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /api/stream            the same, the newest steps and events, as they change\n\
          GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
          GET  /api/events            what happened; ?after=ID&limit=N\n\
+         GET  /api/comparisons       earlier comparisons with one box; ?limit=N, and /ID for all of one\n\
          POST /api/workers/ID/drain  empty a worker; DELETE takes it back into use\n",
         version = env!("CARGO_PKG_VERSION"),
         model = api.engine().model().id,

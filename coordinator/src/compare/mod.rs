@@ -3,6 +3,10 @@
 //!
 //! A [`Comparison`] is what a comparison comes to; everything that shows or keeps one is made from it alone.
 
+pub mod against;
+pub mod history;
+pub mod report;
+
 use serde::{Deserialize, Serialize};
 
 use crate::render::PlanView;
