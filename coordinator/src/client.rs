@@ -1,6 +1,6 @@
 //! A coordinator's HTTP as the commands use it: its status, its models, and answers that are streamed.
 
-mod events;
+pub(crate) mod events;
 
 use std::time::Duration;
 
@@ -441,7 +441,7 @@ impl TokenStream {
 }
 
 /// An error and its causes, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     let mut parts = vec![error.to_string()];
     parts.extend(causes.map(ToString::to_string));

@@ -1,6 +1,7 @@
 // The dashboard: takes what the coordinator streams, and shows it at most once a frame.
 
 import "./chat.js";
+import "./comparisons.js";
 import { charts, sample } from "./charts.js";
 import { byId, setHidden, setText } from "./dom.js";
 import { millis } from "./format.js";

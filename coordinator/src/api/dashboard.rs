@@ -25,10 +25,11 @@ const PICTURE: &str = "image/svg+xml";
 const PAGE: &str = include_str!("../../web/index.html");
 
 /// What the page consists of: name, content type, content.
-const ASSETS: [(&str, &str, &str); 13] = [
+const ASSETS: [(&str, &str, &str); 14] = [
     ("app.js", SCRIPT, include_str!("../../web/app.js")),
     ("charts.js", SCRIPT, include_str!("../../web/charts.js")),
     ("chat.js", SCRIPT, include_str!("../../web/chat.js")),
+    ("comparisons.js", SCRIPT, include_str!("../../web/comparisons.js")),
     ("dom.js", SCRIPT, include_str!("../../web/dom.js")),
     ("format.js", SCRIPT, include_str!("../../web/format.js")),
     ("icon.svg", PICTURE, include_str!("../../web/icon.svg")),

@@ -77,6 +77,12 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
     }
 
+    /// 404: no such comparison is kept.
+    pub fn unknown_comparison(id: u64) -> ApiError {
+        let message = format!("there is no comparison {id}; GET /api/comparisons lists the newest");
+        ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_comparison", message)
+    }
+
     /// 405: the path exists for other methods.
     pub fn wrong_method(method: &str, path: &str) -> ApiError {
         let message = format!("{path} does not answer {method}; GET / lists what there is");

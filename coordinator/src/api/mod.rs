@@ -14,6 +14,7 @@ mod body;
 mod chat;
 mod chat_request;
 mod choice;
+mod comparisons;
 mod completion_request;
 mod completions;
 mod dashboard;
@@ -40,6 +41,8 @@ mod tools;
 mod watch;
 mod workers;
 
+use std::path::PathBuf;
+
 pub use engine::Engine;
 pub use error::ApiError;
 pub use kept::KeptAnswers;
@@ -58,4 +61,6 @@ pub struct ApiSettings {
     pub kept: Option<KeptAnswers>,
     /// Whether what requests ask and are answered is logged.
     pub log_prompts: bool,
+    /// The state directory whose comparisons are listed; `None` where none are.
+    pub comparisons: Option<PathBuf>,
 }

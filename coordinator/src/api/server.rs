@@ -20,7 +20,9 @@ use tokio_util::task::TaskTracker;
 use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
-use super::{ApiSettings, body, chat, completions, dashboard, live, pages, pin, watch, workers};
+use super::{
+    ApiSettings, body, chat, comparisons, completions, dashboard, live, pages, pin, watch, workers,
+};
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
 /// serve, and below the usual limit of 1024 open files together with everything else.
@@ -64,7 +66,7 @@ pub async fn serve<E: Engine>(
 ) -> Result<(), ServeError> {
     listener.local_addr()?;
     let guard = Guard::new(&settings);
-    let api = Api::new(engine, guard, settings.kept.clone(), settings.log_prompts, shutdown.clone());
+    let api = Api::new(engine, guard, &settings, shutdown.clone());
     if let Some(kept) = &settings.kept {
         kept.tend(shutdown.clone());
     }
@@ -156,6 +158,8 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/api/stream", get(live::stream::<E>))
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))
+        .route("/api/comparisons", get(comparisons::list::<E>))
+        .route("/api/comparisons/{id}", get(comparisons::one::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))
         .route("/api/pin", put(pin::pin::<E>).delete(pin::unpin::<E>))
         .route("/api/choices", get(pin::choices::<E>))

@@ -1,11 +1,13 @@
 //! What every handler shares.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::ApiSettings;
 use super::answers::Job;
 use super::auth::Guard;
 use super::engine::Engine;
@@ -33,6 +35,7 @@ struct Shared<E> {
     shutdown: CancellationToken,
     kept: Option<KeptAnswers>,
     log_prompts: bool,
+    comparisons: Option<PathBuf>,
     encodings: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
 }
@@ -44,18 +47,18 @@ impl<E> Clone for Api<E> {
 }
 
 impl<E: Engine> Api<E> {
-    /// Serves `engine` until `shutdown`; answers that are to be kept go to `kept`, and what is asked and answered to the log
-    /// where `log_prompts`.
+    /// Serves `engine` until `shutdown`, as `settings` say.
     pub(crate) fn new(
         engine: E,
         guard: Guard,
-        kept: Option<KeptAnswers>,
-        log_prompts: bool,
+        settings: &ApiSettings,
         shutdown: CancellationToken,
     ) -> Api<E> {
+        let (kept, log_prompts) = (settings.kept.clone(), settings.log_prompts);
+        let comparisons = settings.comparisons.clone();
         let encodings = Arc::new(Semaphore::new(CONCURRENT_ENCODINGS));
         let watchers = Arc::new(Semaphore::new(WATCHERS));
-        let shared = Shared { engine, guard, shutdown, kept, log_prompts, encodings, watchers };
+        let shared = Shared { engine, guard, shutdown, kept, log_prompts, comparisons, encodings, watchers };
         Api { shared: Arc::new(shared) }
     }
 
@@ -92,6 +95,11 @@ impl<E: Engine> Api<E> {
     /// Whether what requests ask and are answered is logged.
     pub(crate) fn logs_prompts(&self) -> bool {
         self.shared.log_prompts
+    }
+
+    /// The state directory whose comparisons are listed.
+    pub(crate) fn comparisons(&self) -> Option<&Path> {
+        self.shared.comparisons.as_deref()
     }
 
     /// Cancelled when the server is to end.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::repetition::{BenchError, Repetition};
+use super::repetition::{BenchError, Repetition, Stream};
 use super::test::{Test, TestKind};
 
 /// The figures of one repetition.
@@ -31,28 +31,37 @@ impl Figures {
                 return Err(BenchError::Tokens { found, wanted: test.answer_tokens() });
             }
         }
-        let first = |stream: &super::Stream| stream.arrivals.first().map(|(at, _)| *at).unwrap_or_default();
-        let last = |stream: &super::Stream| stream.arrivals.last().map(|(at, _)| *at).unwrap_or_default();
-        let all_began = repetition.streams.iter().map(first).max().unwrap_or_default();
-        let one_ended = repetition.streams.iter().map(last).min().unwrap_or_default();
+        let prompts = u64::from(test.prompt_tokens()) * u64::from(test.streams);
+        Figures::of_what_came(test, prompts, &repetition.streams)
+    }
+
+    /// The same of streams that brought as many tokens as they did, and whose prompts had `prompt_tokens` in all.
+    ///
+    /// # Errors
+    /// [`BenchError::NotTogether`] where they did not decode at the same time.
+    pub fn of_what_came(test: &Test, prompt_tokens: u64, streams: &[Stream]) -> Result<Figures, BenchError> {
+        let first = |stream: &Stream| stream.arrivals.first().map(|(at, _)| *at).unwrap_or_default();
+        let last = |stream: &Stream| stream.arrivals.last().map(|(at, _)| *at).unwrap_or_default();
+        let all_began = streams.iter().map(first).max().unwrap_or_default();
+        let one_ended = streams.iter().map(last).min().unwrap_or_default();
         let tokens_per_s = match test.kind {
-            TestKind::Prompt { tokens } => per_second(u64::from(tokens) * u64::from(test.streams), all_began),
+            TestKind::Prompt { .. } => per_second(prompt_tokens, all_began),
             TestKind::Decode { .. } => {
                 let together = one_ended.checked_sub(all_began).filter(|window| !window.is_zero());
                 let Some(together) = together else {
                     return Err(BenchError::NotTogether { streams: test.streams });
                 };
-                let arrivals = repetition.streams.iter().flat_map(|stream| &stream.arrivals);
+                let arrivals = streams.iter().flat_map(|stream| &stream.arrivals);
                 let inside = arrivals.filter(|(at, _)| *at > all_began && *at <= one_ended);
                 per_second(inside.map(|(_, tokens)| *tokens as u64).sum(), together)
             }
         };
-        let gaps = repetition.streams.iter().flat_map(|stream| {
+        let gaps = streams.iter().flat_map(|stream| {
             stream.arrivals.windows(2).map(|pair| milliseconds(pair[1].0.saturating_sub(pair[0].0)))
         });
         Ok(Figures {
             tokens_per_s,
-            ttft_ms: repetition.streams.iter().map(|stream| milliseconds(first(stream))).collect(),
+            ttft_ms: streams.iter().map(|stream| milliseconds(first(stream))).collect(),
             gaps_ms: gaps.collect(),
         })
     }
@@ -104,7 +113,6 @@ pub fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Stream;
 
     fn stream(arrivals: &[(u64, usize)]) -> Stream {
         let arrivals = arrivals.iter().map(|(ms, tokens)| (Duration::from_millis(*ms), *tokens)).collect();

@@ -50,6 +50,7 @@ impl Host {
         let state = std::path::absolute(&settings.state_dir).unwrap_or_else(|_| settings.state_dir.clone());
         let model = settings.model_id.clone();
         let answers = settings.state_dir.join("answers");
+        let comparisons = Some(settings.state_dir.clone());
         let cluster = Cluster::start(settings).await.context("failed to start the coordinator")?;
         let url = format!("http://{}", reachable(address));
         let announcement = announce.then(|| {
@@ -69,6 +70,7 @@ impl Host {
             api_keys: http.api_key.clone(),
             kept,
             log_prompts: http.log_prompts,
+            comparisons,
             ..ApiSettings::default()
         };
         let handle = cluster.handle();

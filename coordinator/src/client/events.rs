@@ -16,16 +16,24 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// The events of one answer. Dropping it ends the generation.
-pub(super) struct EventStream {
+pub(crate) struct EventStream {
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     lines: LineBuffer,
     ended: bool,
+    /// How long it may be silent.
+    silence: Duration,
 }
 
 impl EventStream {
     /// Reads the body of an answer.
-    pub(super) fn new(answer: reqwest::Response) -> EventStream {
-        EventStream { body: answer.bytes_stream().boxed(), lines: LineBuffer::default(), ended: false }
+    pub(crate) fn new(answer: reqwest::Response) -> EventStream {
+        EventStream::patient(answer, SILENCE_TIMEOUT)
+    }
+
+    /// The same for a stream that may be silent for so long.
+    pub(crate) fn patient(answer: reqwest::Response, silence: Duration) -> EventStream {
+        let body = answer.bytes_stream().boxed();
+        EventStream { body, lines: LineBuffer::default(), ended: false, silence }
     }
 
     /// The next event's JSON; `None` after the last.
@@ -33,9 +41,27 @@ impl EventStream {
     /// # Errors
     /// Where the answer breaks off or the server reports a failure.
     pub(super) async fn next(&mut self) -> Result<Option<Value>, ClientError> {
+        match self.step().await? {
+            Streamed::Event(event) => match event["error"]["message"].as_str() {
+                Some(message) => Err(ClientError::Broken(message.to_owned())),
+                None => Ok(Some(event)),
+            },
+            Streamed::Done => Ok(None),
+            Streamed::Closed => Err(ClientError::Broken("the coordinator closed the stream".to_owned())),
+        }
+    }
+
+    /// What comes next, whatever the server means by it.
+    ///
+    /// # Errors
+    /// Where the connection breaks, nothing comes for long, or what comes is no JSON.
+    pub(crate) async fn step(&mut self) -> Result<Streamed, ClientError> {
         while !self.ended {
             let Some(line) = self.lines.next()? else {
-                self.more().await?;
+                if !self.more().await? {
+                    self.ended = true;
+                    return Ok(Streamed::Closed);
+                }
                 continue;
             };
             let Some(data) = line.strip_prefix("data:").map(str::trim) else {
@@ -45,28 +71,36 @@ impl EventStream {
                 self.ended = true;
                 continue;
             }
-            let event: Value = serde_json::from_str(data).map_err(|e| ClientError::Broken(e.to_string()))?;
-            if let Some(message) = event["error"]["message"].as_str() {
-                return Err(ClientError::Broken(message.to_owned()));
-            }
-            return Ok(Some(event));
+            let event = serde_json::from_str(data).map_err(|e| ClientError::Broken(e.to_string()))?;
+            return Ok(Streamed::Event(event));
         }
-        Ok(None)
+        Ok(Streamed::Done)
     }
 
-    /// Waits for more bytes.
-    async fn more(&mut self) -> Result<(), ClientError> {
+    /// Waits for more bytes; false where the server has closed the stream.
+    async fn more(&mut self) -> Result<bool, ClientError> {
         let broken = |reason: String| Err(ClientError::Broken(reason));
-        match tokio::time::timeout(SILENCE_TIMEOUT, self.body.next()).await {
+        match tokio::time::timeout(self.silence, self.body.next()).await {
             Ok(Some(Ok(bytes))) => {
                 self.lines.push(&bytes);
-                Ok(())
+                Ok(true)
             }
             Ok(Some(Err(error))) => broken(chain(&error)),
-            Ok(None) => broken("the coordinator closed the stream".to_owned()),
-            Err(_) => broken(format!("nothing came for {} s", SILENCE_TIMEOUT.as_secs())),
+            Ok(None) => Ok(false),
+            Err(_) => broken(format!("nothing came for {} s", self.silence.as_secs())),
         }
     }
+}
+
+/// What came of waiting for an event.
+#[derive(Debug)]
+pub(crate) enum Streamed {
+    /// An event's JSON.
+    Event(Value),
+    /// The server has said that nothing follows.
+    Done,
+    /// The server has closed the stream, without saying so.
+    Closed,
 }
 
 /// Cuts a stream of bytes into lines.

@@ -3,9 +3,12 @@
 //!
 //! A [`Comparison`] is what a comparison comes to; everything that shows or keeps one is made from it alone.
 
+pub mod against;
 pub mod choices;
+pub mod history;
 mod lease;
 mod measure;
+pub mod report;
 mod run;
 pub mod statistics;
 mod verdict;
