@@ -1,15 +1,16 @@
 //! What a comparison could measure on a cluster's workers: one box, and several of them.
 
 use brigade_shard::cost::Cost;
-use brigade_shard::plan::{Forecast, Load, PROMPT_TOKENS, Plan, PlanDevice, PlanInput, choices, plan};
+use brigade_shard::plan::{Plan, PlanInput, choices, forecast, plan};
 use brigade_shard::units::Bytes;
 
 use crate::compare::SideKind;
 use crate::compare::choices::{ChoiceLoads, Forecasted, SideChoice, SideChoices};
 use crate::deployment::AtHand;
+use crate::planning::LiveDevices;
 
 /// Makes the input of plans, for devices and a least number of stages.
-type Input = Box<dyn Fn(&[PlanDevice], usize) -> PlanInput + Send>;
+type Input = Box<dyn Fn(&LiveDevices, usize) -> PlanInput + Send>;
 
 /// Finds them, with what is predicted of each.
 pub(super) struct Chooser {
@@ -28,7 +29,7 @@ struct Found {
 impl Chooser {
     pub(super) fn new(
         cost: Cost,
-        input: impl Fn(&[PlanDevice], usize) -> PlanInput + Send + 'static,
+        input: impl Fn(&LiveDevices, usize) -> PlanInput + Send + 'static,
     ) -> Chooser {
         Chooser { cost, input: Box::new(input) }
     }
@@ -39,7 +40,7 @@ impl Chooser {
         let side = |kind, places: Vec<usize>, input: &PlanInput, plan: &Plan| SideChoice {
             kind,
             workers: places.iter().map(|place| hand.workers[*place].to_string()).collect(),
-            names: places.iter().map(|place| hand.devices[*place].name.clone()).collect(),
+            names: places.iter().map(|place| hand.live.devices[*place].name.clone()).collect(),
             forecasts: self.forecasts(input, plan, loads),
         };
         let mut left_out = Vec::new();
@@ -63,11 +64,9 @@ impl Chooser {
         let faster = |one: &Plan, other: &Plan| {
             one.predicted.decode_tokens_per_s.total_cmp(&other.predicted.decode_tokens_per_s)
         };
-        let alone = hand.devices.iter().enumerate().map(|(place, device)| {
-            let input = (self.input)(std::slice::from_ref(device), 1);
-            (place, input)
-        });
-        let alone: Vec<(usize, PlanInput)> = alone.collect();
+        let places = 0..hand.live.devices.len();
+        let alone: Vec<(usize, PlanInput)> =
+            places.map(|place| (place, (self.input)(&hand.live.only(place), 1))).collect();
         let best = |kind, of: &dyn Fn(&PlanInput) -> Option<Plan>| {
             let found =
                 alone.iter().filter_map(|(place, input)| Some((*place, input.clone(), of(input)?, kind)));
@@ -76,10 +75,10 @@ impl Chooser {
         let one_box = best(SideKind::OneBox, &|input| plan(&self.cost, input).ok())
             .or_else(|| best(SideKind::OneBoxWithOffload, &|input| with_offload(&self.cost, input)));
         let several = hand.min_stages.max(2);
-        let cluster = if hand.devices.len() < several {
-            Err(format!("it takes {several} workers, and there are {}", hand.devices.len()))
+        let cluster = if hand.live.devices.len() < several {
+            Err(format!("it takes {several} workers, and there are {}", hand.live.devices.len()))
         } else {
-            let input = PlanInput { apart: hand.apart.clone(), ..(self.input)(&hand.devices, several) };
+            let input = PlanInput { apart: hand.apart.clone(), ..(self.input)(&hand.live, several) };
             plan(&self.cost, &input).map(|plan| (input, plan)).map_err(|error| error.to_string())
         };
         Found { one_box, cluster }
@@ -87,10 +86,11 @@ impl Chooser {
 
     /// Why no worker holds the model alone: what the one with the most memory lacks.
     fn why_no_box(&self, hand: &AtHand) -> String {
-        let Some(largest) = hand.devices.iter().max_by_key(|device| device.budget) else {
+        let devices = &hand.live.devices;
+        let Some((place, largest)) = devices.iter().enumerate().max_by_key(|(_, device)| device.budget) else {
             return "no worker is there".to_owned();
         };
-        let input = (self.input)(std::slice::from_ref(largest), 1);
+        let input = (self.input)(&hand.live.only(place), 1);
         let reason = plan(&self.cost, &input).map_or_else(|error| error.to_string(), |_| String::new());
         let budget: Bytes = largest.budget;
         format!(
@@ -100,7 +100,7 @@ impl Chooser {
     }
 
     fn forecasts(&self, input: &PlanInput, plan: &Plan, loads: &ChoiceLoads) -> Vec<Forecasted> {
-        loads.loads().filter_map(|load| predicted(&self.cost, input, plan, load)).collect()
+        loads.loads().map(|load| Forecasted::new(load, &forecast(&self.cost, input, plan, &load))).collect()
     }
 }
 
@@ -109,17 +109,4 @@ pub(super) fn with_offload(cost: &Cost, input: &PlanInput) -> Option<Plan> {
     let [device] = &input.devices[..] else { return None };
     device.offload_bytes_per_s?;
     choices(cost, input).ok()?.offload
-}
-
-/// What is predicted of a plan under a load, as far as its own prediction says.
-fn predicted(cost: &Cost, input: &PlanInput, plan: &Plan, load: Load) -> Option<Forecasted> {
-    let _ = (cost, input);
-    let speaks = plan.predicted;
-    let forecast = Forecast {
-        decode_tokens_per_s: speaks.decode_tokens_per_s,
-        prompt_tokens_per_s: f64::from(PROMPT_TOKENS) / (speaks.ttft_ms / 1e3),
-        ttft_ms: speaks.ttft_ms,
-    };
-    let known = load.streams == 1 && load.prompt_tokens == PROMPT_TOKENS;
-    known.then_some(Forecasted::new(load, &forecast))
 }

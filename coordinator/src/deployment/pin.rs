@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use brigade_proto::ids::WorkerId;
-use brigade_shard::plan::{Plan, PlanDevice};
+use brigade_shard::plan::Plan;
 
 use super::devices::devices;
 use super::running::Step;
 use super::{Command, Deployment, State};
 use crate::membership::{Member, Membership};
+use crate::planning::LiveDevices;
 
 /// Which workers are to hold the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub(super) struct Pinned {
 #[derive(Clone, Debug)]
 pub struct AtHand {
     /// As the planner sees them, with nothing held.
-    pub devices: Vec<PlanDevice>,
+    pub live: LiveDevices,
     /// Their workers, in the same order.
     pub workers: Vec<WorkerId>,
     /// Pairs of them that do not reach each other.
@@ -77,10 +78,10 @@ impl Deployment {
         let over = self.usable(members);
         let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
         let left = |member: &Member| self.left(&member.id, member.capabilities.budget);
-        let devices = devices(&over, |_| None, left);
+        let live = devices(&over, |_| None, left);
         let min_stages = self.least_stages(over.len());
         let apart = self.links.apart(&workers, members, now);
-        AtHand { devices, workers, apart, min_stages }
+        AtHand { live, workers, apart, min_stages }
     }
 
     /// Follows a pin, in place of any other; the same one again only ends later.

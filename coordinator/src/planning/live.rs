@@ -13,3 +13,15 @@ pub struct LiveDevices {
     /// Round trips as they were measured on the data plane's links; a rate only where one was.
     pub links: Links,
 }
+
+impl LiveDevices {
+    /// One of them alone, by its place.
+    pub fn only(&self, place: usize) -> LiveDevices {
+        let coordinator = self.links.coordinator.get(&place).map(|hop| (0, *hop));
+        LiveDevices {
+            devices: self.devices.get(place).cloned().into_iter().collect(),
+            hosts: self.hosts.clone(),
+            links: Links { coordinator: coordinator.into_iter().collect(), ..Links::all(self.links.default) },
+        }
+    }
+}

@@ -128,7 +128,7 @@ fn plan(stages: &[(&str, usize, usize)]) -> PlanView {
         cache_tokens: 8192,
         decode_tokens_per_s: 96.0,
         throughput_tokens_per_s: None,
-        ttft_ms: 600.0,
+        ttft_ms: Some(600.0),
         bottleneck: "stage 0 on anna: memory bandwidth".to_owned(),
         notes: Vec::new(),
     }

@@ -237,9 +237,9 @@ fn a_pin_while_a_plan_is_brought_up_is_followed_once_it_serves() {
 fn a_shorter_context_does_not_come_back_while_answers_run() {
     // The more stages, the less room.
     let plain = planner();
-    let planner: Planner = Box::new(move |devices, least, apart, split| {
-        let plan = plain(devices, least, apart, split)?;
-        Ok(Plan { context: 256 / devices.len() as u32, ..plan })
+    let planner: Planner = Box::new(move |live, least, apart, split| {
+        let plan = plain(live, least, apart, split)?;
+        Ok(Plan { context: 256 / live.devices.len() as u32, ..plan })
     });
     let mut bench = Bench::planned(2, planner, Moving::Freely);
     bench.attach("w1", 128);
