@@ -229,11 +229,12 @@ impl Search<'_> {
         };
         let most_s = taken_s * (1.0 + if holding { SLACK } else { SAME });
         let mut best: Option<(Partition, f64)> = None;
+        let found_hops_s = self.hops_s(&found.order, 1);
         for order in orders {
-            if !self.passes(&order, &bound) {
+            let hops_s = self.hops_s(&order, 1);
+            if !self.passes(&order, &bound) || (!holding && hops_s > found_hops_s * (1.0 + 1e-9)) {
                 continue;
             }
-            let hops_s = self.hops_s(&order, 1);
             let Some((partition, price_s)) = self.cheapest(order, bound, 0.0, price, |sum, one| sum + one)
             else {
                 continue;

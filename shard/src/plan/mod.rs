@@ -32,7 +32,6 @@ use serde::{Deserialize, Serialize};
 
 pub use beside::{place_beside, place_whole, plan_beside};
 pub use error::{DeviceRoom, MemoryShortage, PlanError};
-pub use hosts::{HostLoad, least_cycle_s};
 pub use links::{HopCost, Links};
 pub use offload::streaming_s;
 pub use predict::{Forecast, Load, PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S, forecast};

@@ -99,10 +99,22 @@ impl<'a> Predictor<'a> {
         self.input.links.between(one, other).crossing_s(rows * row_bytes)
     }
 
-    /// All hops of a partition together, and the longest, in seconds.
+    /// All hops of a partition together, and the longest that one keeps a link busy, in seconds.
     fn hops_s(&self, partition: &Partition, rows: f64) -> (f64, f64) {
-        let hops = partition.order.windows(2).map(|pair| self.hop_s(pair[0], pair[1], rows));
-        hops.fold((0.0, 0.0), |(sum, longest), s: f64| (sum + s, longest.max(s)))
+        let hops = partition.order.windows(2);
+        hops.map(|pair| {
+            let hop_s = self.hop_s(pair[0], pair[1], rows);
+            (hop_s, hop_s - self.hop_s(pair[0], pair[1], 0.0))
+        })
+        .fold((0.0, 0.0), |(sum, longest), (hop_s, busy_s): (f64, f64)| (sum + hop_s, longest.max(busy_s)))
+    }
+
+    /// The last stage tells the first what it drew, which is next to no bytes.
+    fn closing_s(&self, partition: &Partition) -> f64 {
+        match (partition.order.first(), partition.order.last()) {
+            (Some(first), Some(last)) if first != last => self.hop_s(*last, *first, 0.0),
+            _ => 0.0,
+        }
     }
 
     /// Token ids go to the first stage and come home from the last: two more crossings with next to no bytes.
@@ -113,7 +125,7 @@ impl<'a> Predictor<'a> {
 
     pub(super) fn predict(&self, search: &Search<'_>, partition: &Partition) -> Prediction {
         let stages = partition.order.len();
-        let ends_s = self.ends_s(partition);
+        let closing_s = self.closing_s(partition);
         let times = |rows: u32| -> (f64, f64) {
             let stage_s = partition.streaming_stages(search).map(|(device, shard, streamed)| {
                 let streaming_s = search.streaming_s(device, shard.layers, streamed);
@@ -126,10 +138,10 @@ impl<'a> Predictor<'a> {
         let group = group_rows(streams, stages);
         let (sum_s, slowest_s) = times(group);
         let (hops_s, longest_hop_s) = self.hops_s(partition, f64::from(group));
-        let round_s = sum_s + hops_s + ends_s;
+        let round_s = sum_s + hops_s + closing_s;
         let cycle_s = slowest_s.max(longest_hop_s).max(search.hosts_s(partition, group));
         Prediction {
-            decode_tokens_per_s: 1.0 / (one_s + self.hops_s(partition, 1.0).0 + ends_s),
+            decode_tokens_per_s: 1.0 / (one_s + self.hops_s(partition, 1.0).0 + closing_s),
             ttft_ms: self.ttft_s(search, partition) * 1e3,
             throughput_tokens_per_s: (f64::from(streams) / round_s).min(f64::from(group) / cycle_s),
         }
