@@ -219,9 +219,8 @@ impl<'a> Search<'a> {
         &self.sharing
     }
 
-    /// Weight bytes of each layer of `range`, in order.
-    pub(super) fn layer_weights(&self, range: LayerRange) -> impl DoubleEndedIterator<Item = Bytes> {
-        self.cost.layers()[range.iter()].iter().map(|layer| layer.weights)
+    pub(super) fn layer_weights(&self, layer: usize) -> Bytes {
+        self.cost.layers()[layer].weights
     }
 
     pub(super) fn all_weights(&self) -> Bytes {

