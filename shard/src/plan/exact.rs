@@ -11,8 +11,9 @@ use super::search::Partition;
 use super::table::{Measure, Value};
 use crate::layers::LayerRange;
 
-/// Most labels of one search, a few hundredths of a second's work.
-const MOST_LABELS: usize = 300_000;
+/// Most stages that are looked at and labels that are compared where machines are shared, a few hundredths of a second's
+/// work: there labels are many, since each may be better in something.
+const MOST_LOOKS: usize = 3_000_000;
 /// Values that say how busy the shared machines are: memory and processors of up to four, since each has two devices.
 pub(super) const LOADS: usize = 8;
 
@@ -53,20 +54,27 @@ impl Course<'_> {
     fn best_of<const N: usize>(&self, known: Option<(Partition, Value)>) -> Outcome {
         let rest = self.least_rest();
         let mut outcome = Outcome { best: known, exact: true };
+        let mut looks = if N > 0 { MOST_LOOKS } else { usize::MAX };
         let apart =
             self.measure == Measure::Round && !(self.crossings().same && self.crossings().same_ends());
         if !apart {
-            self.best_from::<N>(&rest, None, &mut outcome);
+            self.best_from::<N>(&rest, None, &mut outcome, &mut looks);
         }
         // Where it matters, who is first is kept fixed, since the last one's way back depends on it.
         for first in (0..self.table.devices()).filter(|_| apart) {
-            self.best_from::<N>(&rest, Some(first), &mut outcome);
+            self.best_from::<N>(&rest, Some(first), &mut outcome, &mut looks);
         }
         outcome
     }
 
     /// Looks for a better partition than the one that is known, of those that begin with a certain device.
-    fn best_from<const N: usize>(&self, rest: &[Vec<Value>], first: Option<usize>, outcome: &mut Outcome) {
+    fn best_from<const N: usize>(
+        &self,
+        rest: &[Vec<Value>],
+        first: Option<usize>,
+        outcome: &mut Outcome,
+        looks: &mut usize,
+    ) {
         let (devices, layers) = (self.table.devices(), self.table.layers());
         let same = self.crossings().same;
         let lasts = if same { 1 } else { devices };
@@ -93,6 +101,11 @@ impl Course<'_> {
                         };
                         let Some(hop) = hop else { continue };
                         let before = self.measure.join(label.value, hop);
+                        *looks = looks.saturating_sub(self.table.furthest(device, start) - start);
+                        if *looks == 0 {
+                            outcome.exact = false;
+                            return;
+                        }
                         for end in self.stage_ends(index, start, self.table.furthest(device, start)) {
                             let Some(stage) = self.stage(device, start, end) else { continue };
                             let loads = self.loads(label.loads, device, LayerRange { start, end });
@@ -112,16 +125,13 @@ impl Course<'_> {
                                 continue;
                             }
                             let there = &mut labels[place(set | 1 << device, device, end)];
+                            *looks = looks.saturating_sub(there.len());
                             if there.iter().any(|other| other.is_as_good_as(value, &loads)) {
                                 continue;
                             }
                             there.retain(|other| !(value <= other.value && no_more(&loads, &other.loads)));
                             there.push(Label { value, loads, step: steps.len() as u32 });
                             steps.push(step);
-                            if steps.len() > MOST_LABELS {
-                                outcome.exact = false;
-                                return;
-                            }
                         }
                     }
                 }
