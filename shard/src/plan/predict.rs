@@ -22,6 +22,10 @@ pub const PROMPT_TOKENS: u32 = 512;
 /// two workers besides their computing (`hop` of `tests/bench/pipeline.py`).
 pub const STAGE_OVERHEAD_S: f64 = 100e-6;
 
+/// Chunks into which a prompt is never cut where larger ones will do: each has a fixed cost, and so many fill a pipeline
+/// of any length.
+const MOST_CHUNKS: usize = 1024;
+
 /// What to expect of a plan, from calibrated speeds and at short contexts, where attention costs little beside the
 /// weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -306,7 +310,8 @@ impl Pipeline<'_> {
     pub(super) fn prompt_s(&self, tokens: u32) -> f64 {
         let tokens = tokens.max(1) as usize;
         let most = tokens.min(self.predictor.input.step_rows.max(1) as usize);
-        let sizes = chunk_sizes(most).map(|rows| self.chunked_s(tokens, rows));
+        let few = |rows: &usize| tokens.div_ceil(*rows) <= MOST_CHUNKS || *rows == most;
+        let sizes = chunk_sizes(most).filter(few).map(|rows| self.chunked_s(tokens, rows));
         sizes.fold(f64::INFINITY, f64::min) + self.ends_s()
     }
 

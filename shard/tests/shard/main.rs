@@ -4,6 +4,7 @@
 
 mod cost;
 mod family;
+mod forecast;
 mod gguf_writer;
 mod header;
 mod hostile_header;
