@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::events::EventStream;
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// How long connecting may take.
@@ -185,6 +186,14 @@ impl Client {
     /// Where there is no answer, or not the wanted one.
     pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
         self.get("/api/status").await
+    }
+
+    /// The devices of its attached workers, as its planner sees them.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn devices(&self) -> Result<LiveDevices, ClientError> {
+        self.get("/api/devices").await
     }
 
     /// The newest steps with a larger number than `after`, oldest first.

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::Kernels;
 use crate::layers::{LayerRange, Shard};
-use crate::spec::{Attention, FeedForward, LatentAttention, LatentQuery, ModelSpec};
+use crate::model_file::TensorInfo;
+use crate::spec::{Attention, FeedForward, LatentAttention, LatentQuery, ModelSpec, Visibility};
+use crate::tensor_type::TensorType;
 use crate::tensors::{Role, TensorTable};
 use crate::units::Bytes;
 
@@ -114,10 +116,63 @@ pub struct EndCost {
     pub needs: Kernels,
 }
 
+/// Weights of one type that every row is multiplied with, or those of the experts that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// How they are stored.
+    pub kind: TensorType,
+    /// Their number; of experts that of all.
+    pub weights: u64,
+    /// `None` where every row is multiplied with all of them.
+    pub experts: Option<ExpertShare>,
+}
+
+/// How many of a layer's experts a row takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertShare {
+    /// How many there are; above 0.
+    pub count: u64,
+    /// How many a row takes.
+    pub used: u64,
+}
+
+impl ExpertShare {
+    /// How many different experts `rows` rows take together, where every expert is as likely as another:
+    /// `E (1 - (1 - k / E)^rows)`.
+    pub fn distinct(self, rows: f64) -> f64 {
+        let (count, used) = (self.count.max(1) as f64, self.used as f64);
+        count * (1.0 - (1.0 - (used / count).min(1.0)).powf(rows))
+    }
+}
+
+/// What attention costs for every cached position that a row sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionCost {
+    /// Values that the cache keeps for the position.
+    pub cached_values: u64,
+    /// Multiplications, each with its addition, of all query heads with its key and its value.
+    pub multiply_adds: u64,
+    /// The most positions that a row sees; `None` where it sees all before it.
+    pub window: Option<u64>,
+}
+
+/// What a layer computes for every row: the parts of [`LayerCost::active`] and [`LayerCost::flops`] by how fast they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerWork {
+    /// By type, no two alike.
+    pub products: Vec<Product>,
+    /// Beside the products.
+    pub attention: AttentionCost,
+    /// Values that are read and written beside the products for a row: norms, rope, gates and the residual stream.
+    pub passed_values: u64,
+}
+
 /// What every part of a model costs.
 #[derive(Clone, Debug)]
 pub struct Cost {
     layers: Vec<LayerCost>,
+    work: Vec<LayerWork>,
+    head_product: Option<Product>,
     embedding: EndCost,
     head: EndCost,
     /// What embedding and head share where the head is tied; counted once on a shard with both.
@@ -174,8 +229,15 @@ impl Cost {
         let head_matrix = size(table.head_role());
         let head_flops = 2 * spec.hidden as u64 * spec.vocab as u64;
         let norm = size(Role::OutputNorm);
+        let head_product = |tensor: &TensorInfo| Product {
+            kind: tensor.kind,
+            weights: spec.hidden as u64 * spec.vocab as u64,
+            experts: None,
+        };
         Cost {
             layers: (0..spec.layers.len()).map(|layer| layer_cost(spec, table, layer)).collect(),
+            work: (0..spec.layers.len()).map(|layer| layer_work(spec, table, layer)).collect(),
+            head_product: table.get(table.head_role()).map(head_product),
             embedding: EndCost {
                 weights: embedding_bytes,
                 active: Bytes(embedding_bytes.0 / (spec.vocab as u64).max(1)),
@@ -198,6 +260,16 @@ impl Cost {
     /// One entry per layer.
     pub fn layers(&self) -> &[LayerCost] {
         &self.layers
+    }
+
+    /// What layers compute, one entry per layer.
+    pub fn work(&self) -> &[LayerWork] {
+        &self.work
+    }
+
+    /// The output matrix.
+    pub fn head_product(&self) -> Option<Product> {
+        self.head_product
     }
 
     /// The token embedding.
@@ -412,4 +484,59 @@ fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost 
         Attention::Latent(attention) => attention.cached_width(),
     } as u64;
     cost
+}
+
+/// Values that pass per value of the hidden state: two norms read and write it, and two additions read twice and write.
+const PASSED_PER_HIDDEN: u64 = 10;
+/// Values that pass per value of queries and keys: rope reads and writes them.
+const PASSED_PER_TURNED: u64 = 2;
+/// Values that pass per value of gates: they and the other input are read, and the product is written.
+const PASSED_PER_GATE: u64 = 3;
+
+fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork {
+    let of = &spec.layers[layer];
+    let mut products: Vec<Product> = Vec::new();
+    for (role, tensor) in table.layer(layer).filter(|(role, _)| !role.is_vector()) {
+        let experts = match &of.feed_forward {
+            FeedForward::Experts(experts) if role.is_per_expert() => {
+                Some(ExpertShare { count: experts.count as u64, used: experts.used as u64 })
+            }
+            _ => None,
+        };
+        match products.iter_mut().find(|product| (product.kind, product.experts) == (tensor.kind, experts)) {
+            Some(product) => product.weights += tensor.values(),
+            None => products.push(Product { kind: tensor.kind, weights: tensor.values(), experts }),
+        }
+    }
+    let (attention, turned) = match &of.attention {
+        Attention::Grouped(a) => (
+            AttentionCost {
+                cached_values: (a.kv_heads * (a.key_width + a.value_width)) as u64,
+                multiply_adds: (a.heads * (a.key_width + a.value_width)) as u64,
+                window: match a.visibility {
+                    Visibility::All => None,
+                    // Of a chunk a row sees half on average.
+                    Visibility::Window(most) => Some(most as u64),
+                    Visibility::Chunk(most) => Some(most.div_ceil(2) as u64),
+                },
+            },
+            (a.heads + a.kv_heads) * a.key_width,
+        ),
+        Attention::Latent(a) => (
+            AttentionCost {
+                cached_values: a.cached_width() as u64,
+                multiply_adds: (a.heads * (a.cached_width() + a.rank)) as u64,
+                window: None,
+            },
+            (a.heads + 1) * a.rope.width,
+        ),
+    };
+    let gates = match of.feed_forward {
+        FeedForward::Gated { width, .. } => width,
+        FeedForward::Experts(experts) => experts.used * experts.width + experts.shared_width.unwrap_or(0),
+    };
+    let passed_values = PASSED_PER_HIDDEN * spec.hidden as u64
+        + PASSED_PER_TURNED * turned as u64
+        + PASSED_PER_GATE * gates as u64;
+    LayerWork { products, attention, passed_values }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units::Bytes;
 
@@ -12,7 +12,7 @@ use crate::units::Bytes;
 /// The numbers and sizes are those of the `ggml_type` enumeration and its block structures (ggml's `ggml.h` and
 /// `ggml-common.h`). A type listed here can be measured and planned for; whether a device has kernels for it is the
 /// worker's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(non_camel_case_types, reason = "these are the format's own names")]
 #[expect(missing_docs, reason = "each variant is the ggml type of that name")]
 pub enum TensorType {
@@ -100,6 +100,11 @@ impl TensorType {
         TABLE.iter().find(|row| row.1 == number).map(|row| row.0)
     }
 
+    /// The type with this name, as [`name`](TensorType::name) gives it.
+    pub fn from_name(name: &str) -> Option<TensorType> {
+        TABLE.iter().find(|row| row.2 == name).map(|row| row.0)
+    }
+
     /// The type's `ggml_type` number.
     pub fn to_ggml(self) -> u32 {
         self.row().1
@@ -151,6 +156,24 @@ impl fmt::Display for TensorType {
     }
 }
 
+/// By its name in ggml, such as `Q4_K`.
+impl Serialize for TensorType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for TensorType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TensorType, D::Error> {
+        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        TensorType::from_name(&name).ok_or_else(|| {
+            serde::de::Error::custom(format_args!(
+                "`{name}` is no type of tensors: write it as ggml does, such as Q4_K"
+            ))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,11 +183,15 @@ mod tests {
         for (kind, number, name, block_values, block_bytes) in TABLE {
             assert_eq!(TensorType::from_ggml(number), Some(kind));
             assert_eq!((kind.to_ggml(), kind.name()), (number, name));
+            assert_eq!(TensorType::from_name(name), Some(kind));
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{name}\""));
+            assert_eq!(serde_json::from_str::<TensorType>(&format!("\"{name}\"")).unwrap(), kind);
             assert_eq!((kind.block_values(), kind.block_bytes()), (block_values, block_bytes));
         }
         for retired in [4, 5, 31, 32, 33, 36, 37, 38, 1 << 30] {
             assert_eq!(TensorType::from_ggml(retired), None, "{retired}");
         }
+        assert!(serde_json::from_str::<TensorType>("\"Q4K\"").is_err());
     }
 
     #[test]

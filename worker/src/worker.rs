@@ -7,11 +7,14 @@ mod hub;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use brigade_proto::control::{Capabilities, DeviceKind};
 use brigade_proto::health::Health;
 use brigade_proto::identity::{TransportIdentity, WorkerIdentity};
 use brigade_proto::link::Transport;
+use brigade_shard::plan::KernelSpeed;
+use brigade_shard::units::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -81,7 +84,7 @@ pub async fn run(
         };
     let calibrated = tokio::select! {
         () = ending.cancelled() => return Ok(()),
-        calibrated = measure(settings.device, settings.threads) => calibrated?,
+        calibrated = measure(settings.device, settings.threads, settings.budget) => calibrated?,
     };
     let at = match settings.data {
         Some(at) => at,
@@ -128,15 +131,17 @@ pub async fn run(
 }
 
 /// Measures the device on a thread of its own.
-async fn measure(device: DeviceKind, threads: usize) -> Result<Calibration, WorkerError> {
-    let measured = tokio::task::spawn_blocking(move || calibrate(device, threads)).await;
+async fn measure(device: DeviceKind, threads: usize, room: Bytes) -> Result<Calibration, WorkerError> {
+    let began = Instant::now();
+    let measured = tokio::task::spawn_blocking(move || calibrate(device, threads, room)).await;
     let calibration = measured
         .map_err(|error| WorkerError::Device(error.to_string()))?
         .map_err(|error| WorkerError::Device(error.to_string()))?;
     tracing::info!(
-        "this device reads {:.1} GB/s of weights and computes {:.0} GFLOP/s with {threads} thread(s)",
+        "this device reads {:.1} GB/s of weights and computes {:.0} GFLOP/s with {threads} thread(s); found out in {:.2} s",
         calibration.bandwidth_bytes_per_s / 1e9,
         calibration.flops_per_s / 1e9,
+        began.elapsed().as_secs_f64(),
     );
     Ok(calibration)
 }
@@ -173,6 +178,9 @@ async fn serve_health(
 }
 
 fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
+    let stretch = settings.stretch.factor();
+    let stretched =
+        |speed: &KernelSpeed| KernelSpeed { weights_per_s: speed.weights_per_s / stretch, ..*speed };
     Capabilities {
         name: settings.name.as_str().to_owned(),
         host: settings.host.clone(),
@@ -182,12 +190,13 @@ fn capabilities(settings: &Settings, calibration: Calibration) -> Capabilities {
         budget: settings.budget,
         threads: u32::try_from(settings.threads).unwrap_or(u32::MAX),
         // Plans count on what it will take.
-        bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s / settings.stretch.factor(),
-        flops_per_s: calibration.flops_per_s / settings.stretch.factor(),
+        bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s / stretch,
+        flops_per_s: calibration.flops_per_s / stretch,
         data_addresses: Vec::new(),
-        stretch: settings.stretch.factor(),
-        kernel_speeds: Vec::new(),
-        shared_host: None,
+        stretch,
+        kernel_speeds: calibration.kernel_speeds.iter().map(stretched).collect(),
+        // A stage that sleeps leaves the machine to others.
+        shared_host: calibration.shared_host.filter(|_| settings.stretch == Stretch::NONE),
         offload_bytes_per_s: None,
     }
 }

@@ -3,8 +3,11 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use brigade_shard::plan::{Forecast, Load};
+
 use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
 /// What the API needs of the cluster behind it, and nothing more. [`ClusterHandle`] is the one that serves; a test can
@@ -27,6 +30,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
+
+    /// The attached workers' devices as the planner sees them.
+    fn devices(&self) -> Arc<LiveDevices>;
+
+    /// What to expect of the plan that is served under a load; `None` while none is.
+    fn forecast(&self, load: &Load) -> Option<Forecast>;
 
     /// The newest steps that have come home with a larger number than `after`, oldest first.
     fn timeline(&self, after: u64) -> Vec<StepTrace>;
@@ -55,6 +64,14 @@ impl Engine for ClusterHandle {
 
     fn status(&self) -> Arc<ClusterStatus> {
         ClusterHandle::status(self)
+    }
+
+    fn devices(&self) -> Arc<LiveDevices> {
+        ClusterHandle::devices(self)
+    }
+
+    fn forecast(&self, load: &Load) -> Option<Forecast> {
+        ClusterHandle::forecast(self, load)
     }
 
     fn timeline(&self, after: u64) -> Vec<StepTrace> {

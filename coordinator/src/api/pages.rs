@@ -125,6 +125,8 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /livez                 200 when the process answers\n\
          GET  /metrics               OpenMetrics\n\
          GET  /api/status            plan, stages, workers and timings\n\
+         GET  /api/devices           the workers' devices and links, as the planner sees them\n\
+         GET  /api/forecast          what to expect of the plan; ?streams=N&prompt=N&context=N\n\
          GET  /api/stream            the same, the newest steps and events, as they change\n\
          GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
          GET  /api/events            what happened; ?after=ID&limit=N\n\

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
-use super::{ApiSettings, body, chat, completions, dashboard, live, pages, watch, workers};
+use super::{ApiSettings, body, chat, completions, dashboard, forecast, live, pages, watch, workers};
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
 /// serve, and below the usual limit of 1024 open files together with everything else.
@@ -152,6 +152,8 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))
+        .route("/api/devices", get(forecast::devices::<E>))
+        .route("/api/forecast", get(forecast::forecast::<E>))
         .route("/api/stream", get(live::stream::<E>))
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))

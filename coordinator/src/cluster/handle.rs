@@ -5,14 +5,17 @@ use std::time::SystemTime;
 
 use brigade_proto::ids::WorkerId;
 use brigade_shard::model_file::Fingerprint;
+use brigade_shard::plan::{Forecast, Load};
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::forecast::{Forecaster, Planned};
 use super::timeline::Timeline;
 use crate::events::EventLog;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::metrics::Metrics;
+use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 use crate::template::ChatRenderer;
 
@@ -106,6 +109,8 @@ struct Shared {
     submissions: mpsc::Sender<Submission>,
     drains: mpsc::Sender<Drain>,
     status: watch::Receiver<Arc<ClusterStatus>>,
+    planned: watch::Receiver<Arc<Planned>>,
+    forecaster: Forecaster,
     timeline: Timeline,
     events: EventLog,
 }
@@ -119,15 +124,16 @@ pub(super) struct Submission {
 
 impl ClusterHandle {
     pub(super) fn new(
-        model: ModelInfo,
+        (model, forecaster): (ModelInfo, Forecaster),
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
         drains: mpsc::Sender<Drain>,
-        status: watch::Receiver<Arc<ClusterStatus>>,
+        (status, planned): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<Planned>>),
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared = Shared { model, metrics, submissions, drains, status, timeline, events };
+        let shared =
+            Shared { model, metrics, submissions, drains, status, planned, forecaster, timeline, events };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -169,6 +175,17 @@ impl ClusterHandle {
     /// The cluster's state, at most a quarter of a second old.
     pub fn status(&self) -> Arc<ClusterStatus> {
         self.shared.status.borrow().clone()
+    }
+
+    /// The attached workers' devices as the planner sees them, as old as the state.
+    pub fn devices(&self) -> Arc<LiveDevices> {
+        self.shared.planned.borrow().attached.clone()
+    }
+
+    /// What to expect of the plan that is served under a load; `None` while none is.
+    pub fn forecast(&self, load: &Load) -> Option<Forecast> {
+        let planned = self.shared.planned.borrow().clone();
+        self.shared.forecaster.forecast(&planned, load)
     }
 
     /// Tells of every change of the state.

@@ -6,6 +6,7 @@
 mod clients;
 mod control;
 mod core;
+mod forecast;
 mod handle;
 mod links;
 mod model;

@@ -8,17 +8,17 @@ use brigade_proto::control::CacheDtype;
 use brigade_shard::cost::Cost;
 use brigade_shard::family::SpecError;
 use brigade_shard::model_file::{FileError, Fingerprint, Header};
-use brigade_shard::plan::{
-    Links, Objective, PlanDevice, PlanError, PlanInput, place_whole, plan, plan_beside,
-};
+use brigade_shard::plan::{Objective, PlanError, PlanInput, place_whole, plan, plan_beside};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
+use super::forecast::Forecaster;
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
 use crate::deployment::Planner;
+use crate::planning::LiveDevices;
 use crate::template::{ChatRenderer, RenderError};
 
 /// A model that can be planned and served.
@@ -174,6 +174,11 @@ impl Model {
         }
     }
 
+    /// Foresees how fast this model is, with a cluster's settings.
+    pub(super) fn forecaster(&self, settings: &ClusterSettings) -> Forecaster {
+        Forecaster::new(self.cost.clone(), Box::new(plan_input(settings)))
+    }
+
     /// Plans this model with a cluster's settings, so that there is room for `draft` beside it. Where there was once, and is
     /// no more, this one is served without.
     pub(super) fn planner(&self, settings: &ClusterSettings, draft: Option<&DraftModel>) -> Planner {
@@ -209,7 +214,7 @@ impl DraftModel {
 }
 
 /// Makes the input of plans from a cluster's settings, for devices and a least number of stages.
-fn plan_input(settings: &ClusterSettings) -> impl Fn(&[PlanDevice], usize) -> PlanInput + Send + use<> {
+fn plan_input(settings: &ClusterSettings) -> impl Fn(&LiveDevices, usize) -> PlanInput + Send + Sync + use<> {
     let (context, parallel, step_rows) = (settings.context, settings.parallel, settings.prefill_chunk);
     let cache_value_bytes = match settings.cache_dtype {
         CacheDtype::F16 => 2,
@@ -217,18 +222,18 @@ fn plan_input(settings: &ClusterSettings) -> impl Fn(&[PlanDevice], usize) -> Pl
     };
     let wire_value_bytes = settings.wire.size() as u32;
     let split = settings.split.clone();
-    move |devices, min_stages| PlanInput {
-        devices: devices.to_vec(),
+    move |live, min_stages| PlanInput {
+        devices: live.devices.clone(),
         context,
         parallel,
         min_stages,
         // With fewer workers, after one was lost, any plan is better than none.
-        split: if devices.len() < split.len() { Vec::new() } else { split.clone() },
+        split: if live.devices.len() < split.len() { Vec::new() } else { split.clone() },
         step_rows,
         cache_value_bytes,
         wire_value_bytes,
-        links: Links::default(),
-        hosts: Vec::new(),
+        links: live.links.clone(),
+        hosts: live.hosts.clone(),
         objective: Objective::default(),
         apart: Vec::new(),
     }

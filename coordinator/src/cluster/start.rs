@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control::Control;
 use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, SUBMISSION_QUEUE};
+use super::forecast::Planned;
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
@@ -184,6 +185,8 @@ impl Cluster {
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
+        let (planned_sender, planned) = watch::channel(Arc::new(Planned::default()));
+        let forecaster = model.forecaster(&settings);
         let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
         let health = Health::new().await;
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
@@ -240,10 +243,12 @@ impl Cluster {
             submissions,
             drains,
             status: status_sender,
+            planned: planned_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
+        let (told, model) = ((status, planned), (model.info, forecaster));
         let handle =
-            ClusterHandle::new(model.info, metrics, submissions_sender, drains_sender, status, timeline, log);
+            ClusterHandle::new(model, metrics, submissions_sender, drains_sender, told, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -23,15 +23,17 @@ use brigade_proto::control::{CacheDtype, StageReport, ToWorker};
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
 use brigade_shard::layers::LayerRange;
-use brigade_shard::plan::{Plan, PlanDevice};
+use brigade_shard::plan::Plan;
 use brigade_shard::units::Bytes;
 
 use crate::membership::SessionId;
+use crate::planning::LiveDevices;
 use crate::scheduler::{Outlook, Pipeline};
 use crate::status::Phase;
 
 use self::better::Better;
 pub use self::better::{JOIN_PAUSE, QUIET_PAUSE, WORTH_A_MOVE};
+pub(crate) use self::devices::devices;
 use self::links::Links;
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
@@ -65,7 +67,7 @@ const SEQUENCES: u32 = 32;
 
 /// Cuts the model for the devices, into at least as many stages as said, with no pair of those devices as neighbours; the
 /// error is for people.
-pub type Planner = Box<dyn Fn(&[PlanDevice], usize, &[(usize, usize)]) -> Result<Plan, String> + Send>;
+pub type Planner = Box<dyn Fn(&LiveDevices, usize, &[(usize, usize)]) -> Result<Plan, String> + Send>;
 
 /// What is served, and how.
 #[derive(Clone, Debug)]

@@ -25,7 +25,8 @@ fn planner() -> Planner {
 
 /// The same, with the throughput that so many stages are said to have.
 fn planner_with(throughput: impl Fn(usize) -> f64 + Send + 'static) -> Planner {
-    Box::new(move |devices, min_stages, apart| {
+    Box::new(move |live, min_stages, apart| {
+        let devices = &live.devices;
         let offered: Bytes = devices.iter().map(|device| device.budget).sum();
         if offered < Bytes::mib(100) {
             return Err(format!("{} more are needed", Bytes::mib(100) - offered));

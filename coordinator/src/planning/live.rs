@@ -4,7 +4,7 @@ use brigade_shard::plan::{Links, PlanDevice, SharedHost};
 use serde::{Deserialize, Serialize};
 
 /// What `GET /api/devices` tells: all that a plan's input takes of the machines.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LiveDevices {
     /// The devices of attached workers, with their names, and nothing held.
     pub devices: Vec<PlanDevice>,

@@ -11,6 +11,7 @@
 //! less than [`LONGEST_PROMPT`] times as long as alone.
 
 use brigade_proto::step::StepKind;
+use brigade_shard::plan::pace::{chunk_sizes, even_chunk};
 
 use super::groups::Groups;
 use super::times::Times;
@@ -23,8 +24,6 @@ const LONGEST_GAP: f64 = 3.7;
 const LONGEST_PROMPT: f64 = 1.6;
 /// Chunks under way beyond what keeps the slowest stage busy, as a share of that: chunks differ in how long they take.
 const SPARE_CHUNKS: f64 = 0.05;
-/// Chunks have a multiple of so many rows where they can: matrix products take rows in fours.
-const EVEN_ROWS: usize = 4;
 
 /// How prompts go on their way at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +47,7 @@ impl Chunking {
         step_rows: usize,
     ) -> Chunking {
         let prompt_rows = prompt_rows.max(1);
-        let alone = sizes(step_rows.min(prompt_rows))
+        let alone = chunk_sizes(step_rows.min(prompt_rows))
             .map(|rows| (rows, alone_s(times, prompt_rows, rows)))
             .min_by(|a, b| a.1.total_cmp(&b.1));
         let (mut rows, alone_s) = alone.unwrap_or((1, 0.0));
@@ -64,14 +63,6 @@ impl Chunking {
         let under_way = busy.ceil() as usize + usize::from(decoding > 0);
         Chunking { rows, under_way: under_way.clamp(1, MOST_CHUNKS), decodes }
     }
-}
-
-/// The sizes of chunks to choose from, up to `most` rows: any small one, and of the others those that come out even, ever
-/// farther apart.
-fn sizes(most: usize) -> impl Iterator<Item = usize> {
-    let farther = |rows: &usize| Some((rows + rows / 8 + 1).next_multiple_of(EVEN_ROWS));
-    let even = std::iter::successors(Some(EVEN_ROWS), farther);
-    (1..EVEN_ROWS).chain(even).take_while(move |rows| *rows < most).chain([most.max(1)])
 }
 
 /// Seconds of a prompt of `prompt_rows` in chunks of `rows`, with nothing beside it.
@@ -94,7 +85,7 @@ impl Beside<'_> {
     fn best(&self, most: usize, allowed_s: f64) -> (usize, u64) {
         let longest_s = LONGEST_GAP * self.groups.usual_cycle_s(self.times, self.decoding);
         let most_decodes = 2 * (self.groups.others() as u64 + 1);
-        let all = sizes(most).flat_map(|rows| (1..=most_decodes).map(move |decodes| (rows, decodes)));
+        let all = chunk_sizes(most).flat_map(|rows| (1..=most_decodes).map(move |decodes| (rows, decodes)));
         let kept = all.filter(|&(rows, decodes)| rows == 1 || self.gap_s(rows, decodes) <= longest_s);
         let cost = |&(rows, decodes): &(usize, u64)| {
             let row_s = self.row_s(rows, decodes).max(allowed_s);
@@ -142,8 +133,7 @@ impl Beside<'_> {
 /// that short prompts do not wait behind long ones. Chunks are cut evenly, so that the last one is not a sliver.
 pub(super) fn deal(left: &[usize], rows: usize) -> Vec<usize> {
     let total: usize = left.iter().sum();
-    let chunks = total.div_ceil(rows.max(1)).max(1);
-    let mut free = total.div_ceil(chunks).next_multiple_of(EVEN_ROWS).min(rows).min(total);
+    let mut free = even_chunk(total, rows);
     let mut shares = vec![0; left.len()];
     let mut take = |place: usize, most: usize, free: &mut usize| {
         let rows = (left[place] - shares[place]).min(most);

@@ -9,14 +9,11 @@
 //! stages wait for it. Over slow links more groups than stages pay, since a step on the wire keeps no stage busy.
 
 use brigade_proto::step::StepKind;
+pub(super) use brigade_shard::plan::pace::MOST_GROUPS;
+use brigade_shard::plan::pace::groups_cost;
 
 use super::times::Times;
 
-/// Most decode steps under way: what a worker queues before its engine.
-pub(super) const MOST_GROUPS: usize = 32;
-/// What an idle moment of the slowest stage counts beside the cycle's length: where two numbers of groups give the same
-/// cycle, the one whose slowest stage has less slack absorbs what steps vary by.
-const IDLE_COUNTS: f64 = 0.25;
 /// Another number of groups must be better by this share: changing it tears groups apart, whose sequences then wait for
 /// each other.
 const WORTHWHILE: f64 = 0.04;
@@ -106,8 +103,7 @@ impl Groups {
     }
 
     fn cost(&self, times: &Times, sequences: usize) -> f64 {
-        let cycle_s = self.cycle_s(times, sequences);
-        cycle_s + IDLE_COUNTS * (cycle_s - self.busy_s(times, sequences))
+        groups_cost(self.cycle_s(times, sequences), self.busy_s(times, sequences))
     }
 }
 

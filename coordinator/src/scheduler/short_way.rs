@@ -11,13 +11,12 @@
 
 use brigade_proto::ids::{SequenceId, StepId};
 use brigade_proto::step::{Drawn, DrawnToken, Segment, SegmentOutput, StepKind};
+use brigade_shard::plan::pace::SHORT_WAY_WORTHWHILE;
 
 use super::groups::MOST_GROUPS;
 use super::sequence::{Expected, Sequence};
 use super::{Command, Flight, Scheduler};
 
-/// How much longer a step's way round must be than what the slowest stage computes meanwhile: times are estimates.
-const WORTHWHILE: f64 = 1.05;
 /// Most steps sent ahead of a sequence's tokens: a way home of three times a cycle.
 const MOST_DEPTH: usize = 4;
 
@@ -32,7 +31,7 @@ impl Scheduler {
     pub(super) fn choose_way(&mut self, decoding: usize) {
         let stages_wait = || {
             let (busy_s, far_s) = self.groups.busy_and_far_round_s(&self.times, decoding);
-            far_s > busy_s * WORTHWHILE
+            far_s > busy_s * SHORT_WAY_WORTHWHILE
         };
         let pays = self.short_way && decoding > 0 && stages_wait();
         self.times.take_short_way(pays);

@@ -1,6 +1,7 @@
 //! Keys, hosts and origins; the pages besides generating.
 
-use brigade_coordinator::api::ApiSettings;
+use brigade_coordinator::api::{ApiSettings, Engine};
+use brigade_coordinator::planning::LiveDevices;
 use brigade_coordinator::status::{ClusterStatus, Health, HealthState, Phase};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -131,6 +132,9 @@ async fn status_metrics_and_index_answer() {
     let (_, answer) = server.get("/api/status").await;
     let status: ClusterStatus = serde_json::from_value(answer).unwrap();
     assert_eq!(status, *engine.status.lock().unwrap());
+    let (_, answer) = server.get("/api/devices").await;
+    let devices: LiveDevices = serde_json::from_value(answer).unwrap();
+    assert_eq!(devices, *engine.devices());
     let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
     assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert_eq!(metrics.text().await.unwrap(), "# EOF\n");
@@ -162,4 +166,20 @@ async fn workers_are_drained_by_name_and_taken_back() {
     let guarded = Server::with(ScriptedEngine::saying(bytes("ok")), settings).await;
     let refused = guarded.request(Method::POST, "/api/workers/w1/drain").send().await.unwrap();
     assert_eq!(refused.status().as_u16(), 401);
+}
+
+#[tokio::test]
+async fn what_to_expect_is_told_for_a_load_while_a_plan_serves() {
+    let engine = ScriptedEngine::saying(bytes("ok"));
+    let server = Server::start(engine.clone()).await;
+    let (status, answer) = server.get("/api/forecast?streams=8&prompt=20&context=5").await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer, json!({"decode_tokens_per_s": 8.0, "prompt_tokens_per_s": 20.0, "ttft_ms": 5.0}));
+    for wrong in ["streams=0", "prompt=0", "prompt=4000000000", "context=4000000000"] {
+        let (status, answer) = server.get(&format!("/api/forecast?{wrong}")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}: {answer}");
+    }
+    engine.status.lock().unwrap().phase = Phase::Loading;
+    let (status, answer) = server.get("/api/forecast?prompt=1").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
 }

@@ -9,8 +9,10 @@ use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo};
 use brigade_coordinator::generation::{
     Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
 };
+use brigade_coordinator::planning::LiveDevices;
 use brigade_coordinator::status::{ClusterStatus, EventRecord, Phase, StepTrace};
 use brigade_proto::step::TokenScore;
+use brigade_shard::plan::{Forecast, HopCost, Links, Load};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -137,6 +139,21 @@ impl Engine for ScriptedEngine {
 
     fn status(&self) -> Arc<ClusterStatus> {
         Arc::new(self.status.lock().unwrap().clone())
+    }
+
+    fn devices(&self) -> Arc<LiveDevices> {
+        let pairs = [((0, 1), HopCost { rtt_us: 250.0, bytes_per_s: 1e9 })].into();
+        let links = Links { pairs, ..Links::all(HopCost::default()) };
+        Arc::new(LiveDevices { links, ..LiveDevices::default() })
+    }
+
+    fn forecast(&self, load: &Load) -> Option<Forecast> {
+        let serving = self.status.lock().unwrap().phase == Phase::Serving;
+        serving.then(|| Forecast {
+            decode_tokens_per_s: f64::from(load.streams),
+            prompt_tokens_per_s: f64::from(load.prompt_tokens),
+            ttft_ms: f64::from(load.context),
+        })
     }
 
     fn timeline(&self, _after: u64) -> Vec<StepTrace> {

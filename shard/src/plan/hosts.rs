@@ -11,24 +11,43 @@
 
 use super::{PlanDevice, PlanInput, SharedHost};
 
-impl SharedHost {
-    /// The least time in which the machine does what all stages on it do, in seconds: `thread_s` are the seconds that their
-    /// threads compute, and `bytes` what they read.
-    pub fn least_s(&self, thread_s: f64, bytes: f64) -> f64 {
-        let [processors_s, memory_s] = self.busy_s(thread_s, bytes);
-        processors_s.max(memory_s)
+/// What one stage takes of its machine for one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostLoad {
+    /// Weight bytes that it reads.
+    pub bytes: f64,
+    /// Seconds of processors: threads times the seconds that they compute.
+    pub processor_s: f64,
+}
+
+impl HostLoad {
+    /// The load of a stage on `device` of `host` that reads `bytes` of weights and computes for `busy_s` seconds.
+    pub fn of(device: &PlanDevice, host: &SharedHost, bytes: f64, busy_s: f64) -> HostLoad {
+        HostLoad { bytes, processor_s: threads(device, host) * busy_s }
     }
 
-    /// For how long processors and memory are busy with that, in seconds.
-    pub(super) fn busy_s(&self, thread_s: f64, bytes: f64) -> [f64; 2] {
-        [thread_s / f64::from(self.processors.max(1)), bytes / self.bandwidth_bytes_per_s]
+    /// Seconds that memory and processors take for it at the least.
+    pub(super) fn seconds(&self, host: &SharedHost) -> [f64; 2] {
+        [self.bytes / host.bandwidth_bytes_per_s, self.processor_s / f64::from(host.processors.max(1))]
     }
 }
 
-/// Compute threads of a device. It says how fast it reads and not with how many threads, so they are taken to be the
-/// share of the processors that it is of the machine's bandwidth: a device that reads all that the machine can keeps all
-/// of it busy.
-pub(super) fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
+/// The least time in which a machine computes one step of each of its stages, in seconds; see the module for the formula.
+pub fn least_cycle_s(host: &SharedHost, stages: impl IntoIterator<Item = HostLoad>) -> f64 {
+    let add = |sum: HostLoad, one: HostLoad| HostLoad {
+        bytes: sum.bytes + one.bytes,
+        processor_s: sum.processor_s + one.processor_s,
+    };
+    let [memory_s, processors_s] = stages.into_iter().fold(HostLoad::default(), add).seconds(host);
+    memory_s.max(processors_s)
+}
+
+/// Compute threads of a device. Where it is not known how many it has, they are taken to be the share of the processors
+/// that its bandwidth is of the machine's: a device that reads all that the machine can keeps all of it busy.
+fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
+    if let Some(threads) = device.threads {
+        return f64::from(threads);
+    }
     let processors = f64::from(host.processors.max(1));
     let share = device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s;
     (share * processors).round().clamp(1.0, processors)

@@ -32,7 +32,8 @@ impl Default for HopCost {
 pub struct Links {
     /// Between any two of which nothing else is said.
     pub default: HopCost,
-    /// Between two devices, by their indices, the smaller one first.
+    /// Between two devices, by their indices, the smaller one first; written as `[one, other, hop]` each.
+    #[serde(with = "listed")]
     pub pairs: BTreeMap<(usize, usize), HopCost>,
     /// From the coordinator to a device; where nothing is said, the default.
     pub coordinator: BTreeMap<usize, HopCost>,
@@ -70,5 +71,28 @@ impl Links {
     /// Every one that is spoken of.
     pub(super) fn hops(&self) -> impl Iterator<Item = &HopCost> {
         std::iter::once(&self.default).chain(self.pairs.values()).chain(self.coordinator.values())
+    }
+}
+
+/// Pairs as a list, since they cannot be the keys of a JSON object.
+mod listed {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::HopCost;
+
+    pub(super) fn serialize<S: Serializer>(
+        pairs: &BTreeMap<(usize, usize), HopCost>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(pairs.iter().map(|((one, other), hop)| (one, other, hop)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<(usize, usize), HopCost>, D::Error> {
+        let pairs = Vec::<(usize, usize, HopCost)>::deserialize(deserializer)?;
+        Ok(pairs.into_iter().map(|(one, other, hop)| ((one.min(other), one.max(other)), hop)).collect())
     }
 }

@@ -20,10 +20,12 @@ mod hosts;
 mod keep;
 mod links;
 mod offload;
+pub mod pace;
 mod predict;
 mod rooms;
 mod search;
 mod speed;
+mod stage_time;
 mod table;
 mod verdict;
 mod what_if;
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use beside::{place_beside, place_whole, plan_beside};
 pub use error::{DeviceRoom, MemoryShortage, PlanError};
+pub use hosts::{HostLoad, least_cycle_s};
 pub use links::{HopCost, Links};
 pub use offload::streaming_s;
 pub use predict::{Forecast, Load, PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S, forecast};
@@ -68,6 +71,8 @@ pub struct PlanDevice {
     pub bandwidth_bytes_per_s: f64,
     /// Floating-point operations per second of its matrix-matrix product.
     pub flops_per_s: f64,
+    /// Compute threads that it keeps busy; `None` where that is not known.
+    pub threads: Option<u32>,
     /// What it can compute: it is given nothing else.
     pub kernels: Kernels,
     /// The layers of the model that are resident on it already: of plans that are about as fast, the one is taken that

@@ -1,11 +1,12 @@
 //! Layers that a device reads again for every step, since its budget does not hold them.
 //!
-//! Reading overlaps computing, so that a step takes as long as the longer of both:
+//! Reading overlaps computing, so that a step takes as long as the longer of both, and its fixed cost:
 //!
-//! `stage = max(computing, weight bytes of the streamed layers / offload_bytes_per_s)`
+//! `stage = max(computing, weight bytes of the streamed layers / offload_bytes_per_s) + STAGE_OVERHEAD_S`
 //!
 //! Every decode step and every chunk of a prompt reads them once, however many rows it has.
 
+use super::STAGE_OVERHEAD_S;
 use super::search::{Bound, Search};
 use crate::cost::{Cost, STAGED_LAYERS};
 use crate::layers::{LayerRange, Shard};
@@ -17,6 +18,11 @@ pub fn streaming_s(cost: &Cost, shard: &Shard, streamed_layers: usize, bytes_per
     let layers = &cost.layers()[range.end.saturating_sub(streamed_layers).max(range.start)..range.end];
     let bytes: Bytes = layers.iter().map(|layer| layer.weights).sum();
     if bytes == Bytes::ZERO { 0.0 } else { bytes.0 as f64 / bytes_per_s }
+}
+
+/// Seconds of a stage that takes `stage_s` when all of its layers are resident, where it reads for `streaming_s` meanwhile.
+pub(super) fn overlapped_s(stage_s: f64, streaming_s: f64) -> f64 {
+    stage_s.max(streaming_s + STAGE_OVERHEAD_S)
 }
 
 /// The last layers of ranges that all have the same end.

@@ -5,12 +5,14 @@
 //! search over orders a dynamic programme over sets. Where some devices cannot compute some layers that no longer holds, and
 //! every layer that a set reaches is followed.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::crossings::Crossings;
-use super::hosts::{Sharing, threads};
+use super::hosts::{HostLoad, Sharing};
 use super::offload;
-use super::predict::stage_s;
+use super::predict::{MeasuredTimes, stage_s};
 use super::{PlanDevice, PlanInput};
 use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
 use crate::layers::{LayerRange, Shard};
@@ -108,6 +110,8 @@ pub(super) struct Search<'a> {
     active: Sums,
     flops: Sums,
     cache_values: Sums,
+    /// Times of devices whose kernels were measured, by the rows of a step, as far as they were asked for.
+    measured: RefCell<Vec<(u32, Rc<MeasuredTimes>)>>,
     /// For every device the layers that it cannot compute; `None` for one that can compute all of the model.
     beyond: Vec<Option<Sums>>,
     crossings: Crossings,
@@ -138,6 +142,7 @@ impl<'a> Search<'a> {
             active: Sums::of(layers.iter().map(|layer| layer.active.0)),
             flops: Sums::of(layers.iter().map(|layer| layer.flops)),
             cache_values: Sums::of(layers.iter().map(|layer| layer.cache_values)),
+            measured: RefCell::default(),
             beyond: input.devices.iter().map(beyond).collect(),
             crossings: Crossings::of(input, cost.widths().hidden),
             sharing: Sharing::of(input),
@@ -239,22 +244,22 @@ impl<'a> Search<'a> {
     }
 
     /// What a stage takes of its device's machine for a step of `rows` rows, where that holds other devices too: which of
-    /// [`Sharing::hosts`], and for how many seconds it keeps processors and memory busy.
+    /// [`Sharing::hosts`], and for how many seconds it keeps memory and processors busy.
     pub(super) fn host_s(&self, device: usize, range: LayerRange, rows: u32) -> Option<(usize, [f64; 2])> {
         let place = self.sharing.of[device]?;
         let host = &self.input.hosts[self.sharing.hosts[place]];
-        let thread_s = threads(&self.input.devices[device], host) * self.stage_s(device, range, rows);
-        let work = self.work(range);
-        Some((place, host.busy_s(thread_s, work.active + work.head_active)))
+        let (work, busy_s) = (self.work(range), self.stage_s(device, range, rows));
+        let bytes = work.active + work.head_active;
+        Some((place, HostLoad::of(&self.input.devices[device], host, bytes, busy_s).seconds(host)))
     }
 
     /// The least time in which the shared machines compute one step of each of their stages, in seconds.
     pub(super) fn hosts_s(&self, partition: &Partition, rows: u32) -> f64 {
         let mut busy_s = vec![[0.0; 2]; self.sharing.hosts.len()];
         for (device, range) in partition.ranges() {
-            if let Some((place, [processors_s, memory_s])) = self.host_s(device, range, rows) {
-                busy_s[place][0] += processors_s;
-                busy_s[place][1] += memory_s;
+            if let Some((place, [memory_s, processors_s])) = self.host_s(device, range, rows) {
+                busy_s[place][0] += memory_s;
+                busy_s[place][1] += processors_s;
             }
         }
         busy_s.into_iter().flatten().fold(0.0, f64::max)
@@ -374,7 +379,21 @@ impl<'a> Search<'a> {
 
     /// Time of a stage to decode one token of each of `rows` sequences, in seconds.
     pub(super) fn stage_s(&self, device: usize, range: LayerRange, rows: u32) -> f64 {
-        stage_s(&self.input.devices[device], &self.work(range), rows)
+        let of = &self.input.devices[device];
+        if of.kernel_speeds.is_empty() {
+            return stage_s(of, &self.work(range), rows);
+        }
+        self.measured(rows).stage_s(device, range)
+    }
+
+    fn measured(&self, rows: u32) -> Rc<MeasuredTimes> {
+        let mut known = self.measured.borrow_mut();
+        if let Some((_, times)) = known.iter().find(|(of, _)| *of == rows) {
+            return times.clone();
+        }
+        let times = Rc::new(MeasuredTimes::of(self.cost, self.input, rows));
+        known.push((rows, times.clone()));
+        times
     }
 
     pub(super) fn holds(&self, device: usize, range: LayerRange, bound: Bound<'_>) -> bool {
@@ -598,6 +617,7 @@ impl<'a> Search<'a> {
         self.budgets[one] == self.budgets[other]
             && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
             && a.flops_per_s == b.flops_per_s
+            && a.threads == b.threads
             && a.kernels == b.kernels
             && a.host == b.host
             && a.offload_bytes_per_s == b.offload_bytes_per_s

@@ -1,6 +1,6 @@
 //! What every stage that a device could hold would take, looked up millions of times.
 
-use super::offload::Suffix;
+use super::offload::{Suffix, overlapped_s};
 use super::search::Search;
 use crate::cost::Room;
 use crate::layers::LayerRange;
@@ -141,7 +141,8 @@ impl Class {
                     }
                     if let Some(streamed) = search.least_streamed(device, start, &mut suffix, &bound) {
                         let streaming_s = search.streaming_s(device, range, streamed);
-                        class.set(range, search.stage_s(device, range, rows).max(streaming_s), layers);
+                        let stage_s = overlapped_s(search.stage_s(device, range, rows), streaming_s);
+                        class.set(range, stage_s, layers);
                         class.streamed[start * (layers + 1) + end] = streamed as u32;
                     }
                 }

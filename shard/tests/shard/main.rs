@@ -5,6 +5,7 @@
 mod clock;
 mod cost;
 mod family;
+mod forecast;
 mod gguf_writer;
 mod header;
 mod hostile_header;

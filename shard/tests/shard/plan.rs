@@ -22,6 +22,7 @@ pub fn device(name: &str, budget: u64, bandwidth: f64) -> PlanDevice {
         budget: Bytes(budget),
         bandwidth_bytes_per_s: bandwidth,
         flops_per_s: bandwidth * 4.0,
+        threads: None,
         kernels: Kernels::CPU,
         held: None,
         kernel_speeds: Vec::new(),

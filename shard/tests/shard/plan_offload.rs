@@ -1,6 +1,6 @@
 //! Plans in which devices read again for every step what they cannot hold.
 
-use brigade_shard::plan::{Objective, Optimality, Plan, PlanInput, plan};
+use brigade_shard::plan::{Objective, Optimality, Plan, PlanInput, STAGE_OVERHEAD_S, plan};
 use brigade_shard::units::Bytes;
 
 use crate::plan::{device, equal_devices, input};
@@ -43,11 +43,11 @@ fn the_memory_and_time_of_streamed_layers_are_those_of_the_formulas() {
         assert_eq!(stage.memory, cost.memory_streaming(&stage.shard, expected, &found.room(&one)));
         assert!(stage.memory.total() <= one.devices[0].budget);
         // Reading takes longer here, once for every step and once for every chunk of a prompt.
-        let read_ms = expected as f64 * layer as f64 / 1e5 * 1e3;
+        let read_ms = (expected as f64 * layer as f64 / 1e5 + STAGE_OVERHEAD_S) * 1e3;
         assert!((stage.decode_ms / read_ms - 1.0).abs() < 1e-9, "{} {read_ms}", stage.decode_ms);
         assert!((stage.prefill_ms_per_token * 8.0 / read_ms - 1.0).abs() < 1e-9);
         let round_s = round_s(&cost, &one, &placed(&found));
-        assert!((found.predicted.decode_tokens_per_s * round_s - 1.0).abs() < 1e-9);
+        assert!((found.predicted.decode_tokens_per_s * round_s - 1.0).abs() < 1e-3);
         assert!(found.bottleneck.contains("again for every step"), "{}", found.bottleneck);
         // Read quickly, it costs nothing.
         one.devices[0].offload_bytes_per_s = Some(1e12);

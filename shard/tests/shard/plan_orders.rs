@@ -28,7 +28,7 @@ pub fn stage_s(cost: &Cost, device: &PlanDevice, stage: &Placed, rows: u32) -> f
     let read_s = if streamed > 0 { read as f64 / device.offload_bytes_per_s.unwrap() } else { 0.0 };
     let computed_s = (bytes(cost, range) as f64 / device.bandwidth_bytes_per_s)
         .max(f64::from(rows) * flops as f64 / device.flops_per_s);
-    (computed_s + STAGE_OVERHEAD_S).max(read_s)
+    computed_s.max(read_s) + STAGE_OVERHEAD_S
 }
 
 /// Weight bytes that a stage reads for a step.
@@ -84,9 +84,12 @@ fn cycle_s(cost: &Cost, input: &PlanInput, stages: &[Placed]) -> f64 {
     links.chain(hosts).fold(slowest_s, f64::max)
 }
 
-/// Compute threads: the device's share of what its machine reads.
+/// Compute threads: where they are not known, the device's share of what its machine reads.
 fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
     let processors = f64::from(host.processors);
+    if let Some(threads) = device.threads {
+        return f64::from(threads);
+    }
     (device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s * processors).round().clamp(1.0, processors)
 }
 
@@ -221,6 +224,7 @@ fn random_case(random: &mut Random, traits: Traits, layers: u64, devices: u64) -
             .collect();
         for device in &mut input.devices {
             device.host = [None, Some(0), Some(1)][random.below(3) as usize];
+            device.threads = [None, Some(1), Some(2)][random.below(3) as usize];
         }
     }
     if traits.links {
@@ -262,11 +266,12 @@ fn is_best(cost: &Cost, input: &PlanInput, case: &str) -> bool {
     let best_s = least[stages - 1].unwrap_or_else(|| panic!("{case}: {found:?} where nothing fits"));
     assert!(taken_s <= best_s * (1.0 + 3e-6), "{case}: {taken_s} s where {best_s} s are possible: {found:?}");
     assert_eq!(found.optimality, Optimality::Exact, "{case}");
-    if input.objective == Objective::OneStream {
+    // Where links differ, a stream may go by the coordinator.
+    if input.objective == Objective::OneStream && input.links.pairs.is_empty() {
         for (index, other_s) in least.iter().enumerate().filter_map(|(i, s)| Some((i, (*s)?))) {
             let gain = taken_s / other_s;
             let most = if index + 1 > stages { WORTHWHILE_GAIN } else { 1.0 };
-            assert!(gain <= most * (1.0 + 1e-5), "{case}: {} stages are {gain} times as fast", index + 1);
+            assert!(gain <= most * 1.002, "{case}: {} stages are {gain} times as fast", index + 1);
         }
     }
     for min_stages in stages + 1..=most {
@@ -365,7 +370,9 @@ fn workers_that_saturate_their_machine_are_not_twice_as_fast_as_one() {
         let both = |host| PlanInput { min_stages: 2, ..devices(2, host) };
         let (alone, apart, shared) = (speed(&devices(1, None)), speed(&both(None)), speed(&both(Some(0))));
         assert!(shared <= alone * 1.02, "{shared} against {alone} alone");
-        assert!(apart > shared * 1.8, "{apart} on two machines against {shared} on one");
+        // What is read is read for all streams at once.
+        let gain = if flops < bandwidth { 1.8 } else { 0.99 };
+        assert!(apart > shared * gain, "{apart} on two machines against {shared} on one");
         let found = plan(&cost, &devices(2, Some(0))).unwrap();
         assert_eq!(found.stages.len(), 1, "the second one adds nothing");
         assert_eq!(plan(&cost, &both(Some(0))).unwrap().optimality, Optimality::Exact);

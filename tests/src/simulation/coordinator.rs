@@ -69,7 +69,10 @@ impl Coordinator {
         };
         Coordinator {
             membership: Membership::new(),
-            deployment: Deployment::new(settings, Box::new(model::plan)),
+            deployment: Deployment::new(
+                settings,
+                Box::new(|live, least, apart| model::plan(&live.devices, least, apart)),
+            ),
             scheduler: Scheduler::new(MAX_WAITING, speculation, now).with_park(park),
             links: BTreeMap::new(),
             first: None,

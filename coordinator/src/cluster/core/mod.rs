@@ -31,6 +31,7 @@ use super::recovery::Recoveries;
 use super::statistics::Statistics;
 use super::timeline::Timeline;
 use super::traffic::Traffic;
+use crate::cluster::forecast::Planned;
 use crate::deployment::{self, Deployment};
 use crate::health::Monitor;
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
@@ -100,6 +101,7 @@ pub(super) struct CoreParts {
     pub(super) submissions: mpsc::Receiver<Submission>,
     pub(super) drains: mpsc::Receiver<Drain>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
+    pub(super) planned: watch::Sender<Arc<Planned>>,
 }
 
 type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
@@ -139,6 +141,7 @@ pub(super) struct Core {
     submissions: mpsc::Receiver<Submission>,
     drains: mpsc::Receiver<Drain>,
     status: watch::Sender<Arc<ClusterStatus>>,
+    planned: watch::Sender<Arc<Planned>>,
     published: Instant,
     changed: bool,
     /// Whether no request runs or waits, as the deployment knows it.
@@ -181,6 +184,7 @@ impl Core {
             submissions: parts.submissions,
             drains: parts.drains,
             status: parts.status,
+            planned: parts.planned,
             published: now,
             changed: true,
             idle: false,

@@ -1,0 +1,369 @@
+//! How long a device computes a step of a stage.
+//!
+//! For a device whose kernels were measured:
+//!
+//! `time(rows) = sum over types of weights / speed(type, rows) + attention + passed values / bandwidth + fixed part`
+//!
+//! with each type's speed between the numbers of rows that were measured, so that what rows cost each (1 to 4 rows next to
+//! nothing, many rows the more the slower) is the kernels' own. Of experts the different ones that the rows take are
+//! multiplied, each with its share of the rows. Attention reads a sequence's keys and values once for all of its rows,
+//! and the query heads that share them pass over them as rows pass over a matrix. Types that were not measured, and
+//! devices of which two figures are all that is known, take as long as reading the bytes or as the arithmetic, whichever
+//! is longer.
+
+use super::{KernelSpeed, PlanDevice, STAGE_OVERHEAD_S};
+use crate::cost::{AttentionCost, Cost, Product};
+use crate::layers::{LayerRange, Shard};
+use crate::tensor_type::TensorType;
+
+/// What a layer costs a measured device beside its products, in seconds: handing some ten operations to the threads, at
+/// about a microsecond each.
+const LAYER_OVERHEAD_S: f64 = 10e-6;
+/// Bytes of a value that passes beside the products.
+const PASSED_BYTES: f64 = 4.0;
+
+/// A step, as far as it decides how long a stage computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct StepShape {
+    /// Its rows.
+    pub(super) rows: f64,
+    /// Those of each sequence, which look at the same cache: all of a prompt's chunk, one where sequences decode.
+    pub(super) sequence_rows: f64,
+    /// Cached positions that a row sees on average, where no window hides them.
+    pub(super) seen: f64,
+    /// Rows whose logits are computed, where the stage holds the head.
+    pub(super) head_rows: f64,
+}
+
+impl StepShape {
+    /// A token of each of `rows` sequences, which have `context` tokens each.
+    pub(super) fn decode(rows: f64, context: f64) -> StepShape {
+        StepShape { rows, sequence_rows: 1.0, seen: context, head_rows: rows }
+    }
+
+    /// `rows` tokens of a prompt, with `before` tokens of it before them; the `last` of all is what the answer follows.
+    pub(super) fn chunk(rows: f64, before: f64, last: bool) -> StepShape {
+        let head_rows = if last { 1.0 } else { 0.0 };
+        StepShape { rows, sequence_rows: rows, seen: before + rows / 2.0, head_rows }
+    }
+}
+
+/// What a stage computes, added up over its layers.
+#[derive(Clone, Debug)]
+pub(super) struct StageWork {
+    products: Vec<Product>,
+    /// Each kind of attention, with the number of layers that have it.
+    attention: Vec<(AttentionCost, f64)>,
+    passed_values: f64,
+    layers: f64,
+    /// Weight bytes read and operations for one row, without the head.
+    active: f64,
+    flops: f64,
+    /// Those of the head.
+    head_active: f64,
+    head_flops: f64,
+    head: Option<Product>,
+    /// Bytes that are read again for every step.
+    streamed: f64,
+    cache_value_bytes: f64,
+}
+
+impl StageWork {
+    /// That of the layers in `range` with the ends that they touch; the last `streamed_layers` are read for every step.
+    pub(super) fn of(
+        cost: &Cost,
+        range: LayerRange,
+        streamed_layers: usize,
+        cache_value_bytes: u32,
+    ) -> StageWork {
+        let shard = Shard::of(range, cost.layer_count());
+        let (mut products, mut attention) = (Vec::<Product>::new(), Vec::<(AttentionCost, f64)>::new());
+        let mut passed_values = 0;
+        for work in &cost.work()[range.iter()] {
+            for of in &work.products {
+                match products.iter_mut().find(|sum| (sum.kind, sum.experts) == (of.kind, of.experts)) {
+                    Some(sum) => sum.weights += of.weights,
+                    None => products.push(*of),
+                }
+            }
+            match attention.iter_mut().find(|(kind, _)| *kind == work.attention) {
+                Some((_, layers)) => *layers += 1.0,
+                None => attention.push((work.attention, 1.0)),
+            }
+            passed_values += work.passed_values;
+        }
+        let layers = &cost.layers()[range.iter()];
+        let embedding_active = if shard.embedding { cost.embedding().active.0 } else { 0 };
+        let streamed = &layers[layers.len().saturating_sub(streamed_layers)..];
+        StageWork {
+            products,
+            attention,
+            passed_values: passed_values as f64,
+            layers: layers.len() as f64,
+            active: (layers.iter().map(|layer| layer.active.0).sum::<u64>() + embedding_active) as f64,
+            flops: layers.iter().map(|layer| layer.flops).sum::<u64>() as f64,
+            head_active: if shard.head { cost.head().active.0 as f64 } else { 0.0 },
+            head_flops: if shard.head { cost.head().flops as f64 } else { 0.0 },
+            head: cost.head_product().filter(|_| shard.head),
+            streamed: streamed.iter().map(|layer| layer.weights.0).sum::<u64>() as f64,
+            cache_value_bytes: f64::from(cache_value_bytes),
+        }
+    }
+
+    /// Bytes of weights, keys and values that a step reads.
+    pub(super) fn read_bytes(&self, step: StepShape) -> f64 {
+        let head = if step.head_rows > 0.0 { self.head_active } else { 0.0 };
+        self.layer_bytes(step) + head
+    }
+
+    fn layer_bytes(&self, step: StepShape) -> f64 {
+        // The bytes for one row have one row's experts in them.
+        let more = self.products.iter().filter_map(|product| {
+            let experts = product.experts?;
+            let more = experts.distinct(step.rows) - experts.distinct(1.0);
+            Some(more / experts.count.max(1) as f64 * product.weights as f64 * bytes_per_weight(product.kind))
+        });
+        let cached = self.attention.iter().map(|(attention, layers)| {
+            layers * attention.cached_values as f64 * seen(attention, step) * self.cache_value_bytes
+        });
+        self.active + more.sum::<f64>() + cached.sum::<f64>() * step.rows / step.sequence_rows
+    }
+
+    fn layer_flops(&self, step: StepShape) -> f64 {
+        let attention = self
+            .attention
+            .iter()
+            .map(|(attention, layers)| layers * 2.0 * attention.multiply_adds as f64 * seen(attention, step));
+        step.rows * (self.flops + attention.sum::<f64>())
+    }
+}
+
+fn seen(attention: &AttentionCost, step: StepShape) -> f64 {
+    attention.window.map_or(step.seen, |window| step.seen.min(window as f64))
+}
+
+fn bytes_per_weight(kind: TensorType) -> f64 {
+    kind.block_bytes() as f64 / kind.block_values() as f64
+}
+
+/// A device's speeds, ready to be asked often.
+#[derive(Clone, Debug)]
+pub(super) struct DeviceTimes {
+    bandwidth_bytes_per_s: f64,
+    flops_per_s: f64,
+    offload_bytes_per_s: Option<f64>,
+    /// By type: rows, and seconds per weight with so many of them, more of both from one to the next.
+    curves: Vec<(TensorType, Vec<(f64, f64)>)>,
+}
+
+impl DeviceTimes {
+    /// Those of a device.
+    pub(super) fn of(device: &PlanDevice) -> DeviceTimes {
+        let mut curves: Vec<(TensorType, Vec<(f64, f64)>)> = Vec::new();
+        let sound = |speed: &&KernelSpeed| {
+            speed.rows > 0 && speed.weights_per_s.is_finite() && speed.weights_per_s > 0.0
+        };
+        for speed in device.kernel_speeds.iter().filter(sound) {
+            let point = (f64::from(speed.rows), 1.0 / speed.weights_per_s);
+            match curves.iter_mut().find(|(kind, _)| *kind == speed.kind) {
+                Some((_, points)) => points.push(point),
+                None => curves.push((speed.kind, vec![point])),
+            }
+        }
+        for (_, points) in &mut curves {
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            // Fewer rows never take longer than more: where they seem to, something else ran just then.
+            let mut least = f64::INFINITY;
+            for (_, weight_s) in points.iter_mut().rev() {
+                least = least.min(*weight_s);
+                *weight_s = least;
+            }
+        }
+        DeviceTimes {
+            bandwidth_bytes_per_s: device.bandwidth_bytes_per_s,
+            flops_per_s: device.flops_per_s,
+            offload_bytes_per_s: device.offload_bytes_per_s,
+            curves,
+        }
+    }
+
+    /// Whether kernels were measured, and not only the memory and the arithmetic.
+    pub(super) fn are_measured(&self) -> bool {
+        !self.curves.is_empty()
+    }
+
+    /// Seconds of a step, from when it comes to when it goes.
+    pub(super) fn stage_s(&self, work: &StageWork, step: StepShape) -> f64 {
+        let computed_s =
+            if self.are_measured() { self.measured_s(work, step) } else { self.rated_s(work, step) };
+        // What is read for every step is read while other layers are computed.
+        let read_s = self.offload_bytes_per_s.map_or(0.0, |rate| work.streamed / rate);
+        computed_s.max(read_s) + STAGE_OVERHEAD_S
+    }
+
+    fn measured_s(&self, work: &StageWork, step: StepShape) -> f64 {
+        self.layers_s(work, step) + self.head_s(work, step)
+    }
+
+    /// Seconds of a measured device's layers.
+    pub(super) fn layers_s(&self, work: &StageWork, step: StepShape) -> f64 {
+        let products_s: f64 = work.products.iter().map(|product| self.product_s(product, step.rows)).sum();
+        let attention_s: f64 =
+            work.attention.iter().map(|(of, layers)| layers * self.attention_s(of, work, step)).sum();
+        let passed_s = step.rows * work.passed_values * PASSED_BYTES / self.bandwidth_bytes_per_s;
+        products_s + attention_s + passed_s + work.layers * LAYER_OVERHEAD_S
+    }
+
+    /// Seconds of a measured device's head.
+    pub(super) fn head_s(&self, work: &StageWork, step: StepShape) -> f64 {
+        let head = work.head.as_ref().filter(|_| step.head_rows > 0.0);
+        head.map_or(0.0, |head| self.product_s(head, step.head_rows))
+    }
+
+    fn rated_s(&self, work: &StageWork, step: StepShape) -> f64 {
+        let longer =
+            |bytes: f64, flops: f64| (bytes / self.bandwidth_bytes_per_s).max(flops / self.flops_per_s);
+        let (bytes, flops) = (work.layer_bytes(step), work.layer_flops(step));
+        if step.head_rows == step.rows {
+            return longer(bytes + work.head_active, flops + step.rows * work.head_flops);
+        }
+        let head_s = if step.head_rows > 0.0 {
+            longer(work.head_active, step.head_rows * work.head_flops)
+        } else {
+            0.0
+        };
+        longer(bytes, flops) + head_s
+    }
+
+    fn product_s(&self, product: &Product, rows: f64) -> f64 {
+        let weights = product.weights as f64;
+        match product.experts {
+            None => weights * self.weight_s(product.kind, rows),
+            Some(experts) => {
+                let distinct = experts.distinct(rows);
+                let rows_each = rows * experts.used as f64 / distinct.max(f64::MIN_POSITIVE);
+                weights * distinct / experts.count.max(1) as f64 * self.weight_s(product.kind, rows_each)
+            }
+        }
+    }
+
+    fn attention_s(&self, of: &AttentionCost, work: &StageWork, step: StepShape) -> f64 {
+        let kind = if work.cache_value_bytes > 2.0 { TensorType::F32 } else { TensorType::F16 };
+        let heads = of.multiply_adds as f64 / of.cached_values.max(1) as f64;
+        let sequences = step.rows / step.sequence_rows;
+        let values = of.cached_values as f64 * seen(of, step);
+        sequences * values * self.weight_s(kind, heads * step.sequence_rows)
+    }
+
+    /// Seconds for each weight that `rows` rows are multiplied with.
+    fn weight_s(&self, kind: TensorType, rows: f64) -> f64 {
+        let Some((_, points)) = self.curves.iter().find(|(of, _)| *of == kind) else {
+            let read_s = bytes_per_weight(kind) / self.bandwidth_bytes_per_s;
+            return read_s.max(2.0 * rows / self.flops_per_s);
+        };
+        let after = points.partition_point(|(at, _)| *at < rows);
+        match (after.checked_sub(1).map(|before| points[before]), points.get(after)) {
+            (None, Some((_, weight_s))) => *weight_s,
+            (Some((below, low_s)), Some((above, high_s))) => {
+                low_s + (high_s - low_s) * (rows - below) / (above - below)
+            }
+            // Beyond what was measured every row costs as much as the others.
+            (Some((most, weight_s)), None) => weight_s * rows / most,
+            (None, None) => 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::ExpertShare;
+    use crate::kernels::Kernels;
+    use crate::units::Bytes;
+
+    fn device(speeds: &[(TensorType, u32, f64)]) -> DeviceTimes {
+        let speed =
+            |&(kind, rows, weights_per_s): &(TensorType, u32, f64)| KernelSpeed { kind, rows, weights_per_s };
+        DeviceTimes::of(&PlanDevice {
+            name: "w".to_owned(),
+            budget: Bytes::mib(1),
+            bandwidth_bytes_per_s: 1e9,
+            flops_per_s: 1e10,
+            threads: None,
+            kernels: Kernels::CPU,
+            held: None,
+            kernel_speeds: speeds.iter().map(speed).collect(),
+            host: None,
+            offload_bytes_per_s: None,
+        })
+    }
+
+    #[track_caller]
+    fn assert_near(found: f64, wanted: f64) {
+        assert!((found / wanted - 1.0).abs() < 1e-9, "{found} instead of {wanted}");
+    }
+
+    #[test]
+    fn speeds_are_met_where_they_were_measured_and_times_grow_evenly_between() {
+        let speeds = [(TensorType::Q4K, 4, 0.5e9), (TensorType::Q4K, 1, 1e9), (TensorType::Q4K, 16, 1e8)];
+        let device = device(&speeds);
+        for (rows, wanted_ns) in [(0.5, 1.0), (1.0, 1.0), (4.0, 2.0), (10.0, 6.0), (16.0, 10.0), (64.0, 40.0)]
+        {
+            assert_near(device.weight_s(TensorType::Q4K, rows), wanted_ns * 1e-9);
+        }
+    }
+
+    #[test]
+    fn fewer_rows_never_take_longer_than_more() {
+        let device = device(&[(TensorType::Q8_0, 1, 1e8), (TensorType::Q8_0, 4, 1e9)]);
+        assert_near(device.weight_s(TensorType::Q8_0, 1.0), 1e-9);
+    }
+
+    #[test]
+    fn what_was_not_measured_takes_its_bytes_or_its_arithmetic() {
+        let device = device(&[(TensorType::Q8_0, 1, 1e9)]);
+        assert_near(device.weight_s(TensorType::F32, 1.0), 4e-9);
+        assert_near(device.weight_s(TensorType::F32, 100.0), 20e-9);
+    }
+
+    #[test]
+    fn of_experts_those_are_multiplied_that_rows_take() {
+        let device = device(&[(TensorType::Q4K, 1, 1e9), (TensorType::Q4K, 100, 1e8)]);
+        let experts = ExpertShare { count: 8, used: 2 };
+        let all = Product { kind: TensorType::Q4K, weights: 8_000, experts: Some(experts) };
+        assert_near(device.product_s(&all, 1.0), 2_000e-9);
+        // 8 (1 - 0.75^2) = 3.5 experts, each with 4 / 3.5 rows.
+        let per_weight = 1e-9 + 9e-9 * (4.0 / 3.5 - 1.0) / 99.0;
+        assert_near(device.product_s(&all, 2.0), 3_500.0 * per_weight);
+        // With many rows every expert has its share of them.
+        assert_near(device.product_s(&all, 400.0), 8_000.0 * 10e-9);
+    }
+
+    #[test]
+    fn attention_passes_over_a_sequences_cache_once_and_windows_hide_the_rest() {
+        let device = device(&[(TensorType::F16, 1, 1e9), (TensorType::F16, 100, 1e8)]);
+        let attention = AttentionCost { cached_values: 10, multiply_adds: 40, window: Some(50) };
+        let work = StageWork {
+            products: Vec::new(),
+            attention: vec![(attention, 1.0)],
+            passed_values: 0.0,
+            layers: 0.0,
+            active: 0.0,
+            flops: 0.0,
+            head_active: 0.0,
+            head_flops: 0.0,
+            head: None,
+            streamed: 0.0,
+            cache_value_bytes: 2.0,
+        };
+        let weight_s = |rows: f64| 1e-9 + 9e-9 * (rows - 1.0) / 99.0;
+        // Three sequences with 20 tokens each; four heads share a key.
+        let decode = StepShape::decode(3.0, 20.0);
+        assert_near(device.measured_s(&work, decode), 3.0 * 10.0 * 20.0 * weight_s(4.0));
+        let chunk = StepShape::chunk(25.0, 30.0, false);
+        assert_near(device.measured_s(&work, chunk), 10.0 * 42.5 * weight_s(100.0));
+        let late = StepShape::chunk(25.0, 3000.0, false);
+        assert_near(device.measured_s(&work, late), 10.0 * 50.0 * weight_s(100.0));
+        assert_near(work.read_bytes(decode), 3.0 * 20.0 * 10.0 * 2.0);
+    }
+}
