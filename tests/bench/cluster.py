@@ -50,7 +50,7 @@ class Programs:
 
 class Cluster:
     """A coordinator on the first of `hosts` and a worker on each other, on `network`; without one all are on loopback.
-    `least` workers get a stage at least; otherwise all do."""
+    `least` workers get a stage at least; otherwise all do. `threads` are each worker's, or a list of them."""
 
     def __init__(self, programs, model, threads, network, hosts, settings, stretch=None, least=None):
         self.programs, self.network, self.hosts = programs, network, hosts
@@ -67,8 +67,9 @@ class Cluster:
         coordinator = self.start("coordinator", hosts[0], serve)
         words = self.line(coordinator, lambda words: "--token" in words)
         token = words[words.index("--token") + 1]
-        for number, host in enumerate(workers, 1):
-            join = [programs.worker, "join", f"{address}:{control}", "--name", f"w{number}", "--threads", threads, "--memory", "4GiB"]
+        threads = threads if isinstance(threads, list) else [threads] * len(workers)
+        for number, (host, count) in enumerate(zip(workers, threads), 1):
+            join = [programs.worker, "join", f"{address}:{control}", "--name", f"w{number}", "--threads", count, "--memory", "4GiB"]
             join += ["--models", model.parent]
             environment = {"BRIGADE_TOKEN": token} | ({"BRIGADE_STRETCH": str(stretch)} if stretch else {})
             self.start(f"w{number}", host, join, environment)

@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use brigade_shard::plan::{Forecast, Load};
+
 use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned};
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
@@ -51,6 +53,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// The attached workers' devices as the planner sees them.
     fn devices(&self) -> Arc<LiveDevices>;
 
+    /// What to expect of the plan that is served under a load; `None` while none is.
+    fn forecast(&self, load: &Load) -> Option<Forecast>;
+
     /// The newest steps that have come home with a larger number than `after`, oldest first.
     fn timeline(&self, after: u64) -> Vec<StepTrace>;
 
@@ -94,6 +99,10 @@ impl Engine for ClusterHandle {
 
     fn devices(&self) -> Arc<LiveDevices> {
         ClusterHandle::devices(self)
+    }
+
+    fn forecast(&self, load: &Load) -> Option<Forecast> {
+        ClusterHandle::forecast(self, load)
     }
 
     fn timeline(&self, after: u64) -> Vec<StepTrace> {

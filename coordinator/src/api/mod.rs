@@ -23,6 +23,7 @@ mod engine;
 mod envelope;
 mod error;
 mod fields;
+mod forecast;
 mod kept;
 mod live;
 mod logprobs;

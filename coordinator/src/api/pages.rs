@@ -111,11 +111,6 @@ pub(crate) async fn status<E: Engine>(State(api): State<Api<E>>) -> Response {
     Json(&*api.engine().status()).into_response()
 }
 
-/// `GET /api/devices`: what a plan can be made with.
-pub(crate) async fn devices<E: Engine>(State(api): State<Api<E>>) -> Response {
-    Json(&*api.engine().devices()).into_response()
-}
-
 /// `GET /` for what is no browser.
 pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
     format!(
@@ -131,6 +126,7 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /metrics               OpenMetrics\n\
          GET  /api/status            plan, stages, workers and timings\n\
          GET  /api/devices           the workers' devices and links, as the planner sees them\n\
+         GET  /api/forecast          what to expect of the plan; ?streams=N&prompt=N&context=N\n\
          GET  /api/stream            the same, the newest steps and events, as they change\n\
          GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
          GET  /api/events            what happened; ?after=ID&limit=N\n\

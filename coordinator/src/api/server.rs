@@ -21,7 +21,7 @@ use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
 use super::{
-    ApiSettings, body, chat, comparisons, completions, dashboard, live, pages, pin, watch, workers,
+    ApiSettings, body, chat, comparisons, completions, dashboard, forecast, live, pages, pin, watch, workers,
 };
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
@@ -154,7 +154,8 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/livez", get(pages::livez))
         .route("/metrics", get(pages::metrics::<E>))
         .route("/api/status", get(pages::status::<E>))
-        .route("/api/devices", get(pages::devices::<E>))
+        .route("/api/devices", get(forecast::devices::<E>))
+        .route("/api/forecast", get(forecast::forecast::<E>))
         .route("/api/stream", get(live::stream::<E>))
         .route("/api/timeline", get(watch::timeline::<E>))
         .route("/api/events", get(watch::events::<E>))

@@ -5,10 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use brigade_proto::ids::WorkerId;
 use brigade_shard::model_file::Fingerprint;
+use brigade_shard::plan::{Forecast, Load};
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::forecast::{Forecaster, Planned};
 use super::timeline::Timeline;
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::events::EventLog;
@@ -182,7 +184,8 @@ struct Shared {
     drains: mpsc::Sender<Drain>,
     pins: mpsc::Sender<PinWish>,
     status: watch::Receiver<Arc<ClusterStatus>>,
-    devices: watch::Receiver<Arc<LiveDevices>>,
+    planned: watch::Receiver<Arc<Planned>>,
+    forecaster: Forecaster,
     timeline: Timeline,
     events: EventLog,
 }
@@ -196,15 +199,16 @@ pub(super) struct Submission {
 
 impl ClusterHandle {
     pub(super) fn new(
-        model: ModelInfo,
+        (model, forecaster): (ModelInfo, Forecaster),
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
         (drains, pins): (mpsc::Sender<Drain>, mpsc::Sender<PinWish>),
-        (status, devices): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<LiveDevices>>),
+        (status, planned): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<Planned>>),
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared = Shared { model, metrics, submissions, drains, pins, status, devices, timeline, events };
+        let shared =
+            Shared { model, metrics, submissions, drains, pins, status, planned, forecaster, timeline, events };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -280,7 +284,13 @@ impl ClusterHandle {
 
     /// The attached workers' devices as the planner sees them, as old as the state.
     pub fn devices(&self) -> Arc<LiveDevices> {
-        self.shared.devices.borrow().clone()
+        self.shared.planned.borrow().attached.clone()
+    }
+
+    /// What to expect of the plan that is served under a load; `None` while none is.
+    pub fn forecast(&self, load: &Load) -> Option<Forecast> {
+        let planned = self.shared.planned.borrow().clone();
+        self.shared.forecaster.forecast(&planned, load)
     }
 
     /// Tells of every change of the state.

@@ -7,6 +7,7 @@ mod choices;
 mod clients;
 mod control;
 mod core;
+mod forecast;
 mod handle;
 mod links;
 mod model;

@@ -15,6 +15,7 @@ use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
 use super::choices::{Chooser, with_offload};
+use super::forecast::Forecaster;
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
 use crate::deployment::Planner;
@@ -179,6 +180,11 @@ impl Model {
         Chooser::new(self.cost.clone(), plan_input(settings))
     }
 
+    /// Foresees how fast this model is, with a cluster's settings.
+    pub(super) fn forecaster(&self, settings: &ClusterSettings) -> Forecaster {
+        Forecaster::new(self.cost.clone(), Box::new(plan_input(settings)))
+    }
+
     /// Plans this model with a cluster's settings, so that there is room for `draft` beside it. Where there was once, and is
     /// no more, this one is served without.
     pub(super) fn planner(&self, settings: &ClusterSettings, draft: Option<&DraftModel>) -> Planner {
@@ -217,7 +223,7 @@ impl DraftModel {
 }
 
 /// Makes the input of plans from a cluster's settings, for devices and a least number of stages.
-fn plan_input(settings: &ClusterSettings) -> impl Fn(&LiveDevices, usize) -> PlanInput + Send + use<> {
+fn plan_input(settings: &ClusterSettings) -> impl Fn(&LiveDevices, usize) -> PlanInput + Send + Sync + use<> {
     let (context, parallel, step_rows) = (settings.context, settings.parallel, settings.prefill_chunk);
     let cache_value_bytes = match settings.cache_dtype {
         CacheDtype::F16 => 2,

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control::Control;
 use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, PIN_QUEUE, SUBMISSION_QUEUE};
+use super::forecast::Planned;
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
@@ -31,7 +32,6 @@ use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
 use crate::metrics::{Metrics, StatusMetrics};
-use crate::planning::LiveDevices;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
@@ -185,7 +185,8 @@ impl Cluster {
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
-        let (devices_sender, devices) = watch::channel(Arc::new(LiveDevices::default()));
+        let (planned_sender, planned) = watch::channel(Arc::new(Planned::default()));
+        let forecaster = model.forecaster(&settings);
         let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
         let health = Health::new().await;
         let (submissions_sender, submissions) = mpsc::channel(SUBMISSION_QUEUE);
@@ -245,13 +246,12 @@ impl Cluster {
             drains,
             pins,
             status: status_sender,
-            devices: devices_sender,
+            planned: planned_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
-        let told = (status, devices);
         let wishes = (drains_sender, pins_sender);
-        let handle =
-            ClusterHandle::new(model.info, metrics, submissions_sender, wishes, told, timeline, log);
+        let (told, model) = ((status, planned), (model.info, forecaster));
+        let handle = ClusterHandle::new(model, metrics, submissions_sender, wishes, told, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -167,3 +167,19 @@ async fn workers_are_drained_by_name_and_taken_back() {
     let refused = guarded.request(Method::POST, "/api/workers/w1/drain").send().await.unwrap();
     assert_eq!(refused.status().as_u16(), 401);
 }
+
+#[tokio::test]
+async fn what_to_expect_is_told_for_a_load_while_a_plan_serves() {
+    let engine = ScriptedEngine::saying(bytes("ok"));
+    let server = Server::start(engine.clone()).await;
+    let (status, answer) = server.get("/api/forecast?streams=8&prompt=20&context=5").await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer, json!({"decode_tokens_per_s": 8.0, "prompt_tokens_per_s": 20.0, "ttft_ms": 5.0}));
+    for wrong in ["streams=0", "prompt=0", "prompt=4000000000", "context=4000000000"] {
+        let (status, answer) = server.get(&format!("/api/forecast?{wrong}")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}: {answer}");
+    }
+    engine.status.lock().unwrap().phase = Phase::Loading;
+    let (status, answer) = server.get("/api/forecast?prompt=1").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+}

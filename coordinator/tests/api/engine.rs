@@ -13,7 +13,7 @@ use brigade_coordinator::generation::{
 use brigade_coordinator::planning::LiveDevices;
 use brigade_coordinator::status::{ClusterStatus, EventRecord, Phase, StepTrace};
 use brigade_proto::step::TokenScore;
-use brigade_shard::plan::{HopCost, Links};
+use brigade_shard::plan::{Forecast, HopCost, Links, Load};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -170,6 +170,15 @@ impl Engine for ScriptedEngine {
         let pairs = [((0, 1), HopCost { rtt_us: 250.0, bytes_per_s: 1e9 })].into();
         let links = Links { pairs, ..Links::all(HopCost::default()) };
         Arc::new(LiveDevices { links, ..LiveDevices::default() })
+    }
+
+    fn forecast(&self, load: &Load) -> Option<Forecast> {
+        let serving = self.status.lock().unwrap().phase == Phase::Serving;
+        serving.then(|| Forecast {
+            decode_tokens_per_s: f64::from(load.streams),
+            prompt_tokens_per_s: f64::from(load.prompt_tokens),
+            ttft_ms: f64::from(load.context),
+        })
     }
 
     fn timeline(&self, _after: u64) -> Vec<StepTrace> {

@@ -9,6 +9,8 @@ use crate::layers::LayerRange;
 
 /// Relative difference in time below which two partitions are as fast.
 const SAME: f64 = 1e-6;
+/// Relative difference in hops that is one.
+const LEAST: f64 = 1e-9;
 /// How much longer one stream may take for the sake of what devices hold: less than predictions are wrong by.
 const SLACK: f64 = 0.02;
 
@@ -133,34 +135,32 @@ impl Search<'_> {
         Best { partition, least_s }
     }
 
-    /// An order of as many devices, none of whose stages and hops has to take longer than `slowest_s`, in which a step
-    /// goes round in the least time: that of `found` where all hops cost the same.
+    /// An order of the same devices, none of whose stages and links has to take longer than `slowest_s`, in which a step
+    /// goes round in less time where hops differ: no part of the way turned round, and no device put elsewhere, makes it
+    /// shorter.
     fn nearest_order(&self, room: &Room, found: &Partition, slowest_s: f64, rows: u32) -> Vec<usize> {
         let mut order = found.order.clone();
-        if order.len() < 2 || (self.crossings().same && self.crossings().same_ends()) {
+        if self.crossings().same && self.crossings().same_ends() {
             return order;
         }
-        if self.is_small() {
-            let table = Table::new(self, room, rows, Kind::default());
-            let most_s = slowest_s * (1.0 + SAME / 10.0);
-            let (measure, stages) = (Measure::Round, order.len());
-            let course = Course { search: self, table: &table, measure, stages, rows, most_s };
-            let known = course.value(&table, found).map(|value| (found.clone(), value));
-            return course.best(known).best.map_or(order, |(partition, _)| partition.order);
-        }
         let bound = self.bound(room, slowest_s, rows);
+        let places: Vec<(usize, usize)> =
+            (0..order.len()).flat_map(|one| (0..one).map(move |other| (other, one))).collect();
         let mut improved = true;
         while improved {
             improved = false;
-            for (one, other) in (0..order.len()).flat_map(|one| (0..one).map(move |other| (one, other))) {
-                // Turning a part of the way round is the change that uncrosses it.
-                let mut turned = order.clone();
-                turned[other..=one].reverse();
-                if self.hops_s(&turned, rows) < self.hops_s(&order, rows) * (1.0 - SAME)
-                    && self.passes(&turned, &bound)
-                    && self.chain(&turned, bound).is_some()
-                {
-                    (order, improved) = (turned, true);
+            for (one, other) in &places {
+                let changes: [fn(&mut [usize]); 3] =
+                    [|part| part.reverse(), |part| part.rotate_left(1), |part| part.rotate_right(1)];
+                for change in changes {
+                    let mut changed = order.clone();
+                    change(&mut changed[*one..=*other]);
+                    if self.hops_s(&changed, rows) < self.hops_s(&order, rows) * (1.0 - LEAST)
+                        && self.passes(&changed, &bound)
+                        && self.chain(&changed, bound).is_some()
+                    {
+                        (order, improved) = (changed, true);
+                    }
                 }
             }
         }
@@ -229,11 +229,12 @@ impl Search<'_> {
         };
         let most_s = taken_s * (1.0 + if holding { SLACK } else { SAME });
         let mut best: Option<(Partition, f64)> = None;
+        let found_hops_s = self.hops_s(&found.order, 1);
         for order in orders {
-            if !self.passes(&order, &bound) {
+            let hops_s = self.hops_s(&order, 1);
+            if !self.passes(&order, &bound) || (!holding && hops_s > found_hops_s * (1.0 + LEAST)) {
                 continue;
             }
-            let hops_s = self.hops_s(&order, 1);
             let Some((partition, price_s)) = self.cheapest(order, bound, 0.0, price, |sum, one| sum + one)
             else {
                 continue;

@@ -2,6 +2,7 @@
 
 use super::best::Best;
 use super::error::lacking_everywhere;
+use super::offload::overlapped_s;
 use super::predict::Predictor;
 use super::rooms::{largest_room, least_room, longest_context, room_within, sequence_tokens};
 use super::search::Search;
@@ -72,15 +73,15 @@ impl Candidate {
         let stages = self.best.partition.streaming_stages(search).map(|(device, shard, streamed_layers)| {
             let streaming_s = search.streaming_s(device, shard.layers, streamed_layers);
             let rows = f64::from(input.step_rows.max(1));
-            let decode_s = predictor.decode_s(search, device, shard.layers, 1).max(streaming_s);
-            let prefill_s = predictor.prefill_s_per_row(search, device, shard.layers).max(streaming_s / rows);
+            let decode_s = predictor.decode_s(search, device, shard.layers, 1);
+            let chunk_s = predictor.prefill_s_per_row(search, device, shard.layers) * rows;
             PlannedStage {
                 device,
                 shard,
                 memory: cost.memory_streaming(&shard, streamed_layers, &self.room),
                 streamed_layers,
-                decode_ms: decode_s * 1e3,
-                prefill_ms_per_token: prefill_s * 1e3,
+                decode_ms: overlapped_s(decode_s, streaming_s) * 1e3,
+                prefill_ms_per_token: overlapped_s(chunk_s, streaming_s) / rows * 1e3,
             }
         });
         let stages: Vec<PlannedStage> = stages.collect();

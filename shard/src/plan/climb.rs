@@ -5,7 +5,7 @@ use super::search::Partition;
 use super::table::{Measure, Table, Value};
 
 /// Table look-ups that a search may take, so that planning stays below 0.1 s.
-const MOST_LOOKUPS: usize = 3_000_000;
+const MOST_LOOKUPS: usize = 800_000;
 /// Devices times stages up to which a lower bound counts stages.
 const MOST_COUNTED: usize = 512;
 
@@ -105,9 +105,9 @@ impl Course<'_> {
         }
         let stages_s = best[at(most, layers, 1)];
         let hops = (self.stages - 1) as f64;
-        let hop_s = if hops > 0.0 { self.crossings().shortest_s(f64::from(self.rows)) } else { 0.0 };
+        let hop_s = if hops > 0.0 { self.least_hop().seconds } else { 0.0 };
         match self.measure {
-            Measure::Round => stages_s + hops * hop_s + 2.0 * self.crossings().least_end_s(),
+            Measure::Round => stages_s + hops * hop_s + self.least_ends().seconds,
             Measure::Cycle => stages_s.max(hop_s).max(self.search.all_hosts_s()),
         }
     }

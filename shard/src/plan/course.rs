@@ -29,28 +29,49 @@ impl Course<'_> {
 
     /// The value of the hop from one device to the next; `None` where there is no such hop, or it takes too long.
     pub(super) fn hop(&self, one: usize, other: usize) -> Option<Value> {
-        let seconds = self.crossings().between_s(one, other, f64::from(self.rows));
-        (seconds < f64::INFINITY && seconds <= self.most_s).then_some(Value::of(seconds))
+        let (crossings, rows) = (self.crossings(), f64::from(self.rows));
+        let busy_s = crossings.busy_s(one, other, rows);
+        let seconds = match self.measure {
+            Measure::Round => crossings.between_s(one, other, rows),
+            Measure::Cycle => busy_s,
+        };
+        (seconds < f64::INFINITY && busy_s <= self.most_s).then_some(Value::of(seconds))
     }
 
-    /// The value of the way between the coordinator and a device: a step on it keeps no other waiting.
-    pub(super) fn end(&self, device: usize) -> Value {
+    /// No hop takes less.
+    pub(super) fn least_hop(&self) -> Value {
+        let (crossings, rows) = (self.crossings(), f64::from(self.rows));
+        let seconds = match self.measure {
+            Measure::Round => crossings.shortest_s(rows),
+            Measure::Cycle => crossings.shortest_busy_s(rows),
+        };
+        Value::of(seconds.min(f64::MAX))
+    }
+
+    /// The value of the way from the coordinator to the first stage, from the last one back to it, and from there to the
+    /// first again: steps on these keep no other waiting.
+    pub(super) fn ends(&self, first: usize, last: usize) -> Value {
+        let crossings = self.crossings();
         match self.measure {
-            Measure::Round => Value::of(self.crossings().end_s(device)),
+            Measure::Round => {
+                Value::of(crossings.end_s(first) + crossings.end_s(last) + crossings.closing_s(first, last))
+            }
             Measure::Cycle => Value::ZERO,
         }
     }
 
-    /// The value of the ways that are nobody's but any partition's: what is least of each.
-    pub(super) fn least_end(&self) -> Value {
+    /// No two ends take less.
+    pub(super) fn least_ends(&self) -> Value {
+        let crossings = self.crossings();
+        let closing_s = if self.stages > 1 { crossings.least_closing_s().min(f64::MAX) } else { 0.0 };
         match self.measure {
-            Measure::Round => Value::of(self.crossings().least_end_s()),
+            Measure::Round => Value::of(2.0 * crossings.least_end_s() + closing_s),
             Measure::Cycle => Value::ZERO,
         }
     }
 
     /// Where a stage may end that starts at `start` as the one with this index, before the last.
-    pub(super) fn ends(
+    pub(super) fn stage_ends(
         &self,
         index: usize,
         start: usize,
@@ -71,7 +92,7 @@ impl Course<'_> {
     pub(super) fn along(&self, order: &[usize]) -> Option<Partition> {
         let layers = self.table.layers();
         let mut best: Vec<Option<Value>> = vec![None; layers + 1];
-        best[0] = Some(self.end(*order.first()?));
+        best[0] = Some(self.ends(*order.first()?, *order.last()?));
         let mut from = Vec::with_capacity(order.len());
         for (index, device) in order.iter().enumerate() {
             let hop = if index == 0 { Value::ZERO } else { self.hop(order[index - 1], *device)? };
@@ -80,7 +101,7 @@ impl Course<'_> {
             for (start, before) in best.iter().enumerate().take(layers) {
                 let Some(before) = *before else { continue };
                 let before = self.measure.join(before, hop);
-                for end in self.ends(index, start, self.table.furthest(*device, start)) {
+                for end in self.stage_ends(index, start, self.table.furthest(*device, start)) {
                     let Some(stage) = self.stage(*device, start, end) else { continue };
                     let value = self.measure.join(before, stage);
                     if next[end].is_none_or(|least| value < least) {
@@ -111,7 +132,7 @@ impl Course<'_> {
     /// What a partition comes to, shared machines with it; `None` where it does not fit.
     pub(super) fn value(&self, table: &Table, partition: &Partition) -> Option<Value> {
         let (first, last) = (partition.order.first()?, partition.order.last()?);
-        let mut value = self.measure.join(self.end(*first), self.end(*last));
+        let mut value = self.ends(*first, *last);
         for (device, range) in partition.ranges() {
             let stage = table.value(device, range.start, range.end);
             if stage.seconds == f64::INFINITY {

@@ -11,8 +11,9 @@ use super::search::Partition;
 use super::table::{Measure, Value};
 use crate::layers::LayerRange;
 
-/// Most labels of one search, a few hundredths of a second's work.
-const MOST_LABELS: usize = 300_000;
+/// Most stages that are looked at and labels that are compared where machines are shared, a few hundredths of a second's
+/// work: there labels are many, since each may be better in something.
+const MOST_LOOKS: usize = 3_000_000;
 /// Values that say how busy the shared machines are: memory and processors of up to four, since each has two devices.
 pub(super) const LOADS: usize = 8;
 
@@ -51,8 +52,30 @@ impl Course<'_> {
     }
 
     fn best_of<const N: usize>(&self, known: Option<(Partition, Value)>) -> Outcome {
-        let (devices, layers) = (self.table.devices(), self.table.layers());
         let rest = self.least_rest();
+        let mut outcome = Outcome { best: known, exact: true };
+        let mut looks = if N > 0 { MOST_LOOKS } else { usize::MAX };
+        let apart =
+            self.measure == Measure::Round && !(self.crossings().same && self.crossings().same_ends());
+        if !apart {
+            self.best_from::<N>(&rest, None, &mut outcome, &mut looks);
+        }
+        // Where it matters, who is first is kept fixed, since the last one's way back depends on it.
+        for first in (0..self.table.devices()).filter(|_| apart) {
+            self.best_from::<N>(&rest, Some(first), &mut outcome, &mut looks);
+        }
+        outcome
+    }
+
+    /// Looks for a better partition than the one that is known, of those that begin with a certain device.
+    fn best_from<const N: usize>(
+        &self,
+        rest: &[Vec<Value>],
+        first: Option<usize>,
+        outcome: &mut Outcome,
+        looks: &mut usize,
+    ) {
+        let (devices, layers) = (self.table.devices(), self.table.layers());
         let same = self.crossings().same;
         let lasts = if same { 1 } else { devices };
         let place = |set: usize, last: usize, end: usize| {
@@ -60,7 +83,6 @@ impl Course<'_> {
         };
         let mut labels: Vec<Vec<Label<N>>> = vec![Vec::new(); (1 << devices) * lasts * (layers + 1)];
         let mut steps: Vec<Step> = Vec::new();
-        let mut best = known;
         labels[place(0, 0, 0)].push(Label { value: Value::ZERO, loads: [0.0; N], step: START });
         for set in 0..1usize << devices {
             let index = set.count_ones() as usize;
@@ -71,50 +93,56 @@ impl Course<'_> {
             let ways = (0..lasts).flat_map(|last| (0..layers).map(move |start| (last, start)));
             for (last, start) in ways {
                 for label in std::mem::take(&mut labels[place(set, last, start)]) {
-                    for device in self.free(set) {
+                    let may_be = |device: &usize| index > 0 || first.is_none_or(|first| first == *device);
+                    for device in self.free(set, first.is_some()).filter(may_be) {
                         let hop = match label.step {
-                            START => Some(self.end(device)),
-                            _ => self.hop(usize::from(steps[label.step as usize].device), device),
+                            START => Some(Value::ZERO),
+                            step => self.hop(usize::from(steps[step as usize].device), device),
                         };
                         let Some(hop) = hop else { continue };
                         let before = self.measure.join(label.value, hop);
-                        for end in self.ends(index, start, self.table.furthest(device, start)) {
+                        *looks = looks.saturating_sub(self.table.furthest(device, start) - start);
+                        if *looks == 0 {
+                            outcome.exact = false;
+                            return;
+                        }
+                        for end in self.stage_ends(index, start, self.table.furthest(device, start)) {
                             let Some(stage) = self.stage(device, start, end) else { continue };
                             let loads = self.loads(label.loads, device, LayerRange { start, end });
                             let mut value = self.measure.join(before, stage);
                             value.seconds = loads.iter().copied().fold(value.seconds, f64::max);
-                            let reached = if after == 0 { self.end(device) } else { rest[after][end] };
+                            let reached = match (after, first) {
+                                (0, Some(first)) => self.ends(first, device),
+                                _ => rest[after][end],
+                            };
                             let hoped = self.measure.join(value, reached);
-                            if best.as_ref().is_some_and(|(_, least)| !hoped.beats(*least)) {
+                            if outcome.best.as_ref().is_some_and(|(_, least)| !hoped.beats(*least)) {
                                 continue;
                             }
                             let step = Step { before: label.step, device: device as u8, end: end as u16 };
                             if after == 0 {
-                                best = Some((self.traced(&steps, step), hoped));
+                                outcome.best = Some((self.traced(&steps, step), hoped));
                                 continue;
                             }
                             let there = &mut labels[place(set | 1 << device, device, end)];
+                            *looks = looks.saturating_sub(there.len());
                             if there.iter().any(|other| other.is_as_good_as(value, &loads)) {
                                 continue;
                             }
                             there.retain(|other| !(value <= other.value && no_more(&loads, &other.loads)));
                             there.push(Label { value, loads, step: steps.len() as u32 });
                             steps.push(step);
-                            if steps.len() > MOST_LABELS {
-                                return Outcome { best, exact: false };
-                            }
                         }
                     }
                 }
             }
         }
-        Outcome { best, exact: true }
     }
 
-    /// The devices not in `set`; of equal ones the first where it does not matter whose neighbour one is.
-    fn free(&self, set: usize) -> impl Iterator<Item = usize> {
+    /// The devices not in `set`; of equal ones the first, unless it matters whose neighbour one is.
+    fn free(&self, set: usize, all: bool) -> impl Iterator<Item = usize> {
         let free = move |device: &usize| set & (1 << device) == 0;
-        let alike = self.crossings().same && self.crossings().same_ends();
+        let alike = self.crossings().same && !all;
         (0..self.table.devices()).filter(free).filter(move |device| {
             !alike || !(0..*device).filter(free).any(|other| self.table.are_equal(other, *device))
         })
@@ -125,7 +153,7 @@ impl Course<'_> {
         if N == 0 {
             return loads;
         }
-        if let Some((host, seconds)) = self.search.host_seconds(device, range, self.rows) {
+        if let Some((host, seconds)) = self.search.host_s(device, range, self.rows) {
             for (load, more) in loads.iter_mut().skip(2 * host).zip(seconds) {
                 *load += more;
             }
@@ -150,9 +178,9 @@ impl Course<'_> {
                 }
             }
         }
-        let hop = Value::of(self.crossings().shortest_s(f64::from(self.rows)).min(f64::MAX));
+        let hop = self.least_hop();
         let mut rest = vec![vec![never; layers + 1]];
-        rest[0][layers] = self.least_end();
+        rest[0][layers] = self.least_ends();
         for stages in 1..self.stages {
             let before = &rest[stages - 1];
             let from = |start: usize| {

@@ -1,11 +1,12 @@
 //! Layers that a device reads again for every step, since its budget does not hold them.
 //!
-//! Reading overlaps computing, so that a step takes as long as the longer of both:
+//! Reading overlaps computing, so that a step takes as long as the longer of both, and its fixed cost:
 //!
-//! `stage = max(computing, weight bytes of the streamed layers / offload_bytes_per_s)`
+//! `stage = max(computing, weight bytes of the streamed layers / offload_bytes_per_s) + STAGE_OVERHEAD_S`
 //!
 //! Every decode step and every chunk of a prompt reads them once, however many rows it has.
 
+use super::STAGE_OVERHEAD_S;
 use super::search::{Bound, Search};
 use crate::cost::{Cost, STAGED_LAYERS};
 use crate::layers::{LayerRange, Shard};
@@ -19,30 +20,56 @@ pub fn streaming_s(cost: &Cost, shard: &Shard, streamed_layers: usize, bytes_per
     if bytes == Bytes::ZERO { 0.0 } else { bytes.0 as f64 / bytes_per_s }
 }
 
+/// Seconds of a stage that takes `stage_s` when all of its layers are resident, where it reads for `streaming_s` meanwhile.
+pub(super) fn overlapped_s(stage_s: f64, streaming_s: f64) -> f64 {
+    stage_s.max(streaming_s + STAGE_OVERHEAD_S)
+}
+
+/// The last layers of ranges that all have the same end.
+pub(super) struct Suffix {
+    end: usize,
+    layers: usize,
+    streamed: Bytes,
+    largest: Bytes,
+}
+
+impl Suffix {
+    /// No layers before `end`.
+    pub(super) fn before(end: usize) -> Suffix {
+        Suffix { end, layers: 0, streamed: Bytes::ZERO, largest: Bytes::ZERO }
+    }
+
+    /// What streaming these layers saves, by what `Cost::memory_streaming` says.
+    fn saved(&self) -> Bytes {
+        self.streamed.saturating_sub((self.largest * STAGED_LAYERS).min(self.streamed))
+    }
+}
+
 impl Search<'_> {
-    /// The fewest of the last layers of `range` that a device must read again for every step to hold it, where it may;
-    /// `None` where it does not hold it even so.
+    /// The fewest of the last layers from `start` that a device must read again for every step to hold them, where it
+    /// may; `None` where it does not hold them even so. `suffix` are those that were enough from a later start, or fewer:
+    /// the more layers there are, the more must be streamed.
     pub(super) fn least_streamed(
         &self,
         device: usize,
-        range: LayerRange,
+        start: usize,
+        suffix: &mut Suffix,
         bound: &Bound<'_>,
     ) -> Option<usize> {
-        let (all, budget) = (self.bytes_within(range, bound), self.budgets()[device]);
-        if all <= budget {
-            return Some(0);
+        let range = LayerRange { start, end: suffix.end };
+        let excess = self.bytes_within(range, bound).saturating_sub(self.budgets()[device]);
+        if excess > Bytes::ZERO {
+            self.offload_bytes_per_s(device)?;
         }
-        self.offload_bytes_per_s(device)?;
-        let (mut streamed, mut largest) = (Bytes::ZERO, Bytes::ZERO);
-        let layers = self.layer_weights(range).rev().enumerate();
-        for (index, weights) in layers {
-            streamed += weights;
-            largest = largest.max(weights);
-            // What `Cost::memory_streaming` says, which adds up whole shards.
-            if all.saturating_sub(streamed) + (largest * STAGED_LAYERS).min(streamed) <= budget {
-                return Some(index + 1);
+        while suffix.saved() < excess {
+            if suffix.layers == range.len() {
+                return None;
             }
+            let weights = self.layer_weights(suffix.end - suffix.layers - 1);
+            suffix.layers += 1;
+            suffix.streamed += weights;
+            suffix.largest = suffix.largest.max(weights);
         }
-        None
+        Some(suffix.layers)
     }
 }

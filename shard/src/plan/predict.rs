@@ -22,6 +22,10 @@ pub const PROMPT_TOKENS: u32 = 512;
 /// two workers besides their computing (`hop` of `tests/bench/pipeline.py`).
 pub const STAGE_OVERHEAD_S: f64 = 100e-6;
 
+/// Chunks into which a prompt is never cut where larger ones will do: each has a fixed cost, and so many fill a pipeline
+/// of any length.
+const MOST_CHUNKS: usize = 1024;
+
 /// What to expect of a plan, from calibrated speeds and at short contexts, where attention costs little beside the
 /// weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -179,7 +183,10 @@ impl<'a> Predictor<'a> {
         }
         let device = &self.input.devices[stage.device];
         let streaming_s = search.streaming_s(stage.device, stage.shard.layers, stage.streamed_layers);
-        if let Some(rate) = device.offload_bytes_per_s.filter(|_| streaming_s * 1e3 >= stage.decode_ms) {
+        if let Some(rate) = device
+            .offload_bytes_per_s
+            .filter(|_| (streaming_s + STAGE_OVERHEAD_S) * 1e3 >= stage.decode_ms * (1.0 - 1e-9))
+        {
             return format!(
                 "stage {index} on {}: reading {} layers again for every step at {:.1} GB/s, {:.2} ms",
                 device.name,
@@ -306,7 +313,8 @@ impl Pipeline<'_> {
     pub(super) fn prompt_s(&self, tokens: u32) -> f64 {
         let tokens = tokens.max(1) as usize;
         let most = tokens.min(self.predictor.input.step_rows.max(1) as usize);
-        let sizes = chunk_sizes(most).map(|rows| self.chunked_s(tokens, rows));
+        let few = |rows: &usize| tokens.div_ceil(*rows) <= MOST_CHUNKS || *rows == most;
+        let sizes = chunk_sizes(most).filter(few).map(|rows| self.chunked_s(tokens, rows));
         sizes.fold(f64::INFINITY, f64::min) + self.ends_s()
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::crossings::Crossings;
-use super::hosts::{HostLoad, Sharing, least_cycle_s};
+use super::hosts::{HostLoad, Sharing};
 use super::offload;
 use super::predict::{MeasuredTimes, stage_s};
 use super::{PlanDevice, PlanInput};
@@ -91,7 +91,7 @@ pub(super) struct Bound<'r> {
     /// What a stage's workspace takes without the head, and with it: the same for all ranges, of which a search asks for
     /// millions.
     workspace: [Bytes; 2],
-    /// Time of a step, in seconds, and of a hop to the next stage.
+    /// Time of a step, in seconds, and for which it may keep a link busy.
     slowest_s: f64,
     /// Rows of a step.
     rows: u32,
@@ -204,7 +204,7 @@ impl<'a> Search<'a> {
     pub(super) fn bound<'r>(&self, room: &'r Room, slowest_s: f64, rows: u32) -> Bound<'r> {
         let workspace = [false, true].map(|head| workspace_bytes(self.cost.widths(), room, head));
         let constrained =
-            self.crossings.longest_s(f64::from(rows)) > slowest_s || !self.input.apart.is_empty();
+            self.crossings.longest_busy_s(f64::from(rows)) > slowest_s || !self.input.apart.is_empty();
         Bound { room, workspace, slowest_s, rows, constrained }
     }
 
@@ -224,9 +224,8 @@ impl<'a> Search<'a> {
         &self.sharing
     }
 
-    /// Weight bytes of each layer of `range`, in order.
-    pub(super) fn layer_weights(&self, range: LayerRange) -> impl DoubleEndedIterator<Item = Bytes> {
-        self.cost.layers()[range.iter()].iter().map(|layer| layer.weights)
+    pub(super) fn layer_weights(&self, layer: usize) -> Bytes {
+        self.cost.layers()[layer].weights
     }
 
     pub(super) fn all_weights(&self) -> Bytes {
@@ -245,35 +244,25 @@ impl<'a> Search<'a> {
     }
 
     /// What a stage takes of its device's machine for a step of `rows` rows, where that holds other devices too: which of
-    /// [`Sharing::hosts`], and how much.
-    pub(super) fn host_load(&self, device: usize, range: LayerRange, rows: u32) -> Option<(usize, HostLoad)> {
-        let host = self.sharing.of[device]?;
-        let shared = &self.input.hosts[self.sharing.hosts[host]];
+    /// [`Sharing::hosts`], and for how many seconds it keeps memory and processors busy.
+    pub(super) fn host_s(&self, device: usize, range: LayerRange, rows: u32) -> Option<(usize, [f64; 2])> {
+        let place = self.sharing.of[device]?;
+        let host = &self.input.hosts[self.sharing.hosts[place]];
         let (work, busy_s) = (self.work(range), self.stage_s(device, range, rows));
-        let load = HostLoad::of(&self.input.devices[device], shared, work.active + work.head_active, busy_s);
-        Some((host, load))
-    }
-
-    /// The same in seconds for which the machine's memory and processors are busy.
-    pub(super) fn host_seconds(
-        &self,
-        device: usize,
-        range: LayerRange,
-        rows: u32,
-    ) -> Option<(usize, [f64; 2])> {
-        let (host, load) = self.host_load(device, range, rows)?;
-        Some((host, load.seconds(&self.input.hosts[self.sharing.hosts[host]])))
+        let bytes = work.active + work.head_active;
+        Some((place, HostLoad::of(&self.input.devices[device], host, bytes, busy_s).seconds(host)))
     }
 
     /// The least time in which the shared machines compute one step of each of their stages, in seconds.
     pub(super) fn hosts_s(&self, partition: &Partition, rows: u32) -> f64 {
-        let loads = |host: usize| {
-            let loads =
-                partition.ranges().filter_map(move |(device, range)| self.host_load(device, range, rows));
-            loads.filter(move |(of, _)| *of == host).map(|(_, load)| load)
-        };
-        let hosts = self.sharing.hosts.iter().enumerate();
-        hosts.map(|(at, host)| least_cycle_s(&self.input.hosts[*host], loads(at))).fold(0.0, f64::max)
+        let mut busy_s = vec![[0.0; 2]; self.sharing.hosts.len()];
+        for (device, range) in partition.ranges() {
+            if let Some((place, [memory_s, processors_s])) = self.host_s(device, range, rows) {
+                busy_s[place][0] += memory_s;
+                busy_s[place][1] += processors_s;
+            }
+        }
+        busy_s.into_iter().flatten().fold(0.0, f64::max)
     }
 
     /// Seconds in which the shared machines read all weights together, where there are no other devices: no cycle is
@@ -321,7 +310,7 @@ impl<'a> Search<'a> {
         self.find(self.bound(room, f64::INFINITY, 1), stages).is_some()
     }
 
-    /// The partition into exactly `stages` stages whose slowest stage or hop takes the least time for steps of `rows`
+    /// The partition into exactly `stages` stages whose slowest stage or link takes the least time for steps of `rows`
     /// rows; `None` where none fits. Up to [`EXACT_DEVICES`] devices none takes less, to within a billionth.
     pub(super) fn least_slowest(&self, room: &Room, stages: usize, rows: u32) -> Option<Partition> {
         let exact = self.budgets.len() <= EXACT_DEVICES;
@@ -373,21 +362,19 @@ impl<'a> Search<'a> {
         if self.cuts.is_empty() { self.balance(order, bound) } else { self.chain(&order, bound) }
     }
 
-    /// All hops of an order together, in seconds, with those of the coordinator.
+    /// All hops of an order together, in seconds, until the first device is told what the last one drew.
     pub(super) fn hops_s(&self, order: &[usize], rows: u32) -> f64 {
         let hop_s = |pair: &[usize]| self.crossings.between_s(pair[0], pair[1], f64::from(rows));
-        let ends = order.first().into_iter().chain(order.last()).map(|device| self.crossings.end_s(*device));
-        order.windows(2).map(hop_s).sum::<f64>() + ends.sum::<f64>()
+        let (Some(first), Some(last)) = (order.first(), order.last()) else { return 0.0 };
+        let ends_s = self.crossings.end_s(*first) + self.crossings.end_s(*last);
+        order.windows(2).map(hop_s).sum::<f64>() + self.crossings.closing_s(*first, *last) + ends_s
     }
 
-    /// Time of the slowest stage or hop for steps of `rows` rows, in seconds.
+    /// Time of the slowest stage or link for steps of `rows` rows, in seconds.
     pub(super) fn slowest_s(&self, partition: &Partition, rows: u32) -> f64 {
         let stages = partition.ranges().map(|(device, range)| self.stage_s(device, range, rows));
-        let hops = partition
-            .order
-            .windows(2)
-            .map(|pair| self.crossings.between_s(pair[0], pair[1], f64::from(rows)));
-        stages.chain(hops).fold(0.0, f64::max)
+        let busy_s = |pair: &[usize]| self.crossings.busy_s(pair[0], pair[1], f64::from(rows));
+        stages.chain(partition.order.windows(2).map(busy_s)).fold(0.0, f64::max)
     }
 
     /// Time of a stage to decode one token of each of `rows` sequences, in seconds.
@@ -615,8 +602,8 @@ impl<'a> Search<'a> {
         if !bound.constrained {
             return true;
         }
-        let hop_s = self.crossings.between_s(one, other, f64::from(bound.rows));
-        hop_s.is_finite() && hop_s <= bound.slowest_s
+        let busy_s = self.crossings.busy_s(one, other, f64::from(bound.rows));
+        busy_s.is_finite() && busy_s <= bound.slowest_s
     }
 
     /// Whether every device of an order may come after the one before.

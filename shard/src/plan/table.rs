@@ -1,5 +1,6 @@
 //! What every stage that a device could hold would take, looked up millions of times.
 
+use super::offload::{Suffix, overlapped_s};
 use super::search::Search;
 use crate::cost::Room;
 use crate::layers::LayerRange;
@@ -130,29 +131,36 @@ impl Class {
             streamed: if kind.streaming { vec![0; size] } else { Vec::new() },
             furthest: (0..layers).collect(),
         };
-        for start in 0..layers {
-            for end in start + 1..=layers {
-                let range = LayerRange { start, end };
-                let at = start * (layers + 1) + end;
-                if kind.streaming {
-                    let Some(streamed) = search.least_streamed(device, range, &bound) else { continue };
+        if kind.streaming {
+            for end in 1..=layers {
+                let mut suffix = Suffix::before(end);
+                for start in (0..end).rev() {
+                    let range = LayerRange { start, end };
                     if !search.can_compute(device, range) {
                         break;
                     }
-                    class.streamed[at] = streamed as u32;
-                    let stage_s = search.stage_s(device, range, rows);
-                    class.seconds[at] = stage_s.max(search.streaming_s(device, range, streamed));
-                } else if !search.holds(device, range, bound) {
-                    break;
-                } else {
-                    class.seconds[at] = search.stage_s(device, range, rows);
+                    if let Some(streamed) = search.least_streamed(device, start, &mut suffix, &bound) {
+                        let streaming_s = search.streaming_s(device, range, streamed);
+                        let stage_s = overlapped_s(search.stage_s(device, range, rows), streaming_s);
+                        class.set(range, stage_s, layers);
+                        class.streamed[start * (layers + 1) + end] = streamed as u32;
+                    }
                 }
-                if kind.crowded {
-                    class.seconds[at] = class.seconds[at].max(search.crowded_s(device, range));
-                }
-                class.furthest[start] = end;
+            }
+            return class;
+        }
+        for start in 0..layers {
+            let ranges = (start + 1..=layers).map(|end| LayerRange { start, end });
+            for range in ranges.take_while(|range| search.holds(device, *range, bound)) {
+                let crowded_s = if kind.crowded { search.crowded_s(device, range) } else { 0.0 };
+                class.set(range, search.stage_s(device, range, rows).max(crowded_s), layers);
             }
         }
         class
+    }
+
+    fn set(&mut self, range: LayerRange, seconds: f64, layers: usize) {
+        self.seconds[range.start * (layers + 1) + range.end] = seconds;
+        self.furthest[range.start] = self.furthest[range.start].max(range.end);
     }
 }

@@ -33,11 +33,11 @@ use super::recovery::Recoveries;
 use super::statistics::Statistics;
 use super::timeline::Timeline;
 use super::traffic::Traffic;
+use crate::cluster::forecast::Planned;
 use crate::deployment::{self, Deployment};
 use crate::health::Monitor;
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
 use crate::metrics::Metrics;
-use crate::planning::LiveDevices;
 use crate::scheduler::{Scheduler, Speculation};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::{ClusterStatus, ModelStatus};
@@ -107,7 +107,7 @@ pub(super) struct CoreParts {
     pub(super) drains: mpsc::Receiver<Drain>,
     pub(super) pins: mpsc::Receiver<PinWish>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
-    pub(super) devices: watch::Sender<Arc<LiveDevices>>,
+    pub(super) planned: watch::Sender<Arc<Planned>>,
 }
 
 type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
@@ -149,7 +149,7 @@ pub(super) struct Core {
     drains: mpsc::Receiver<Drain>,
     pins: mpsc::Receiver<PinWish>,
     status: watch::Sender<Arc<ClusterStatus>>,
-    devices: watch::Sender<Arc<LiveDevices>>,
+    planned: watch::Sender<Arc<Planned>>,
     published: Instant,
     changed: bool,
     /// Whether no request runs or waits, as the deployment knows it.
@@ -194,7 +194,7 @@ impl Core {
             drains: parts.drains,
             pins: parts.pins,
             status: parts.status,
-            devices: parts.devices,
+            planned: parts.planned,
             published: now,
             changed: true,
             idle: false,

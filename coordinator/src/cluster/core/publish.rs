@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Core, STATUS_PAUSE, STATUS_PERIOD};
+use crate::cluster::forecast::Planned;
 use crate::cluster::overview::{self, Sources};
-use crate::deployment::devices;
-use crate::membership::Member;
 use crate::scheduler::Counts;
 use crate::status::{ClusterStatus, Phase};
 
@@ -33,9 +32,7 @@ impl Core {
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;
         self.status.send_replace(Arc::new(status));
-        let attached: Vec<&Member> = self.membership.attached().collect();
-        let devices = devices(&attached, |_| None, |member| member.capabilities.budget);
-        self.devices.send_replace(Arc::new(devices));
+        self.planned.send_replace(Arc::new(Planned::of(&self.membership, &self.deployment)));
         if serving != was_serving {
             self.health.set_serving(serving).await;
         }
