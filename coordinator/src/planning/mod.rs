@@ -7,6 +7,7 @@ pub mod report;
 pub mod what_if;
 
 mod cluster;
+pub mod claims;
 mod live;
 
 pub use cluster::{Cluster, DeviceFacts, HostFacts, LOOPBACK, plan_device};

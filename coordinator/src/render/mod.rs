@@ -3,6 +3,7 @@
 //! Nothing here prints; each function gives lines that end in a newline.
 
 mod catalogue;
+pub mod claims;
 mod events;
 mod model;
 mod plan;
