@@ -1,5 +1,6 @@
 //! Planning before anything runs, and beside what runs: devices that are there, or only written down.
 
+pub mod claims;
 pub mod cluster_file;
 pub mod economics;
 pub mod listing;
@@ -7,7 +8,6 @@ pub mod report;
 pub mod what_if;
 
 mod cluster;
-pub mod claims;
 mod live;
 
 pub use cluster::{Cluster, DeviceFacts, HostFacts, LOOPBACK, plan_device};
