@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use brigade_shard::units::Bytes;
+use brigade_shard::units::{ByteRate, Bytes};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -87,6 +87,8 @@ pub struct LocalSettings {
     pub threads: usize,
     /// Whether they leave weights in their files.
     pub mmap: bool,
+    /// Whether they may read layers again for every step; and how fast, where that is not to be measured.
+    pub offload: Option<Option<ByteRate>>,
     /// The directory that gets one state directory per worker.
     pub state: PathBuf,
 }
@@ -328,6 +330,7 @@ impl Supervisor {
 
     fn command(&self) -> Command {
         let settings = &self.settings;
+        let rate = settings.offload.flatten();
         let mut command = Command::new(&settings.program);
         // Settings meant for us must not reach the child, which has flags of the same names.
         for (name, _) in std::env::vars_os() {
@@ -346,6 +349,8 @@ impl Supervisor {
             .args(["--memory", &settings.memory.0.to_string()])
             .args(["--threads", &settings.threads.to_string()])
             .args(settings.mmap.then_some("--mmap"))
+            .args(settings.offload.is_some().then_some("--offload"))
+            .args(rate.map(|rate| format!("--offload-rate={}B/s", rate.0)))
             .arg("--exit-with-stdin")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -33,6 +33,19 @@ pub fn load<B: Backend>(
     positions: usize,
     cache_dtype: CacheDtype,
 ) -> Result<StageModel<B>, LoadError> {
+    let end = range.end;
+    load_streaming(backend, header, range, end..end, positions, cache_dtype)
+}
+
+/// The same, where the layers `streamed`, the last of `range`, are read again for every step.
+fn load_streaming<B: Backend>(
+    backend: B,
+    header: &Header,
+    range: Range<usize>,
+    streamed: Range<usize>,
+    positions: usize,
+    cache_dtype: CacheDtype,
+) -> Result<StageModel<B>, LoadError> {
     let spec = ModelSpec::from_header(header)?;
     let table = TensorTable::new(header, &spec)?;
     let room = StageRoom {
@@ -43,7 +56,8 @@ pub fn load<B: Backend>(
         cache_dtype,
     };
     let progress = LoadProgress::new();
-    let files = ModelFiles::open(header, &progress)?;
+    let streamed = LayerRange { start: streamed.start, end: streamed.end };
+    let files = ModelFiles::open(header, &progress)?.streaming(&table, streamed)?;
     let range = LayerRange::new(range.start, range.end).expect("the range has layers");
     let shard = Shard::of(range, spec.layers.len());
     model::load(backend, &files, &spec, &table, &shard, &room, &progress)
@@ -59,6 +73,15 @@ impl Chain {
             load(backend, header, range, positions, cache_dtype).expect("the stage can be loaded")
         };
         let stages = (0..layers).step_by(layers_of_each).map(stage).collect();
+        Chain { stages, pages: (0..positions.div_ceil(PAGE_TOKENS as usize) as u32).collect() }
+    }
+
+    /// Loads a model as one stage that reads all of its layers again for every step.
+    pub fn streaming(header: &Header, positions: usize, cache_dtype: CacheDtype) -> Chain {
+        let layers = ModelSpec::from_header(header).expect("the model can be run").layers.len();
+        let backend = CpuBackend::new(2).expect("threads can be started");
+        let stage = load_streaming(backend, header, 0..layers, 0..layers, positions, cache_dtype);
+        let stages = vec![stage.expect("the stage can be loaded")];
         Chain { stages, pages: (0..positions.div_ceil(PAGE_TOKENS as usize) as u32).collect() }
     }
 

@@ -203,6 +203,7 @@ impl Embedded {
             memory: workers.memory()?,
             threads: workers.threads(),
             mmap: workers.mmap,
+            offload: workers.offload.then_some(workers.offload_rate),
             state: scratch.path().join("workers"),
         };
         let (workers, events) = LocalWorkers::start(&local)?;

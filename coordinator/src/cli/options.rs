@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use brigade_proto::control::CacheDtype;
 use brigade_proto::step::WireDtype;
-use brigade_shard::units::Bytes;
+use brigade_shard::units::{ByteRate, Bytes};
 use clap::{Args, ValueEnum};
 
 use super::UsageError;
@@ -204,6 +204,15 @@ pub(super) struct WorkerOptions {
     /// as slowly as the disk is read; --memory then says what to plan with. Nobody may change the file meanwhile
     #[arg(long, env = "BRIGADE_MMAP", hide_env = true)]
     pub(super) mmap: bool,
+
+    /// Let workers read layers that do not fit their memory again for every step, where no other plan is as fast or possible:
+    /// they are read past the system's cache, and nothing beyond --memory is used
+    #[arg(long, env = "BRIGADE_OFFLOAD", hide_env = true)]
+    pub(super) offload: bool,
+
+    /// How fast the disk gives weights, such as 3GB/s [default: measured at the start]
+    #[arg(long, env = "BRIGADE_OFFLOAD_RATE", value_name = "RATE", hide_env = true, requires = "offload")]
+    pub(super) offload_rate: Option<ByteRate>,
 }
 
 impl WorkerOptions {

@@ -32,6 +32,7 @@ fn settings(directory: &Path, script: &str, count: usize) -> LocalSettings {
         memory: Bytes::mib(64),
         threads: 3,
         mmap: false,
+        offload: None,
         state: directory.join("state"),
     }
 }

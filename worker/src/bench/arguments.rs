@@ -54,6 +54,10 @@ pub struct BenchArgs {
     #[arg(long, default_value = "cpu")]
     pub device: Device,
 
+    /// Read the last N layers again for every step, as a worker does that is started with --offload
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub offload: usize,
+
     /// How the results are written
     #[arg(short = 'o', long, value_name = "FORMAT", default_value = "md")]
     pub output: OutputFormat,

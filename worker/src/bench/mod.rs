@@ -136,7 +136,8 @@ pub fn run(args: &BenchArgs, machine: &Machine, out: impl Write) -> Result<(), B
         for &threads in &threads {
             let device = args.device.0;
             let batch = batch.get();
-            let loading = Loading { device, threads, batch, context, streams, memory: machine.memory };
+            let (memory, streamed_layers) = (machine.memory, args.offload);
+            let loading = Loading { device, threads, batch, context, streams, streamed_layers, memory };
             let records = measure(args, &tests, loading)?;
             report.add(&records).map_err(BenchError::Write)?;
         }
@@ -252,7 +253,7 @@ impl Surroundings<'_> {
             cpu_info: self.cpu_info.clone(),
             model_filename: self.args.model.display().to_string(),
             model_type: facts.name.clone(),
-            model_size: facts.memory.weights.0,
+            model_size: facts.weights.0,
             model_n_params: facts.params,
             backend: match self.loading.device {
                 DeviceKind::Cpu => "CPU".to_owned(),

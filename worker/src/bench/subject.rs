@@ -15,6 +15,7 @@ use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
 use crate::model::{self, Input, StageModel, StageNeeds};
 use crate::sampler;
+use crate::stage::check_streaming;
 use crate::weights::{LoadError, LoadProgress, ModelFiles};
 
 /// Tokens are drawn with it, as in llama-bench: what they are changes no speed, but which experts they take does.
@@ -30,6 +31,8 @@ pub(super) struct Facts {
     pub(super) name: String,
     /// Values of all its tensors that are run.
     pub(super) params: u64,
+    /// Bytes of all its tensors that are run.
+    pub(super) weights: Bytes,
     /// What it takes.
     pub(super) memory: StageMemory,
     /// What one token reads.
@@ -170,6 +173,8 @@ pub(super) struct Loading {
     pub(super) context: u32,
     /// Most sequences.
     pub(super) streams: u32,
+    /// How many of its last layers are read again for every step.
+    pub(super) streamed_layers: usize,
     /// Memory of the machine.
     pub(super) memory: Bytes,
 }
@@ -179,7 +184,8 @@ pub(super) struct Loading {
 /// # Errors
 /// Where it does not fit the machine, or cannot be loaded.
 pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts), BenchError> {
-    let Loading { device, threads, batch, context, streams, memory: machine } = loading;
+    let Loading { device, threads, batch, context, streams, streamed_layers, memory: machine } = loading;
+    check_streaming(device, streamed_layers)?;
     let pages = context.div_ceil(PAGE_TOKENS);
     let room = StageRoom {
         cache_tokens: pages
@@ -195,18 +201,19 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
     let table = TensorTable::new(header, &spec).map_err(LoadError::from)?;
     let cost = Cost::new(&spec, &table);
     let shard = cost.whole();
-    let StageNeeds { memory, .. } = StageNeeds::new(header, &shard, &room)?;
+    let StageNeeds { memory, streamed, .. } = StageNeeds::streaming(header, &shard, streamed_layers, &room)?;
     if device == DeviceKind::Cpu && memory.total() > machine {
         return Err(BenchError::TooLittleMemory { needed: memory.total(), machine });
     }
     let facts = Facts {
         name: format!("{} {}", spec.name, most_common_type(&table)),
         params: table.iter().map(|(_, tensor)| tensor.values()).sum(),
+        weights: cost.weights(&shard),
         memory,
         reads: Reads::new(&spec, &cost),
     };
     let progress = LoadProgress::new();
-    let files = ModelFiles::open(header, &progress)?;
+    let files = ModelFiles::open(header, &progress)?.streaming(&table, streamed)?;
     let runner: Box<dyn Run> = match device {
         DeviceKind::Cpu => {
             let backend = CpuBackend::new(threads).map_err(LoadError::from)?;

@@ -181,8 +181,8 @@ fn open<'a>(
     if mapped { files.mapped() } else { Ok(files) }
 }
 
-/// Streaming is refused where it cannot be done.
-fn check_streaming(device: DeviceKind, layers: usize) -> Result<(), LoadError> {
+/// Refuses layers that are to be read again for every step where no device but the processor can do that.
+pub(crate) fn check_streaming(device: DeviceKind, layers: usize) -> Result<(), LoadError> {
     match device {
         _ if layers == 0 => Ok(()),
         DeviceKind::Cpu => Ok(()),

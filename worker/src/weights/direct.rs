@@ -27,6 +27,10 @@ const PICKED_READ_BYTES: usize = 16 << 20;
 
 const BLOCK: usize = DIRECT_BLOCK as usize;
 
+/// Bytes that the system's cache keeps or drops together at the most: a huge page.
+#[cfg(target_os = "linux")]
+const KEPT_TOGETHER: u64 = 2 << 20;
+
 /// The files of a model, read past the cache.
 pub(super) struct PastCache {
     parts: Parts,
@@ -172,10 +176,11 @@ fn open_past_cache(_path: &Path) -> io::Result<File> {
     Err(ErrorKind::Unsupported.into())
 }
 
-/// Tells the system to drop the pages of a file that hold bytes from `offset` on.
+/// Tells the system to drop what it keeps of a file that ends within `bytes` from `offset` on. Some of what stands before
+/// them goes as well: pages that are kept together are only dropped where all of them are named.
 #[cfg(target_os = "linux")]
 pub(crate) fn drop_cached(file: &File, offset: u64, bytes: u64) {
-    let begin = offset / DIRECT_BLOCK * DIRECT_BLOCK;
+    let begin = offset.saturating_sub(KEPT_TOGETHER) / DIRECT_BLOCK * DIRECT_BLOCK;
     let end = (offset + bytes).next_multiple_of(DIRECT_BLOCK);
     // SAFETY: the call takes numbers alone, and the descriptor is the file's own. Where it fails, the pages merely stay.
     unsafe {

@@ -21,4 +21,5 @@ mod sampler;
 mod settings;
 mod stage;
 mod state_dir;
+mod streaming;
 mod tiny_model;

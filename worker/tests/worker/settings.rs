@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use brigade_proto::control::DeviceKind;
-use brigade_shard::units::Bytes;
+use brigade_shard::units::{ByteRate, Bytes};
 use brigade_worker::cli::{Command, JoinArgs, parse};
+use brigade_worker::offload::Offload;
 use brigade_worker::settings::{Machine, Settings, SettingsError};
 
 fn args(line: &str) -> JoinArgs {
@@ -75,4 +76,19 @@ fn a_token_is_taken_from_a_file_and_never_shown() {
     let settings = Settings::new(args(&format!("h --token-file {}", file.display())), &machine()).unwrap();
     assert_eq!(settings.token.as_ref().unwrap().to_string(), token);
     assert!(!format!("{settings:?}").contains(&"cd".repeat(16)), "{settings:?}");
+}
+
+#[test]
+fn layers_are_read_for_every_step_only_where_that_is_asked_for() {
+    let settings = |line| Settings::new(args(line), &machine());
+    let offload = |line| settings(line).unwrap().offload;
+    assert_eq!(offload("host"), Offload::No);
+    assert_eq!(offload("host --offload"), Offload::Measured);
+    assert_eq!(offload("host --offload --offload-rate 3GB/s"), Offload::Stated(ByteRate(3_000_000_000)));
+    let refused = settings("host --offload --device metal").err().unwrap().to_string();
+    assert!(refused.contains("--offload is for --device cpu"), "{refused}");
+    for line in ["--offload-rate 3GB/s", "--offload --offload-rate 3GB"] {
+        let words = format!("brigade-worker join host {line}");
+        assert!(parse(words.split_whitespace().map(OsString::from)).is_err(), "{line}");
+    }
 }
