@@ -69,7 +69,10 @@ impl Coordinator {
         };
         Coordinator {
             membership: Membership::new(),
-            deployment: Deployment::new(settings, Box::new(model::plan)),
+            deployment: Deployment::new(
+                settings,
+                Box::new(|devices, least, apart, _| model::plan(devices, least, apart)),
+            ),
             scheduler: Scheduler::new(MAX_WAITING, speculation, now).with_park(park),
             links: BTreeMap::new(),
             first: None,
