@@ -237,30 +237,41 @@ async fn a_pin_is_an_order_until_it_cannot_be_followed() {
     let _machine = MACHINE.lock().await;
     let mut cluster = Cluster::start(&[("anna", WHOLE), ("ben", WHOLE), ("carla", PART)]);
     let client = brigade_coordinator::client::Client::new(cluster.client.url(), None).expect("a URL");
-    let refused = client.pin(&["carla".into()], None).await.expect_err("it has no room").to_string();
+    let refused = client.pin(&["carla".into()], &[], None).await.expect_err("it has no room").to_string();
     assert!(refused.contains("cannot be pinned to carla") && refused.contains("MiB more"), "{refused}");
-    let refused = client.pin(&["dora".into()], None).await.expect_err("nobody is called so").to_string();
+    let refused = client.pin(&["dora".into()], &[], None).await.expect_err("nobody is called so").to_string();
     assert!(refused.contains("anna, ben, carla"), "{refused}");
 
-    client.pin(&["ben".into()], None).await.expect("it holds the model");
+    client.pin(&["ben".into()], &[], None).await.expect("it holds the model");
     let status = cluster.until("on ben", CHANGED, |status| serves(status, 1)).await;
     assert_eq!((&status["stages"][0]["name"], &status["pinned"]), (&json!("ben"), &json!(["ben"])));
     let shown = text(&cluster.run("status", &[]).await.stdout);
     assert!(shown.contains("pinned    to ben\n"), "{shown}");
     cluster.client.complete(json!({ "prompt": "The bucket", "max_tokens": 4 })).await;
 
+    let both = ["ben".to_owned(), "anna".to_owned()];
+    let refused = client.pin(&both, &[10, 21], None).await.expect_err("there are 30 layers").to_string();
+    assert!(refused.contains("its 30 layers must be shared out"), "{refused}");
+    client.pin(&both, &[10, 20], None).await.expect("they hold the model");
+    let status = cluster.until("on both", CHANGED, |status| serves(status, 2)).await;
+    assert_eq!(status["stages"][0]["layer_end"], 10, "{status:#}");
+
     let ben = cluster.workers.iter_mut().find(|worker| worker.name() == "ben").expect("a worker of ours");
     ben.kill();
     let status =
         cluster.until("without ben", CHANGED, |status| serves(status, 2) && !is_pinned(status)).await;
     let why = status["pin_ended"].as_str().unwrap_or_default();
-    assert!(why.starts_with("the pin to ben is given up: "), "{status:#}");
-    assert!(cluster.events().await.contains("the pin to ben is given up"), "{}", cluster.events().await);
+    assert!(why.starts_with("the pin to ben, anna is given up: "), "{status:#}");
+    assert!(
+        cluster.events().await.contains("the pin to ben, anna is given up"),
+        "{}",
+        cluster.events().await
+    );
     cluster.client.complete(json!({ "prompt": "The bucket", "max_tokens": 4 })).await;
     // Nothing is renewed that does not hold.
     let late =
         client.renew_pin(&["anna".into()], Duration::from_secs(9)).await.expect_err("it does not hold");
-    assert!(late.to_string().contains("the pin to ben is given up"), "{late}");
+    assert!(late.to_string().contains("the pin to ben, anna is given up"), "{late}");
 }
 
 #[tokio::test]
