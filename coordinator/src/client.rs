@@ -234,31 +234,38 @@ impl Client {
         Ok(answer.id)
     }
 
-    /// Has plans made over certain workers alone, by their names or ids, one stage each. With a time to live the pin ends
-    /// by itself unless [`Client::renew_pin`] says that it is still wanted.
+    /// Has plans made over certain workers alone, by their names or ids, one stage each; with as many layers in each stage
+    /// of the pipeline as `split` says, unless it is empty. With a time to live the pin ends by itself unless
+    /// [`Client::renew_pin`] says that it is still wanted.
     ///
     /// # Errors
     /// As [`Client::status`], and where there is no such worker or these workers cannot hold the model.
-    pub async fn pin(&self, workers: &[String], ttl: Option<Duration>) -> Result<(), ClientError> {
-        self.put_pin(workers, ttl, false).await
+    pub async fn pin(
+        &self,
+        workers: &[String],
+        split: &[usize],
+        ttl: Option<Duration>,
+    ) -> Result<(), ClientError> {
+        self.put_pin(workers, split, ttl, false).await
     }
 
-    /// Lets a pin hold for its time to live from now on.
+    /// Lets a pin without a split hold for its time to live from now on.
     ///
     /// # Errors
     /// As [`Client::status`], and where the plan is not pinned to these workers any more.
     pub async fn renew_pin(&self, workers: &[String], ttl: Duration) -> Result<(), ClientError> {
-        self.put_pin(workers, Some(ttl), true).await
+        self.put_pin(workers, &[], Some(ttl), true).await
     }
 
     async fn put_pin(
         &self,
         workers: &[String],
+        split: &[usize],
         ttl: Option<Duration>,
         renew: bool,
     ) -> Result<(), ClientError> {
         let ttl_s = ttl.map(|ttl| ttl.as_secs().max(1));
-        let body = json!({"workers": workers, "ttl_s": ttl_s, "renew": renew});
+        let body = json!({"workers": workers, "split": split, "ttl_s": ttl_s, "renew": renew});
         let request = self.http.put(format!("{}/api/pin", self.url)).json(&body);
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }

@@ -52,7 +52,7 @@ impl Lease {
         // From here on there is something to take back, also where the answer is lost.
         let held = Held { workers: workers.to_vec(), stop: stop.clone(), renewing: None, lost: lost.clone() };
         let held = self.held.insert(held);
-        self.client.pin(workers, Some(TTL)).await?;
+        self.client.pin(workers, &[], Some(TTL)).await?;
         held.renewing = Some(tokio::spawn(renew(self.client.clone(), workers.to_vec(), stop, lost)));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! One side of a comparison, measured turn after turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::choices::SideChoice;
 use super::run::CompareError;
@@ -175,9 +175,7 @@ fn load_shares(quantity: Quantity, record: &Record) -> LoadShares {
 
 /// What of a side's energy was not measured, `short` being the numbers of streams whose runs were too short.
 fn energy_left_out(title: &str, seen: &Seen, short: &[String]) -> Option<String> {
-    let list = |names: &std::collections::BTreeSet<String>| {
-        names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-    };
+    let list = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if !seen.silent.is_empty() {
         return Some(format!("{title}: joules per token, since {} tells no power", list(&seen.silent)));
     }
@@ -189,6 +187,6 @@ fn energy_left_out(title: &str, seen: &Seen, short: &[String]) -> Option<String>
         ));
     }
     let sensors = list(&seen.sensors);
-    Some(format!("{title}: what no sensor tells of; joules per token are those of {sensors} alone"))
-        .filter(|_| !sensors.is_empty())
+    (!sensors.is_empty())
+        .then(|| format!("{title}: joules per token count {sensors} alone; nothing tells what else is drawn"))
 }

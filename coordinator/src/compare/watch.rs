@@ -32,11 +32,8 @@ impl Seen {
             let most = self.resident.entry(worker.name.clone()).or_default();
             *most = (*most).max(worker.resident_bytes);
         }
-        if age < LAG {
-            return;
-        }
         let Drawn { watts, sensors, silent } = drawn(ours());
-        if silent.is_empty() {
+        if age >= LAG && silent.is_empty() {
             self.watts.push(watts);
         }
         self.sensors.extend(sensors);
@@ -178,6 +175,6 @@ mod tests {
             ClusterStatus { workers: vec![worker("w1", "a", Some(9.0), None)], ..ClusterStatus::default() };
         let mut seen = Seen::default();
         seen.look(&status, &["w1".into()], Duration::from_secs(1));
-        assert_eq!((seen.joules(Duration::from_secs(1)), seen.sensors.len()), (None, 0));
+        assert_eq!((seen.joules(Duration::from_secs(1)), seen.sensors.len()), (None, 1));
     }
 }

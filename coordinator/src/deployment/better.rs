@@ -87,6 +87,11 @@ impl Better {
         (self.ordered, self.look_at) = (true, Some(now));
     }
 
+    /// Whether that has not been followed yet.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
     /// A plan begins to serve.
     pub(super) fn serving(&mut self) {
         self.caught_up = false;

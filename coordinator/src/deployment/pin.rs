@@ -180,7 +180,8 @@ impl Deployment {
                 self.plan_anew(members, now);
             }
             State::Running(running) if running.step == Step::Serving => self.reconsider(members, now),
-            // The plan that is brought up looks for what was ordered once it serves.
+            // Nobody waits until all of a plan is loaded that is not wanted any more.
+            State::Running(_) if !self.is_as_pinned() => self.plan_anew(members, now),
             State::Waiting { .. } | State::Running(_) | State::Stopped => {}
         }
     }

@@ -746,7 +746,7 @@ fn random_event(bench: &mut Bench, random: &mut Random) {
     let name = format!("w{}", 1 + random.below(3));
     let is_attached = bench.members.member(&worker(&name)).is_some_and(|member| member.session().is_some());
     let known = bench.members.member(&worker(&name)).is_some();
-    match random.below(12) {
+    match random.below(15) {
         0 if is_attached => bench.detach(&name),
         1 if is_attached => bench.leave(&name),
         0..=2 => bench.attach(&name, 40 + random.below(60)),
@@ -761,6 +761,27 @@ fn random_event(bench: &mut Bench, random: &mut Random) {
         8 if !bench.deployment.stages().is_empty() => bench.link_ends(),
         9 => bench.all_report(&StageState::Active),
         10 => keep_alive(bench),
+        11 => pin_at_random(bench, random),
+        12 if !bench.persisted.is_empty() => {
+            let crowded = StageState::Crowded { reason: "random".into() };
+            let state = if random.below(3) == 0 { crowded } else { StageState::Prepared };
+            bench.ahead(&name, state);
+        }
         _ => bench.pass(Duration::from_millis(random.below(3000))),
+    }
+}
+
+/// Pins the plan to two or three workers for a while, where they can hold the model; or takes a pin back.
+fn pin_at_random(bench: &mut Bench, random: &mut Random) {
+    if random.below(3) == 0 {
+        return bench.handle(Event::Unpin);
+    }
+    let left_out = random.below(4);
+    let workers = (0..3).filter(|place| *place != left_out).map(|place| worker(&format!("w{}", place + 1)));
+    let pin = Pin { workers: workers.collect(), split: Vec::new() };
+    let until = (random.below(2) == 0).then(|| bench.now + Duration::from_millis(random.below(20_000)));
+    if bench.deployment.check_pin(&pin, &bench.members, bench.now).is_ok() {
+        bench.handle(Event::Pin { pin: pin.clone(), until });
+        assert_eq!(bench.deployment.pin(), Some(&pin));
     }
 }

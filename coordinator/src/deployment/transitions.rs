@@ -28,7 +28,12 @@ impl Deployment {
         match event {
             Event::MembersChanged => self.members_changed(members, now),
             Event::EpochPersisted { epoch, result } => self.persisted(epoch, result, members, now),
-            Event::CaughtUp => self.better.caught_up(),
+            Event::CaughtUp => {
+                self.better.caught_up();
+                if self.better.is_ordered() {
+                    self.reconsider(members, now);
+                }
+            }
             Event::Asked { idle } => self.better.asked(idle, now),
             Event::Stage { worker, report } => self.stage_reported(&worker, report, members, now),
             Event::LinkUp { worker } => {

@@ -109,12 +109,12 @@ async fn a_slow_client_does_not_hold_up_the_others() {
 async fn the_plan_is_pinned_and_the_pin_is_taken_back() {
     let server = Server::start(ScriptedEngine::saying(vec![])).await;
     let client = Client::new(&format!("http://{}", server.addr), None).unwrap();
-    client.pin(&["w1".to_owned()], None).await.unwrap();
+    client.pin(&["w1".to_owned()], &[], None).await.unwrap();
     assert_eq!(client.status().await.unwrap().pinned, ["w1"]);
     client.unpin().await.unwrap();
     assert!(client.status().await.unwrap().pinned.is_empty());
     for (worker, status, code) in [("w2", 409, "no_room"), ("w3", 404, "worker_not_found")] {
-        let refused = client.pin(&[worker.to_owned()], None).await.unwrap_err();
+        let refused = client.pin(&[worker.to_owned()], &[], None).await.unwrap_err();
         let said = refused.to_string();
         let ClientError::Refused { status: found, code: told, .. } = refused else { panic!("{said}") };
         assert_eq!((found, told.as_deref()), (status, Some(code)), "{said}");

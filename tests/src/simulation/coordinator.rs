@@ -71,7 +71,7 @@ impl Coordinator {
             membership: Membership::new(),
             deployment: Deployment::new(
                 settings,
-                Box::new(|live, least, apart| model::plan(&live.devices, least, apart)),
+                Box::new(|live, least, apart, _| model::plan(&live.devices, least, apart)),
             ),
             scheduler: Scheduler::new(MAX_WAITING, speculation, now).with_park(park),
             links: BTreeMap::new(),

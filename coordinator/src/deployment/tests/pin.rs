@@ -214,7 +214,7 @@ fn a_pin_that_is_not_renewed_ends_by_itself() {
 }
 
 #[test]
-fn a_pin_while_a_plan_is_brought_up_is_followed_once_it_serves() {
+fn a_pin_while_a_plan_is_brought_up_is_followed_at_once() {
     let mut bench = Bench::planned(2, planner(), Moving::Freely);
     bench.attach("w1", 128);
     bench.pin(&["w1"], None);
@@ -225,12 +225,34 @@ fn a_pin_while_a_plan_is_brought_up_is_followed_once_it_serves() {
     let mut bench = Bench::planned(2, planner(), Moving::Freely);
     bench.attach("w1", 128);
     bench.attach("w2", 128);
+    bench.report("w1", StageState::Loaded(StageMemory::default()));
     bench.pin(&["w2"], None);
     bench.bring_up();
+    assert_eq!(bench.served_by(), ["w2"]);
+    bench.handle(Event::CaughtUp);
+    bench.pin(&["w1"], None);
+    bench.ahead("w1", crowded());
+    assert_eq!(bench.deployment.phase(), Phase::Loading);
+    // Taken back while it is loaded.
+    bench.unpin();
+    bench.bring_up();
+    assert_eq!(bench.served_by(), ["w1", "w2"]);
+    assert!(bench.failures.is_empty());
+}
+
+#[test]
+fn an_order_waits_until_answers_have_caught_up() {
+    let mut bench = two_large();
+    bench.pin(&["w1"], None);
+    bench.told().0.iter().for_each(|name| bench.ahead(name, StageState::Prepared));
+    bench.bring_up();
+    bench.unpin();
+    bench.go_on(JOIN_PAUSE * 3);
+    assert_eq!((bench.told().0.len(), bench.served_by()), (0, vec!["w1".to_owned()]));
     bench.handle(Event::CaughtUp);
     bench.pass(Duration::from_millis(1));
     bench.go_over();
-    assert_eq!(bench.served_by(), ["w2"]);
+    assert_eq!(bench.served_by(), ["w1", "w2"]);
 }
 
 #[test]
