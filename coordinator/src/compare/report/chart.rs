@@ -36,6 +36,9 @@ const WIDEST_BAR: f64 = 54.0;
 /// Width of a character of 11 or 12 pixels, as much as letters and digits take on average.
 const CHARACTER: f64 = 6.4;
 
+/// Width of a digit, with a little room around it: numbers above neighbouring bars must not touch.
+const DIGIT: f64 = 7.0;
+
 /// Height of a row of [`errors`].
 const ROW: f64 = 21.0;
 /// Room for the names of its rows.
@@ -180,7 +183,7 @@ fn draw_bar(bar: &Bar, class: &str, name: &str, (x, width): (f64, f64), y: impl 
         drawn = drawn.with(line((x, y(value)), (x + width, y(value))).class("predicted"));
     }
     let label = facts::short(*mean);
-    if label.chars().count() as f64 * CHARACTER <= width + 2.0 {
+    if label.chars().count() as f64 * DIGIT <= width {
         let highest = [*mean, interval.map_or(0.0, |(_, to)| to), predicted.unwrap_or(0.0)];
         let above = y(highest.into_iter().filter(|value| value.is_finite()).fold(0.0, f64::max)) - 5.0;
         drawn = drawn.with(words(middle, above, label).class("value").at("text-anchor", "middle"));
@@ -253,7 +256,7 @@ pub(super) fn errors(comparison: &Comparison, width: f64) -> Option<(Element, f6
     for tick in [-scale.most, 0.0, scale.most] {
         let class = if tick == 0.0 { "axis" } else { "grid" };
         let sign = if tick > 0.0 { "+" } else { "" };
-        let label = format!("{sign}{}%", scale.label(tick));
+        let label = if tick == 0.0 { "0%".to_owned() } else { format!("{sign}{}%", scale.label(tick)) };
         drawn = drawn
             .with(line((x(tick), 44.0), (x(tick), height - 2.0)).class(class))
             .with(words(x(tick), height + 12.0, label).class("tick").at("text-anchor", "middle"));
