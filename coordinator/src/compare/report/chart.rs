@@ -70,43 +70,32 @@ struct Bar {
 
 /// The charts of a comparison: decoding, prompts, first tokens, energy; those of which nothing was measured are left out.
 pub(super) fn panels(comparison: &Comparison) -> Vec<Panel> {
-    let kinds: [(&str, &str, &str, fn(Quantity) -> Option<u32>); 4] = [
-        (
-            "Decoding, all streams together",
-            "tokens/s, more is better",
-            "streams at the same time",
-            |quantity| match quantity {
-                Quantity::Decode { streams } => Some(streams),
-                _ => None,
-            },
-        ),
-        ("Prompts", "tokens/s, more is better", "tokens of the prompt", |quantity| match quantity {
-            Quantity::Prompt { tokens } => Some(tokens),
-            _ => None,
-        }),
-        (
-            "Time to the first token",
-            "ms, less is better",
-            "tokens of the prompt",
-            |quantity| match quantity {
-                Quantity::Ttft { tokens } => Some(tokens),
-                _ => None,
-            },
-        ),
-        ("Energy of a decoded token", "J/token, less is better", "streams at the same time", |quantity| {
-            match quantity {
-                Quantity::Energy { streams } => Some(streams),
-                _ => None,
-            }
-        }),
-    ];
-    let panel = |(title, unit, groups_are, size): (_, _, _, fn(Quantity) -> Option<u32>)| {
-        let of_kind = facts::quantities(comparison).into_iter().filter_map(|q| size(q).map(|size| (q, size)));
-        let groups = of_kind
-            .map(|(quantity, size)| Group { label: size.to_string(), bars: bars(comparison, quantity) });
-        Panel { title, unit, groups_are, groups: groups.collect() }
-    };
-    kinds.into_iter().map(panel).filter(|panel| !panel.groups.is_empty()).collect()
+    let mut panels: Vec<Panel> = Vec::new();
+    for quantity in facts::quantities(comparison) {
+        let (title, unit, groups_are, size) = kind(quantity);
+        let group = Group { label: size.to_string(), bars: bars(comparison, quantity) };
+        match panels.last_mut().filter(|panel| panel.title == title) {
+            Some(panel) => panel.groups.push(group),
+            None => panels.push(Panel { title, unit, groups_are, groups: vec![group] }),
+        }
+    }
+    panels
+}
+
+/// The title of a quantity's chart, its unit with the better direction, what its groups differ by, and how much of that it
+/// has.
+fn kind(quantity: Quantity) -> (&'static str, &'static str, &'static str, u32) {
+    let (at_once, of_prompt) = ("streams at the same time", "tokens of the prompt");
+    match quantity {
+        Quantity::Decode { streams } => {
+            ("Decoding, all streams together", "tokens/s, more is better", at_once, streams)
+        }
+        Quantity::Prompt { tokens } => ("Prompts", "tokens/s, more is better", of_prompt, tokens),
+        Quantity::Ttft { tokens } => ("Time to the first token", "ms, less is better", of_prompt, tokens),
+        Quantity::Energy { streams } => {
+            ("Energy of a decoded token", "J/token, less is better", at_once, streams)
+        }
+    }
 }
 
 fn bars(comparison: &Comparison, quantity: Quantity) -> Vec<Bar> {
