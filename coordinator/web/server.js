@@ -43,6 +43,8 @@ export async function ask(path, options = {}) {
     const said = await response.json().catch(() => ({}));
     const message = said.error?.message ?? `the coordinator answered ${response.status}`;
     if (response.status !== 401) throw new Error(message);
+    // Another request may have asked meanwhile.
+    if (sessionStorage.getItem(KEY) !== key) continue;
     await askForKey(key ? "That key is not one of this coordinator's." : "This coordinator wants a key. It stays in this tab.");
   }
 }

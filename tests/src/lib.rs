@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod chain;
 pub mod cluster;
+pub mod comparisons;
 pub mod http;
 pub mod network;
 pub mod picture;

@@ -36,6 +36,9 @@ const WIDEST_BAR: f64 = 54.0;
 /// Width of a character of 11 or 12 pixels, as much as letters and digits take on average.
 const CHARACTER: f64 = 6.4;
 
+/// Width of a digit, with a little room around it: numbers above neighbouring bars must not touch.
+const DIGIT: f64 = 7.0;
+
 /// Height of a row of [`errors`].
 const ROW: f64 = 21.0;
 /// Room for the names of its rows.
@@ -67,43 +70,32 @@ struct Bar {
 
 /// The charts of a comparison: decoding, prompts, first tokens, energy; those of which nothing was measured are left out.
 pub(super) fn panels(comparison: &Comparison) -> Vec<Panel> {
-    let kinds: [(&str, &str, &str, fn(Quantity) -> Option<u32>); 4] = [
-        (
-            "Decoding, all streams together",
-            "tokens/s, more is better",
-            "streams at the same time",
-            |quantity| match quantity {
-                Quantity::Decode { streams } => Some(streams),
-                _ => None,
-            },
-        ),
-        ("Prompts", "tokens/s, more is better", "tokens of the prompt", |quantity| match quantity {
-            Quantity::Prompt { tokens } => Some(tokens),
-            _ => None,
-        }),
-        (
-            "Time to the first token",
-            "ms, less is better",
-            "tokens of the prompt",
-            |quantity| match quantity {
-                Quantity::Ttft { tokens } => Some(tokens),
-                _ => None,
-            },
-        ),
-        ("Energy of a decoded token", "J/token, less is better", "streams at the same time", |quantity| {
-            match quantity {
-                Quantity::Energy { streams } => Some(streams),
-                _ => None,
-            }
-        }),
-    ];
-    let panel = |(title, unit, groups_are, size): (_, _, _, fn(Quantity) -> Option<u32>)| {
-        let of_kind = facts::quantities(comparison).into_iter().filter_map(|q| size(q).map(|size| (q, size)));
-        let groups = of_kind
-            .map(|(quantity, size)| Group { label: size.to_string(), bars: bars(comparison, quantity) });
-        Panel { title, unit, groups_are, groups: groups.collect() }
-    };
-    kinds.into_iter().map(panel).filter(|panel| !panel.groups.is_empty()).collect()
+    let mut panels: Vec<Panel> = Vec::new();
+    for quantity in facts::quantities(comparison) {
+        let (title, unit, groups_are, size) = kind(quantity);
+        let group = Group { label: size.to_string(), bars: bars(comparison, quantity) };
+        match panels.last_mut().filter(|panel| panel.title == title) {
+            Some(panel) => panel.groups.push(group),
+            None => panels.push(Panel { title, unit, groups_are, groups: vec![group] }),
+        }
+    }
+    panels
+}
+
+/// The title of a quantity's chart, its unit with the better direction, what its groups differ by, and how much of that it
+/// has.
+fn kind(quantity: Quantity) -> (&'static str, &'static str, &'static str, u32) {
+    let (at_once, of_prompt) = ("streams at the same time", "tokens of the prompt");
+    match quantity {
+        Quantity::Decode { streams } => {
+            ("Decoding, all streams together", "tokens/s, more is better", at_once, streams)
+        }
+        Quantity::Prompt { tokens } => ("Prompts", "tokens/s, more is better", of_prompt, tokens),
+        Quantity::Ttft { tokens } => ("Time to the first token", "ms, less is better", of_prompt, tokens),
+        Quantity::Energy { streams } => {
+            ("Energy of a decoded token", "J/token, less is better", at_once, streams)
+        }
+    }
 }
 
 fn bars(comparison: &Comparison, quantity: Quantity) -> Vec<Bar> {
@@ -180,7 +172,7 @@ fn draw_bar(bar: &Bar, class: &str, name: &str, (x, width): (f64, f64), y: impl 
         drawn = drawn.with(line((x, y(value)), (x + width, y(value))).class("predicted"));
     }
     let label = facts::short(*mean);
-    if label.chars().count() as f64 * CHARACTER <= width + 2.0 {
+    if label.chars().count() as f64 * DIGIT <= width {
         let highest = [*mean, interval.map_or(0.0, |(_, to)| to), predicted.unwrap_or(0.0)];
         let above = y(highest.into_iter().filter(|value| value.is_finite()).fold(0.0, f64::max)) - 5.0;
         drawn = drawn.with(words(middle, above, label).class("value").at("text-anchor", "middle"));
@@ -253,7 +245,7 @@ pub(super) fn errors(comparison: &Comparison, width: f64) -> Option<(Element, f6
     for tick in [-scale.most, 0.0, scale.most] {
         let class = if tick == 0.0 { "axis" } else { "grid" };
         let sign = if tick > 0.0 { "+" } else { "" };
-        let label = format!("{sign}{}%", scale.label(tick));
+        let label = if tick == 0.0 { "0%".to_owned() } else { format!("{sign}{}%", scale.label(tick)) };
         drawn = drawn
             .with(line((x(tick), 44.0), (x(tick), height - 2.0)).class(class))
             .with(words(x(tick), height + 12.0, label).class("tick").at("text-anchor", "middle"));

@@ -10,7 +10,7 @@ const MARGIN: f64 = 28.0;
 /// Between two charts.
 const GAP: f64 = 28.0;
 /// The longest title, and the longest line below it, in characters.
-const TITLE: usize = 72;
+const TITLE: usize = 78;
 const LINE: usize = 124;
 /// Most lines of the verdict; a longer one is cut.
 const VERDICT_LINES: usize = 4;
@@ -74,7 +74,7 @@ pub(super) fn title(comparison: &Comparison) -> String {
     let sides: Vec<String> = labels.iter().map(|label| chart::cut(label, 30)).collect();
     match sides.as_slice() {
         [] => comparison.model.clone(),
-        sides => format!("{}: {}", comparison.model, sides.join(" against ")),
+        sides => format!("{}: {}", comparison.model, sides.join(", ")),
     }
 }
 
