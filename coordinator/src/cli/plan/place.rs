@@ -49,7 +49,14 @@ impl LocalOptions {
     /// The same with their defaults.
     fn workers(&self) -> WorkerOptions {
         let LocalOptions { workers, memory, threads, mmap } = *self;
-        WorkerOptions { workers: workers.unwrap_or(1), memory, threads, mmap }
+        WorkerOptions {
+            workers: workers.unwrap_or(1),
+            memory,
+            threads,
+            mmap,
+            offload: false,
+            offload_rate: None,
+        }
     }
 }
 
