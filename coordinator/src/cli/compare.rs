@@ -9,15 +9,19 @@ use clap::Args;
 
 use super::connect::{self, ConnectOptions};
 use super::host::Embedded;
-use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id};
+use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id, state_dir};
 use super::report::{Reporter, local_event_line, note};
 use super::{INTERRUPTED, UsageError, up};
 use crate::client::Client;
-use crate::compare::{CompareSettings, Comparison, Figure, Lease, Quantity, compare as measure};
+use crate::compare::against::{Other, OtherSettings};
+use crate::compare::history::History;
+use crate::compare::{CompareSettings, Comparison, Lease, Opponent, compare as measure, report};
 use crate::signals::Signals;
 
 /// Most streams of a test: as many as a coordinator lets run and wait.
 const MAX_STREAMS: i64 = 256;
+/// Earlier comparisons that are listed.
+const LISTED: usize = 50;
 /// Most rounds: intervals become no narrower that anybody would wait for.
 const MAX_ROUNDS: i64 = 100;
 
@@ -101,6 +105,10 @@ pub struct CompareArgs {
     )]
     against_key: Option<String>,
 
+    /// The state directory in which comparisons are kept [default: brigade in $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, env = "BRIGADE_STATE", value_name = "DIR", hide_env = true)]
+    state: Option<PathBuf>,
+
     #[command(flatten)]
     workers: WorkerOptions,
 
@@ -110,9 +118,9 @@ pub struct CompareArgs {
 
 fn parse_server(text: &str) -> Result<String, String> {
     let url = reqwest::Url::parse(text).ok();
-    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.filter(|url| url.scheme() == "http" && url.has_host());
     url.map(|_| text.trim_end_matches('/').to_owned())
-        .ok_or_else(|| "write it as http://HOST:PORT".to_owned())
+        .ok_or_else(|| "write it as http://HOST:PORT; https is not spoken".to_owned())
 }
 
 impl CompareArgs {
@@ -136,6 +144,9 @@ impl CompareArgs {
 /// Compares, and takes the pin back, whatever happens.
 pub(super) async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
     check_outputs(&args)?;
+    if args.history {
+        return list(&args);
+    }
     let settings = args.settings()?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     if let Some(client) = find_running(&args).await? {
@@ -233,8 +244,13 @@ async fn compare_on(
     let mut lease = Lease::new(client.clone());
     let mut progress = Progress::new();
     let mut tell = |what: &str| progress.tell(what);
+    let compared = async {
+        let mut opponents = opponents(&client, settings, args).await?;
+        let compared = measure(&client, settings, &mut opponents, &mut lease, &mut tell).await?;
+        anyhow::Ok(Some(compared))
+    };
     let outcome = tokio::select! {
-        compared = measure(&client, settings, &mut lease, &mut tell) => compared.map(Some).map_err(anyhow::Error::from),
+        compared = compared => compared,
         error = failed => Err(error),
         () = signals.next() => Ok(None),
     };
@@ -248,6 +264,7 @@ async fn compare_on(
     match outcome? {
         Some(comparison) => {
             write(&comparison, args)?;
+            keep(&comparison, args);
             Ok(ExitCode::SUCCESS)
         }
         None => Ok(ExitCode::from(INTERRUPTED)),
@@ -265,59 +282,69 @@ fn check_outputs(args: &CompareArgs) -> Result<(), UsageError> {
             )));
         }
     }
-    let not_here = [
-        (args.markdown, "--markdown"),
-        (args.svg.is_some(), "--svg"),
-        (args.html.is_some(), "--html"),
-        (args.history, "--history"),
-        (!args.against.is_empty(), "--against"),
-    ];
-    match not_here.iter().find(|(given, _)| *given) {
-        Some((_, flag)) => Err(UsageError(format!("{flag} is not part of this build"))),
-        None => Ok(()),
+    Ok(())
+}
+
+/// The other servers that flags name, each of which has answered once.
+async fn opponents(
+    client: &Client,
+    settings: &CompareSettings,
+    args: &CompareArgs,
+) -> anyhow::Result<Vec<Opponent>> {
+    if args.against.is_empty() {
+        return Ok(Vec::new());
     }
+    let vocabulary = client.status().await?.model.vocabulary;
+    let mut opponents = Vec::new();
+    for url in &args.against {
+        let (model, api_key) = (args.against_model.clone(), args.against_key.clone());
+        let asked =
+            OtherSettings { model, api_key, vocabulary, seed: settings.seed, ..OtherSettings::default() };
+        opponents.push(Opponent::new(Other::find(url, asked).await?));
+    }
+    Ok(opponents)
 }
 
 /// Writes a comparison as the flags ask.
 fn write(comparison: &Comparison, args: &CompareArgs) -> anyhow::Result<()> {
-    let text = match args.json {
-        true => serde_json::to_string_pretty(comparison).context("failed to write JSON")? + "\n",
-        false => plain(comparison),
+    let text = match (args.json, args.markdown) {
+        (true, _) => report::json(comparison).context("failed to write JSON")?,
+        (false, true) => report::markdown(comparison),
+        (false, false) => report::table(comparison),
     };
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()?;
+    let pictures = [(&args.svg, report::svg as fn(&Comparison) -> String), (&args.html, report::html)];
+    for (file, draw) in pictures {
+        let Some(file) = file else { continue };
+        std::fs::write(file, draw(comparison))
+            .with_context(|| format!("failed to write {}", file.display()))?;
+    }
     Ok(())
 }
 
-/// A comparison in lines.
-fn plain(comparison: &Comparison) -> String {
-    let mut lines = Vec::new();
-    for side in &comparison.sides {
-        lines.push(side.name.clone());
-        lines.extend(side.figures.iter().map(figure_line));
+/// Keeps a comparison for later. That it cannot be kept is no reason to lose it.
+fn keep(comparison: &Comparison, args: &CompareArgs) {
+    let kept = state_dir(args.state.as_deref())
+        .and_then(|dir| History::open(&dir)?.add(comparison).map_err(anyhow::Error::from));
+    if let Err(error) = kept {
+        note(&format!("the comparison was not kept: {error:#}"));
     }
-    lines.extend(comparison.disturbed.then(|| "disturbed: the cluster served others meanwhile".to_owned()));
-    lines.extend(comparison.left_out.iter().map(|what| format!("left out: {what}")));
-    lines.push(comparison.verdict.text.clone());
-    lines.join("\n") + "\n"
 }
 
-fn figure_line(figure: &Figure) -> String {
-    let (what, unit) = match figure.quantity {
-        Quantity::Decode { streams } => (format!("decode, {streams} stream(s)"), "tokens/s"),
-        Quantity::Prompt { tokens } => (format!("prompt of {tokens} tokens"), "tokens/s"),
-        Quantity::Ttft { tokens } => (format!("first token after {tokens} tokens"), "ms"),
-        Quantity::Energy { streams } => (format!("energy, {streams} stream(s)"), "J/token"),
+/// Lists what was compared before.
+fn list(args: &CompareArgs) -> anyhow::Result<ExitCode> {
+    let history = History::open_to_read(&state_dir(args.state.as_deref())?)?;
+    let entries = history.map_or_else(|| Ok(Vec::new()), |history| history.list(LISTED))?;
+    let text = match args.json {
+        true => report::history_json(&entries).context("failed to write JSON")?,
+        false => report::history_table(&entries),
     };
-    let interval = figure.interval.map(|(low, high)| format!(" ({low:.1} to {high:.1})"));
-    let predicted = figure.predicted.map(|predicted| format!(", predicted {predicted:.1}"));
-    format!(
-        "  {what:<30} {:.1} {unit}{}{}",
-        figure.mean,
-        interval.unwrap_or_default(),
-        predicted.unwrap_or_default()
-    )
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What is being done: one line that changes on a terminal, a line for each thing elsewhere.
@@ -399,6 +426,7 @@ mod tests {
             "--json --markdown",
             "--against host",
             "--against ftp://host",
+            "--against https://host",
             "--against-model m",
             "--against-key k",
             "--history --svg a.svg",
@@ -408,7 +436,7 @@ mod tests {
         assert!(parse("-p 0 -n 0").unwrap().settings().unwrap_err().is::<UsageError>());
         let lost = parse("--svg /no/such/folder/a.svg").unwrap();
         assert!(check_outputs(&lost).unwrap_err().to_string().contains("/no/such/folder/a.svg"));
-        let args = parse("--against http://a:1/ --against https://b/v1 --against-key k").unwrap();
-        assert_eq!(args.against, ["http://a:1", "https://b/v1"]);
+        let args = parse("--against http://a:1/ --against http://b/v1 --against-key k").unwrap();
+        assert_eq!(args.against, ["http://a:1", "http://b/v1"]);
     }
 }

@@ -87,7 +87,8 @@ impl Chooser {
     /// Why no worker holds the model alone: what the one with the most memory lacks.
     fn why_no_box(&self, hand: &AtHand) -> String {
         let devices = &hand.live.devices;
-        let Some((place, largest)) = devices.iter().enumerate().max_by_key(|(_, device)| device.budget) else {
+        let Some((place, largest)) = devices.iter().enumerate().max_by_key(|(_, device)| device.budget)
+        else {
             return "no worker is there".to_owned();
         };
         let input = (self.input)(&hand.live.only(place), 1);
@@ -105,7 +106,7 @@ impl Chooser {
 }
 
 /// A plan over one device that reads some of the model anew for every step; `None` where it may not, or need not.
-pub(super) fn with_offload(cost: &Cost, input: &PlanInput) -> Option<Plan> {
+fn with_offload(cost: &Cost, input: &PlanInput) -> Option<Plan> {
     let [device] = &input.devices[..] else { return None };
     device.offload_bytes_per_s?;
     choices(cost, input).ok()?.offload

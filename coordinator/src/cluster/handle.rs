@@ -207,8 +207,18 @@ impl ClusterHandle {
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared =
-            Shared { model, metrics, submissions, drains, pins, status, planned, forecaster, timeline, events };
+        let shared = Shared {
+            model,
+            metrics,
+            submissions,
+            drains,
+            pins,
+            status,
+            planned,
+            forecaster,
+            timeline,
+            events,
+        };
         ClusterHandle { shared: Arc::new(shared) }
     }
 

@@ -14,7 +14,7 @@ use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
-use super::choices::{Chooser, with_offload};
+use super::choices::Chooser;
 use super::forecast::Forecaster;
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
@@ -198,7 +198,7 @@ impl Model {
                 input.split = split.to_vec();
             }
             let found = match &draft {
-                None => plan(&cost, &input).or_else(|error| with_offload(&cost, &input).ok_or(error)),
+                None => plan(&cost, &input),
                 Some(draft) => match plan_beside(&cost, &input, draft) {
                     Err(PlanError::NoRoomForDraft { .. }) if served_with_draft.get() => plan(&cost, &input),
                     found => found.inspect(|_| served_with_draft.set(true)),

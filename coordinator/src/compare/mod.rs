@@ -8,6 +8,7 @@ pub mod choices;
 pub mod history;
 mod lease;
 mod measure;
+mod opponent;
 pub mod report;
 mod run;
 pub mod statistics;
@@ -15,6 +16,7 @@ mod verdict;
 mod watch;
 
 pub use lease::Lease;
+pub use opponent::Opponent;
 pub use run::{CompareError, CompareSettings, compare};
 pub use verdict::verdict;
 

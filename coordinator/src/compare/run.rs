@@ -1,11 +1,13 @@
-//! The turns of a comparison: one box, the cluster, one box, the cluster.
+//! The turns of a comparison: one box, the cluster, other servers, and all of them again.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::against::OtherError;
 use super::choices::{ChoiceLoads, SideChoice, SideChoices};
 use super::lease::Lease;
 use super::measure::Measured;
+use super::opponent::Opponent;
 use super::{Comparison, Side, verdict};
 use crate::bench::{BenchError, Others, SETTLE, Test, TestKind, others};
 use crate::client::{Client, ClientError};
@@ -65,6 +67,9 @@ pub enum CompareError {
     /// A measurement failed.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// Another server could not be measured.
+    #[error(transparent)]
+    Other(#[from] OtherError),
     /// The cluster serves others.
     #[error("{0}; wait until it is quiet, or measure all the same with --force")]
     Busy(Others),
@@ -112,7 +117,8 @@ pub enum CompareError {
     },
 }
 
-/// Measures one box against the cluster that `client` speaks to, in turns, with `lease` pinning the plan. Whoever calls
+/// Measures one box against the cluster that `client` speaks to, and both against `opponents`, in turns, with `lease`
+/// pinning the plan. Whoever calls
 /// takes the pin back afterwards, with [`Lease::release`], also where this is cancelled. `tell` is told what goes on.
 ///
 /// # Errors
@@ -120,6 +126,7 @@ pub enum CompareError {
 pub async fn compare(
     client: &Client,
     settings: &CompareSettings,
+    opponents: &mut [Opponent],
     lease: &mut Lease,
     tell: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Comparison, CompareError> {
@@ -139,9 +146,11 @@ pub async fn compare(
         return Err(CompareError::Nothing(left_out.join("; ")));
     }
     let choices: Vec<SideChoice> = one_box.into_iter().chain(cluster).collect();
-    let sides = run.rounds(choices, &mut left_out).await?;
+    let sides = run.rounds(choices, opponents, &mut left_out).await?;
     let disturbed = run.disturbed || sides.iter().any(Measured::is_disturbed);
-    let sides: Vec<Side> = sides.into_iter().map(|side| side.end(settings.rounds, &mut left_out)).collect();
+    let mut sides: Vec<Side> =
+        sides.into_iter().map(|side| side.end(settings.rounds, &mut left_out)).collect();
+    sides.extend(opponents.iter().map(|opponent| opponent.end(&mut left_out)));
     Ok(Comparison {
         began_unix_s: began.as_secs(),
         version: status.version,
@@ -172,6 +181,7 @@ impl Run<'_> {
     async fn rounds(
         &mut self,
         choices: Vec<SideChoice>,
+        opponents: &mut [Opponent],
         left_out: &mut Vec<String>,
     ) -> Result<Vec<Measured>, CompareError> {
         let tests = self.settings.tests();
@@ -209,6 +219,10 @@ impl Run<'_> {
             }
             for place in refused.into_iter().rev() {
                 sides.remove(place);
+            }
+            for opponent in &mut *opponents {
+                (self.tell)(&format!("round {round} of {}, {}", self.settings.rounds, opponent.url()));
+                opponent.turn(&tests).await?;
             }
             if !sides.iter().any(Measured::is_measured) {
                 return Err(CompareError::Nothing(left_out.join("; ")));

@@ -162,7 +162,8 @@ impl Beside<'_> {
             let row_s = cycle_s / (groups * rows) as f64;
             Choice { what: rows, row_s: row_s.max(allowed_s), gap_s: cycle_s }
         };
-        let kept = chunk_sizes(most).map(choice).filter(|choice| choice.what == 1 || choice.gap_s <= longest_s);
+        let kept =
+            chunk_sizes(most).map(choice).filter(|choice| choice.what == 1 || choice.gap_s <= longest_s);
         kept.min_by(Choice::compare).unwrap_or_else(|| choice(1))
     }
 

@@ -28,6 +28,10 @@ use crate::render::{render_listing, render_report};
 use model::Model;
 use place::{LocalOptions, Place, local_cluster};
 
+/// How fast workers are believed to read what they cannot hold, where nobody has measured it, in bytes per second: a disk of
+/// flash.
+const ASSUMED_OFFLOAD: f64 = 1e9;
+
 const AFTER_HELP: &str = "\
 Devices are taken from --cluster; else, with --workers or --memory, from this machine; else from the coordinator that \
 --url names or that runs here, as its workers are calibrated; else from this machine.
@@ -250,7 +254,11 @@ pub(super) fn check_memory(
     serving: &ServingOptions,
 ) -> anyhow::Result<()> {
     let model = Model::of_file(model)?;
-    let cluster = local_cluster(workers.workers, workers.memory()?);
+    let mut cluster = local_cluster(workers.workers, workers.memory()?);
+    if workers.offload {
+        // How fast is not asked here.
+        cluster.offload(workers.offload_rate.map_or(ASSUMED_OFFLOAD, |rate| rate.0 as f64));
+    }
     let input = plan_input(&cluster, workers.workers, Objective::default(), serving);
     let draft = serving.draft.as_deref().map(Model::of_draft).transpose()?;
     let planned = match &draft {
