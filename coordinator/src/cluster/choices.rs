@@ -1,7 +1,7 @@
 //! What a comparison could measure on a cluster's workers: one box, and several of them.
 
 use brigade_shard::cost::Cost;
-use brigade_shard::plan::{Plan, PlanInput, choices, forecast, plan};
+use brigade_shard::plan::{Plan, PlanInput, forecast, plan};
 use brigade_shard::units::Bytes;
 
 use crate::compare::SideKind;
@@ -67,13 +67,21 @@ impl Chooser {
         let places = 0..hand.live.devices.len();
         let alone: Vec<(usize, PlanInput)> =
             places.map(|place| (place, (self.input)(&hand.live.only(place), 1))).collect();
-        let best = |kind, of: &dyn Fn(&PlanInput) -> Option<Plan>| {
-            let found =
-                alone.iter().filter_map(|(place, input)| Some((*place, input.clone(), of(input)?, kind)));
-            found.max_by(|(_, _, one, _), (_, _, other, _)| faster(one, other))
+        let kind = |plan: &Plan| match plan.stages.iter().any(|stage| stage.streamed_layers > 0) {
+            false => SideKind::OneBox,
+            true => SideKind::OneBoxWithOffload,
         };
-        let one_box = best(SideKind::OneBox, &|input| plan(&self.cost, input).ok())
-            .or_else(|| best(SideKind::OneBoxWithOffload, &|input| with_offload(&self.cost, input)));
+        let found = alone.into_iter().filter_map(|(place, input)| {
+            let plan = plan(&self.cost, &input).ok()?;
+            let kind = kind(&plan);
+            Some((place, input, plan, kind))
+        });
+        let found: Vec<_> = found.collect();
+        let fastest = |wanted| {
+            let of_kind = found.iter().filter(|(.., kind)| *kind == wanted);
+            of_kind.max_by(|(_, _, one, _), (_, _, other, _)| faster(one, other)).cloned()
+        };
+        let one_box = fastest(SideKind::OneBox).or_else(|| fastest(SideKind::OneBoxWithOffload));
         let several = hand.min_stages.max(2);
         let cluster = if hand.live.devices.len() < several {
             Err(format!("it takes {several} workers, and there are {}", hand.live.devices.len()))
@@ -103,11 +111,4 @@ impl Chooser {
     fn forecasts(&self, input: &PlanInput, plan: &Plan, loads: &ChoiceLoads) -> Vec<Forecasted> {
         loads.loads().map(|load| Forecasted::new(load, &forecast(&self.cost, input, plan, &load))).collect()
     }
-}
-
-/// A plan over one device that reads some of the model anew for every step; `None` where it may not, or need not.
-fn with_offload(cost: &Cost, input: &PlanInput) -> Option<Plan> {
-    let [device] = &input.devices[..] else { return None };
-    device.offload_bytes_per_s?;
-    choices(cost, input).ok()?.offload
 }
