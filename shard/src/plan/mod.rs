@@ -243,7 +243,8 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
         if !asked || (stages > 1 && stages < min_stages) {
             continue;
         }
-        let Some(candidate) = Candidate::resident(&search, &predictor, cost, input, stages) else {
+        let Some(candidate) = Candidate::resident(&search, &predictor, cost, input, stages, best.as_ref())
+        else {
             continue;
         };
         if stages == 1 {
@@ -269,7 +270,7 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
 /// The best plan into exactly so many stages; `None` where the model does not fit into them.
 fn plan_into(cost: &Cost, input: &PlanInput, stages: usize) -> Option<Plan> {
     let (search, predictor) = (Search::new(cost, input), Predictor::new(cost, input));
-    let found = Candidate::resident(&search, &predictor, cost, input, stages)
+    let found = Candidate::resident(&search, &predictor, cost, input, stages, None)
         .or_else(|| Candidate::streaming(&search, &predictor, cost, input, stages))?;
     Some(found.into_plan(&search, &predictor, input, cost, None))
 }

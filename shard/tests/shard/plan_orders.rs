@@ -267,7 +267,7 @@ fn is_best(cost: &Cost, input: &PlanInput, case: &str) -> bool {
     assert!(taken_s <= best_s * (1.0 + 3e-6), "{case}: {taken_s} s where {best_s} s are possible: {found:?}");
     assert_eq!(found.optimality, Optimality::Exact, "{case}");
     // Where links differ, a stream may go by the coordinator.
-    if input.objective == Objective::OneStream && input.links.pairs.is_empty() {
+    if input.objective == Objective::OneStream && input.links.coordinator.is_empty() {
         for (index, other_s) in least.iter().enumerate().filter_map(|(i, s)| Some((i, (*s)?))) {
             let gain = taken_s / other_s;
             let most = if index + 1 > stages { WORTHWHILE_GAIN } else { 1.0 };
@@ -371,7 +371,7 @@ fn workers_that_saturate_their_machine_are_not_twice_as_fast_as_one() {
         let (alone, apart, shared) = (speed(&devices(1, None)), speed(&both(None)), speed(&both(Some(0))));
         assert!(shared <= alone * 1.02, "{shared} against {alone} alone");
         // What is read is read for all streams at once.
-        let gain = if flops < bandwidth { 1.8 } else { 0.99 };
+        let gain = if flops < bandwidth { 1.8 } else { 0.95 };
         assert!(apart > shared * gain, "{apart} on two machines against {shared} on one");
         let found = plan(&cost, &devices(2, Some(0))).unwrap();
         assert_eq!(found.stages.len(), 1, "the second one adds nothing");
