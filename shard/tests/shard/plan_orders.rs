@@ -88,7 +88,7 @@ fn cycle_s(cost: &Cost, input: &PlanInput, stages: &[Placed]) -> f64 {
 fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
     let processors = f64::from(host.processors);
     if let Some(threads) = device.threads {
-        return f64::from(threads);
+        return f64::from(threads).min(processors);
     }
     (device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s * processors).round().clamp(1.0, processors)
 }
@@ -218,7 +218,8 @@ fn random_case(random: &mut Random, traits: Traits, layers: u64, devices: u64) -
     if traits.hosts {
         input.hosts = (0..2)
             .map(|_| SharedHost {
-                bandwidth_bytes_per_s: random.between(1e6, 6e6),
+                // No device reads more than its machine.
+                bandwidth_bytes_per_s: random.between(4e6, 8e6),
                 processors: 1 + random.below(8) as u32,
             })
             .collect();
