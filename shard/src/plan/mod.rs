@@ -6,7 +6,8 @@
 //! stages and hops take the least together ([`Objective::OneStream`]).
 //!
 //! Up to eight devices are tried in every order, with every cut: nothing is better ([`Optimality::Exact`]). Of more, the
-//! most promising are, and what is found is compared with a bound below which nothing can be ([`Optimality::Within`]).
+//! most promising are, and what is found is compared with a bound below which nothing can be ([`Optimality::Within`]). So
+//! it is where machines with several devices limit a plan with many layers, for which trying everything would take long.
 
 mod beside;
 mod best;
