@@ -18,6 +18,8 @@ const SLACK: f64 = 0.02;
 #[derive(Clone, Debug)]
 pub(super) struct Best {
     pub(super) partition: Partition,
+    /// Seconds of one stream's way round at the best, where that was looked for; else infinite.
+    pub(super) round_s: f64,
     /// Seconds that no other takes less than; `None` where nobody has looked yet.
     least_s: Option<f64>,
 }
@@ -55,11 +57,12 @@ impl Search<'_> {
         self.budgets().len() <= EXACT_DEVICES
     }
 
-    /// The best partition into exactly `stages` stages that all hold their layers; `None` where none fits.
-    pub(super) fn best(&self, room: &Room, stages: usize) -> Option<Best> {
+    /// The best partition into exactly `stages` stages that all hold their layers; `None` where none fits, or, for one
+    /// stream, where none goes round in less than `most_s`.
+    pub(super) fn best(&self, room: &Room, stages: usize, most_s: f64) -> Option<Best> {
         match self.input().objective {
             Objective::ManyStreams => self.best_for_many(room, stages),
-            Objective::OneStream => self.best_for_one(room, stages),
+            Objective::OneStream => self.best_for_one(room, stages, most_s),
         }
     }
 
@@ -91,7 +94,7 @@ impl Search<'_> {
         let settled = self.settle(&order, room, slowest_s, rows);
         // Where machines are shared another cut may have them do more.
         let settled = settled.filter(|settled| self.hosts_s(settled, rows) <= slowest_s * (1.0 + SAME));
-        Some(Best { partition: settled.unwrap_or(found), least_s: known_s })
+        Some(Best { partition: settled.unwrap_or(found), round_s: f64::INFINITY, least_s: known_s })
     }
 
     /// The same where it is machines with several devices that limit how fast it is; `found` is the best where they do
@@ -120,7 +123,9 @@ impl Search<'_> {
             let outcome = course.best(best);
             (best, exact) = (outcome.best, outcome.exact);
         }
-        let Some((partition, value)) = best else { return Best { partition: found, least_s: None } };
+        let Some((partition, value)) = best else {
+            return Best { partition: found, round_s: f64::INFINITY, least_s: None };
+        };
         let settled = self.settle(&partition.order, room, value.seconds, rows);
         let as_good = |settled: &Partition| {
             let now = course.value(&table, settled);
@@ -132,7 +137,7 @@ impl Search<'_> {
             (false, true) => Some(least_s),
             (false, false) => None,
         };
-        Best { partition, least_s }
+        Best { partition, round_s: f64::INFINITY, least_s }
     }
 
     /// An order of the same devices, none of whose stages and links has to take longer than `slowest_s`, in which a step
@@ -167,23 +172,25 @@ impl Search<'_> {
         order
     }
 
-    fn best_for_one(&self, room: &Room, stages: usize) -> Option<Best> {
+    fn best_for_one(&self, room: &Room, stages: usize, most_s: f64) -> Option<Best> {
         let base = self.find(self.bound(room, f64::INFINITY, 1), stages)?;
         let table = self.table(room, stages, Kind::default());
         let course = self.course(&table, stages);
         let mut given = base.order.clone();
         given.sort_unstable();
         let starts = [given, base.order.clone(), self.fastest_devices(&table, stages)];
-        let climbed = course.climb(&table, &starts);
+        let climbed = course.climb(&table, &starts).filter(|(_, value)| value.seconds < most_s);
         let (best, exact) = if self.is_small() {
-            let outcome = course.best(climbed);
+            // Whatever is not below the limit is as good as nothing.
+            let limit = most_s.is_finite().then(|| (base, Value::of(most_s)));
+            let outcome = course.best(climbed.or(limit));
             (outcome.best, outcome.exact)
         } else {
             (climbed, false)
         };
-        let Some((partition, value)) = best else { return Some(Best { partition: base, least_s: None }) };
+        let (partition, value) = best.filter(|(_, value)| value.seconds < most_s)?;
         let partition = self.settle_for_one(&course, partition, value.seconds, room);
-        Some(Best { partition, least_s: exact.then_some(value.seconds) })
+        Some(Best { partition, round_s: value.seconds, least_s: exact.then_some(value.seconds) })
     }
 
     /// The devices that take the least time for a layer, in the given order.
@@ -262,10 +269,10 @@ impl Search<'_> {
         given.sort_unstable();
         let climbed = course.climb(&table, &[given, largest]);
         if !self.is_small() {
-            return climbed.map(|(partition, _)| Best { partition, least_s: None });
+            return climbed.map(|(partition, _)| Best { partition, round_s: f64::INFINITY, least_s: None });
         }
         let outcome = course.best(climbed);
         let (partition, value) = outcome.best?;
-        Some(Best { partition, least_s: outcome.exact.then_some(value.seconds) })
+        Some(Best { partition, round_s: f64::INFINITY, least_s: outcome.exact.then_some(value.seconds) })
     }
 }

@@ -20,16 +20,20 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// The best with all layers resident; `None` where they do not fit into as many stages.
+    /// The best with all layers resident; `None` where they do not fit into as many stages, or where `fewer` of them are
+    /// surely no slower.
     pub(super) fn resident(
         search: &Search<'_>,
         predictor: &Predictor<'_>,
         cost: &Cost,
         input: &PlanInput,
         stages: usize,
+        fewer: Option<&Candidate>,
     ) -> Option<Candidate> {
         let room = largest_room(search, cost, input, stages)?;
-        let best = search.best(&room, stages)?;
+        let comfort = |room: &Room| room.context.min(COMFORTABLE_CONTEXT);
+        let rival = fewer.filter(|fewer| comfort(&fewer.room) >= comfort(&room));
+        let best = search.best(&room, stages, rival.map_or(f64::INFINITY, |rival| rival.best.round_s))?;
         let predicted = predictor.predict(search, &best.partition);
         Some(Candidate { room, best, predicted })
     }

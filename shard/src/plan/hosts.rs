@@ -43,12 +43,13 @@ pub fn least_cycle_s(host: &SharedHost, stages: impl IntoIterator<Item = HostLoa
 }
 
 /// Compute threads of a device. Where it is not known how many it has, they are taken to be the share of the processors
-/// that its bandwidth is of the machine's: a device that reads all that the machine can keeps all of it busy.
+/// that its bandwidth is of the machine's: a device that reads all that the machine can keeps all of it busy. More threads
+/// than processors keep no more of these busy.
 fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
-    if let Some(threads) = device.threads {
-        return f64::from(threads);
-    }
     let processors = f64::from(host.processors.max(1));
+    if let Some(threads) = device.threads {
+        return f64::from(threads).min(processors);
+    }
     let share = device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s;
     (share * processors).round().clamp(1.0, processors)
 }

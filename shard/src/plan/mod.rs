@@ -6,7 +6,8 @@
 //! stages and hops take the least together ([`Objective::OneStream`]).
 //!
 //! Up to eight devices are tried in every order, with every cut: nothing is better ([`Optimality::Exact`]). Of more, the
-//! most promising are, and what is found is compared with a bound below which nothing can be ([`Optimality::Within`]).
+//! most promising are, and what is found is compared with a bound below which nothing can be ([`Optimality::Within`]). So
+//! it is where machines with several devices limit a plan with many layers, for which trying everything would take long.
 
 mod beside;
 mod best;
@@ -243,7 +244,8 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
         if !asked || (stages > 1 && stages < min_stages) {
             continue;
         }
-        let Some(candidate) = Candidate::resident(&search, &predictor, cost, input, stages) else {
+        let Some(candidate) = Candidate::resident(&search, &predictor, cost, input, stages, best.as_ref())
+        else {
             continue;
         };
         if stages == 1 {
@@ -269,7 +271,7 @@ pub fn plan(cost: &Cost, input: &PlanInput) -> Result<Plan, PlanError> {
 /// The best plan into exactly so many stages; `None` where the model does not fit into them.
 fn plan_into(cost: &Cost, input: &PlanInput, stages: usize) -> Option<Plan> {
     let (search, predictor) = (Search::new(cost, input), Predictor::new(cost, input));
-    let found = Candidate::resident(&search, &predictor, cost, input, stages)
+    let found = Candidate::resident(&search, &predictor, cost, input, stages, None)
         .or_else(|| Candidate::streaming(&search, &predictor, cost, input, stages))?;
     Some(found.into_plan(&search, &predictor, input, cost, None))
 }

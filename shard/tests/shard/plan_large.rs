@@ -57,7 +57,9 @@ fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for()
         ("offloading", offloading, at_once),
     ] {
         for objective in [Objective::ManyStreams, Objective::OneStream] {
-            for context in [Some(64), None] {
+            // The cache of a longer context leaves nothing to stream.
+            let contexts = if name.contains("offloading") { &[Some(64)][..] } else { &[Some(64), None] };
+            for context in contexts.iter().copied() {
                 let input = PlanInput { objective, context, ..given.clone() };
                 // One run in time is enough: others on the machine slow it in other ways, too.
                 let (mut least, mut share) = (Duration::MAX, 0.0);

@@ -88,7 +88,7 @@ fn cycle_s(cost: &Cost, input: &PlanInput, stages: &[Placed]) -> f64 {
 fn threads(device: &PlanDevice, host: &SharedHost) -> f64 {
     let processors = f64::from(host.processors);
     if let Some(threads) = device.threads {
-        return f64::from(threads);
+        return f64::from(threads).min(processors);
     }
     (device.bandwidth_bytes_per_s / host.bandwidth_bytes_per_s * processors).round().clamp(1.0, processors)
 }
@@ -218,7 +218,8 @@ fn random_case(random: &mut Random, traits: Traits, layers: u64, devices: u64) -
     if traits.hosts {
         input.hosts = (0..2)
             .map(|_| SharedHost {
-                bandwidth_bytes_per_s: random.between(1e6, 6e6),
+                // No device reads more than its machine.
+                bandwidth_bytes_per_s: random.between(4e6, 8e6),
                 processors: 1 + random.below(8) as u32,
             })
             .collect();
@@ -267,7 +268,7 @@ fn is_best(cost: &Cost, input: &PlanInput, case: &str) -> bool {
     assert!(taken_s <= best_s * (1.0 + 3e-6), "{case}: {taken_s} s where {best_s} s are possible: {found:?}");
     assert_eq!(found.optimality, Optimality::Exact, "{case}");
     // Where links differ, a stream may go by the coordinator.
-    if input.objective == Objective::OneStream && input.links.pairs.is_empty() {
+    if input.objective == Objective::OneStream && input.links.coordinator.is_empty() {
         for (index, other_s) in least.iter().enumerate().filter_map(|(i, s)| Some((i, (*s)?))) {
             let gain = taken_s / other_s;
             let most = if index + 1 > stages { WORTHWHILE_GAIN } else { 1.0 };
@@ -371,7 +372,7 @@ fn workers_that_saturate_their_machine_are_not_twice_as_fast_as_one() {
         let (alone, apart, shared) = (speed(&devices(1, None)), speed(&both(None)), speed(&both(Some(0))));
         assert!(shared <= alone * 1.02, "{shared} against {alone} alone");
         // What is read is read for all streams at once.
-        let gain = if flops < bandwidth { 1.8 } else { 0.99 };
+        let gain = if flops < bandwidth { 1.8 } else { 0.95 };
         assert!(apart > shared * gain, "{apart} on two machines against {shared} on one");
         let found = plan(&cost, &devices(2, Some(0))).unwrap();
         assert_eq!(found.stages.len(), 1, "the second one adds nothing");
