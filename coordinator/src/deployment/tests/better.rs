@@ -364,10 +364,13 @@ fn a_worker_that_attaches_anew_is_told_again_what_to_prepare() {
 fn a_link_that_is_tried_again_makes_for_a_better_plan() {
     let planner = || -> Planner {
         let plain = by_stages();
-        Box::new(move |devices, min_stages, apart| {
-            // Whoever is kept apart is left out.
-            let devices = if apart.is_empty() { devices } else { &devices[..2] };
-            plain(devices, min_stages.min(2), &[])
+        Box::new(move |live, min_stages, apart| {
+            let mut live = live.clone();
+            if !apart.is_empty() {
+                // Whoever is kept apart is left out.
+                live.devices.truncate(2);
+            }
+            plain(&live, min_stages.min(2), &[])
         })
     };
     let mut bench = serving(3, planner(), Moving::Freely);
