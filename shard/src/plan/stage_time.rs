@@ -19,6 +19,8 @@ use crate::tensor_type::TensorType;
 /// What a layer costs a measured device beside its products, in seconds: handing some ten operations to the threads, at
 /// about a microsecond each.
 const LAYER_OVERHEAD_S: f64 = 10e-6;
+/// From so many rows on a product's time is the rows', and not the weights'.
+const MANY_ROWS: f64 = 32.0;
 /// Bytes of a value that passes beside the products.
 const PASSED_BYTES: f64 = 4.0;
 
@@ -267,8 +269,9 @@ impl DeviceTimes {
             (Some((below, low_s)), Some((above, high_s))) => {
                 low_s + (high_s - low_s) * (rows - below) / (above - below)
             }
-            // Beyond what was measured every row costs as much as the others.
-            (Some((most, weight_s)), None) => weight_s * rows / most,
+            // Beyond what was measured every row costs as much as the others, once there are so many that they decide.
+            (Some((most, weight_s)), None) if most >= MANY_ROWS => weight_s * rows / most,
+            (Some((most, weight_s)), None) => weight_s + 2.0 * (rows - most) / self.flops_per_s,
             (None, None) => 0.0,
         }
     }
@@ -307,7 +310,7 @@ mod tests {
     fn speeds_are_met_where_they_were_measured_and_times_grow_evenly_between() {
         let speeds = [(TensorType::Q4K, 4, 0.5e9), (TensorType::Q4K, 1, 1e9), (TensorType::Q4K, 16, 1e8)];
         let device = device(&speeds);
-        for (rows, wanted_ns) in [(0.5, 1.0), (1.0, 1.0), (4.0, 2.0), (10.0, 6.0), (16.0, 10.0), (64.0, 40.0)]
+        for (rows, wanted_ns) in [(0.5, 1.0), (1.0, 1.0), (4.0, 2.0), (10.0, 6.0), (16.0, 10.0), (64.0, 19.6)]
         {
             assert_near(device.weight_s(TensorType::Q4K, rows), wanted_ns * 1e-9);
         }

@@ -9,31 +9,19 @@ use crate::backend::{Backend, BackendError, MatrixShape};
 use crate::bench::read_once;
 use crate::weights::{LoadError, TensorSource};
 
-/// What all types of a device may take together: those that come later are not measured where time is out.
-const ALL: Duration = Duration::from_millis(900);
+/// What a type may take, which is enough for several runs of each size where nothing else keeps the device busy; where it
+/// is spent, the remaining sizes are run once.
+const KIND: Duration = Duration::from_millis(140);
+/// Sizes that would take longer than this are left out, on devices that are slow.
+const LONGEST_RUN_S: f64 = 0.1;
 /// Time for each number of rows; the fastest run of those that fit counts.
-const MEASURE: Duration = Duration::from_millis(8);
-/// Fewest runs for each number of rows, while time is left.
-const LEAST_RUNS: usize = 2;
+const MEASURE: Duration = Duration::from_millis(6);
+/// Fewest runs for each number of rows, while the type's time is not spent.
+const LEAST_RUNS: usize = 3;
 /// Bytes that are read to drive out what caches hold, where it is not known how large they are.
 const USUAL_CACHE: usize = 64 << 20;
 /// Most bytes that are read for that.
 const LARGEST_CACHE: usize = 512 << 20;
-
-/// The time that all types share.
-pub(super) struct Budget {
-    began: Instant,
-}
-
-impl Budget {
-    pub(super) fn begin() -> Budget {
-        Budget { began: Instant::now() }
-    }
-
-    pub(super) fn is_spent(&self) -> bool {
-        self.began.elapsed() > ALL
-    }
-}
 
 /// What a product is measured with.
 pub(super) struct Bench {
@@ -60,15 +48,14 @@ impl Bench {
         Bench { width: 4096, outputs: 16384, products: 8, others: Vec::new(), threads: 1 }
     }
 
-    /// Weights per second of a type's products with these numbers of rows, as far as there is time; of the first in any
-    /// case.
+    /// Weights per second of a type's products with these numbers of rows, ever more of them; of the first in any case.
     pub(super) fn speeds<B: Backend>(
         &mut self,
         mut backend: B,
         kind: TensorType,
         rows: &[usize],
-        budget: &Budget,
     ) -> Result<Vec<(usize, f64)>, LoadError> {
+        let began = Instant::now();
         let most = rows.iter().copied().max().unwrap_or(1);
         backend.reserve(most, self.width);
         let shape = MatrixShape { kind, rows: self.outputs, width: self.width };
@@ -78,10 +65,13 @@ impl Bench {
         let weights = (self.outputs * self.width) as f64;
         let mut found = Vec::with_capacity(rows.len());
         for rows in rows {
-            if !found.is_empty() && budget.is_spent() {
+            let like_the_last = found.last().map_or(0.0, |(last, weights_per_s): &(usize, f64)| {
+                weights / weights_per_s * *rows as f64 / *last as f64
+            });
+            if like_the_last > LONGEST_RUN_S {
                 break;
             }
-            let run_s = self.fastest_run(&mut backend, &matrix, *rows, budget)?;
+            let run_s = self.fastest_run(&mut backend, &matrix, *rows, began)?;
             found.push((*rows, weights / run_s));
         }
         // A backend moves and counts the memory of its matrices: it goes first.
@@ -90,13 +80,13 @@ impl Bench {
         Ok(found)
     }
 
-    /// Seconds of the fastest product with `rows` rows.
+    /// Seconds of the fastest product with `rows` rows, of a type whose turn began at `kind_began`.
     fn fastest_run<B: Backend>(
         &mut self,
         backend: &mut B,
         matrix: &B::Matrix,
         rows: usize,
-        budget: &Budget,
+        kind_began: Instant,
     ) -> Result<f64, BackendError> {
         let values: Vec<f32> = (0..rows * self.width).map(|i| (i % 17) as f32 - 8.0).collect();
         let (mut input, mut output) = (backend.rows(rows, self.width)?, backend.rows(rows, self.outputs)?);
@@ -114,10 +104,10 @@ impl Bench {
                 backend.host(&first, &mut scratch)?;
                 Ok(began.elapsed().as_secs_f64())
             };
-            // Threads and scratch memory that are used for the first time.
-            run(1)?;
+            // The first run uses threads and scratch memory for the first time: it counts where it is the only one.
             let (began, mut runs, mut best) = (Instant::now(), 0, f64::INFINITY);
-            while runs == 0 || !budget.is_spent() && (runs < LEAST_RUNS || began.elapsed() < MEASURE) {
+            let is_spent = || kind_began.elapsed() > KIND;
+            while runs == 0 || !is_spent() && (runs < LEAST_RUNS || began.elapsed() < MEASURE) {
                 read_once(others, threads);
                 best = best.min(run(products)? / products as f64);
                 runs += 1;
