@@ -337,7 +337,6 @@ mod tests {
         let report = claims();
         let mut marked = 0;
         for claim in &report.claims {
-            println!("{}", said(claim));
             if claim.note.contains("above the physical limit") {
                 marked += 1;
                 assert_eq!(claim.verdict, ClaimVerdict::AboveTheLimit, "{}", said(claim));

@@ -11,7 +11,7 @@ mod models;
 mod names;
 mod published;
 #[cfg(test)]
-mod sizes_tests;
+mod tests;
 
 pub use devices::{CatalogueDevice, Other, device, devices};
 pub use links::{CatalogueLink, link, links};

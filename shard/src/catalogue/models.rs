@@ -248,7 +248,6 @@ mod tests {
         for model in models() {
             let (published, half) = count(model.published_parameters());
             let found = model.parameters as f64;
-            println!("{:20} {:>15} {:>15} active", model.name, model.parameters, model.active_parameters);
             assert!((found - published).abs() <= half * 1.001, "{}: {found} and {published}", model.name);
             assert!(!model.source.is_empty(), "{}", model.name);
         }
