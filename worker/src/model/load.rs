@@ -229,7 +229,7 @@ impl<B: Backend> Loader<'_, B> {
         for rows in rows {
             let part = info.rows(first, rows as u64).ok_or_else(|| missing(role))?;
             let shape = MatrixShape { kind: part.kind, rows, width: part.dims[0] as usize };
-            let source = &mut self.files.rows(&part, from);
+            let source = &mut self.files.rows(&part, info, from);
             (first, from) = (first + rows as u64, from + part.bytes.0);
             read.push(self.held(&part, || self.backend.matrix(shape, source))?);
         }

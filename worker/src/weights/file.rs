@@ -118,12 +118,12 @@ impl<'a> ModelFiles<'a> {
 
     /// One tensor of them.
     pub fn tensor<'b>(&'b self, info: &'b TensorInfo) -> FileTensor<'b> {
-        self.rows(info, 0)
+        self.rows(info, info, 0)
     }
 
-    /// Some of a tensor's rows, which `info` describes; they begin `from` bytes behind the tensor's first.
-    pub(crate) fn rows<'b>(&'b self, info: &'b TensorInfo, from: u64) -> FileTensor<'b> {
-        FileTensor { files: self, info, from }
+    /// Some rows of the tensor `of`, which `info` describes; they begin `from` bytes behind the tensor's first.
+    pub(crate) fn rows<'b>(&'b self, info: &'b TensorInfo, of: &'b TensorInfo, from: u64) -> FileTensor<'b> {
+        FileTensor { files: self, info, of, from }
     }
 }
 
@@ -131,7 +131,9 @@ impl<'a> ModelFiles<'a> {
 pub struct FileTensor<'a> {
     files: &'a ModelFiles<'a>,
     info: &'a TensorInfo,
-    /// Bytes of the whole tensor before those that are meant.
+    /// The whole tensor.
+    of: &'a TensorInfo,
+    /// Bytes of it before those that are meant.
     from: u64,
 }
 
@@ -189,7 +191,7 @@ impl TensorSource for FileTensor<'_> {
 
     fn staged(&self) -> Option<StagedBytes> {
         let streamed = self.files.streamed.as_ref()?;
-        let bytes = streamed.bytes(&self.info.name, self.from, self.info.bytes.0)?;
+        let bytes = streamed.bytes(self.of, self.from, self.info.bytes.0)?;
         self.files.progress.add(self.info.bytes.0 as usize);
         Some(bytes)
     }

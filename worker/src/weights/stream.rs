@@ -36,8 +36,17 @@ pub(super) struct Streamed {
     range: LayerRange,
     layers: Arc<[StagedLayer]>,
     places: Vec<Arc<Place>>,
-    /// By name, the layer that a matrix belongs to, counted from the first that is streamed, and its first byte in a buffer.
-    matrices: HashMap<String, (usize, usize)>,
+    /// By name; several may be picked out of one tensor of a file.
+    matrices: HashMap<String, Vec<Staged>>,
+}
+
+/// Where a matrix will be.
+struct Staged {
+    info: TensorInfo,
+    /// Its layer, counted from the first that is streamed.
+    layer: usize,
+    /// Its first byte in a buffer.
+    first: usize,
 }
 
 /// How a layer's matrices lie in a buffer.
@@ -69,11 +78,13 @@ impl Streamed {
     /// Fails where a file is not the one any more that is open.
     pub(super) fn new(parts: &Parts, table: &TensorTable, layers: LayerRange) -> Result<Streamed, LoadError> {
         let source = Arc::new(PastCache::new(parts.open_again()?));
-        let mut matrices = HashMap::new();
+        let mut matrices: HashMap<String, Vec<Staged>> = HashMap::new();
         let staged: Vec<StagedLayer> = layers.iter().map(|layer| StagedLayer::of(table, layer)).collect();
-        for (index, layer) in staged.iter().enumerate() {
-            for (info, blocks) in &layer.matrices {
-                matrices.insert(info.name.clone(), (index, blocks.start + staged_lead(info) as usize));
+        for (layer, of) in staged.iter().enumerate() {
+            for (info, blocks) in &of.matrices {
+                let first = blocks.start + staged_lead(info) as usize;
+                let matrix = Staged { info: info.clone(), layer, first };
+                matrices.entry(info.name.clone()).or_default().push(matrix);
             }
         }
         let places = staged.iter().map(|_| Arc::default()).collect();
@@ -86,8 +97,9 @@ impl Streamed {
     }
 
     /// Where `len` bytes of a matrix will be, from its byte `from` on; `None` where it is not streamed.
-    pub(super) fn bytes(&self, tensor: &str, from: u64, len: u64) -> Option<StagedBytes> {
-        let (layer, first) = self.matrices.get(tensor)?;
+    pub(super) fn bytes(&self, matrix: &TensorInfo, from: u64, len: u64) -> Option<StagedBytes> {
+        let named = self.matrices.get(&matrix.name)?;
+        let Staged { layer, first, .. } = named.iter().find(|staged| staged.info == *matrix)?;
         let start = first + from as usize;
         Some(StagedBytes { place: self.places[*layer].clone(), range: start..start + len as usize })
     }
