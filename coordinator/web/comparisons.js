@@ -28,7 +28,7 @@ function row(entry) {
     {},
     el("th", { scope: "row" }, time),
     el("td", { class: "wrap", text: entry.model }),
-    el("td", { class: "wrap" }, el("ul", {}, ...entry.sides.map(figures))),
+    el("td", { class: "wrap sides" }, el("ul", {}, ...entry.sides.map(figures))),
     el("td", { class: "number", text: off }),
     el("td", { class: "wrap", text: entry.disturbed ? `${entry.verdict} Other requests ran meanwhile.` : entry.verdict }),
   );

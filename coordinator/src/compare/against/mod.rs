@@ -8,6 +8,7 @@ mod answer;
 mod form;
 mod prompts;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
@@ -16,7 +17,7 @@ use serde_json::Value;
 use self::answer::{Answer, Counting};
 use self::form::{Ask, Endpoint, Form, Prompt};
 use self::prompts::{Scale, TextPrompts};
-use super::Quantity;
+use super::{Figure, Quantity, Side, SideKind};
 use crate::bench::{Figures, Prompts, Stream, Test, TestKind, median};
 use crate::client::chain;
 use crate::client::events::{EventStream, Streamed};
@@ -236,6 +237,12 @@ impl Other {
         all.into_iter().filter(|(is_so, _)| *is_so).map(|(_, note)| note).collect()
     }
 
+    /// The side of a comparison that it is, with these figures.
+    pub fn side(&self, figures: Vec<Figure>) -> Side {
+        let (shares, resident) = (Vec::new(), Vec::new());
+        Side { kind: SideKind::Other, name: self.url.clone(), plan: None, figures, shares, resident }
+    }
+
     /// Runs what allocates for the first time: the longest prompt, and the most streams.
     ///
     /// # Errors
@@ -451,6 +458,15 @@ async fn refusal(mut answer: reqwest::Response) -> String {
 fn took_ids(answer: &Answer) -> bool {
     let asked = u64::from(SHORT_PROBE);
     answer.prompt_tokens.is_some_and(|told| (asked..=asked + AROUND_IDS).contains(&told))
+}
+
+/// The samples of several rounds, by the quantity and in the rounds' order.
+pub fn samples(rounds: &[Measured]) -> BTreeMap<Quantity, Vec<f64>> {
+    let mut samples: BTreeMap<Quantity, Vec<f64>> = BTreeMap::new();
+    for (quantity, value) in rounds.iter().flat_map(|round| &round.figures) {
+        samples.entry(*quantity).or_default().push(*value);
+    }
+    samples
 }
 
 impl Measured {

@@ -250,6 +250,19 @@ async fn a_server_that_takes_everything_is_asked_with_token_ids() {
     assert_eq!(seeds.len(), 6, "streams do not say the same");
 }
 
+#[test]
+fn rounds_come_to_samples_by_the_quantity() {
+    let round = |value| Measured {
+        figures: vec![(QUANTITIES[0], value), (QUANTITIES[3], value * 2.0)],
+        notes: Vec::new(),
+    };
+    let samples = samples(&[round(1.0), round(3.0), Measured::default()]);
+    assert_eq!(
+        samples.into_iter().collect::<Vec<_>>(),
+        [(QUANTITIES[0], vec![1.0, 3.0]), (QUANTITIES[3], vec![2.0, 6.0])]
+    );
+}
+
 #[tokio::test]
 async fn one_that_takes_text_alone_and_ends_answers_is_measured_by_what_comes() {
     let ollama = Behaviour { takes_ids: false, ends_after: Some(12), one_after_another: true, ..full() };
