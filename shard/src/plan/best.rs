@@ -11,6 +11,8 @@ use crate::layers::LayerRange;
 const SAME: f64 = 1e-6;
 /// Relative difference in hops that is one.
 const LEAST: f64 = 1e-9;
+/// Changes to an order that are tried at most: far more than sixteen devices need.
+const MOST_CHANGES: usize = 20_000;
 /// How much longer one stream may take for the sake of what devices hold: less than predictions are wrong by.
 const SLACK: f64 = 0.02;
 
@@ -151,13 +153,14 @@ impl Search<'_> {
         let bound = self.bound(room, slowest_s, rows);
         let places: Vec<(usize, usize)> =
             (0..order.len()).flat_map(|one| (0..one).map(move |other| (other, one))).collect();
-        let mut improved = true;
-        while improved {
+        let (mut improved, mut tries) = (true, MOST_CHANGES);
+        while improved && tries > 0 {
             improved = false;
             for (one, other) in &places {
                 let changes: [fn(&mut [usize]); 3] =
                     [|part| part.reverse(), |part| part.rotate_left(1), |part| part.rotate_right(1)];
-                for change in changes {
+                for change in changes.into_iter().take(tries) {
+                    tries -= 1;
                     let mut changed = order.clone();
                     change(&mut changed[*one..=*other]);
                     if self.hops_s(&changed, rows) < self.hops_s(&order, rows) * (1.0 - LEAST)
