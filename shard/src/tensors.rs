@@ -250,7 +250,7 @@ fn skipped_names(spec: &ModelSpec) -> BTreeSet<String> {
 }
 
 /// Every role of the model with the shape that its tensor must have.
-fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
+pub(crate) fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     let (hidden, vocab) = (spec.hidden as u64, spec.vocab as u64);
     let mut shapes = vec![(Role::TokenEmbedding, vec![hidden, vocab]), (Role::OutputNorm, vec![hidden])];
     if !spec.head.tied {
