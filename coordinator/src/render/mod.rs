@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints; each function gives lines that end in a newline.
 
+pub mod claims;
 mod events;
 mod model;
 mod plan;

@@ -19,16 +19,12 @@ const KEPT_OF_CARD_GIB: f64 = 1.0;
 pub struct CatalogueDevice {
     /// Such as `RTX 5090`.
     pub name: String,
-    /// Other names that it is found by.
-    pub also: Vec<String>,
     /// Which backend computes on it: `cuda`, `metal` or `cpu`.
     pub backend: String,
     /// What can be computed on it.
     pub kernels: Kernels,
     /// Memory as the seller names it, in GiB.
     pub memory_gib: f64,
-    /// Every size of memory that it is sold with, in GiB.
-    pub memory_sizes_gib: Vec<f64>,
     /// Whether processor and GPU share the memory.
     pub unified: bool,
     /// The share of the memory that weights, cache and workspace may take.
@@ -83,11 +79,26 @@ impl CatalogueDevice {
             ..self.clone()
         }
     }
+}
+
+/// A device with what it is asked for by.
+struct Sold {
+    device: CatalogueDevice,
+    /// Other names that it is found by.
+    also: Vec<String>,
+    /// Every size of memory that it is sold with, in GiB.
+    memory_gib: Vec<f64>,
+}
+
+impl Sold {
+    fn names(&self) -> Vec<&str> {
+        std::iter::once(&self.device.name).chain(&self.also).map(String::as_str).collect()
+    }
 
     /// Sizes of memory that it is asked for with: those that it is sold with, and those that other sources name.
     fn named_memory(&self) -> impl Iterator<Item = f64> {
-        let others = self.others.iter().filter(|other| other.figure == "memory_gib").map(|other| other.value);
-        self.memory_sizes_gib.iter().copied().chain(others)
+        let others = self.device.others.iter().filter(|other| other.figure == "memory_gib");
+        self.memory_gib.iter().copied().chain(others.map(|other| other.value))
     }
 }
 
@@ -126,13 +137,16 @@ enum Backend {
     Cpu,
 }
 
-static DEVICES: LazyLock<Vec<CatalogueDevice>> = LazyLock::new(|| {
+static SOLD: LazyLock<Vec<Sold>> = LazyLock::new(|| {
     let file: File = toml::from_str(include_str!("../../catalogue/devices.toml"))
         .expect("the catalogue of devices is part of the program, and a test reads it");
-    file.device.into_iter().map(CatalogueDevice::from).collect()
+    file.device.into_iter().map(Sold::from).collect()
 });
 
-impl From<Row> for CatalogueDevice {
+static DEVICES: LazyLock<Vec<CatalogueDevice>> =
+    LazyLock::new(|| SOLD.iter().map(|sold| sold.device.clone()).collect());
+
+impl From<Row> for Sold {
     fn from(row: Row) -> Self {
         let (backend, kernels) = match row.backend {
             Backend::Cuda => ("cuda", Kernels::CANDLE),
@@ -140,13 +154,11 @@ impl From<Row> for CatalogueDevice {
             Backend::Cpu => ("cpu", Kernels::CPU),
         };
         let memory_gib = row.memory_gib.first().copied().unwrap_or(0.0);
-        CatalogueDevice {
+        let device = CatalogueDevice {
             name: row.name,
-            also: row.also,
             backend: backend.to_owned(),
             kernels,
             memory_gib,
-            memory_sizes_gib: row.memory_gib,
             unified: row.unified,
             usable: usable(memory_gib, row.unified),
             bandwidth_gb_per_s: row.bandwidth_gb_per_s,
@@ -157,7 +169,8 @@ impl From<Row> for CatalogueDevice {
             source: row.source,
             others: row.others,
             note: row.note,
-        }
+        };
+        Sold { device, also: row.also, memory_gib: row.memory_gib }
     }
 }
 
@@ -176,23 +189,20 @@ pub fn devices() -> &'static [CatalogueDevice] {
 /// Where there is none, with the nearest ones; also where it is not sold with that memory, with the sizes that it is
 /// sold with.
 pub fn device(name: &str) -> Result<CatalogueDevice, UnknownName> {
-    let called = |device: &'static CatalogueDevice| -> Vec<&str> {
-        std::iter::once(&device.name).chain(&device.also).map(String::as_str).collect()
-    };
-    let error = match names::find("device", name, devices(), called) {
-        Ok(device) => return Ok(device.clone()),
+    let error = match names::find("device", name, &SOLD, Sold::names) {
+        Ok(sold) => return Ok(sold.device.clone()),
         Err(error) => error,
     };
     let Some((base, memory_gib)) = split_memory(name) else {
         return Err(error);
     };
-    let Ok(device) = names::find("device", base, devices(), called) else {
+    let Ok(sold) = names::find("device", base, &SOLD, Sold::names) else {
         return Err(error);
     };
-    if device.named_memory().any(|size| size == memory_gib) {
-        return Ok(device.with_memory(memory_gib));
+    if sold.named_memory().any(|size| size == memory_gib) {
+        return Ok(sold.device.with_memory(memory_gib));
     }
-    let nearest = device.memory_sizes_gib.iter().map(|size| format!("{} {size}GB", device.name)).collect();
+    let nearest = sold.memory_gib.iter().map(|size| format!("{} {size}GB", sold.device.name)).collect();
     Err(UnknownName { nearest, ..error })
 }
 
