@@ -270,6 +270,7 @@ mod tests {
             ("M4 Max 36GB", "M4 Max 36GB", 36.0),
             ("Mac Studio M3 Ultra 256GiB", "M3 Ultra 256GB", 256.0),
             ("M5 Max 256GB", "M5 Max 256GB", 256.0),
+            ("M3 Ultra 192 GB", "M3 Ultra 192GB", 192.0),
         ] {
             let device = device(name).unwrap();
             assert_eq!((device.name.as_str(), device.memory_gib), (found, memory_gib), "{name}");
@@ -284,7 +285,7 @@ mod tests {
         let error = device("RTX 5080").unwrap_err();
         assert_eq!((error.what, error.nearest[0].as_str()), ("device", "RTX 5090"));
         let error = device("M4 Max 57GB").unwrap_err();
-        assert_eq!(error.nearest, ["M4 Max 128GB", "M4 Max 96GB", "M4 Max 64GB", "M4 Max 48GB"]);
+        assert_eq!(error.nearest, ["M4 Max 128GB", "M4 Max 64GB", "M4 Max 48GB"]);
         assert_eq!(device("a toaster with wheels").unwrap_err().nearest, Vec::<String>::new());
     }
 }
