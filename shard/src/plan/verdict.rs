@@ -133,6 +133,9 @@ pub struct Alternative {
     pub devices: Vec<usize>,
     /// What to expect of it; `None` where there is no such plan.
     pub predicted: Option<Prediction>,
+    /// The plan itself.
+    #[serde(skip)]
+    pub plan: Option<Plan>,
     /// Why it was not chosen, for people.
     pub reason: String,
 }
@@ -163,9 +166,11 @@ pub fn alternatives(cost: &Cost, input: &PlanInput, choices: &Choices) -> Vec<Al
         what,
         devices: plan.stages.iter().map(|stage| stage.device).collect(),
         predicted: Some(plan.predicted),
+        plan: Some(plan.clone()),
         reason: comparison(plan, chosen, input.objective),
     };
-    let without = |what, reason: String| Alternative { what, devices: Vec::new(), predicted: None, reason };
+    let without =
+        |what, reason: String| Alternative { what, devices: Vec::new(), predicted: None, plan: None, reason };
     match &choices.one_box {
         Some(_) if choices.verdict == Verdict::OneBox => {}
         Some(alone) => found.push(against(AlternativeKind::OneBox, alone)),
