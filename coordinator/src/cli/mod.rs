@@ -81,7 +81,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Chat in the terminal
     Run(run::RunArgs),
-    /// Show how a model would be cut, without running it
+    /// Show how a model would be cut, how fast it would be and what it would cost, without running it
     Plan(plan::PlanArgs),
     /// Show the health of a running cluster
     Status(status::StatusArgs),
@@ -243,7 +243,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => block_on(up::up(args)),
         Command::Serve(args) => block_on(serve::serve(args)),
         Command::Run(args) => block_on(run::run(args)),
-        Command::Plan(args) => plan::plan(&args),
+        Command::Plan(args) => block_on(plan::plan(args)),
         Command::Status(args) => block_on(status::status(args)),
         Command::Events(args) => block_on(events::events(args)),
         Command::Top(args) => block_on(top::top(args)),

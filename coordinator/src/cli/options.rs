@@ -237,11 +237,11 @@ const MAX_LOCAL_WORKERS: usize = 256;
 /// Most threads of a worker.
 const MAX_THREADS: usize = 1024;
 
-fn parse_workers(text: &str) -> Result<usize, String> {
+pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
     parse_count(text, MAX_LOCAL_WORKERS)
 }
 
-fn parse_threads(text: &str) -> Result<usize, String> {
+pub(super) fn parse_threads(text: &str) -> Result<usize, String> {
     parse_count(text, MAX_THREADS)
 }
 

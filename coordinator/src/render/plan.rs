@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use brigade_shard::layers::Shard;
+use brigade_shard::plan::PROMPT_TOKENS;
 use brigade_shard::units::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,9 @@ pub struct PlanView {
     /// Predicted decode speed of all streams together, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput_tokens_per_s: Option<f64>,
-    /// Predicted time to the first token of a prompt of 512 tokens, in milliseconds.
-    pub ttft_ms: f64,
+    /// Predicted time to the first token of a prompt of 512 tokens, in milliseconds, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<f64>,
     /// What limits the plan, in words.
     pub bottleneck: String,
     /// What else the planner has to say, one sentence each.
@@ -74,7 +76,7 @@ impl PlanView {
             cache_tokens: status.cache_tokens,
             decode_tokens_per_s: status.predicted.decode_tokens_per_s,
             throughput_tokens_per_s: None,
-            ttft_ms: status.predicted.ttft_ms,
+            ttft_ms: Some(status.predicted.ttft_ms),
             bottleneck: status.predicted.bottleneck.clone(),
             notes: Vec::new(),
         }
@@ -95,6 +97,30 @@ fn plan_stage(stage: &StageStatus, status: &ClusterStatus) -> PlanStage {
 
 /// The plan's stages as a table with a memory bar each, then its context, its predicted speed and its bottleneck.
 pub fn render_plan(plan: &PlanView) -> String {
+    let mut text = render_stages(plan);
+    let together = plan.throughput_tokens_per_s.map(|rate| format!(" ({rate:.1} for all together)"));
+    let first = plan
+        .ttft_ms
+        .map(|ms| format!(", first token of a {PROMPT_TOKENS}-token prompt after {}", milliseconds(ms)));
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "predicted  {:.1} tokens/s for one stream{}{}",
+        plan.decode_tokens_per_s,
+        together.unwrap_or_default(),
+        first.unwrap_or_default()
+    );
+    if !plan.bottleneck.is_empty() {
+        let _ = writeln!(text, "bottleneck {}", plan.bottleneck);
+    }
+    for note in &plan.notes {
+        let _ = writeln!(text, "note       {note}");
+    }
+    text
+}
+
+/// The model, the stages as a table with a memory bar each, and the context.
+pub(super) fn render_stages(plan: &PlanView) -> String {
     let mut table = Table::new(&[
         ("STAGE", Align::Right),
         ("WORKER", Align::Left),
@@ -119,35 +145,14 @@ pub fn render_plan(plan: &PlanView) -> String {
             memory_bar(stage.total_bytes(), stage.budget_bytes),
         ]);
     }
-    let mut text = format!(
-        "model      {}, {} layers, {} of weights\n{table}",
-        plan.model, plan.layers, plan.weight_bytes
-    );
-    // Writing to a String cannot fail.
-    let _ = writeln!(
-        text,
-        "context    {} tokens a sequence, {} tokens of cache in all",
-        plan.context, plan.cache_tokens
-    );
-    let together = plan.throughput_tokens_per_s.map(|rate| format!(" ({rate:.1} for all together)"));
-    let _ = writeln!(
-        text,
-        "predicted  {:.1} tokens/s for one stream{}, first token of a 512-token prompt after {}",
-        plan.decode_tokens_per_s,
-        together.unwrap_or_default(),
-        milliseconds(plan.ttft_ms)
-    );
-    if !plan.bottleneck.is_empty() {
-        let _ = writeln!(text, "bottleneck {}", plan.bottleneck);
-    }
-    for note in &plan.notes {
-        let _ = writeln!(text, "note       {note}");
-    }
-    text
+    format!(
+        "model      {}, {} layers, {} of weights\n{table}context    {} tokens a sequence, {} tokens of cache in all\n",
+        plan.model, plan.layers, plan.weight_bytes, plan.context, plan.cache_tokens
+    )
 }
 
 /// A time in the unit that people would use.
-fn milliseconds(ms: f64) -> String {
+pub(super) fn milliseconds(ms: f64) -> String {
     if ms < 1000.0 { format!("{ms:.0} ms") } else { format!("{:.1} s", ms / 1000.0) }
 }
 
@@ -176,7 +181,7 @@ mod tests {
             cache_tokens: 4096,
             decode_tokens_per_s: 81.26,
             throughput_tokens_per_s: Some(150.0),
-            ttft_ms: 1234.0,
+            ttft_ms: Some(1234.0),
             bottleneck: "stage 0 on w1: memory bandwidth".to_owned(),
             notes: vec!["w3 is not used: it would not help".to_owned()],
         };
