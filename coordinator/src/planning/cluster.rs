@@ -2,6 +2,7 @@
 
 use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::{HopCost, Links, PlanDevice, SharedHost};
+use brigade_shard::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::economics::EconomicsSettings;
@@ -110,10 +111,10 @@ impl Cluster {
     }
 }
 
-/// A device with nothing resident, in words of the planner.
-pub(super) fn plan_device(
+/// A device with nothing resident, of which two speeds are known: weight bytes and floating-point operations per second.
+pub fn plan_device(
     name: String,
-    budget: brigade_shard::units::Bytes,
+    budget: Bytes,
     bandwidth_bytes_per_s: f64,
     flops_per_s: f64,
     kernels: Kernels,

@@ -10,5 +10,5 @@ pub mod what_if;
 mod cluster;
 mod live;
 
-pub use cluster::{Cluster, DeviceFacts, HostFacts, LOOPBACK};
+pub use cluster::{Cluster, DeviceFacts, HostFacts, LOOPBACK, plan_device};
 pub use live::LiveDevices;

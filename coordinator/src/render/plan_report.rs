@@ -8,7 +8,7 @@ use super::plan::{milliseconds, render_stages};
 use super::table::{Align, Table};
 use crate::planning::economics::{Derived, EarnedBack, Economics, Sum};
 use crate::planning::report::{DeviceView, Expected, PlanReport, Way, speed};
-use crate::planning::what_if::{Speeds, WhatIfRow};
+use crate::planning::what_if::{Step, WhatIfRow};
 
 /// What stands for a figure that nobody tells.
 const UNKNOWN: &str = "unknown";
@@ -255,19 +255,15 @@ fn what_if(rows: &[WhatIfRow], objective: Objective, streams: u32) -> String {
         ("USD PER TOKEN/S", Align::Right),
         ("VERDICT THEN", Align::Left),
     ]);
-    let figure = |speeds: Option<Speeds>, of: fn(&Speeds) -> f64| {
-        speeds.map_or_else(|| NONE.to_owned(), |speeds| speed(of(&speeds)))
-    };
-    let more = |speeds: Option<Speeds>, of: fn(&Speeds) -> f64| {
-        speeds.map_or_else(|| NONE.to_owned(), |speeds| format!("{:+.2}", of(&speeds)))
-    };
+    let after = |step: Step| step.after.map_or_else(|| NONE.to_owned(), speed);
+    let more = |step: Step| step.gain().map_or_else(|| NONE.to_owned(), |gain| format!("{gain:+.2}"));
     for row in rows {
         table.row([
             row.device.clone(),
-            figure(row.after, |speeds| speeds.one_stream),
-            more(row.gain, |speeds| speeds.one_stream),
-            figure(row.after, |speeds| speeds.many_streams),
-            more(row.gain, |speeds| speeds.many_streams),
+            after(row.one_stream),
+            more(row.one_stream),
+            after(row.many_streams),
+            more(row.many_streams),
             row.price_usd.map_or_else(|| UNKNOWN.to_owned(), |usd| format!("{usd:.0} USD")),
             row.usd_per_token_per_s.map_or_else(|| NONE.to_owned(), |usd| format!("{usd:.0}")),
             row.verdict.clone(),

@@ -210,7 +210,7 @@ fn plan_on(args: &PlanArgs, model: &Model, place: &Place) -> anyhow::Result<Exit
     }
     if let Some(devices) = &args.what_if {
         let candidates = what_if::candidates(devices)?;
-        report.what_if = what_if::rows(&model.cost, &free, &ways, candidates, loads)?;
+        report.what_if = what_if::rows(&model.cost, &free, &candidates);
     }
     // Where nothing holds the model, the error says all that people need, but for what they could buy.
     if refused.is_none() || args.json || args.what_if.is_some() {

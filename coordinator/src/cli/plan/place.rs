@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use brigade_proto::control::DeviceKind;
-use brigade_shard::plan::{Links, PlanDevice};
+use brigade_shard::plan::Links;
 use brigade_shard::units::Bytes;
 use clap::Args;
 
@@ -15,7 +15,7 @@ use crate::cli::options::{WorkerOptions, parse_threads, parse_workers};
 use crate::client::Client;
 use crate::local::worker_name;
 use crate::planning::cluster_file::parse_cluster;
-use crate::planning::{Cluster, LOOPBACK};
+use crate::planning::{Cluster, LOOPBACK, plan_device};
 
 /// Memory bandwidth that a worker is believed to have where nobody has measured it, in bytes per second: two channels of
 /// desktop memory, used by few threads.
@@ -114,16 +114,8 @@ fn local(workers: &WorkerOptions) -> anyhow::Result<Place> {
 
 /// Workers on this machine, with speeds that are assumed.
 pub(super) fn local_cluster(workers: usize, budget: Bytes) -> Cluster {
-    let device = |index| PlanDevice {
-        name: worker_name(index),
-        budget,
-        bandwidth_bytes_per_s: ASSUMED_BANDWIDTH,
-        flops_per_s: ASSUMED_FLOPS,
-        kernels: DeviceKind::Cpu.kernels(),
-        held: None,
-        kernel_speeds: Vec::new(),
-        host: None,
-        offload_bytes_per_s: None,
+    let device = |index| {
+        plan_device(worker_name(index), budget, ASSUMED_BANDWIDTH, ASSUMED_FLOPS, DeviceKind::Cpu.kernels())
     };
     let devices = (0..workers).map(device).collect();
     Cluster::of_devices(devices, Vec::new(), Links::all(LOOPBACK), "assumed")

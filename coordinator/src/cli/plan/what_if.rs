@@ -2,12 +2,11 @@
 
 use brigade_shard::catalogue;
 use brigade_shard::cost::Cost;
-use brigade_shard::plan::{Objective, PlanDevice, PlanInput, Verdict, choices};
+use brigade_shard::plan::{PlanDevice, PlanInput, what_if};
 
 use crate::cli::UsageError;
 use crate::planning::cluster_file::from_catalogue;
-use crate::planning::report::{Foreseen, Loads, Ways};
-use crate::planning::what_if::{Speeds, WhatIfRow};
+use crate::planning::what_if::WhatIfRow;
 
 /// A device that could be had.
 pub(super) struct Candidate {
@@ -34,41 +33,11 @@ pub(super) fn candidates(names: &str) -> anyhow::Result<Vec<Candidate>> {
 }
 
 /// A row for each candidate, in the order of what it gains for the objective.
-pub(super) fn rows(
-    cost: &Cost,
-    input: &PlanInput,
-    ways: &Ways,
-    candidates: Vec<Candidate>,
-    loads: Loads,
-) -> anyhow::Result<Vec<WhatIfRow>> {
-    let before = ways.recommended().map(speeds);
-    let one_stream = input.objective == Objective::OneStream;
-    let mut rows = Vec::new();
-    for Candidate { device, price_usd } in candidates {
-        let name = device.name.clone();
-        let mut more = input.clone();
-        more.devices.push(device);
-        let with = Ways::of(cost, &more, choices(cost, &more)?, None, loads);
-        let after = with.recommended().map(speeds);
-        rows.push(WhatIfRow::new(name, price_usd, before, after, one_stream, in_words(with.verdict)));
-    }
-    let gain = |row: &WhatIfRow| {
-        row.gain
-            .map_or(f64::NEG_INFINITY, |gain| if one_stream { gain.one_stream } else { gain.many_streams })
-    };
-    rows.sort_by(|a, b| gain(b).total_cmp(&gain(a)));
-    Ok(rows)
-}
-
-fn speeds(way: &Foreseen) -> Speeds {
-    Speeds { one_stream: way.one.decode_tokens_per_s, many_streams: way.many.decode_tokens_per_s }
-}
-
-fn in_words(verdict: Verdict) -> String {
-    match verdict {
-        Verdict::OneBox => "one box".to_owned(),
-        Verdict::Cluster => "cluster".to_owned(),
-        Verdict::OneBoxWithOffload => "one box with offload".to_owned(),
-        Verdict::NotAtAll { missing } => format!("not at all: {missing} are missing"),
-    }
+pub(super) fn rows(cost: &Cost, input: &PlanInput, candidates: &[Candidate]) -> Vec<WhatIfRow> {
+    let devices: Vec<PlanDevice> = candidates.iter().map(|candidate| candidate.device.clone()).collect();
+    let rows = what_if(cost, input, &devices).into_iter().filter_map(|found| {
+        let Candidate { device, price_usd } = candidates.get(found.candidate)?;
+        Some(WhatIfRow::new(device.name.clone(), *price_usd, &found, input.objective))
+    });
+    rows.collect()
 }

@@ -92,9 +92,16 @@ fn a_type_brings_the_catalogues_figures_in_the_share_that_is_planned_with() {
     assert_eq!(device.budget, Bytes(24 << 30), "three quarters of 32 GiB");
     assert_eq!((device.bandwidth_bytes_per_s, device.flops_per_s), (800e9, 100e12));
     assert_eq!(device.kernels, Kernels::CANDLE);
-    assert_eq!((facts.price_usd, facts.idle_watts, facts.loaded_watts), (Some(2000.0), Some(70.0), Some(700.0)));
+    assert_eq!(
+        (facts.price_usd, facts.idle_watts, facts.loaded_watts),
+        (Some(2000.0), Some(70.0), Some(700.0))
+    );
     assert!(facts.source.contains("data sheet"), "{}", facts.source);
-    assert!(cluster.notes.iter().any(|note| note.contains("80%") && note.contains("50%")), "{:?}", cluster.notes);
+    assert!(
+        cluster.notes.iter().any(|note| note.contains("80%") && note.contains("50%")),
+        "{:?}",
+        cluster.notes
+    );
 }
 
 #[test]
@@ -163,7 +170,10 @@ fn processors_of_one_host_share_its_memory_and_cards_do_not() {
     let hosts: Vec<Option<usize>> = cluster.devices.iter().map(|device| device.host).collect();
     assert_eq!(hosts, [Some(0), Some(0), None]);
     assert_eq!(cluster.boxes[0].price_usd, Some(1500.0));
-    assert_eq!(cluster.facts[2].loaded_watts, None, "the catalogue's watts are of a whole system, which is the host");
+    assert_eq!(
+        cluster.facts[2].loaded_watts, None,
+        "the catalogue's watts are of a whole system, which is the host"
+    );
     assert_eq!(cluster.facts[2].price_usd, Some(2000.0));
 }
 
@@ -250,7 +260,8 @@ fn a_wrong_link_or_host_says_what_there_is() {
     refused(&pair("between = ['mac', 'mac']\ntype = 'Cable'\n"), &["between two devices"]);
     refused(&pair("between = ['mac']\ntype = 'Cable'\n"), &["line"]);
     refused(&pair("between = ['mac', 'mini']\ngbit_per_s = 10\n"), &["belong together"]);
-    let twice = "between = ['mac', 'mini']\ntype = 'Cable'\n[[link]]\nbetween = ['mini', 'mac']\ntype = 'Cable'\n";
+    let twice =
+        "between = ['mac', 'mini']\ntype = 'Cable'\n[[link]]\nbetween = ['mini', 'mac']\ntype = 'Cable'\n";
     refused(&pair(twice), &["the same two"]);
     refused(&format!("{MAC}[link]\ndefault = 'Cable'\n"), &["[link]", "[[link]]", "[links]"]);
     refused(&format!("{MAC}[links]\ngbit_per_s = 1\n"), &["[links]", "belong together"]);
