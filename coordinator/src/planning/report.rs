@@ -2,8 +2,8 @@
 
 use brigade_shard::cost::Cost;
 use brigade_shard::plan::{
-    Choices, Forecast, Load, Objective, Optimality, Plan, PlanError, PlanInput, Verdict, WORTHWHILE_GAIN,
-    forecast,
+    Alternative, AlternativeKind, Choices, Forecast, Load, Objective, Optimality, PROMPT_TOKENS, Plan,
+    PlanError, PlanInput, Prediction, Verdict, alternatives, forecast,
 };
 use brigade_shard::units::Bytes;
 use serde::Serialize;
@@ -78,10 +78,12 @@ pub struct Ways {
     pub as_asked: Option<Foreseen>,
     /// Which it should be.
     pub verdict: Verdict,
+    /// What else could be done than the verdict says, and why it is not.
+    pub alternatives: Vec<Alternative>,
 }
 
 impl Ways {
-    /// Foresees all ways of `choices`.
+    /// Foresees all ways of `choices`, which were made from `cost` and `input`.
     pub fn of(
         cost: &Cost,
         input: &PlanInput,
@@ -91,6 +93,7 @@ impl Ways {
     ) -> Ways {
         let foresee = |plan| Foreseen::of(cost, input, plan, loads);
         Ways {
+            alternatives: alternatives(cost, input, &choices),
             one_box: choices.one_box.map(foresee),
             offload: choices.offload.map(foresee),
             cluster: choices.cluster.map(foresee),
@@ -423,30 +426,43 @@ impl Reader<'_> {
     }
 
     fn ways(&self, ways: &Ways) -> Vec<Way> {
-        let best = ways.recommended();
-        let mut all = Vec::new();
-        let mut add = |what: &str, way: &Foreseen| {
-            let shown = ways.shown() == Some(way) && !all.iter().any(|way: &Way| way.shown);
+        use AlternativeKind::{Cluster, FewerStages, MoreStages, OneBox, OneBoxWithOffload, OtherObjective};
+        let found = [
+            ("as asked", None, ways.as_asked.as_ref()),
+            ("one box", Some(OneBox), ways.one_box.as_ref()),
+            ("one box with offload", Some(OneBoxWithOffload), ways.offload.as_ref()),
+            ("cluster", Some(Cluster), ways.cluster.as_ref().ok()),
+        ];
+        let reason = |kind: Option<AlternativeKind>| {
+            let against = ways.alternatives.iter().find(|other| Some(other.what) == kind);
+            against.map(|other| other.reason.clone())
+        };
+        let mut all: Vec<Way> = Vec::new();
+        for (what, kind, way) in found {
+            let Some(way) = way else { continue };
             all.push(Way {
                 what: what.to_owned(),
-                shown,
+                // What is asked for may be what is recommended; it is shown once.
+                shown: ways.shown() == Some(way) && !all.iter().any(|other| other.shown),
                 devices: self.names(way),
                 forecast: Some(self.expected(way)),
                 economics: Some(self.economics(way)),
-                reason: self.reason(way, best),
+                reason: reason(kind).unwrap_or_else(|| self.against_best(way, ways.recommended())),
             });
+        }
+        let other = match self.asked.objective {
+            Objective::OneStream => "best for many streams",
+            Objective::ManyStreams => "best for one stream",
         };
-        if let Some(way) = &ways.as_asked {
-            add("as asked", way);
-        }
-        if let Some(way) = &ways.one_box {
-            add("one box", way);
-        }
-        if let Some(way) = &ways.offload {
-            add("one box with offload", way);
-        }
-        if let Ok(way) = &ways.cluster {
-            add("cluster", way);
+        for (what, kind) in
+            [("one stage less", FewerStages), ("one stage more", MoreStages), (other, OtherObjective)]
+        {
+            all.extend(
+                ways.alternatives
+                    .iter()
+                    .find(|other| other.what == kind)
+                    .map(|found| self.other(what, found)),
+            );
         }
         let impossible = |what: &str, reason: String| Way {
             what: what.to_owned(),
@@ -457,44 +473,58 @@ impl Reader<'_> {
             reason,
         };
         if ways.one_box.is_none() {
-            all.push(impossible("one box", "no device holds all of the model".to_owned()));
-            let offers = self.input.devices.iter().any(|device| device.offload_bytes_per_s.is_some());
-            if ways.offload.is_none() && !offers {
-                let reason =
+            let none = reason(Some(OneBox)).unwrap_or_else(|| "no device holds all of the model".to_owned());
+            all.push(impossible("one box", none));
+            if !self.input.devices.iter().any(|device| device.offload_bytes_per_s.is_some()) {
+                let none =
                     "no device may read what it cannot hold; allow it with --offload RATE, such as 7GB/s";
-                all.push(impossible("one box with offload", reason.to_owned()));
+                all.push(impossible("one box with offload", none.to_owned()));
             }
         }
         if let Err(error) = &ways.cluster {
-            let reason = match self.input.devices.len() {
+            let none = match self.input.devices.len() {
                 1 => "there is a single device".to_owned(),
                 _ => error.to_string(),
             };
-            all.push(impossible("cluster", reason));
+            all.push(impossible("cluster", none));
         }
         all.sort_by_key(|way| !way.shown);
         all
     }
 
-    /// Why a way is taken, or is not.
-    fn reason(&self, way: &Foreseen, best: Option<&Foreseen>) -> String {
+    /// A way of which the planner alone speaks.
+    fn other(&self, what: &str, found: &Alternative) -> Way {
+        let known = self.cluster.of_unknown_arithmetic(found.devices.iter().copied()).is_empty();
+        // The planner speaks of one length of prompts.
+        let ttft = known && self.asked.prompt_tokens == PROMPT_TOKENS;
+        let many = |predicted: &Prediction| predicted.throughput_tokens_per_s;
+        Way {
+            what: what.to_owned(),
+            shown: false,
+            devices: found.devices.iter().map(|device| self.name(*device).to_owned()).collect(),
+            forecast: found.predicted.map(|predicted| Expected {
+                one_stream_tokens_per_s: predicted.decode_tokens_per_s,
+                many_streams_tokens_per_s: many(&predicted),
+                prompt_tokens_per_s: None,
+                ttft_ms: Some(predicted.ttft_ms).filter(|_| ttft),
+            }),
+            economics: found.predicted.map(|predicted| {
+                economics(self.cluster, &found.devices, self.input.parallel, many(&predicted))
+            }),
+            reason: found.reason.clone(),
+        }
+    }
+
+    /// How a way compares with the one that is recommended.
+    fn against_best(&self, way: &Foreseen, best: Option<&Foreseen>) -> String {
         let Some(best) = best.filter(|best| *best != way) else {
             return "recommended".to_owned();
         };
-        let streams = self.streams();
-        let ratio = self.figure(way) / self.figure(best);
-        let (stages, fewest) = (way.plan.stages.len(), best.plan.stages.len());
-        if ratio > 1.0 && ratio <= WORTHWHILE_GAIN && stages > fewest {
-            format!(
-                "{:.0}% faster {streams}, too little for more machines that can fail",
-                (ratio - 1.0) * 100.0
-            )
-        } else if ratio > 1.0 && way.plan.context.min(best.plan.context) < best.plan.context {
-            format!("faster {streams}, but its context is limited to {} tokens", way.plan.context)
-        } else if ratio >= 0.995 {
-            format!("as fast {streams}, with {stages} stages instead of {fewest}")
-        } else {
-            format!("{:.1} times slower {streams}", 1.0 / ratio)
+        let rates =
+            format!("{} {} against {}", speed(self.figure(way)), self.streams(), speed(self.figure(best)));
+        match (way.plan.stages.len(), best.plan.stages.len()) {
+            (stages, fewer) if stages > fewer => format!("{rates} in {fewer} instead of {stages} stages"),
+            _ => rates,
         }
     }
 }
@@ -516,3 +546,6 @@ pub(crate) fn speed(tokens_per_s: f64) -> String {
         format!("{tokens_per_s:.1} tokens/s")
     }
 }
+
+#[cfg(test)]
+mod tests;

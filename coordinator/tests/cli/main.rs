@@ -11,6 +11,7 @@ mod doctor;
 mod local;
 mod models;
 mod plan;
+mod planning;
 mod program;
 mod tiny_model;
 mod top;

@@ -36,7 +36,7 @@ fn workers_share_the_layers_within_their_memory() {
         assert!(stage.total_bytes() <= stage.budget_bytes, "{stage:?}");
     }
     assert_eq!(next, 8);
-    assert!(view.decode_tokens_per_s > 0.0 && view.ttft_ms > 0.0);
+    assert!(view.decode_tokens_per_s > 0.0 && view.ttft_ms.is_some_and(|ms| ms > 0.0));
     assert!(view.notes.iter().any(|note| note.contains("assumed")), "{:?}", view.notes);
 }
 
