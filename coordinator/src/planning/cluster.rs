@@ -124,6 +124,7 @@ pub fn plan_device(
         budget,
         bandwidth_bytes_per_s,
         flops_per_s,
+        threads: None,
         kernels,
         held: None,
         kernel_speeds: Vec::new(),

@@ -38,7 +38,6 @@ impl Backend {
 
 /// A device of the catalogue with nothing resident, planned with shares of its nominal speeds.
 pub fn from_catalogue(device: &CatalogueDevice, name: &str) -> (PlanDevice, DeviceFacts) {
-    let budget = Bytes((device.memory_gib * device.usable * (1u64 << 30) as f64) as u64);
     let bandwidth = device.bandwidth_gb_per_s * 1e9 * NOMINAL_BANDWIDTH_SHARE;
     let flops = device.fp16_tflops.map_or(UNKNOWN_FLOPS, |tflops| tflops * 1e12 * NOMINAL_FLOPS_SHARE);
     let facts = DeviceFacts {
@@ -50,7 +49,7 @@ pub fn from_catalogue(device: &CatalogueDevice, name: &str) -> (PlanDevice, Devi
         loaded_watts: device.loaded_watts,
         host: None,
     };
-    (plan_device(name.to_owned(), budget, bandwidth, flops, device.kernels), facts)
+    (plan_device(name.to_owned(), device.budget(), bandwidth, flops, device.kernels), facts)
 }
 
 /// An entry's device, with the name that it or all of its kind are known by.

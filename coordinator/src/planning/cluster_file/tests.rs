@@ -24,8 +24,7 @@ fn shop_device(name: &str) -> Result<CatalogueDevice, UnknownName> {
         idle_watts: Some(70.0),
         price_usd: Some(2000.0),
         source: "a data sheet".to_owned(),
-        others: Vec::new(),
-        note: String::new(),
+        ..catalogue::device("RTX 5090")?
     };
     match name {
         "Card" => Ok(card),
@@ -47,7 +46,7 @@ fn shop_link(name: &str) -> Result<CatalogueLink, UnknownName> {
             name: "Cable".to_owned(),
             gbit_per_s: 40.0,
             hop: CABLE,
-            source: "a data sheet".to_owned(),
+            ..catalogue::link("10GbE")?.clone()
         }),
         _ => catalogue::link(name).cloned(),
     }
@@ -269,6 +268,12 @@ fn a_wrong_link_or_host_says_what_there_is() {
     let host = "host = 'rig'\n[[host]]\nname = 'rig'\n";
     refused(&format!("{MAC}{host}processors = 4\n"), &["[[host]] `rig`", "belong together"]);
     refused(&format!("{MAC}{host}{}", "[[host]]\nname = 'rig'\n"), &["taken already"]);
+}
+
+#[test]
+fn unknown_types_come_with_the_nearest_names() {
+    refused("[[device]]\ntype = 'RTX 509'\n", &["[[device]] `RTX 509`", "RTX 5090", "--list devices"]);
+    refused(&format!("{MAC}[links]\ndefault = '10GbR'\n"), &["[links]", "10GbE", "--list links"]);
 }
 
 #[test]
