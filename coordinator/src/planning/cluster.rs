@@ -56,6 +56,8 @@ pub struct DeviceFacts {
     pub idle_watts: Option<f64>,
     /// Under load, in watts.
     pub loaded_watts: Option<f64>,
+    /// Whether these watts, one of them at least, are the catalogue's, of a whole system.
+    pub whole_system: bool,
     /// The machine it is in, by its name.
     pub host: Option<String>,
 }

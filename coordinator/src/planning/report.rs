@@ -2,8 +2,8 @@
 
 use brigade_shard::cost::Cost;
 use brigade_shard::plan::{
-    Alternative, AlternativeKind, Choices, Forecast, Load, Objective, Optimality, PROMPT_TOKENS, Plan,
-    PlanError, PlanInput, Prediction, Verdict, alternatives, forecast,
+    Alternative, AlternativeKind, COMFORTABLE_CONTEXT, Choices, Forecast, Load, Objective, Optimality, Plan,
+    PlanError, PlanInput, Verdict, alternatives, forecast,
 };
 use brigade_shard::units::Bytes;
 use serde::Serialize;
@@ -78,8 +78,17 @@ pub struct Ways {
     pub as_asked: Option<Foreseen>,
     /// Which it should be.
     pub verdict: Verdict,
-    /// What else could be done than the verdict says, and why it is not.
-    pub alternatives: Vec<Alternative>,
+    /// What else could be done than the verdict says.
+    pub others: Vec<Other>,
+}
+
+/// Something else that could be done than what the verdict says.
+#[derive(Clone, Debug)]
+pub struct Other {
+    /// What it is.
+    pub what: AlternativeKind,
+    /// How it would be, or why it is not possible.
+    pub way: Result<Foreseen, String>,
 }
 
 impl Ways {
@@ -92,8 +101,11 @@ impl Ways {
         loads: Loads,
     ) -> Ways {
         let foresee = |plan| Foreseen::of(cost, input, plan, loads);
+        let others = alternatives(cost, input, &choices).into_iter().map(
+            |Alternative { what, plan, reason, .. }| Other { what, way: plan.map(foresee).ok_or(reason) },
+        );
         Ways {
-            alternatives: alternatives(cost, input, &choices),
+            others: others.collect(),
             one_box: choices.one_box.map(foresee),
             offload: choices.offload.map(foresee),
             cluster: choices.cluster.map(foresee),
@@ -328,8 +340,17 @@ impl Reader<'_> {
                 .cloned()
                 .chain(unused)
                 .chain(self.cluster.notes.iter().cloned())
+                .chain(self.long_prompt(plan))
                 .collect(),
         }
+    }
+
+    /// That the prompt spoken of would not be taken.
+    fn long_prompt(&self, plan: &Plan) -> Option<String> {
+        let (prompt, context) = (self.asked.prompt_tokens, plan.context);
+        (prompt >= context).then(|| {
+            format!("a prompt of {prompt} tokens leaves no room for an answer in a context of {context}; lower --prompt")
+        })
     }
 
     fn streamed(&self, plan: &Plan) -> Vec<Streamed> {
@@ -361,7 +382,11 @@ impl Reader<'_> {
 
     /// What the objective looks at, in tokens per second.
     fn figure(&self, way: &Foreseen) -> f64 {
-        match self.asked.objective {
+        self.figure_for(self.asked.objective, way)
+    }
+
+    fn figure_for(&self, objective: Objective, way: &Foreseen) -> f64 {
+        match objective {
             Objective::OneStream => way.one.decode_tokens_per_s,
             Objective::ManyStreams => way.many.decode_tokens_per_s,
         }
@@ -369,7 +394,11 @@ impl Reader<'_> {
 
     /// For what it is told.
     fn streams(&self) -> String {
-        match (self.asked.objective, self.asked.streams) {
+        self.streams_for(self.asked.objective)
+    }
+
+    fn streams_for(&self, objective: Objective) -> String {
+        match (objective, self.asked.streams) {
             (Objective::OneStream, _) | (Objective::ManyStreams, 1) => "for one stream".to_owned(),
             (Objective::ManyStreams, streams) => format!("over {streams} streams"),
         }
@@ -426,20 +455,8 @@ impl Reader<'_> {
     }
 
     fn ways(&self, ways: &Ways) -> Vec<Way> {
-        use AlternativeKind::{Cluster, FewerStages, MoreStages, OneBox, OneBoxWithOffload, OtherObjective};
-        let found = [
-            ("as asked", None, ways.as_asked.as_ref()),
-            ("one box", Some(OneBox), ways.one_box.as_ref()),
-            ("one box with offload", Some(OneBoxWithOffload), ways.offload.as_ref()),
-            ("cluster", Some(Cluster), ways.cluster.as_ref().ok()),
-        ];
-        let reason = |kind: Option<AlternativeKind>| {
-            let against = ways.alternatives.iter().find(|other| Some(other.what) == kind);
-            against.map(|other| other.reason.clone())
-        };
         let mut all: Vec<Way> = Vec::new();
-        for (what, kind, way) in found {
-            let Some(way) = way else { continue };
+        let mut add = |what: &str, way: &Foreseen, reason: String| {
             all.push(Way {
                 what: what.to_owned(),
                 // What is asked for may be what is recommended; it is shown once.
@@ -447,84 +464,100 @@ impl Reader<'_> {
                 devices: self.names(way),
                 forecast: Some(self.expected(way)),
                 economics: Some(self.economics(way)),
-                reason: reason(kind).unwrap_or_else(|| self.against_best(way, ways.recommended())),
+                reason,
             });
-        }
-        let other = match self.asked.objective {
-            Objective::OneStream => "best for many streams",
-            Objective::ManyStreams => "best for one stream",
         };
-        for (what, kind) in
-            [("one stage less", FewerStages), ("one stage more", MoreStages), (other, OtherObjective)]
-        {
-            all.extend(
-                ways.alternatives
-                    .iter()
-                    .find(|other| other.what == kind)
-                    .map(|found| self.other(what, found)),
-            );
+        let best = ways.recommended();
+        let found = [
+            ("as asked", ways.as_asked.as_ref()),
+            ("one box", ways.one_box.as_ref()),
+            ("one box with offload", ways.offload.as_ref()),
+            ("cluster", ways.cluster.as_ref().ok()),
+        ];
+        for (what, way) in found {
+            way.into_iter().for_each(|way| add(what, way, self.reason(way, best)));
         }
-        let impossible = |what: &str, reason: String| Way {
+        let beside = ways.others.iter().filter_map(|other| Some((self.beside(other.what)?, other)));
+        for (what, other) in beside.clone() {
+            let Ok(way) = &other.way else { continue };
+            let reason = match (other.what, best) {
+                (AlternativeKind::OtherObjective, Some(best)) => self.for_other_objective(way, best),
+                _ => self.reason(way, best),
+            };
+            add(what, way, reason);
+        }
+        let impossible = |what: &str, reason: &str| Way {
             what: what.to_owned(),
             shown: false,
             devices: Vec::new(),
             forecast: None,
             economics: None,
-            reason,
+            reason: reason.to_owned(),
         };
+        all.extend(beside.filter_map(|(what, other)| Some(impossible(what, other.way.as_ref().err()?))));
         if ways.one_box.is_none() {
-            let none = reason(Some(OneBox)).unwrap_or_else(|| "no device holds all of the model".to_owned());
-            all.push(impossible("one box", none));
+            let other = ways.others.iter().find(|other| other.what == AlternativeKind::OneBox);
+            let reason = other.and_then(|other| other.way.as_ref().err());
+            all.push(impossible(
+                "one box",
+                reason.map_or("no device holds all of the model", String::as_str),
+            ));
             if !self.input.devices.iter().any(|device| device.offload_bytes_per_s.is_some()) {
                 let none =
                     "no device may read what it cannot hold; allow it with --offload RATE, such as 7GB/s";
-                all.push(impossible("one box with offload", none.to_owned()));
+                all.push(impossible("one box with offload", none));
             }
         }
         if let Err(error) = &ways.cluster {
-            let none = match self.input.devices.len() {
+            let reason = match self.input.devices.len() {
                 1 => "there is a single device".to_owned(),
                 _ => error.to_string(),
             };
-            all.push(impossible("cluster", none));
+            all.push(impossible("cluster", &reason));
         }
         all.sort_by_key(|way| !way.shown);
         all
     }
 
-    /// A way of which the planner alone speaks.
-    fn other(&self, what: &str, found: &Alternative) -> Way {
-        let known = self.cluster.of_unknown_arithmetic(found.devices.iter().copied()).is_empty();
-        // The planner speaks of one length of prompts.
-        let ttft = known && self.asked.prompt_tokens == PROMPT_TOKENS;
-        let many = |predicted: &Prediction| predicted.throughput_tokens_per_s;
-        Way {
-            what: what.to_owned(),
-            shown: false,
-            devices: found.devices.iter().map(|device| self.name(*device).to_owned()).collect(),
-            forecast: found.predicted.map(|predicted| Expected {
-                one_stream_tokens_per_s: predicted.decode_tokens_per_s,
-                many_streams_tokens_per_s: many(&predicted),
-                prompt_tokens_per_s: None,
-                ttft_ms: Some(predicted.ttft_ms).filter(|_| ttft),
-            }),
-            economics: found.predicted.map(|predicted| {
-                economics(self.cluster, &found.devices, self.input.parallel, many(&predicted))
-            }),
-            reason: found.reason.clone(),
+    /// What is told beside one box and cluster, in words.
+    fn beside(&self, kind: AlternativeKind) -> Option<&'static str> {
+        match (kind, self.asked.objective) {
+            (AlternativeKind::FewerStages, _) => Some("one stage less"),
+            (AlternativeKind::MoreStages, _) => Some("one stage more"),
+            (AlternativeKind::OtherObjective, Objective::OneStream) => Some("best for many streams"),
+            (AlternativeKind::OtherObjective, Objective::ManyStreams) => Some("best for one stream"),
+            (AlternativeKind::OneBox | AlternativeKind::OneBoxWithOffload | AlternativeKind::Cluster, _) => {
+                None
+            }
         }
     }
 
-    /// How a way compares with the one that is recommended.
-    fn against_best(&self, way: &Foreseen, best: Option<&Foreseen>) -> String {
+    /// What the way brings that is best for the objective that was not asked for.
+    fn for_other_objective(&self, way: &Foreseen, best: &Foreseen) -> String {
+        let other = match self.asked.objective {
+            Objective::OneStream => Objective::ManyStreams,
+            Objective::ManyStreams => Objective::OneStream,
+        };
+        let rate = |way| speed(self.figure_for(other, way));
+        format!("{} {} against {}", rate(way), self.streams_for(other), rate(best))
+    }
+
+    /// Why a way is taken, or is not.
+    fn reason(&self, way: &Foreseen, best: Option<&Foreseen>) -> String {
         let Some(best) = best.filter(|best| *best != way) else {
             return "recommended".to_owned();
         };
-        let rates =
-            format!("{} {} against {}", speed(self.figure(way)), self.streams(), speed(self.figure(best)));
-        match (way.plan.stages.len(), best.plan.stages.len()) {
-            (stages, fewer) if stages > fewer => format!("{rates} in {fewer} instead of {stages} stages"),
-            _ => rates,
+        let (rate, of_best) = (self.figure(way), self.figure(best));
+        let (stages, fewer) = (way.plan.stages.len(), best.plan.stages.len());
+        let rates = format!("{} {} against {}", speed(rate), self.streams(), speed(of_best));
+        let comfort = |way: &Foreseen| way.plan.context.min(COMFORTABLE_CONTEXT);
+        if comfort(way) < comfort(best) {
+            let (context, longer) = (way.plan.context, best.plan.context);
+            format!("its context would be {context} tokens against {longer}; {rates}")
+        } else if rate > of_best && stages > fewer {
+            format!("{rates}, which is not worth {stages} stages instead of {fewer}")
+        } else {
+            rates
         }
     }
 }

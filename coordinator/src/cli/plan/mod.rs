@@ -16,6 +16,7 @@ use brigade_shard::plan::{
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::UsageError;
 use super::connect::ConnectOptions;
 use super::options::{ServingOptions, WorkerOptions};
 use crate::planning::cluster_file::parse_rate;
@@ -72,7 +73,7 @@ Example: brigade plan \"Llama 3.3 70B\" --cluster cluster.toml --what-if \"RTX 5
 pub struct PlanArgs {
     /// The model: a GGUF file, the first part of a split one, or a directory of safetensors, of which only headers are
     /// read; or a name that `brigade plan --list models` shows, such as "Llama 3.1 405B:Q4_K_M"
-    #[arg(env = "BRIGADE_MODEL", hide_env = true, required_unless_present_any = ["claims", "list"])]
+    #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: Option<PathBuf>,
 
     #[command(flatten)]
@@ -167,7 +168,13 @@ pub(super) async fn plan(args: PlanArgs) -> anyhow::Result<ExitCode> {
     if args.claims {
         anyhow::bail!("published claims are not there yet");
     }
-    let named = args.model.as_deref().context("failed to find out which model is meant; name it")?;
+    let named = args.model.as_deref().ok_or_else(|| {
+        UsageError(
+            "no model is named: give MODEL, a file or a name that `brigade plan --list models` shows, before --what-if; \
+             only --list and --claims need none"
+                .to_owned(),
+        )
+    })?;
     let model = Model::find(named)?;
     let mut place = place::find(&args).await?;
     if let Some(rate) = args.offload {

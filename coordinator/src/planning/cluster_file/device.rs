@@ -47,6 +47,7 @@ pub fn from_catalogue(device: &CatalogueDevice, name: &str) -> (PlanDevice, Devi
         price_usd: device.price_usd,
         idle_watts: device.idle_watts,
         loaded_watts: device.loaded_watts,
+        whole_system: device.idle_watts.or(device.loaded_watts).is_some(),
         host: None,
     };
     (plan_device(name.to_owned(), device.budget(), bandwidth, flops, device.kernels), facts)
@@ -91,6 +92,9 @@ pub(super) fn device(
     facts.price_usd = entry.price_usd.or(facts.price_usd);
     // The catalogue's watts are of whole systems: beside a machine that has its own they would be counted twice.
     let alone = !entry.host.as_deref().is_some_and(|host| hosts.draws_power(host));
+    let taken = |own: Option<f64>, sold: Option<f64>| alone && own.is_none() && sold.is_some();
+    facts.whole_system =
+        taken(entry.idle_watts, facts.idle_watts) || taken(entry.loaded_watts, facts.loaded_watts);
     facts.idle_watts = entry.idle_watts.or(facts.idle_watts.filter(|_| alone));
     facts.loaded_watts = entry.loaded_watts.or(facts.loaded_watts.filter(|_| alone));
     facts.host = entry.host;
@@ -179,6 +183,16 @@ pub(super) fn assumptions(cluster: &Cluster) -> Vec<String> {
              figures that the cluster file gives are taken as they are",
             NOMINAL_BANDWIDTH_SHARE * 100.0,
             NOMINAL_FLOPS_SHARE * 100.0
+        ));
+    }
+    let systems = |facts: &&DeviceFacts| facts.whole_system && facts.host.is_some();
+    let hosts: Vec<&Option<String>> = cluster.facts.iter().filter(systems).map(|facts| &facts.host).collect();
+    if let Some(Some(host)) =
+        hosts.iter().enumerate().find(|(n, host)| hosts[..*n].contains(host)).map(|(_, host)| host)
+    {
+        notes.push(format!(
+            "the catalogue's watts are of whole systems, and {host} counts one for each of its devices: give their \
+             idle_watts and loaded_watts, and the machine's in [[host]]"
         ));
     }
     let unknown = cluster.of_unknown_arithmetic(0..cluster.devices.len());

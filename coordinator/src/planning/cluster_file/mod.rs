@@ -6,9 +6,10 @@ mod device;
 mod entries;
 mod links;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use brigade_shard::catalogue::{self, CatalogueDevice, CatalogueLink, UnknownName};
+use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::{MAX_DEVICES, SharedHost};
 
 pub use device::{from_catalogue, parse_rate};
@@ -79,6 +80,7 @@ fn parse(text: &str, names: &Names) -> Result<Cluster, ClusterFileError> {
             .map_err(|problem| ClusterFileError::Entry { entry: words, problem })?;
     }
     hosts.share(&mut cluster)?;
+    check_shared(&cluster)?;
     cluster.boxes = hosts.facts();
     links::fill(&mut cluster, &groups, file.links, file.link, names)?;
     cluster.economics = economics(file.economics)
@@ -163,7 +165,7 @@ impl Hosts {
                 cluster.devices.iter_mut().zip(&cluster.facts).filter(|(_, facts)| inside(facts))
             {
                 // A card's memory is its own.
-                if device.kernels == brigade_shard::kernels::Kernels::CPU {
+                if device.kernels == Kernels::CPU {
                     device.host = Some(index);
                 }
             }
@@ -180,6 +182,29 @@ impl Hosts {
         });
         facts.collect()
     }
+}
+
+/// Checks that processors of one machine do not count its memory's bandwidth twice.
+fn check_shared(cluster: &Cluster) -> Result<(), ClusterFileError> {
+    let mut alone: BTreeMap<&str, &str> = BTreeMap::new();
+    for (device, facts) in cluster.devices.iter().zip(&cluster.facts) {
+        let Some(host) =
+            facts.host.as_deref().filter(|_| device.kernels == Kernels::CPU && device.host.is_none())
+        else {
+            continue;
+        };
+        if let Some(other) = alone.insert(host, &device.name) {
+            let name = &device.name;
+            return Err(ClusterFileError::Entry {
+                entry: format!("[[device]] `{name}`"),
+                problem: format!(
+                    "it shares the memory of the host `{host}` with `{other}`: write [[host]] with name = \"{host}\", \
+                     bandwidth_gbps, what they read together, and processors"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn economics(entry: EconomicsEntry) -> Result<EconomicsSettings, String> {

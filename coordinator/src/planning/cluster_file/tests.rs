@@ -177,6 +177,19 @@ fn processors_of_one_host_share_its_memory_and_cards_do_not() {
 }
 
 #[test]
+fn watts_of_whole_systems_in_one_host_are_said_to_count_too_often() {
+    let cards = "[[device]]\ntype = 'Card'\nname = 'card'\ncount = 2\nhost = 'rig'\n";
+    let says = |text: &str| read(text).notes.iter().any(|note| note.contains("rig counts one for each"));
+    assert!(says(cards));
+    assert!(!says(&format!("{cards}idle_watts = 20\nloaded_watts = 450\n")), "these are the cards' own");
+    assert!(
+        !says(&format!("{cards}[[host]]\nname = 'rig'\nloaded_watts = 200\n")),
+        "the catalogue's are left out"
+    );
+    assert!(!says(&cards.replace("count = 2\n", "")), "a single one");
+}
+
+#[test]
 fn economics_take_hours_or_a_share_of_the_day() {
     let economics = |text: &str| read(&format!("{MAC}[economics]\n{text}")).economics;
     let told = economics(
@@ -265,6 +278,8 @@ fn a_wrong_link_or_host_says_what_there_is() {
     refused(&format!("{MAC}[link]\ndefault = 'Cable'\n"), &["[link]", "[[link]]", "[links]"]);
     refused(&format!("{MAC}[links]\ngbit_per_s = 1\n"), &["[links]", "belong together"]);
     refused(&format!("{MAC}[[host]]\nname = 'rig'\n"), &["[[host]] `rig`", "no [[device]] is in it"]);
+    let two = format!("{MAC}host = 'rig'\n{}host = 'rig'\n", MAC.replace("mac", "mini"));
+    refused(&two, &["[[device]] `mini`", "shares the memory", "`mac`", "[[host]]", "bandwidth_gbps"]);
     let host = "host = 'rig'\n[[host]]\nname = 'rig'\n";
     refused(&format!("{MAC}{host}processors = 4\n"), &["[[host]] `rig`", "belong together"]);
     refused(&format!("{MAC}{host}{}", "[[host]]\nname = 'rig'\n"), &["taken already"]);

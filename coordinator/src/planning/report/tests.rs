@@ -1,7 +1,7 @@
 use brigade_shard::cost::StageBytes;
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
-use brigade_shard::plan::{HopCost, Links, PlannedStage, UnusedDevice};
+use brigade_shard::plan::{HopCost, Links, PROMPT_TOKENS, PlannedStage, Prediction, UnusedDevice};
 use serde_json::{Value, json};
 
 use super::*;
@@ -84,7 +84,7 @@ fn shortage() -> PlanError {
 }
 
 fn ways(verdict: Verdict, one_box: Option<Foreseen>, cluster: Result<Foreseen, PlanError>) -> Ways {
-    Ways { one_box, offload: None, cluster, as_asked: None, verdict, alternatives: Vec::new() }
+    Ways { one_box, offload: None, cluster, as_asked: None, verdict, others: Vec::new() }
 }
 
 fn written(ways: &Ways, objective: Objective) -> PlanReport {
@@ -139,12 +139,14 @@ fn the_verdict_says_what_it_is_against() {
 fn the_report_for_people_has_all_parts() {
     let alone = foreseen(&[0], 20.0, 50.0);
     let mut found = ways(Verdict::Cluster, Some(alone), Ok(foreseen(&[0, 1], 18.0, 100.0)));
-    found.alternatives.push(Alternative {
-        what: AlternativeKind::OneBox,
-        devices: vec![0],
-        predicted: None,
-        reason: "half as fast".to_owned(),
-    });
+    found.others = vec![
+        Other { what: AlternativeKind::MoreStages, way: Ok(foreseen(&[0, 1, 2], 17.0, 103.0)) },
+        Other { what: AlternativeKind::OtherObjective, way: Ok(foreseen(&[0], 20.0, 50.0)) },
+        Other {
+            what: AlternativeKind::FewerStages,
+            way: Err("the model does not fit into 1 stage".to_owned()),
+        },
+    ];
     let text = render_report(&written(&found, Objective::ManyStreams));
     let wanted = "\
 asked      SmolLM2 from its file's header, on 3 devices of cluster.toml
@@ -164,9 +166,12 @@ tokens     2.01 USD per million (hardware over 3 years and electricity, which is
 paid back  never within the 3 years that the hardware is used: it would be in month 37
 verdict    cluster: studio and rig together decode 100.0 tokens/s over 4 streams; studio alone 50.0 tokens/s
 
-    WAY       DEVICES         ONE STREAM         4 STREAMS   FIRST TOKEN   LOADED      PRICE   USD/MILLION   WHY
-*   cluster   studio, rig   18.0 tokens/s   100.0 tokens/s         1.0 s    200 W   3650 USD          2.01   recommended
-    one box   studio        20.0 tokens/s    50.0 tokens/s         1.0 s    100 W   1825 USD          2.01   half as fast
+    WAY                   DEVICES               ONE STREAM        4 STREAMS   FIRST TOKEN   LOADED      PRICE   USD/MILLION   WHY
+*   cluster               studio, rig        18.0 tokens/s   100.0 tokens/s         1.0 s    200 W   3650 USD          2.01   recommended
+    one box               studio             20.0 tokens/s    50.0 tokens/s         1.0 s    100 W   1825 USD          2.01   50.0 tokens/s over 4 streams against 100.0 tokens/s
+    one stage more        studio, rig, old   17.0 tokens/s   103.0 tokens/s         1.0 s    300 W   3750 USD          2.07   103.0 tokens/s over 4 streams against 100.0 tokens/s, which is not worth 3 stages instead of 2
+    best for one stream   studio             20.0 tokens/s    50.0 tokens/s         1.0 s    100 W   1825 USD          2.01   20.0 tokens/s for one stream against 18.0 tokens/s
+    one stage less        -                              -                -             -        -          -             -   the model does not fit into 1 stage
 ";
     assert_eq!(text.get(..wanted.len()), Some(wanted), "{text}");
     for line in [
