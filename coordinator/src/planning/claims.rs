@@ -234,6 +234,7 @@ impl Setup {
             budget: self.device.budget(),
             bandwidth_bytes_per_s: self.device.bandwidth_gb_per_s * 1e9 * EFFICIENCY,
             flops_per_s: flops.unwrap_or(UNSTATED_FLOPS_PER_S),
+            threads: None,
             kernels: Kernels::CPU,
             held: None,
             kernel_speeds: Vec::new(),
