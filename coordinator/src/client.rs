@@ -204,14 +204,6 @@ impl Client {
         self.get(&format!("/api/timeline?after={after}")).await
     }
 
-    /// The devices of attached workers, as plans are made with them.
-    ///
-    /// # Errors
-    /// As [`Client::status`].
-    pub async fn devices(&self) -> Result<LiveDevices, ClientError> {
-        self.get("/api/devices").await
-    }
-
     /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 //!
 //! Nothing here prints; each function gives lines that end in a newline.
 
-pub mod claims;
 mod catalogue;
+pub mod claims;
 mod events;
 mod model;
 mod plan;

@@ -19,9 +19,11 @@ use serde::Serialize;
 use super::UsageError;
 use super::connect::ConnectOptions;
 use super::options::{ServingOptions, WorkerOptions};
+use crate::planning::claims::claims;
 use crate::planning::cluster_file::parse_rate;
 use crate::planning::report::{Asked, Loads, Ways, report};
 use crate::planning::{Cluster, listing};
+use crate::render::claims::render_claims;
 use crate::render::{render_listing, render_report};
 use model::Model;
 use place::{LocalOptions, Place, local_cluster};
@@ -166,7 +168,8 @@ pub(super) async fn plan(args: PlanArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.claims {
-        anyhow::bail!("published claims are not there yet");
+        show(args.json, &claims(), render_claims)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let named = args.model.as_deref().ok_or_else(|| {
         UsageError(
