@@ -221,14 +221,7 @@ impl WorkerOptions {
     /// # Errors
     /// Where it was not given and this machine's memory cannot be found out.
     pub(super) fn memory(&self) -> anyhow::Result<Bytes> {
-        if let Some(memory) = self.memory {
-            return Ok(memory);
-        }
-        let mut system =
-            sysinfo::System::new().context("failed to find out this machine's memory; give --memory SIZE")?;
-        system.refresh_memory();
-        let together = (system.total_memory() as f64 * MEMORY_SHARE) as u64;
-        Ok(Bytes(together / self.workers.max(1) as u64))
+        memory_of_each(self.memory, self.workers)
     }
 
     /// Compute threads of each worker.
@@ -238,6 +231,21 @@ impl WorkerOptions {
             (cores / self.workers.max(1)).max(1)
         })
     }
+}
+
+/// What each of so many workers on this machine may use: `given`, else their share of what this machine has.
+///
+/// # Errors
+/// As [`WorkerOptions::memory`].
+pub(super) fn memory_of_each(given: Option<Bytes>, workers: usize) -> anyhow::Result<Bytes> {
+    if let Some(memory) = given {
+        return Ok(memory);
+    }
+    let mut system =
+        sysinfo::System::new().context("failed to find out this machine's memory; give --memory SIZE")?;
+    system.refresh_memory();
+    let together = (system.total_memory() as f64 * MEMORY_SHARE) as u64;
+    Ok(Bytes(together / workers.max(1) as u64))
 }
 
 /// Most workers on one machine: each is a process with threads of its own.

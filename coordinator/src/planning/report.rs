@@ -504,7 +504,7 @@ impl Reader<'_> {
             ));
             if !self.input.devices.iter().any(|device| device.offload_bytes_per_s.is_some()) {
                 let none =
-                    "no device may read what it cannot hold; allow it with --offload RATE, such as 7GB/s";
+                    "no device may read what it cannot hold; allow it with --offload and --offload-rate";
                 all.push(impossible("one box with offload", none));
             }
         }

@@ -166,12 +166,29 @@ fn what_a_device_may_read_again_lets_it_hold_more() {
         ["plan", "tiny.gguf", "--cluster", "cluster.toml", "--ctx", "256", "--parallel", "1", "--json"];
     let without = run(home.path(), &args);
     assert_eq!(without.code, Some(1), "{without:?}");
-    let report = json(&run(home.path(), &[&args[..], &["--offload", "2GB/s"]].concat()));
+    let silent = run(home.path(), &[&args[..], &["--offload"]].concat());
+    assert_eq!(silent.code, Some(1), "nobody says how fast: {silent:?}");
+    let report = json(&run(home.path(), &[&args[..], &["--offload", "--offload-rate", "2GB/s"]].concat()));
     assert_eq!(report["verdict"]["kind"], "one-box-with-offload");
     assert!(report["streamed"][0]["layers"].as_u64().unwrap() > 0, "{report}");
-    let wrong = run(home.path(), &[&args[..], &["--offload", "fast"]].concat());
+    let wrong = run(home.path(), &[&args[..], &["--offload", "--offload-rate", "fast"]].concat());
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
     assert!(wrong.err.contains("7GB/s"), "{}", wrong.err);
+}
+
+#[test]
+fn workers_on_this_machine_offload_at_a_rate_that_is_said() {
+    let home = home(TWO);
+    let args = ["plan", "tiny.gguf", "--memory", "16MiB", "--ctx", "256", "--parallel", "1"];
+    assert_eq!(run(home.path(), &args).code, Some(1));
+    let outcome = run(home.path(), &[&args[..], &["--offload"]].concat());
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(
+        outcome.out.contains("\noffload ") && outcome.out.contains("read again, 2 GB/s"),
+        "{}",
+        outcome.out
+    );
+    assert!(outcome.out.contains("one box with offload: w1 reads"), "{}", outcome.out);
 }
 
 #[test]

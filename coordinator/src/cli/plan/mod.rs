@@ -26,11 +26,7 @@ use crate::planning::{Cluster, listing};
 use crate::render::claims::render_claims;
 use crate::render::{render_listing, render_report};
 use model::Model;
-use place::{LocalOptions, Place, local_cluster};
-
-/// How fast workers are believed to read what they cannot hold, where nobody has measured it, in bytes per second: a disk of
-/// flash.
-const ASSUMED_OFFLOAD: f64 = 1e9;
+use place::{ASSUMED_OFFLOAD, LocalOptions, Place, local_cluster};
 
 const AFTER_HELP: &str = "\
 Devices are taken from --cluster; else, with --workers or --memory, from this machine; else from the coordinator that \
@@ -109,10 +105,14 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", default_value_t = PROMPT_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
 
-    /// Let devices read what they cannot hold, again for every step, at this rate, such as 7GB/s; those of a cluster file
-    /// that have a rate of their own keep it
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    offload: Option<f64>,
+    /// Let devices read layers that do not fit their memory again for every step, where no other plan is as fast or
+    /// possible; those of a cluster file do so where it gives them a rate
+    #[arg(long, env = "BRIGADE_OFFLOAD", hide_env = true)]
+    offload: bool,
+
+    /// How fast devices read them of which nothing else is said, such as 3GB/s
+    #[arg(long, env = "BRIGADE_OFFLOAD_RATE", value_name = "RATE", hide_env = true, requires = "offload", value_parser = parse_rate)]
+    offload_rate: Option<f64>,
 
     /// Show what one more device would bring, and at which price: of these, or of all in the catalogue
     #[arg(long, value_name = "DEVICE,..", num_args = 0..=1, default_missing_value = "")]
@@ -183,10 +183,7 @@ pub(super) async fn plan(args: PlanArgs) -> anyhow::Result<ExitCode> {
         )
     })?;
     let model = Model::find(named)?;
-    let mut place = place::find(&args).await?;
-    if let Some(rate) = args.offload {
-        place.cluster.offload(rate);
-    }
+    let place = place::find(&args).await?;
     plan_on(&args, &model, &place)
 }
 
@@ -256,7 +253,6 @@ pub(super) fn check_memory(
     let model = Model::of_file(model)?;
     let mut cluster = local_cluster(workers.workers, workers.memory()?);
     if workers.offload {
-        // How fast is not asked here.
         cluster.offload(workers.offload_rate.map_or(ASSUMED_OFFLOAD, |rate| rate.0 as f64));
     }
     let input = plan_input(&cluster, workers.workers, Objective::default(), serving);

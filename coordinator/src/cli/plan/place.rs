@@ -11,7 +11,7 @@ use clap::Args;
 use super::PlanArgs;
 use crate::cli::UsageError;
 use crate::cli::connect::running;
-use crate::cli::options::{WorkerOptions, parse_threads, parse_workers};
+use crate::cli::options::{memory_of_each, parse_threads, parse_workers};
 use crate::client::Client;
 use crate::local::worker_name;
 use crate::planning::cluster_file::parse_cluster;
@@ -23,6 +23,9 @@ const ASSUMED_BANDWIDTH: f64 = 20e9;
 
 /// Arithmetic that such a worker is believed to have, in floating-point operations per second: two cores with wide vectors.
 const ASSUMED_FLOPS: f64 = 100e9;
+
+/// What a worker is believed to read from its disk where nobody has measured it, in bytes per second: a common NVMe drive.
+pub(super) const ASSUMED_OFFLOAD: f64 = 2e9;
 
 /// Workers on this machine, where they are what is planned for.
 #[derive(Clone, Debug, Args)]
@@ -45,21 +48,6 @@ pub(super) struct LocalOptions {
     mmap: bool,
 }
 
-impl LocalOptions {
-    /// The same with their defaults.
-    fn workers(&self) -> WorkerOptions {
-        let LocalOptions { workers, memory, threads, mmap } = *self;
-        WorkerOptions {
-            workers: workers.unwrap_or(1),
-            memory,
-            threads,
-            mmap,
-            offload: false,
-            offload_rate: None,
-        }
-    }
-}
-
 /// Devices, and where they are from.
 pub(super) struct Place {
     /// The devices with what is known of them.
@@ -70,8 +58,25 @@ pub(super) struct Place {
     pub(super) min_stages: usize,
 }
 
-/// Finds the devices that flags name, or those that are there.
+/// Finds the devices that flags name, or those that are there, and lets them offload where flags allow it.
 pub(super) async fn find(args: &PlanArgs) -> anyhow::Result<Place> {
+    let mut place = devices(args).await?;
+    if let Some(rate) = args.offload_rate {
+        place.cluster.offload(rate);
+    } else if args.offload {
+        let without = place.cluster.devices.iter().filter(|device| device.offload_bytes_per_s.is_none());
+        let names: Vec<&str> = without.map(|device| device.name.as_str()).collect();
+        if !names.is_empty() {
+            let names = names.join(", ");
+            place.cluster.notes.push(format!(
+                "nobody says how fast {names} would read weights again: they do not offload; give --offload-rate"
+            ));
+        }
+    }
+    Ok(place)
+}
+
+async fn devices(args: &PlanArgs) -> anyhow::Result<Place> {
     if let Some(file) = &args.cluster {
         let cluster = read_cluster(file)?;
         let words = format!("{} of {}", counted(cluster.devices.len()), file.display());
@@ -79,7 +84,7 @@ pub(super) async fn find(args: &PlanArgs) -> anyhow::Result<Place> {
     }
     let is_local = args.local.workers.is_some() || args.local.memory.is_some();
     if is_local {
-        return local(&args.local.workers());
+        return local(args);
     }
     let client = match &args.connect.url {
         Some(_) => Some(args.connect.client().await?),
@@ -89,7 +94,7 @@ pub(super) async fn find(args: &PlanArgs) -> anyhow::Result<Place> {
     };
     match client {
         Some(client) => live(&client).await,
-        None => local(&args.local.workers()),
+        None => local(args),
     }
 }
 
@@ -105,18 +110,26 @@ async fn live(client: &Client) -> anyhow::Result<Place> {
     Ok(Place { cluster, words, min_stages: 1 })
 }
 
-fn local(workers: &WorkerOptions) -> anyhow::Result<Place> {
-    let mut cluster = local_cluster(workers.workers, workers.memory()?);
+fn local(args: &PlanArgs) -> anyhow::Result<Place> {
+    let workers = args.local.workers.unwrap_or(1);
+    let mut cluster = local_cluster(workers, memory_of_each(args.local.memory, workers)?);
     cluster.notes.push(format!(
         "speeds are assumed, not measured: {:.0} GB/s and {:.1} TFLOP/s for each worker",
         ASSUMED_BANDWIDTH / 1e9,
         ASSUMED_FLOPS / 1e12
     ));
-    let count = match workers.workers {
+    if args.offload && args.offload_rate.is_none() {
+        cluster.offload(ASSUMED_OFFLOAD);
+        cluster.notes.push(format!(
+            "so is the rate at which weights are read again, {:.0} GB/s; --offload-rate gives another",
+            ASSUMED_OFFLOAD / 1e9
+        ));
+    }
+    let count = match workers {
         1 => "1 worker".to_owned(),
         n => format!("{n} workers"),
     };
-    Ok(Place { cluster, words: format!("{count} on this machine"), min_stages: workers.workers })
+    Ok(Place { cluster, words: format!("{count} on this machine"), min_stages: workers })
 }
 
 /// Workers on this machine, with speeds that are assumed.

@@ -200,7 +200,7 @@ fn what_is_unknown_is_said_and_nothing_is_made_of_it() {
         "price      1825 USD without rig (unknown); electricity unknown",
         "tokens     unknown per million",
         "one box with offload   -",
-        "--offload RATE",
+        "--offload-rate",
         "paid back  unknown: give price_usd of every device, loaded_watts of every device",
     ] {
         assert!(text.contains(line), "{line} in\n{text}");
