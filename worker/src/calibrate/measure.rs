@@ -11,13 +11,13 @@ use crate::weights::{LoadError, TensorSource};
 
 /// What a type may take, which is enough for several runs of each size where nothing else keeps the device busy; where it
 /// is spent, the remaining sizes are run once.
-const KIND: Duration = Duration::from_millis(140);
+const KIND: Duration = Duration::from_millis(100);
 /// Sizes that would take longer than this are left out, on devices that are slow.
 const LONGEST_RUN_S: f64 = 0.1;
 /// Time for each number of rows; the fastest run of those that fit counts.
-const MEASURE: Duration = Duration::from_millis(6);
+const MEASURE: Duration = Duration::from_millis(4);
 /// Fewest runs for each number of rows, while the type's time is not spent.
-const LEAST_RUNS: usize = 3;
+const LEAST_RUNS: usize = 2;
 /// Bytes that are read to drive out what caches hold, where it is not known how large they are.
 const USUAL_CACHE: usize = 64 << 20;
 /// Most bytes that are read for that.

@@ -26,7 +26,7 @@ use crate::cpu::CpuBackend;
 use crate::weights::LoadError;
 
 /// What all types may take together: those that come later are not measured where time is out.
-const ALL: Duration = Duration::from_millis(900);
+const ALL: Duration = Duration::from_millis(600);
 
 /// So many of the types are measured in any case.
 const CERTAIN_KINDS: usize = 4;
@@ -93,7 +93,7 @@ impl Calibration {
     }
 }
 
-/// Measures the device with products of matrices of the types that models have most; takes about a second, and no more
+/// Measures the device with products of matrices of the types that models have most; takes two thirds of a second, and no more
 /// memory than 24 MiB and `room`, all of it freed. A worker that starts beside others like it takes what two of them have
 /// measured.
 ///
