@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brigade_coordinator::local::{LocalEvent, LocalSettings, LocalWorkers, find_program_in};
-use brigade_shard::units::Bytes;
+use brigade_shard::units::{ByteRate, Bytes};
 use tokio::sync::mpsc;
 
 /// A program that runs `script`. Another process writes the file: while this one has it open, a test beside could fork,
@@ -51,6 +51,24 @@ async fn line(events: &mut mpsc::Receiver<LocalEvent>) -> String {
 
 fn is_running(pid: &str) -> bool {
     Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
+}
+
+#[tokio::test]
+async fn a_worker_is_told_whether_it_may_read_layers_for_every_step() {
+    let rate = ByteRate(2_000_000_000);
+    let ways = [
+        (None, ""),
+        (Some(None), " --offload"),
+        (Some(Some(rate)), " --offload --offload-rate=2000000000B/s"),
+    ];
+    for (offload, flags) in ways {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = LocalSettings { offload, ..settings(dir.path(), "echo \"$@\" >&2; cat", 1) };
+        let (workers, mut events) = LocalWorkers::start(&settings).unwrap();
+        let told = line(&mut events).await;
+        assert!(told.ends_with(&format!("--threads 3{flags} --exit-with-stdin")), "{told}");
+        workers.stop().await;
+    }
 }
 
 #[tokio::test]
