@@ -83,6 +83,7 @@ fn machines<'a>(members: &[&'a Member]) -> BTreeMap<&'a str, SharedHost> {
         *workers += 1;
         known.bandwidth_bytes_per_s = known.bandwidth_bytes_per_s.max(host.bandwidth_bytes_per_s);
         known.processors = known.processors.max(host.processors);
+        known.speedup = known.speedup.max(host.speedup);
     }
     let shared = machines.into_iter().filter(|(_, (workers, _))| *workers > 1);
     shared.map(|(name, (_, host))| (name, host)).collect()

@@ -95,7 +95,7 @@ pub fn capabilities(name: &str) -> Capabilities {
         ],
         stretch: 1.0,
         kernel_speeds: vec![KernelSpeed { kind: TensorType::Q4K, rows: 8, weights_per_s: 2.5e10 }],
-        shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4 }),
+        shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4, speedup: 3.5 }),
         offload_bytes_per_s: Some(2e9),
     }
 }

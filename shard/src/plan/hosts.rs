@@ -3,11 +3,12 @@
 //! For one stream its stages take turns, and each has the machine to itself. For many streams they compute at the same
 //! time, and then a machine's stages cannot all go round in less than
 //!
-//! `cycle = max(sum of weight bytes / bandwidth, sum of threads * busy / processors)`
+//! `cycle = max(sum of weight bytes / bandwidth, sum of speedup(threads) * busy / speedup(processors))`
 //!
 //! with the sums over the machine's stages: the bytes that each reads per step, which the memory gives at `bandwidth`
-//! bytes per second to all of them together, and the time that each computes with so many threads, of which `processors`
-//! run at a time.
+//! bytes per second to all of them together, and the time that each computes with so many threads. `speedup(n)` is how
+//! many times as fast as one thread `n` of them are, which is measured for all processors, and taken to grow evenly up to
+//! there: processors that share a core are less than twice as fast as one.
 
 use super::{PlanDevice, PlanInput, SharedHost};
 
@@ -16,19 +17,20 @@ use super::{PlanDevice, PlanInput, SharedHost};
 pub struct HostLoad {
     /// Weight bytes that it reads.
     pub bytes: f64,
-    /// Seconds of processors: threads times the seconds that they compute.
+    /// Seconds that a thread alone would take for it.
     pub processor_s: f64,
 }
 
 impl HostLoad {
     /// The load of a stage on `device` of `host` that reads `bytes` of weights and computes for `busy_s` seconds.
     pub fn of(device: &PlanDevice, host: &SharedHost, bytes: f64, busy_s: f64) -> HostLoad {
-        HostLoad { bytes, processor_s: threads(device, host) * busy_s }
+        HostLoad { bytes, processor_s: speedup(threads(device, host), host) * busy_s }
     }
 
     /// Seconds that memory and processors take for it at the least.
     pub(super) fn seconds(&self, host: &SharedHost) -> [f64; 2] {
-        [self.bytes / host.bandwidth_bytes_per_s, self.processor_s / f64::from(host.processors.max(1))]
+        let processors = f64::from(host.processors.max(1));
+        [self.bytes / host.bandwidth_bytes_per_s, self.processor_s / speedup(processors, host)]
     }
 }
 
@@ -40,6 +42,13 @@ pub fn least_cycle_s(host: &SharedHost, stages: impl IntoIterator<Item = HostLoa
     };
     let [memory_s, processors_s] = stages.into_iter().fold(HostLoad::default(), add).seconds(host);
     memory_s.max(processors_s)
+}
+
+/// How many times as fast as one thread so many threads of a machine are.
+fn speedup(threads: f64, host: &SharedHost) -> f64 {
+    let others = f64::from(host.processors.max(2)) - 1.0;
+    let each = (host.speedup.clamp(1.0, others + 1.0) - 1.0) / others;
+    1.0 + each * (threads.clamp(1.0, others + 1.0) - 1.0)
 }
 
 /// Compute threads of a device. Where it is not known how many it has, they are taken to be the share of the processors

@@ -22,4 +22,7 @@ pub struct SharedHost {
     pub bandwidth_bytes_per_s: f64,
     /// Processors that its devices share, each busy with one compute thread at a time.
     pub processors: u32,
+    /// How many times as fast as one thread all processors are together: from 1 to their number, less than which it is where
+    /// they share cores.
+    pub speedup: f64,
 }

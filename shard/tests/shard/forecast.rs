@@ -136,7 +136,9 @@ fn devices_of_one_machine_share_its_processors_and_its_memory() {
         let devices = ["a", "b", "c"].map(|name| PlanDevice { host: host.map(|_| 0), ..device(name, speed) });
         PlanInput { hosts: host.into_iter().collect(), ..input(devices.to_vec()) }
     };
-    let host = |processors, bandwidth_bytes_per_s| Some(SharedHost { bandwidth_bytes_per_s, processors });
+    let host = |processors, bandwidth_bytes_per_s| {
+        Some(SharedHost { bandwidth_bytes_per_s, processors, speedup: f64::from(processors) })
+    };
     let of = |host, load| expected(&three(host), load).1;
     let (free, ample) = (of(None, load(12, 200)), of(host(3, 1e12), load(12, 200)));
     assert_near(ample.decode_tokens_per_s, free.decode_tokens_per_s, 1e-3);
@@ -180,7 +182,7 @@ fn a_longer_context_costs_attention() {
 fn a_plans_own_prediction_is_the_forecast_for_what_it_is_made_for() {
     let speed = 1e5;
     let devices = ["a", "b"].map(|name| PlanDevice { host: Some(0), ..device(name, speed) });
-    let hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e9, processors: 2 }];
+    let hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e9, processors: 2, speedup: 2.0 }];
     let input = PlanInput { parallel: 4, hosts, ..input(devices.to_vec()) };
     let (plan, many) = expected(&input, load(4, 512));
     let (_, one) = expected(&input, load(1, 512));
@@ -215,7 +217,7 @@ fn a_faster_kernel_decides_where_the_model_is_cut_and_planning_stays_quick() {
         ..device(&format!("w{i}"), 1e6 * (1.0 + i as f64 / 8.0))
     });
     let devices: Vec<PlanDevice> = devices.collect();
-    let hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e12, processors: 2 }; 8];
+    let hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e12, processors: 2, speedup: 2.0 }; 8];
     let input = PlanInput { min_stages: 1, parallel: 4, hosts, ..input(devices) };
     let mut times = (0..40).map(|_| {
         let began = std::time::Instant::now();

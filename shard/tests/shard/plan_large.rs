@@ -28,7 +28,7 @@ fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for()
         linked.links.coordinator.insert(one, random_hop(&mut random));
     }
     let mut shared = plain.clone();
-    shared.hosts = vec![SharedHost { bandwidth_bytes_per_s: 5e6, processors: 4 }; 4];
+    shared.hosts = vec![SharedHost { bandwidth_bytes_per_s: 5e6, processors: 4, speedup: 4.0 }; 4];
     for (index, device) in shared.devices.iter_mut().enumerate() {
         device.host = (index < 12).then_some(index % 4);
     }
@@ -97,7 +97,8 @@ fn nothing_is_better_than_the_bound_that_is_stated() {
         let mut input = PlanInput { parallel, objective, ..input(Vec::new()) };
         let room = room(&input);
         let whole = cost.memory(&cost.whole(), &room).total().0 as f64;
-        input.hosts = vec![SharedHost { bandwidth_bytes_per_s: random.between(1e6, 4e6), processors: 3 }];
+        input.hosts =
+            vec![SharedHost { bandwidth_bytes_per_s: random.between(1e6, 4e6), processors: 3, speedup: 3.0 }];
         for index in 0..9 {
             let budget = random.between(0.2, 0.9) * whole;
             let mut device = device(&format!("w{index}"), budget as u64, random.between(1e5, 4e6));

@@ -217,10 +217,11 @@ fn random_case(random: &mut Random, traits: Traits, layers: u64, devices: u64) -
     }
     if traits.hosts {
         input.hosts = (0..2)
-            .map(|_| SharedHost {
+            .map(|_| {
                 // No device reads more than its machine.
-                bandwidth_bytes_per_s: random.between(4e6, 8e6),
-                processors: 1 + random.below(8) as u32,
+                let bandwidth_bytes_per_s = random.between(4e6, 8e6);
+                let processors = 1 + random.below(8) as u32;
+                SharedHost { bandwidth_bytes_per_s, processors, speedup: f64::from(processors) }
             })
             .collect();
         for device in &mut input.devices {
@@ -360,7 +361,7 @@ fn workers_that_saturate_their_machine_are_not_twice_as_fast_as_one() {
     for (bandwidth, flops) in [(1e6, 1e12), (1e12, 1e6)] {
         let devices = |count: usize, host: Option<usize>| {
             let mut input = PlanInput { parallel: 8, ..input(equal_devices(count, 1 << 30)) };
-            input.hosts = vec![SharedHost { bandwidth_bytes_per_s: bandwidth, processors: 2 }];
+            input.hosts = vec![SharedHost { bandwidth_bytes_per_s: bandwidth, processors: 2, speedup: 2.0 }];
             for device in &mut input.devices {
                 (device.bandwidth_bytes_per_s, device.flops_per_s) = (bandwidth, flops);
                 device.host = host;
@@ -386,7 +387,7 @@ fn machines_and_rates_that_are_none_are_refused() {
     let mut nowhere = input(equal_devices(2, 1 << 30));
     nowhere.devices[1].host = Some(0);
     assert!(matches!(plan(&cost, &nowhere), Err(PlanError::Rate { name, .. }) if name == "w1"));
-    nowhere.hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e6, processors: 0 }];
+    nowhere.hosts = vec![SharedHost { bandwidth_bytes_per_s: 1e6, processors: 0, speedup: 0.0 }];
     assert!(matches!(plan(&cost, &nowhere), Err(PlanError::Rate { .. })));
     let mut still = input(equal_devices(1, 1 << 30));
     still.devices[0].offload_bytes_per_s = Some(0.0);

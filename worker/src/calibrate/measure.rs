@@ -14,10 +14,10 @@ use crate::weights::{LoadError, TensorSource};
 const KIND: Duration = Duration::from_millis(100);
 /// Sizes that would take longer than this are left out, on devices that are slow.
 const LONGEST_RUN_S: f64 = 0.1;
-/// Time for each number of rows; the fastest run of those that fit counts.
+/// Time for each number of rows; the median of the runs that fit counts: what is usual, and not what is best.
 const MEASURE: Duration = Duration::from_millis(4);
 /// Fewest runs for each number of rows, while the type's time is not spent.
-const LEAST_RUNS: usize = 2;
+const LEAST_RUNS: usize = 4;
 /// Bytes that are read to drive out what caches hold, where it is not known how large they are.
 const USUAL_CACHE: usize = 64 << 20;
 /// Most bytes that are read for that.
@@ -71,7 +71,7 @@ impl Bench {
             if like_the_last > LONGEST_RUN_S {
                 break;
             }
-            let run_s = self.fastest_run(&mut backend, &matrix, *rows, began)?;
+            let run_s = self.usual_run(&mut backend, &matrix, *rows, began)?;
             found.push((*rows, weights / run_s));
         }
         // A backend moves and counts the memory of its matrices: it goes first.
@@ -80,8 +80,8 @@ impl Bench {
         Ok(found)
     }
 
-    /// Seconds of the fastest product with `rows` rows, of a type whose turn began at `kind_began`.
-    fn fastest_run<B: Backend>(
+    /// Seconds of the usual product with `rows` rows, of a type whose turn began at `kind_began`.
+    fn usual_run<B: Backend>(
         &mut self,
         backend: &mut B,
         matrix: &B::Matrix,
@@ -105,14 +105,17 @@ impl Bench {
                 Ok(began.elapsed().as_secs_f64())
             };
             // The first run uses threads and scratch memory for the first time: it counts where it is the only one.
-            let (began, mut runs, mut best) = (Instant::now(), 0, f64::INFINITY);
+            let (began, mut runs) = (Instant::now(), Vec::new());
             let is_spent = || kind_began.elapsed() > KIND;
-            while runs == 0 || !is_spent() && (runs < LEAST_RUNS || began.elapsed() < MEASURE) {
+            while runs.is_empty() || !is_spent() && (runs.len() < LEAST_RUNS || began.elapsed() < MEASURE) {
                 read_once(others, threads);
-                best = best.min(run(products)? / products as f64);
-                runs += 1;
+                runs.push(run(products)? / products as f64);
             }
-            Ok(best)
+            if runs.len() > 1 {
+                runs.remove(0);
+            }
+            let middle = (runs.len() - 1) / 2;
+            Ok(*runs.select_nth_unstable_by(middle, f64::total_cmp).1)
         })
     }
 }

@@ -52,6 +52,13 @@ const ROWS: [usize; 7] = [1, 4, 8, 16, 32, 64, 128];
 /// Rows of the product that tells the arithmetic.
 const ARITHMETIC_ROWS: u32 = 64;
 
+/// Rows of the product by which all processors are compared with one: more than of decoding, and fewer than of a prompt's
+/// chunk.
+const SPEEDUP_ROWS: usize = 16;
+
+/// Of two measurements one is taken to have been disturbed where it is slower by more than this factor.
+const DISTURBED: f64 = 1.3;
+
 /// What a device does per second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
@@ -66,20 +73,21 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// The faster of two in everything: a device is never faster than it is, and slower where something else ran.
+    /// What two of the same device come to, in everything.
     #[must_use]
-    fn fastest(mut self, other: &Calibration) -> Calibration {
-        self.bandwidth_bytes_per_s = self.bandwidth_bytes_per_s.max(other.bandwidth_bytes_per_s);
-        self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
+    fn both(mut self, other: &Calibration) -> Calibration {
+        self.bandwidth_bytes_per_s = usual(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s);
+        self.flops_per_s = usual(self.flops_per_s, other.flops_per_s);
         for speed in &other.kernel_speeds {
             let same = |own: &&mut KernelSpeed| (own.kind, own.rows) == (speed.kind, speed.rows);
             match self.kernel_speeds.iter_mut().find(same) {
-                Some(own) => own.weights_per_s = own.weights_per_s.max(speed.weights_per_s),
+                Some(own) => own.weights_per_s = usual(own.weights_per_s, speed.weights_per_s),
                 None => self.kernel_speeds.push(*speed),
             }
         }
         if let (Some(own), Some(host)) = (&mut self.shared_host, other.shared_host) {
-            own.bandwidth_bytes_per_s = own.bandwidth_bytes_per_s.max(host.bandwidth_bytes_per_s);
+            own.bandwidth_bytes_per_s = usual(own.bandwidth_bytes_per_s, host.bandwidth_bytes_per_s);
+            own.speedup = usual(own.speedup, host.speedup);
         }
         self
     }
@@ -87,8 +95,9 @@ impl Calibration {
     /// Whether all of it can be speeds.
     fn is_sound(&self) -> bool {
         let speeds = self.kernel_speeds.iter().map(|speed| speed.weights_per_s);
-        let host = self.shared_host.map(|host| host.bandwidth_bytes_per_s);
-        let mut all = speeds.chain([self.bandwidth_bytes_per_s, self.flops_per_s]).chain(host);
+        let host = self.shared_host.map(|host| [host.bandwidth_bytes_per_s, host.speedup]);
+        let mut all =
+            speeds.chain([self.bandwidth_bytes_per_s, self.flops_per_s]).chain(host.into_iter().flatten());
         all.all(|value| value.is_finite() && value > 0.0)
     }
 }
@@ -160,23 +169,41 @@ fn of_kinds<B: Backend>(
     })
 }
 
-/// What all processors read together: the same product as on the device's threads, with a thread for each.
+/// What two measurements of a speed come to: their mean, or the faster one where the other was disturbed.
+fn usual(one: f64, other: f64) -> f64 {
+    let (slower, faster) = (one.min(other), one.max(other));
+    if faster > slower * DISTURBED { faster } else { (one + other) / 2.0 }
+}
+
+/// What all processors do together: the same products as on the device's threads, with a thread for each, and with one.
 fn host(threads: usize, room: Bytes, own: &Calibration) -> Result<SharedHost, LoadError> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let host = |bandwidth_bytes_per_s: f64| SharedHost {
-        bandwidth_bytes_per_s,
-        processors: u32::try_from(processors).unwrap_or(u32::MAX),
-    };
-    if processors == threads {
-        return Ok(host(own.bandwidth_bytes_per_s));
-    }
     let kind = KINDS[0];
-    let mut bench = Bench::of_processor(processors, room);
-    let found = bench.speeds(CpuBackend::new(processors)?, kind, &ROWS[..1])?;
-    let weights_per_s = found.first().map_or(0.0, |(_, weights_per_s)| *weights_per_s);
-    let bandwidth = weights_per_s * kind.block_bytes() as f64 / kind.block_values() as f64;
-    // All of them read no less than some.
-    Ok(host(bandwidth.max(own.bandwidth_bytes_per_s)))
+    let bytes_per_weight = kind.block_bytes() as f64 / kind.block_values() as f64;
+    let rows = [1, SPEEDUP_ROWS];
+    let with = |threads: usize, rows: &[usize]| -> Result<Vec<f64>, LoadError> {
+        let found = Bench::of_processor(threads, room).speeds(CpuBackend::new(threads)?, kind, rows)?;
+        Ok(found.into_iter().map(|(_, weights_per_s)| weights_per_s).collect())
+    };
+    let known = |rows: usize| {
+        let mut all = own.kernel_speeds.iter();
+        let found = all.find(|speed| speed.kind == kind && speed.rows as usize == rows);
+        found.map_or(0.0, |speed| speed.weights_per_s)
+    };
+    let all = if processors == threads { rows.map(known).to_vec() } else { with(processors, &rows)? };
+    let one = match threads {
+        1 => known(SPEEDUP_ROWS),
+        _ => with(1, &rows[1..])?.first().copied().unwrap_or(0.0),
+    };
+    let together = all.get(1).copied().unwrap_or(0.0);
+    let speedup = if one > 0.0 && together > 0.0 { together / one } else { 1.0 };
+    let bandwidth = all.first().copied().unwrap_or(0.0) * bytes_per_weight;
+    Ok(SharedHost {
+        // All of them read no less than some.
+        bandwidth_bytes_per_s: bandwidth.max(own.bandwidth_bytes_per_s),
+        processors: u32::try_from(processors).unwrap_or(u32::MAX),
+        speedup: speedup.clamp(1.0, processors as f64),
+    })
 }
 
 #[cfg(test)]
@@ -196,21 +223,27 @@ mod tests {
         }
         let host = measured.shared_host.expect("a processor is part of its machine");
         assert!(host.processors >= 1 && host.bandwidth_bytes_per_s >= measured.bandwidth_bytes_per_s);
+        assert!((1.0..=f64::from(host.processors)).contains(&host.speedup), "{host:?}");
     }
 
     #[test]
-    fn of_two_measurements_each_ones_fastest_counts() {
+    fn of_two_measurements_the_mean_counts_unless_one_was_disturbed() {
         let of = |speed: f64, kind| Calibration {
             bandwidth_bytes_per_s: speed,
             flops_per_s: 10.0 - speed,
             kernel_speeds: vec![KernelSpeed { kind, rows: 1, weights_per_s: speed }],
-            shared_host: Some(SharedHost { bandwidth_bytes_per_s: speed, processors: 2 }),
+            shared_host: Some(SharedHost { bandwidth_bytes_per_s: speed, processors: 2, speedup: 1.5 }),
         };
-        let both = of(1.0, TensorType::Q4K).fastest(&of(2.0, TensorType::Q4K));
-        assert_eq!((both.bandwidth_bytes_per_s, both.flops_per_s), (2.0, 9.0));
+        let both = of(1.0, TensorType::Q4K).both(&of(2.0, TensorType::Q4K));
+        assert_eq!((both.bandwidth_bytes_per_s, both.flops_per_s), (2.0, 8.5));
         assert_eq!(both.kernel_speeds, of(2.0, TensorType::Q4K).kernel_speeds);
-        assert_eq!(both.shared_host, Some(SharedHost { bandwidth_bytes_per_s: 2.0, processors: 2 }));
-        assert_eq!(of(1.0, TensorType::Q4K).fastest(&of(1.0, TensorType::F16)).kernel_speeds.len(), 2);
+        assert_eq!(
+            both.shared_host,
+            Some(SharedHost { bandwidth_bytes_per_s: 2.0, processors: 2, speedup: 1.5 })
+        );
+        let near = of(1.0, TensorType::Q4K).both(&of(1.2, TensorType::Q4K));
+        assert!((near.bandwidth_bytes_per_s - 1.1).abs() < 1e-9 && (near.flops_per_s - 8.9).abs() < 1e-9);
+        assert_eq!(of(1.0, TensorType::Q4K).both(&of(1.0, TensorType::F16)).kernel_speeds.len(), 2);
         assert!(!of(0.0, TensorType::Q4K).is_sound() && !of(f64::NAN, TensorType::Q4K).is_sound());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A file in the temporary folder is locked by the worker that measures. In it stands what the last ones found, for others
 //! like them that start at the same time: two measure, so that a short disturbance of one of them does not count, and the
-//! rest take the fastest of both.
+//! rest take what both come to.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -46,7 +46,7 @@ struct Found {
     unix_s: u64,
     /// How many have measured.
     times: u32,
-    /// The fastest of all.
+    /// What all come to.
     calibration: Calibration,
 }
 
@@ -79,7 +79,7 @@ impl Turn {
         of.map(|found| found.calibration.clone())
     }
 
-    /// Tells others what was found; what counts is the fastest of it and what twins found before.
+    /// Tells others what was found; what counts is what it comes to together with what twins found before.
     pub(super) fn tell(mut self, twins: &Twins, calibration: Calibration) -> Calibration {
         let place = self.found.iter().position(|found| found.twins == *twins);
         let now_s = unix_s();
@@ -87,7 +87,7 @@ impl Turn {
             None => Found { twins: twins.clone(), unix_s: now_s, times: 1, calibration },
             Some(before) => Found {
                 times: before.times.saturating_add(1),
-                calibration: calibration.fastest(&before.calibration),
+                calibration: calibration.both(&before.calibration),
                 ..before
             },
         };

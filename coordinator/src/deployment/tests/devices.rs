@@ -64,7 +64,8 @@ fn each_kernel_is_as_fast_as_on_the_fastest_twin_and_machines_that_are_shared_ar
         member("alone", "other", 1, (50.0, 10.0)),
         member("stretched", "box", 1, (5.0, 60.0)),
     ];
-    let host = |bandwidth_bytes_per_s| Some(SharedHost { bandwidth_bytes_per_s, processors: 2 });
+    let host =
+        |bandwidth_bytes_per_s| Some(SharedHost { bandwidth_bytes_per_s, processors: 2, speedup: 2.0 });
     members[0].capabilities.kernel_speeds = vec![speed(1, 5.0), speed(8, 2.0)];
     members[0].capabilities.shared_host = host(30.0);
     members[1].capabilities.kernel_speeds = vec![speed(8, 3.0), speed(1, 4.0)];

@@ -160,7 +160,11 @@ impl Hosts {
                 continue;
             };
             let index = cluster.hosts.len();
-            cluster.hosts.push(SharedHost { bandwidth_bytes_per_s: bandwidth * 1e9, processors });
+            cluster.hosts.push(SharedHost {
+                bandwidth_bytes_per_s: bandwidth * 1e9,
+                processors,
+                speedup: f64::from(processors),
+            });
             for (device, _) in
                 cluster.devices.iter_mut().zip(&cluster.facts).filter(|(_, facts)| inside(facts))
             {

@@ -165,7 +165,7 @@ fn processors_of_one_host_share_its_memory_and_cards_do_not() {
          [[device]]\nname = 'socket'\nmemory = '64GiB'\nbandwidth_gbps = 80\ntflops = 2\ncount = 2\nhost = 'rig'\n\
          [[device]]\ntype = 'Card'\nhost = 'rig'\n",
     );
-    assert_eq!(cluster.hosts, [SharedHost { bandwidth_bytes_per_s: 100e9, processors: 16 }]);
+    assert_eq!(cluster.hosts, [SharedHost { bandwidth_bytes_per_s: 100e9, processors: 16, speedup: 16.0 }]);
     let hosts: Vec<Option<usize>> = cluster.devices.iter().map(|device| device.host).collect();
     assert_eq!(hosts, [Some(0), Some(0), None]);
     assert_eq!(cluster.boxes[0].price_usd, Some(1500.0));

@@ -106,6 +106,7 @@ impl From<Capabilities> for pb::Capabilities {
                 .shared_host
                 .map_or(0.0, |host| host.bandwidth_bytes_per_s),
             host_processors: capabilities.shared_host.map_or(0, |host| host.processors),
+            host_speedup: capabilities.shared_host.map_or(0.0, |host| host.speedup),
             offload_bytes_per_s: capabilities.offload_bytes_per_s,
         }
     }
@@ -137,7 +138,11 @@ impl TryFrom<pb::Capabilities> for Capabilities {
             data_addresses: addresses("capabilities.data_addresses", capabilities.data_addresses)?,
             stretch: rate("capabilities.stretch", capabilities.stretch)?,
             kernel_speeds: kernel_speeds(capabilities.kernel_speeds)?,
-            shared_host: shared_host(capabilities.host_bandwidth_bytes_per_s, capabilities.host_processors)?,
+            shared_host: shared_host(
+                capabilities.host_bandwidth_bytes_per_s,
+                capabilities.host_processors,
+                capabilities.host_speedup,
+            )?,
             offload_bytes_per_s: capabilities
                 .offload_bytes_per_s
                 .map(|value| rate("capabilities.offload_bytes_per_s", value))
@@ -165,12 +170,13 @@ fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, Inval
     speeds.into_iter().map(speed).collect()
 }
 
-fn shared_host(bandwidth: f64, processors: u32) -> Result<Option<SharedHost>, InvalidMessage> {
+fn shared_host(bandwidth: f64, processors: u32, speedup: f64) -> Result<Option<SharedHost>, InvalidMessage> {
     if processors == 0 {
         return Ok(None);
     }
     let bandwidth_bytes_per_s = rate("capabilities.host_bandwidth_bytes_per_s", bandwidth)?;
-    Ok(Some(SharedHost { bandwidth_bytes_per_s, processors }))
+    let speedup = rate("capabilities.host_speedup", speedup)?;
+    Ok(Some(SharedHost { bandwidth_bytes_per_s, processors, speedup }))
 }
 
 impl From<StageReport> for pb::StageReport {
