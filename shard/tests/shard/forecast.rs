@@ -150,6 +150,11 @@ fn devices_of_one_machine_share_its_processors_and_its_memory() {
     assert!(one.decode_tokens_per_s <= box_of_one.decode_tokens_per_s * 1.001, "{one:?} {box_of_one:?}");
     assert!(one.prompt_tokens_per_s <= box_of_one.prompt_tokens_per_s * 1.001, "{one:?} {box_of_one:?}");
     assert!(free.decode_tokens_per_s > 1.5 * one.decode_tokens_per_s);
+    // Three processors that are one and a half times as fast as one, since they share cores.
+    let cores = SharedHost { bandwidth_bytes_per_s: 1e12, processors: 3, speedup: 1.5 };
+    let shared = of(Some(cores), load(12, 200));
+    let times = shared.decode_tokens_per_s / one.decode_tokens_per_s;
+    assert!((1.3..1.7).contains(&times), "{shared:?} {one:?}");
     // Memory that gives a tenth of what they read.
     let slow = of(host(3, 0.1 * 0.5 * speed), load(12, 200));
     assert!(slow.decode_tokens_per_s < 0.5 * free.decode_tokens_per_s, "{slow:?} {free:?}");
