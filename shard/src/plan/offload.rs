@@ -2,7 +2,7 @@
 //!
 //! Reading overlaps computing, so that a step takes as long as the longer of both, and its fixed cost:
 //!
-//! `stage = max(computing, weight bytes of the streamed layers / offload_bytes_per_s) + STAGE_OVERHEAD_S`
+//! `stage = max(computing, matrix bytes of the streamed layers / offload_bytes_per_s) + STAGE_OVERHEAD_S`
 //!
 //! Every decode step and every chunk of a prompt reads them once, however many rows it has.
 
@@ -14,9 +14,8 @@ use crate::units::Bytes;
 
 /// Seconds to read the last `streamed_layers` of a shard once, at `bytes_per_s`; nothing where none are streamed.
 pub fn streaming_s(cost: &Cost, shard: &Shard, streamed_layers: usize, bytes_per_s: f64) -> f64 {
-    let range = shard.layers;
-    let layers = &cost.layers()[range.end.saturating_sub(streamed_layers).max(range.start)..range.end];
-    let bytes: Bytes = layers.iter().map(|layer| layer.weights).sum();
+    let layers = &cost.layers()[cost.streamed(shard, streamed_layers).iter()];
+    let bytes: Bytes = layers.iter().map(|layer| layer.matrices).sum();
     if bytes == Bytes::ZERO { 0.0 } else { bytes.0 as f64 / bytes_per_s }
 }
 
@@ -29,19 +28,21 @@ pub(super) fn overlapped_s(stage_s: f64, streaming_s: f64) -> f64 {
 pub(super) struct Suffix {
     end: usize,
     layers: usize,
-    streamed: Bytes,
-    largest: Bytes,
+    /// Bytes of their matrices.
+    matrices: Bytes,
+    /// What one of them takes of memory at the most while it is read.
+    staged: Bytes,
 }
 
 impl Suffix {
     /// No layers before `end`.
     pub(super) fn before(end: usize) -> Suffix {
-        Suffix { end, layers: 0, streamed: Bytes::ZERO, largest: Bytes::ZERO }
+        Suffix { end, layers: 0, matrices: Bytes::ZERO, staged: Bytes::ZERO }
     }
 
     /// What streaming these layers saves, by what `Cost::memory_streaming` says.
     fn saved(&self) -> Bytes {
-        self.streamed.saturating_sub((self.largest * STAGED_LAYERS).min(self.streamed))
+        self.matrices.saturating_sub(self.staged * STAGED_LAYERS)
     }
 }
 
@@ -65,10 +66,10 @@ impl Search<'_> {
             if suffix.layers == range.len() {
                 return None;
             }
-            let weights = self.layer_weights(suffix.end - suffix.layers - 1);
+            let layer = self.layer(suffix.end - suffix.layers - 1);
             suffix.layers += 1;
-            suffix.streamed += weights;
-            suffix.largest = suffix.largest.max(weights);
+            suffix.matrices += layer.matrices;
+            suffix.staged = suffix.staged.max(layer.staged);
         }
         Some(suffix.layers)
     }

@@ -14,7 +14,7 @@ use super::hosts::{HostLoad, Sharing};
 use super::offload;
 use super::predict::{MeasuredTimes, stage_s};
 use super::{PlanDevice, PlanInput};
-use crate::cost::{Cost, Room, cache_bytes, workspace_bytes};
+use crate::cost::{Cost, LayerCost, Room, cache_bytes, workspace_bytes};
 use crate::layers::{LayerRange, Shard};
 use crate::units::Bytes;
 
@@ -224,8 +224,8 @@ impl<'a> Search<'a> {
         &self.sharing
     }
 
-    pub(super) fn layer_weights(&self, layer: usize) -> Bytes {
-        self.cost.layers()[layer].weights
+    pub(super) fn layer(&self, layer: usize) -> &LayerCost {
+        &self.cost.layers()[layer]
     }
 
     pub(super) fn all_weights(&self) -> Bytes {

@@ -96,7 +96,7 @@ impl StageWork {
         }
         let layers = &cost.layers()[range.iter()];
         let embedding_active = if shard.embedding { cost.embedding().active.0 } else { 0 };
-        let streamed = &layers[layers.len().saturating_sub(streamed_layers)..];
+        let streamed = &cost.layers()[cost.streamed(&shard, streamed_layers).iter()];
         StageWork {
             products,
             attention,
@@ -107,7 +107,7 @@ impl StageWork {
             head_active: if shard.head { cost.head().active.0 as f64 } else { 0.0 },
             head_flops: if shard.head { cost.head().flops as f64 } else { 0.0 },
             head: cost.head_product().filter(|_| shard.head),
-            streamed: streamed.iter().map(|layer| layer.weights.0).sum::<u64>() as f64,
+            streamed: streamed.iter().map(|layer| layer.matrices.0).sum::<u64>() as f64,
             cache_value_bytes: f64::from(cache_value_bytes),
         }
     }

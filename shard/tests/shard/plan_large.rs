@@ -12,7 +12,7 @@ use crate::tiny_llama;
 
 #[test]
 fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for() {
-    let cost = tiny_llama::read(&tiny_llama::file(126).key("llama.context_length", 131072)).3;
+    let cost = tiny_llama::read(&tiny_llama::wide(126).key("llama.context_length", 131072)).3;
     let mut random = Random::new(31);
     let mut plain = PlanInput { parallel: 4, ..input(Vec::new()) };
     let whole = cost.memory(&cost.whole(), &room(&plain)).total().0 as f64;
@@ -71,7 +71,7 @@ fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for()
                         Optimality::Exact => 1.0,
                         Optimality::Within(share) => share,
                     };
-                    assert!((0.4..=1.0).contains(&share), "{name}, {objective:?}: within {share}");
+                    assert!((0.25..=1.0).contains(&share), "{name}, {objective:?}: within {share}");
                     if least < limit {
                         break;
                     }

@@ -14,7 +14,7 @@ fn streamed(plan: &Plan) -> usize {
 
 #[test]
 fn nothing_is_read_again_where_it_fits_or_where_no_device_may() {
-    let cost = tiny_llama::read(&tiny_llama::file(8)).3;
+    let cost = tiny_llama::read(&tiny_llama::wide(8)).3;
     let whole = cost.memory(&cost.whole(), &room(&input(Vec::new()))).total().0;
     let mut two = input(equal_devices(2, whole * 3 / 4));
     two.devices[0].offload_bytes_per_s = Some(1e9);
@@ -29,11 +29,15 @@ fn nothing_is_read_again_where_it_fits_or_where_no_device_may() {
 
 #[test]
 fn the_memory_and_time_of_streamed_layers_are_those_of_the_formulas() {
-    let cost = tiny_llama::read(&tiny_llama::file(10)).3;
-    let whole = cost.memory(&cost.whole(), &room(&input(Vec::new()))).total().0;
-    let layer = cost.layers()[0].weights.0;
-    // Two layers are always in memory of those that are streamed.
-    for (missing, expected) in [(1, 3), (layer, 3), (layer + 1, 4), (4 * layer, 6)] {
+    let cost = tiny_llama::read(&tiny_llama::wide(10)).3;
+    let made = room(&input(Vec::new()));
+    let whole = cost.memory(&cost.whole(), &made).total().0;
+    let layer = cost.layers()[0].matrices.0;
+    // Two layers are always in memory of those that are streamed, in the blocks of their file.
+    for (missing, least) in [(1, 3), (layer / 2, 3), (layer, 4), (4 * layer, 7)] {
+        let memory = |streamed| cost.memory_streaming(&cost.whole(), streamed, &made).total().0;
+        let expected = (0..=10).find(|streamed| memory(*streamed) <= whole - missing).unwrap();
+        assert_eq!(expected, least, "{missing} bytes are missing");
         let mut one = input(equal_devices(1, whole - missing));
         one.devices[0].flops_per_s = 1e12;
         one.devices[0].offload_bytes_per_s = Some(1e5);
@@ -64,7 +68,7 @@ fn as_few_layers_are_read_again_as_possible_and_of_such_plans_the_fastest_is_tak
     let mut random = Random::new(41);
     let mut solved = 0;
     for round in 0..160 {
-        let cost = tiny_llama::read(&tiny_llama::untied(4 + round % 6)).3;
+        let cost = tiny_llama::read(&tiny_llama::wide_untied(4 + round % 6)).3;
         let objective = [Objective::ManyStreams, Objective::OneStream][random.below(2) as usize];
         let devices = 1 + random.below(3);
         let parallel = 1 + random.below(5) as u32;
@@ -117,7 +121,7 @@ fn as_few_layers_are_read_again_as_possible_and_of_such_plans_the_fastest_is_tak
 
 #[test]
 fn what_is_left_beside_the_resident_layers_makes_the_context_longer() {
-    let cost = tiny_llama::read(&tiny_llama::file(4).key("llama.context_length", 8192)).3;
+    let cost = tiny_llama::read(&tiny_llama::wide(4).key("llama.context_length", 8192)).3;
     let short = PlanInput { context: None, ..input(Vec::new()) };
     let room = |tokens| brigade_shard::cost::Room {
         cache_tokens: tokens,

@@ -24,7 +24,7 @@ pub fn stage_s(cost: &Cost, device: &PlanDevice, stage: &Placed, rows: u32) -> f
     let held = &cost.layers()[range.iter()];
     let head = if shard.head { cost.head().flops } else { 0 };
     let flops = held.iter().map(|layer| layer.flops).sum::<u64>() + head;
-    let read: u64 = held[held.len() - streamed..].iter().map(|layer| layer.weights.0).sum();
+    let read: u64 = held[held.len() - streamed..].iter().map(|layer| layer.matrices.0).sum();
     let read_s = if streamed > 0 { read as f64 / device.offload_bytes_per_s.unwrap() } else { 0.0 };
     let computed_s = (bytes(cost, range) as f64 / device.bandwidth_bytes_per_s)
         .max(f64::from(rows) * flops as f64 / device.flops_per_s);

@@ -16,31 +16,40 @@ pub const VOCAB: u64 = 40;
 
 /// A file of `layers` layers with a tied head.
 pub fn file(layers: u32) -> Gguf {
+    of_widths(layers, HIDDEN, KV, FEED_FORWARD)
+}
+
+/// One of 150 KiB a layer: large enough that the blocks of a file that a matrix touches are about as large as it is.
+pub fn wide(layers: u32) -> Gguf {
+    of_widths(layers, 2 * HIDDEN, 2 * KV, 8 * FEED_FORWARD)
+}
+
+fn of_widths(layers: u32, hidden: u64, kv: u64, feed_forward: u64) -> Gguf {
     let mut file = Gguf::default()
         .key("general.architecture", "llama")
         .key("general.name", "tiny")
         .key("llama.context_length", 256)
-        .key("llama.embedding_length", HIDDEN as u32)
+        .key("llama.embedding_length", hidden as u32)
         .key("llama.block_count", layers)
-        .key("llama.feed_forward_length", FEED_FORWARD as u32)
+        .key("llama.feed_forward_length", feed_forward as u32)
         .key("llama.attention.head_count", 4)
         .key("llama.attention.head_count_kv", 2)
         .key("llama.attention.layer_norm_rms_epsilon", 1e-5)
         .key("llama.rope.dimension_count", 16)
         .key("llama.rope.freq_base", 10000.0)
-        .tensor("token_embd.weight", &[HIDDEN, VOCAB], TensorType::Q8_0)
-        .tensor("output_norm.weight", &[HIDDEN], TensorType::F32);
+        .tensor("token_embd.weight", &[hidden, VOCAB], TensorType::Q8_0)
+        .tensor("output_norm.weight", &[hidden], TensorType::F32);
     for layer in 0..layers {
         for (name, dims, kind) in [
-            ("attn_norm", vec![HIDDEN], TensorType::F32),
-            ("attn_q", vec![HIDDEN, HIDDEN], TensorType::Q4_0),
-            ("attn_k", vec![HIDDEN, KV], TensorType::Q4_0),
-            ("attn_v", vec![HIDDEN, KV], TensorType::Q8_0),
-            ("attn_output", vec![HIDDEN, HIDDEN], TensorType::Q4_0),
-            ("ffn_norm", vec![HIDDEN], TensorType::F32),
-            ("ffn_gate", vec![HIDDEN, FEED_FORWARD], TensorType::Q4_0),
-            ("ffn_up", vec![HIDDEN, FEED_FORWARD], TensorType::Q4_0),
-            ("ffn_down", vec![FEED_FORWARD, HIDDEN], TensorType::Q4_1),
+            ("attn_norm", vec![hidden], TensorType::F32),
+            ("attn_q", vec![hidden, hidden], TensorType::Q4_0),
+            ("attn_k", vec![hidden, kv], TensorType::Q4_0),
+            ("attn_v", vec![hidden, kv], TensorType::Q8_0),
+            ("attn_output", vec![hidden, hidden], TensorType::Q4_0),
+            ("ffn_norm", vec![hidden], TensorType::F32),
+            ("ffn_gate", vec![hidden, feed_forward], TensorType::Q4_0),
+            ("ffn_up", vec![hidden, feed_forward], TensorType::Q4_0),
+            ("ffn_down", vec![feed_forward, hidden], TensorType::Q4_1),
         ] {
             file = file.tensor(&format!("blk.{layer}.{name}.weight"), &dims, kind);
         }
@@ -51,6 +60,11 @@ pub fn file(layers: u32) -> Gguf {
 /// The same file with an output matrix of its own.
 pub fn untied(layers: u32) -> Gguf {
     file(layers).tensor("output.weight", &[HIDDEN, VOCAB], TensorType::Q8_0)
+}
+
+/// The wide file with an output matrix of its own.
+pub fn wide_untied(layers: u32) -> Gguf {
+    wide(layers).tensor("output.weight", &[2 * HIDDEN, VOCAB], TensorType::Q8_0)
 }
 
 /// The same file with the layer's widest matrix in another type.
