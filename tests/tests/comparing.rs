@@ -222,6 +222,8 @@ async fn a_cluster_that_serves_others_is_left_alone() {
     let told = stream.end(CHANGED).await;
     assert!(told.done && told.tokens.len() == 500, "{told:?}");
 
+    // What is told of requests may be a moment old.
+    cluster.until("idle", CHANGED, |status| status["requests"]["running"] == 0).await;
     // One that comes between two rounds, or while one runs, ends the comparison.
     let mut process = cluster.begin();
     cluster.until("pinned", CHANGED, is_pinned).await;
