@@ -176,7 +176,7 @@ async fn plans_change_by_choice_and_no_answer_changes() {
 async fn a_worker_joins_where_no_memory_is_left_and_no_answer_changes() {
     let _machine = MACHINE.lock().await;
     let wanted = undisturbed().await;
-    let mut cluster = Cluster::with(&["anna", "ben"], "150MiB", STRETCH, &["--parallel", "12"]).await;
+    let mut cluster = Cluster::with(&["anna", "ben"], "150MiB", STRETCH, &["--parallel", "64"]).await;
     let streams = cluster.streams().await;
     let before = cluster.client.status().await;
     let joined = Instant::now();
@@ -199,7 +199,7 @@ async fn a_plan_that_does_not_fit_beside_the_other_waits_until_nobody_asks() {
     let _machine = MACHINE.lock().await;
     let wanted = undisturbed().await;
     let names_before = ["anna", "ben", "carla"];
-    let mut cluster = Cluster::with(&names_before, "130MiB", STRETCH, &["--parallel", "16"]).await;
+    let mut cluster = Cluster::with(&names_before, "130MiB", STRETCH, &["--parallel", "64"]).await;
     let streams = cluster.streams().await;
     let joined = Instant::now();
     cluster.workers.push(cluster.served.join_stretched("dora", "130MiB", STRETCH));
