@@ -1,3 +1,5 @@
+//! Cluster files, sound ones and wrong ones.
+
 use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::HopCost;
 use brigade_shard::units::Bytes;

@@ -1,3 +1,5 @@
+//! Reports of plans for machines that are only written down.
+
 use brigade_shard::cost::StageBytes;
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
