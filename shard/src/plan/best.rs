@@ -128,11 +128,15 @@ impl Search<'_> {
         let Some((partition, value)) = best else {
             return Best { partition: found, round_s: f64::INFINITY, least_s: None };
         };
-        let settled = self.settle(&partition.order, room, value.seconds, rows);
-        let as_good = |settled: &Partition| {
-            let now = course.value(&table, settled);
+        let as_good = |other: &Partition| {
+            let now = course.value(&table, other);
             now.is_some_and(|now| now.seconds <= value.seconds * (1.0 + SAME))
         };
+        // Of those that keep the machines as busy, the one whose slowest stage takes least: a prompt and a lone stream gain
+        // by that, and on one machine all cuts are alike otherwise.
+        let (partition, bound_s) =
+            if as_good(&found) { (found, slowest_s) } else { (partition, value.seconds) };
+        let settled = self.settle(&partition.order, room, bound_s, rows);
         let partition = settled.filter(as_good).unwrap_or(partition);
         let least_s = match (exact, self.is_small()) {
             (true, _) => Some(value.seconds),
