@@ -156,7 +156,7 @@ pub struct Plan {
     pub stages: Vec<PlannedStage>,
     /// Longest sequence, in tokens.
     pub context: u32,
-    /// Tokens that every stage's cache holds, over all sequences together; a multiple of [`PAGE_TOKENS`].
+    /// Tokens that every stage's cache holds, over all sequences together; a multiple of [`PAGE_TOKENS`](crate::cost::PAGE_TOKENS).
     pub cache_tokens: u32,
     /// What to expect of it.
     pub predicted: Prediction,

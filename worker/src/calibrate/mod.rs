@@ -5,7 +5,7 @@
 //! moved to huge pages first, as loaded weights are.
 //!
 //! Workers of one machine measure one after another, since each would make the others look slow, and those that are alike
-//! and start together share what the first of them found ([`turns`]).
+//! and start together share what the first of them found.
 
 mod measure;
 mod turns;
