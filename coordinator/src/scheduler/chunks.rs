@@ -283,6 +283,17 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_prompts_ride_where_decoding_fills_the_pipeline() {
+        let times = times(&[(20.0, 4.0); 2]);
+        let mut groups = Groups::new();
+        groups.adapt(&times, 8, 0);
+        let choose = |groups: &Groups, beside| Chunking::choose(&times, groups, beside, 4096, 512);
+        assert!(choose(&groups, beside(8)).riding > 0);
+        assert_eq!(choose(&groups, Decoding { short_way: true, ..beside(8) }).riding, 0);
+        assert_eq!(choose(&Groups::new(), beside(0)).riding, 0, "there is nothing to ride with");
+    }
+
+    #[test]
     fn steps_that_say_nothing_still_get_chunks() {
         let odd = Times::new(&[StagePrediction { decode_s: f64::NAN, prefill_s_per_row: f64::NAN }; 2], 512);
         let chunking = Chunking::choose(&odd, &Groups::new(), beside(3), 0, 1);

@@ -193,11 +193,15 @@ impl Stage {
     }
 
     /// Takes in a decode step of `rows` rows with which `riding` others rode. What these add is told by what the step would
-    /// have taken without them.
+    /// have taken without them. Where prompts ride with every step that was measured long ago, so it follows slowly.
     fn observe_riding(&mut self, rows: f64, riding: f64, seconds: f64) {
-        let added_s = (seconds - self.decode.line.at(rows)) / riding;
-        let row_s = added_s.clamp(self.riding_row_s / OUTLIER, self.riding_row_s * OUTLIER);
+        let without_s = self.decode.line.at(rows);
+        let slower = seconds / (without_s + riding * self.riding_row_s);
+        let added_s = (seconds - without_s) / riding;
+        let row_s = added_s.clamp(self.riding_row_s / OUTLIER, self.riding_row_s * OUTLIER).max(LEAST_S);
         self.riding_row_s += (row_s - self.riding_row_s) * (1.0 - FADE);
+        let now = self.decode.line.scaled(slower.clamp(1.0 / OUTLIER, OUTLIER));
+        self.decode.line.follow(&now);
     }
 
     fn fit(&self, kind: StepKind) -> &Fit {
@@ -424,6 +428,20 @@ mod tests {
         assert_near(decode_s(&times, 5.0), 0.018, 1e-9);
         assert_near(times.sum_and_slowest(StepKind::Prefill, 128.0).1, 0.260, 1e-9);
         assert_eq!(times.wire_s(), 0.0);
+    }
+
+    #[test]
+    fn what_riding_rows_add_is_learnt_apart_from_what_decoding_takes() {
+        let mut times = times();
+        for _ in 0..200 {
+            observe(&mut times, StepKind::Decode, 4, 0.016);
+            // Twelve rows of a prompt, of 3 ms each: half as much again as predicted.
+            let step = Observed { riding: 12, ..step(StepKind::Decode, 16, Duration::from_millis(52)) };
+            times.observe(step, &[timing(0, 0.052)]);
+        }
+        assert_near(decode_s(&times, 4.0), 0.016, 0.05);
+        assert_near(times.riding(4.0, 12.0).1, 0.052, 0.05);
+        assert_near(times.riding(4.0, 4.0).1, 0.028, 0.05);
     }
 
     #[test]
