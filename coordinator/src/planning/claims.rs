@@ -12,12 +12,8 @@ use brigade_shard::plan::{HopCost, Links, Objective, PlanDevice, PlanError, Plan
 use brigade_shard::units::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// The share of the nominal bandwidth that predictions count on: about what the best kernels reach.
-pub const EFFICIENCY: f64 = 0.8;
-/// The share of the nominal arithmetic that predictions count on.
-const ARITHMETIC_EFFICIENCY: f64 = 0.5;
-/// Arithmetic of a device of which nobody states it: so much that it limits nothing, as in decoding one stream.
-const UNSTATED_FLOPS_PER_S: f64 = 1e18;
+use super::cluster::{NOMINAL_BANDWIDTH_SHARE, NOMINAL_FLOPS_SHARE, UNKNOWN_FLOPS};
+
 /// Context for which a model must fit, in tokens: a question and a short answer. Claims do not state theirs.
 pub const CONTEXT: u32 = 512;
 /// Rows of a prompt at a time, for which there is workspace.
@@ -125,7 +121,7 @@ pub enum ClaimVerdict {
 /// All published figures that the catalogue has, each with its verdict.
 pub fn claims() -> ClaimsReport {
     ClaimsReport {
-        efficiency: EFFICIENCY,
+        efficiency: NOMINAL_BANDWIDTH_SHARE,
         context: CONTEXT,
         host_memory_gb_per_s: HOST_MEMORY_GB_PER_S,
         claims: catalogue::published().iter().map(judge).collect(),
@@ -228,12 +224,12 @@ impl Setup {
 
     /// What to plan for: one stream with a short context on all devices, by programs that can compute everything.
     fn input(&self) -> PlanInput {
-        let flops = self.device.fp16_tflops.map(|tflops| tflops * 1e12 * ARITHMETIC_EFFICIENCY);
+        let flops = self.device.fp16_tflops.map(|tflops| tflops * 1e12 * NOMINAL_FLOPS_SHARE);
         let device = |number: usize| PlanDevice {
             name: format!("{} {}", self.device.name, number + 1),
             budget: self.device.budget(),
-            bandwidth_bytes_per_s: self.device.bandwidth_gb_per_s * 1e9 * EFFICIENCY,
-            flops_per_s: flops.unwrap_or(UNSTATED_FLOPS_PER_S),
+            bandwidth_bytes_per_s: self.device.bandwidth_gb_per_s * 1e9 * NOMINAL_BANDWIDTH_SHARE,
+            flops_per_s: flops.unwrap_or(UNKNOWN_FLOPS),
             threads: None,
             kernels: Kernels::CPU,
             held: None,

@@ -4,48 +4,6 @@ use brigade_shard::catalogue::{self, CatalogueDevice, CatalogueLink, CatalogueMo
 use brigade_shard::units::Bytes;
 use serde::Serialize;
 
-/// A device with all that is known of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ListedDevice {
-    /// Its name.
-    pub name: String,
-    /// What computes on it.
-    pub backend: String,
-    /// Memory as the seller names it, in GiB.
-    pub memory_gib: f64,
-    /// Whether processor and GPU share it.
-    pub unified: bool,
-    /// The share of it that can be planned with.
-    pub usable: f64,
-    /// Decimal gigabytes per second.
-    pub bandwidth_gb_per_s: f64,
-    /// Dense 16-bit operations, in 10^12 per second.
-    pub fp16_tflops: Option<f64>,
-    /// Under load, in watts.
-    pub loaded_watts: Option<f64>,
-    /// At rest, in watts.
-    pub idle_watts: Option<f64>,
-    /// In US dollars.
-    pub price_usd: Option<f64>,
-    /// Where the figures are from.
-    pub source: String,
-    /// What others say instead.
-    pub others: Vec<ListedFigure>,
-    /// What else to know; may be empty.
-    pub note: String,
-}
-
-/// A figure that was not chosen.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ListedFigure {
-    /// Which.
-    pub figure: String,
-    /// Its value.
-    pub value: f64,
-    /// Who says so.
-    pub source: String,
-}
-
 /// A link.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ListedLink {
@@ -83,7 +41,7 @@ const LISTED_MIXES: [(&str, Mix); 4] =
 #[serde(rename_all = "kebab-case")]
 pub enum Listing {
     /// Devices.
-    Devices(Vec<ListedDevice>),
+    Devices(Vec<CatalogueDevice>),
     /// Links.
     Links(Vec<ListedLink>),
     /// Models.
@@ -92,7 +50,7 @@ pub enum Listing {
 
 /// The catalogue of devices.
 pub fn devices() -> Listing {
-    Listing::Devices(catalogue::devices().iter().map(ListedDevice::from).collect())
+    Listing::Devices(catalogue::devices().to_vec())
 }
 
 /// The catalogue of links.
@@ -103,31 +61,6 @@ pub fn links() -> Listing {
 /// The catalogue of models.
 pub fn models() -> Listing {
     Listing::Models(catalogue::models().iter().map(ListedModel::from).collect())
-}
-
-impl From<&CatalogueDevice> for ListedDevice {
-    fn from(device: &CatalogueDevice) -> ListedDevice {
-        let others = device.others.iter().map(|other| ListedFigure {
-            figure: other.figure.clone(),
-            value: other.value,
-            source: other.source.clone(),
-        });
-        ListedDevice {
-            name: device.name.clone(),
-            backend: device.backend.clone(),
-            memory_gib: device.memory_gib,
-            unified: device.unified,
-            usable: device.usable,
-            bandwidth_gb_per_s: device.bandwidth_gb_per_s,
-            fp16_tflops: device.fp16_tflops,
-            loaded_watts: device.loaded_watts,
-            idle_watts: device.idle_watts,
-            price_usd: device.price_usd,
-            source: device.source.clone(),
-            others: others.collect(),
-            note: device.note.clone(),
-        }
-    }
 }
 
 impl From<&CatalogueLink> for ListedLink {

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use brigade_shard::catalogue::CatalogueDevice;
+
 use super::table::{Align, Table};
-use crate::planning::listing::{ListedDevice, ListedLink, ListedModel, Listing};
+use crate::planning::listing::{ListedLink, ListedModel, Listing};
 
 /// What stands for a figure that nobody tells.
 const UNKNOWN: &str = "unknown";
@@ -17,7 +19,7 @@ pub fn render_listing(listing: &Listing) -> String {
     }
 }
 
-fn render_devices(devices: &[ListedDevice]) -> String {
+fn render_devices(devices: &[CatalogueDevice]) -> String {
     let mut table = Table::new(&[
         ("DEVICE", Align::Left),
         ("BACKEND", Align::Left),
@@ -104,14 +106,16 @@ fn known(value: Option<f64>, words: impl Fn(f64) -> String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use brigade_shard::catalogue::Other;
+    use brigade_shard::kernels::Kernels;
     use brigade_shard::units::Bytes;
 
     use super::*;
-    use crate::planning::listing::ListedFigure;
 
     #[test]
     fn a_device_is_listed_with_its_source_and_with_who_disagrees() {
-        let device = ListedDevice {
+        let device = CatalogueDevice {
+            kernels: Kernels::CANDLE,
             name: "RTX 5090".to_owned(),
             backend: "cuda".to_owned(),
             memory_gib: 32.0,
@@ -123,11 +127,7 @@ mod tests {
             idle_watts: None,
             price_usd: Some(1999.0),
             source: "B".to_owned(),
-            others: vec![ListedFigure {
-                figure: "fp16_tflops".to_owned(),
-                value: 380.0,
-                source: "D".to_owned(),
-            }],
+            others: vec![Other { figure: "fp16_tflops".to_owned(), value: 380.0, source: "D".to_owned() }],
             note: "575 W for the card".to_owned(),
         };
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{UnknownName, names};
 use crate::kernels::Kernels;
@@ -15,13 +15,14 @@ const USABLE_OF_UNIFIED: f64 = 0.75;
 const KEPT_OF_CARD_GIB: f64 = 1.0;
 
 /// A device as it is sold.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CatalogueDevice {
     /// Such as `RTX 5090`.
     pub name: String,
     /// Which backend computes on it: `cuda`, `metal` or `cpu`.
     pub backend: String,
     /// What can be computed on it.
+    #[serde(skip)]
     pub kernels: Kernels,
     /// Memory as the seller names it, in GiB.
     pub memory_gib: f64,
@@ -48,7 +49,7 @@ pub struct CatalogueDevice {
 }
 
 /// A figure that was not chosen.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Other {
     /// Which figure, such as `bandwidth_gb_per_s`.
