@@ -215,8 +215,9 @@ async fn coming_back() -> Result<(), Failed> {
     browser.open(client.url()).await;
     let live = "return document.getElementById('live').innerText === 'live' && document.getElementById('lost').hidden";
     browser.wait_for("a connection", THERE, live).await;
-    let title = browser.eval("return document.title").await;
-    check(title.as_str().is_some_and(|title| title.starts_with("waiting for workers")), title.to_string())?;
+    // The first state follows the connection, and is drawn with the next picture.
+    let titled = "return document.title.startsWith('waiting for workers')";
+    browser.wait_for("a title that says what is awaited", THERE, titled).await;
     served.kill();
     let lost =
         "return !document.getElementById('lost').hidden && document.getElementById('announcer').innerText";
