@@ -11,7 +11,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 9;
+pub const PROTOCOL_VERSION: u32 = 10;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]

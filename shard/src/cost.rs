@@ -516,6 +516,12 @@ const PASSED_PER_TURNED: u64 = 2;
 /// Values that pass per value of gates: they and the other input are read, and the product is written.
 const PASSED_PER_GATE: u64 = 3;
 
+/// Values that a layer reads and writes for every row beside its products: of a hidden state of `hidden` values, queries and
+/// keys of which rope turns `turned`, and `gates` gates.
+pub const fn passed_values(hidden: u64, turned: u64, gates: u64) -> u64 {
+    PASSED_PER_HIDDEN * hidden + PASSED_PER_TURNED * turned + PASSED_PER_GATE * gates
+}
+
 fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork {
     let of = &spec.layers[layer];
     let mut products: Vec<Product> = Vec::new();
@@ -558,8 +564,6 @@ fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork 
         FeedForward::Gated { width, .. } => width,
         FeedForward::Experts(experts) => experts.used * experts.width + experts.shared_width.unwrap_or(0),
     };
-    let passed_values = PASSED_PER_HIDDEN * spec.hidden as u64
-        + PASSED_PER_TURNED * turned as u64
-        + PASSED_PER_GATE * gates as u64;
+    let passed_values = passed_values(spec.hidden as u64, turned as u64, gates as u64);
     LayerWork { products, attention, passed_values }
 }

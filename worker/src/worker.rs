@@ -220,8 +220,7 @@ fn capabilities(
     offload_bytes_per_s: Option<f64>,
 ) -> Capabilities {
     let stretch = settings.stretch.factor();
-    let stretched =
-        |speed: &KernelSpeed| KernelSpeed { weights_per_s: speed.weights_per_s / stretch, ..*speed };
+    let stretched = |speed: &KernelSpeed| KernelSpeed { per_s: speed.per_s / stretch, ..*speed };
     Capabilities {
         name: settings.name.as_str().to_owned(),
         host: settings.host.clone(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use brigade_proto::control::{Capabilities, DeviceKind};
 use brigade_proto::ids::Peer;
 use brigade_shard::layers::LayerRange;
-use brigade_shard::plan::{HopCost, KernelSpeed, Links, PlanDevice, SharedHost};
+use brigade_shard::plan::{HopCost, Kernel, KernelSpeed, Links, PlanDevice, SharedHost, usual_speed};
 use brigade_shard::units::Bytes;
 
 use crate::membership::Member;
@@ -21,9 +21,9 @@ const LONGEST_WITHIN_US: f64 = 700.0;
 /// The devices of these workers, in their order, each with what it has `held` of the model and the memory that `budget`
 /// leaves it; the machines that several of them share, and the links between them as far as they were measured.
 ///
-/// What a worker measures when it starts is what its machine gave it just then: less where others were busy, never more.
-/// So workers of one machine that are alike are all taken to be as fast as the fastest of them; otherwise a short
-/// disturbance would cut a model unevenly for as long as it is served.
+/// What a worker measures when it starts is what its machine gave it just then. So workers of one machine that are alike
+/// are all taken to be as fast as they usually found to be; otherwise a short disturbance would cut a model unevenly for as
+/// long as it is served.
 pub(crate) fn devices(
     members: &[&Member],
     held: impl Fn(&Member) -> Option<LayerRange>,
@@ -35,17 +35,16 @@ pub(crate) fn devices(
         let own = &member.capabilities;
         let twins: Vec<&Capabilities> =
             members.iter().map(|other| &other.capabilities).filter(|other| alike(own, other)).collect();
-        let fastest =
-            |speed: fn(&Capabilities) -> f64| twins.iter().map(|twin| speed(twin)).fold(0.0, f64::max);
+        let usual = |speed: fn(&Capabilities) -> f64| usual_speed(twins.iter().map(|twin| speed(twin)));
         PlanDevice {
             name: own.name.clone(),
             budget: budget(member),
-            bandwidth_bytes_per_s: fastest(|twin| twin.bandwidth_bytes_per_s),
-            flops_per_s: fastest(|twin| twin.flops_per_s),
+            bandwidth_bytes_per_s: usual(|twin| twin.bandwidth_bytes_per_s),
+            flops_per_s: usual(|twin| twin.flops_per_s),
             threads: (own.device == DeviceKind::Cpu).then_some(own.threads),
             kernels: own.device.kernels(),
             held: held(member),
-            kernel_speeds: fastest_kernels(&twins),
+            kernel_speeds: usual_kernels(&twins),
             host: own.shared_host.and_then(|_| names.iter().position(|name| *name == own.host)),
             offload_bytes_per_s: own.offload_bytes_per_s,
         }
@@ -64,14 +63,18 @@ fn alike(one: &Capabilities, other: &Capabilities) -> bool {
     what(one) == what(other) && kind(one) == kind(other) && one.stretch == other.stretch
 }
 
-/// Every kernel's speed on the worker that measured it fastest.
-fn fastest_kernels(twins: &[&Capabilities]) -> Vec<KernelSpeed> {
-    let mut speeds: BTreeMap<_, KernelSpeed> = BTreeMap::new();
+/// Every kernel's usual speed on workers that are alike.
+fn usual_kernels(twins: &[&Capabilities]) -> Vec<KernelSpeed> {
+    let mut speeds: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     for speed in twins.iter().flat_map(|twin| &twin.kernel_speeds) {
-        let known = speeds.entry((speed.kind, speed.rows)).or_insert(*speed);
-        known.weights_per_s = known.weights_per_s.max(speed.weights_per_s);
+        speeds.entry((speed.kernel, speed.rows)).or_default().push(speed.per_s);
     }
-    speeds.into_values().collect()
+    let usual = |((kernel, rows), measured): ((Kernel, u32), Vec<f64>)| KernelSpeed {
+        kernel,
+        rows,
+        per_s: usual_speed(measured.into_iter()),
+    };
+    speeds.into_iter().map(usual).collect()
 }
 
 /// The machines that several workers compute on, by their names, each as its fastest worker saw it.

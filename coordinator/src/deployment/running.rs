@@ -8,6 +8,7 @@ use brigade_proto::control::{
 };
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
+use brigade_shard::plan::pace::{Crowd, Seat};
 use brigade_shard::plan::{Plan, PlannedStage};
 
 use super::{ACTIVATE_LIMIT, CONNECT_LIMIT, DeploymentSettings, LOAD_SILENCE, SEQUENCES};
@@ -89,6 +90,8 @@ pub(super) struct Running {
     pub(super) plan: Plan,
     pub(super) room: StageRoom,
     pub(super) stages: Vec<StageRun>,
+    /// Stages with more threads than the machine that they share has processors.
+    crowds: Vec<Crowd>,
     /// Whether results have the same bits on any such stages.
     exact: bool,
 }
@@ -130,6 +133,12 @@ impl Running {
             let member = members.member(&stage.worker);
             member.is_some_and(|member| member.capabilities.device == DeviceKind::Cpu)
         };
+        let seat = |stage: &StageRun| {
+            let own = &members.member(&stage.worker)?.capabilities;
+            let (host, threads) = (own.shared_host?, f64::from(own.threads));
+            Some(Seat { machine: own.host.clone(), processors: f64::from(host.processors.max(1)), threads })
+        };
+        let crowds = Crowd::among(&stages.iter().map(seat).collect::<Vec<_>>());
         let exact = settings.wire == WireDtype::F32 && stages.iter().all(on_cpu);
         let room = StageRoom {
             cache_tokens: plan.cache_tokens,
@@ -139,7 +148,7 @@ impl Running {
             cache_dtype: settings.cache_dtype,
         };
         let fence = Fence { incarnation: settings.incarnation, epoch };
-        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, exact })
+        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, crowds, exact })
     }
 
     /// Whether another plan over `workers`, its devices, has the same stages in the same places.
@@ -226,6 +235,7 @@ impl Running {
             fence: self.fence,
             deployment: settings.id,
             stages: self.plan.stages.iter().map(predicted).collect(),
+            crowds: self.crowds.clone(),
             room: self.room,
             exact: self.exact,
         }

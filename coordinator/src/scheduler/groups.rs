@@ -4,8 +4,9 @@
 //!
 //! `cycle(G) = max(G * fixed + S * per_row of the slowest stage, sum over stages of t(ceil(S / G)) + wire)`
 //!
-//! The first is what the slowest stage computes in a cycle: one step per group. Steps of few rows cost nearly as much as
-//! steps of many, so more groups than needed cost throughput. The second is a step's own way round: with too few groups
+//! The first is what the slowest stage computes in a cycle: one step per group; or what a machine does on which several
+//! stages have more threads than there are processors. Steps of few rows cost nearly as much as steps of many, so more
+//! groups than needed cost throughput. The second is a step's own way round: with too few groups
 //! stages wait for it. Over slow links more groups than stages pay, since a step on the wire keeps no stage busy.
 
 use brigade_proto::step::StepKind;
@@ -95,11 +96,12 @@ impl Groups {
         (self.busy_s(times, sequences), stages_s + times.far_wire_s())
     }
 
-    /// Seconds that the slowest stage computes in a cycle.
+    /// Seconds that the slowest stage, or the most crowded machine, computes in a cycle.
     fn busy_s(&self, times: &Times, sequences: usize) -> f64 {
         let (groups, sequences) = (self.count as f64, sequences as f64);
-        let each = times.lines(StepKind::Decode).map(|line| groups * line.fixed_s + sequences * line.row_s);
-        each.fold(0.0, f64::max)
+        times
+            .paced(times.lines(StepKind::Decode).map(|line| groups * line.fixed_s + sequences * line.row_s))
+            .1
     }
 
     fn cost(&self, times: &Times, sequences: usize) -> f64 {
@@ -112,18 +114,23 @@ mod tests {
     use std::time::Duration;
 
     use brigade_proto::step::StageTiming;
+    use brigade_shard::plan::pace::{Crowd, Seat};
 
     use super::*;
     use crate::scheduler::times::{Observed, StagePrediction};
 
     /// Stages of which each takes `fixed_ms` and `row_ms` for each row, with `wire_ms` on all links together.
     fn times(stages: &[(f64, f64)], wire_ms: u64) -> Times {
+        crowded_times(stages, Vec::new(), wire_ms)
+    }
+
+    fn crowded_times(stages: &[(f64, f64)], crowds: Vec<Crowd>, wire_ms: u64) -> Times {
         let predicted = |&(fixed_ms, row_ms): &(f64, f64)| StagePrediction {
             decode_s: (fixed_ms + row_ms) / 1e3,
             prefill_s_per_row: row_ms / 1e3,
         };
         let predicted: Vec<StagePrediction> = stages.iter().map(predicted).collect();
-        let mut times = Times::new(&predicted, 128);
+        let mut times = Times::crowded(&predicted, crowds, 128);
         let timing = |(stage, &(fixed_ms, row_ms)): (usize, &(f64, f64))| StageTiming {
             stage: stage as u32,
             computed_us: ((fixed_ms + row_ms) * 1e3) as u32,
@@ -154,6 +161,17 @@ mod tests {
         assert_eq!(groups(&[(10.0, 1.0); 3], 20, 16), 4, "one more on the wire");
         assert_eq!(groups(&[(10.0, 0.1); 2], 200, 64), 21, "many more over far links");
         assert_eq!(groups(&[(10.0, 0.1); 2], 2000, 500), MOST_GROUPS);
+    }
+
+    #[test]
+    fn stages_that_crowd_their_machine_get_fewer_groups_than_stages() {
+        let seat = |machine| Some(Seat { machine, processors: 2.0, threads: 1.0 });
+        let chosen = |machines: [u32; 3]| {
+            let times = crowded_times(&[(10.0, 1.0); 3], Crowd::among(&machines.map(seat)), 0);
+            Groups::new().adapt(&times, 12, 0)
+        };
+        assert_eq!(chosen([0, 1, 2]), 3, "three machines compute three steps at a time");
+        assert_eq!(chosen([0, 0, 0]), 2, "two processors compute two");
     }
 
     #[test]

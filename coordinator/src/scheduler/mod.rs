@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::StageRoom;
 use brigade_proto::ids::{DeploymentId, Fence, SequenceId, StepId};
 use brigade_proto::step::{Drawn, StageTiming, StepFrame, StepKind};
+use brigade_shard::plan::pace::Crowd;
 
 use crate::generation::{GenerationError, GenerationEvent, GenerationRequest};
 
@@ -74,6 +75,8 @@ pub struct Pipeline {
     pub deployment: DeploymentId,
     /// What the plan predicts of each stage; at least one.
     pub stages: Vec<StagePrediction>,
+    /// Which of them have more threads than the machine that they share has processors.
+    pub crowds: Vec<Crowd>,
     /// What every stage can hold.
     pub room: StageRoom,
     /// Whether its results have the bits that those of any other such pipeline have.
@@ -339,7 +342,7 @@ impl Scheduler {
         self.suspend("the plan was replaced");
         self.resume(&pipeline, now);
         self.empty_pages(pipeline.room.cache_tokens);
-        self.times = Times::new(&pipeline.stages, pipeline.room.step_rows);
+        self.times = Times::crowded(&pipeline.stages, pipeline.crowds.clone(), pipeline.room.step_rows);
         self.groups = Groups::new();
         self.endings = Endings::default();
         self.slowest = self.times.slowest_step(pipeline.room.step_rows);

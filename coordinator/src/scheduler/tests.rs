@@ -40,6 +40,7 @@ fn pipeline(stages: u32, cache_tokens: u32) -> Pipeline {
             sequences: 8,
             cache_dtype: CacheDtype::F16,
         },
+        crowds: Vec::new(),
         exact: true,
     }
 }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use brigade_proto::step::{StageTiming, StepKind};
+use brigade_shard::plan::pace::Crowd;
 
 /// By how much a step counts less with every one after it: the newest 32 or so decide, which is a second of decoding.
 const FADE: f64 = 1.0 - 1.0 / 32.0;
@@ -255,6 +256,7 @@ pub(super) struct Observed {
 #[derive(Clone, Debug)]
 pub(super) struct Times {
     stages: Vec<Stage>,
+    crowds: Vec<Crowd>,
     /// From the coordinator and back to it.
     far: Wire,
     /// Around the stages alone.
@@ -269,9 +271,14 @@ pub(super) struct Times {
 impl Times {
     /// What a plan predicts; `step_rows` are the most rows of a step.
     pub(super) fn new(predicted: &[StagePrediction], step_rows: u32) -> Times {
+        Times::crowded(predicted, Vec::new(), step_rows)
+    }
+
+    /// The same of stages some of which crowd their machines.
+    pub(super) fn crowded(predicted: &[StagePrediction], crowds: Vec<Crowd>, step_rows: u32) -> Times {
         let stages = predicted.iter().map(|stage| Stage::new(stage, step_rows)).collect();
         let (far, short) = (Wire::default(), Wire::default());
-        Times { stages, far, short, short_way: false, quiet_s: None, quiet_prefill: Vec::new() }
+        Times { stages, crowds, far, short, short_way: false, quiet_s: None, quiet_prefill: Vec::new() }
     }
 
     /// Takes in a step that has come home. What does not name this pipeline's stages in order is not learnt from.
@@ -330,20 +337,27 @@ impl Times {
     }
 
     /// Each stage's line.
-    pub(super) fn lines(&self, kind: StepKind) -> impl Iterator<Item = &Line> {
+    pub(super) fn lines(&self, kind: StepKind) -> impl Iterator<Item = &Line> + Clone {
         self.stages.iter().map(move |stage| &stage.fit(kind).line)
     }
 
-    /// Seconds of a step of `rows` rows on all stages together, and on the slowest one.
+    /// Seconds of a step of `rows` rows on all stages together, and on the slowest one or the most crowded machine.
     pub(super) fn sum_and_slowest(&self, kind: StepKind, rows: f64) -> (f64, f64) {
-        sum_and_slowest(self.lines(kind), rows)
+        self.paced(self.lines(kind).map(|line| line.at(rows)))
+    }
+
+    /// The sum of what stages take, and the pace that the slowest of them, or the most crowded machine, sets.
+    pub(super) fn paced(&self, each_s: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+        let of_stage = |stage: usize| each_s.clone().nth(stage).unwrap_or_default();
+        let crowds = self.crowds.iter().map(|crowd| crowd.busy_s(of_stage));
+        let slowest_s = each_s.clone().chain(crowds).fold(0.0, f64::max);
+        (each_s.sum(), slowest_s)
     }
 
     /// Seconds of a decode step of `rows` rows with which `riding` rows of prompts ride, on all stages together and on the
     /// slowest one.
     pub(super) fn riding(&self, rows: f64, riding: f64) -> (f64, f64) {
-        let each = self.stages.iter().map(|stage| stage.decode.line.at(rows) + riding * stage.riding_row_s);
-        each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
+        self.paced(self.stages.iter().map(|stage| stage.decode.line.at(rows) + riding * stage.riding_row_s))
     }
 
     /// Seconds of a prompt's chunk of `rows` rows on all stages together, and on the slowest one, with nothing decoded beside
@@ -352,7 +366,7 @@ impl Times {
         if self.quiet_prefill.is_empty() {
             return self.sum_and_slowest(StepKind::Prefill, rows);
         }
-        sum_and_slowest(&self.quiet_prefill, rows)
+        self.paced(self.quiet_prefill.iter().map(|line| line.at(rows)))
     }
 
     /// How many times as long as usually decode steps take at the moment, because prompts are computed beside them: stages
@@ -383,11 +397,6 @@ impl Times {
     pub(super) fn short_way(&self) -> bool {
         self.short_way
     }
-}
-
-fn sum_and_slowest<'a>(lines: impl IntoIterator<Item = &'a Line>, rows: f64) -> (f64, f64) {
-    let each = lines.into_iter().map(|line| line.at(rows));
-    each.fold((0.0, 0.0), |(sum, slowest), stage_s: f64| (sum + stage_s, stage_s.max(slowest)))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use brigade_proto::control_server::{AttachSession, ControlHandler, Refusal, Refu
 use brigade_proto::health::Health;
 use brigade_proto::identity::{CoordinatorIdentity, JoinToken, WorkerIdentity, WorkerKey};
 use brigade_proto::ids::WorkerId;
-use brigade_shard::plan::{KernelSpeed, SharedHost};
+use brigade_shard::plan::{Kernel, KernelSpeed, SharedHost};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 use tempfile::TempDir;
@@ -94,7 +94,12 @@ pub fn capabilities(name: &str) -> Capabilities {
             "[fe80::1]:7481".parse().expect("one"),
         ],
         stretch: 1.0,
-        kernel_speeds: vec![KernelSpeed { kind: TensorType::Q4K, rows: 8, weights_per_s: 2.5e10 }],
+        kernel_speeds: vec![
+            KernelSpeed { kernel: Kernel::Product(TensorType::Q4K), rows: 8, per_s: 2.5e10 },
+            KernelSpeed { kernel: Kernel::Attention, rows: 4, per_s: 1e9 },
+            KernelSpeed { kernel: Kernel::Passing, rows: 1, per_s: 2e9 },
+            KernelSpeed { kernel: Kernel::Handing, rows: 1, per_s: 1e5 },
+        ],
         shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4, speedup: 3.5 }),
         offload_bytes_per_s: Some(2e9),
     }

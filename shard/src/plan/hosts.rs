@@ -10,6 +10,7 @@
 //! many times as fast as one thread `n` of them are, which is measured for all processors, and taken to grow evenly up to
 //! there: processors that share a core are less than twice as fast as one.
 
+use super::pace::Seat;
 use super::{PlanDevice, PlanInput, SharedHost};
 
 /// What one stage takes of its machine for one step.
@@ -49,6 +50,14 @@ fn speedup(threads: f64, host: &SharedHost) -> f64 {
     let others = f64::from(host.processors.max(2)) - 1.0;
     let each = (host.speedup.clamp(1.0, others + 1.0) - 1.0) / others;
     1.0 + each * (threads.clamp(1.0, others + 1.0) - 1.0)
+}
+
+/// Where a device computes, where it shares a machine with others.
+pub(super) fn seat(device: &PlanDevice, input: &PlanInput) -> Option<Seat<usize>> {
+    let machine = device.host?;
+    let host = input.hosts.get(machine)?;
+    let (processors, threads) = (f64::from(host.processors.max(1)), threads(device, host));
+    Some(Seat { machine, processors, threads })
 }
 
 /// Compute threads of a device. Where it is not known how many it has, they are taken to be the share of the processors

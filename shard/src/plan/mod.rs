@@ -39,7 +39,7 @@ pub use hosts::{HostLoad, least_cycle_s};
 pub use links::{HopCost, Links};
 pub use offload::streaming_s;
 pub use predict::{Forecast, Load, PROMPT_TOKENS, Prediction, STAGE_OVERHEAD_S, forecast};
-pub use speed::{KernelSpeed, SharedHost};
+pub use speed::{Kernel, KernelSpeed, SharedHost, usual_speed};
 pub use verdict::{Alternative, AlternativeKind, Choices, Verdict, alternatives, choices};
 pub use what_if::{Gain, WhatIf, what_if};
 

@@ -18,6 +18,50 @@ pub fn groups_cost(cycle_s: f64, busy_s: f64) -> f64 {
     cycle_s + IDLE_COUNTS * (cycle_s - busy_s)
 }
 
+/// Where a stage computes: what it shares with others of its machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seat<M> {
+    /// The machine.
+    pub machine: M,
+    /// Processors of the machine.
+    pub processors: f64,
+    /// Threads of the stage.
+    pub threads: f64,
+}
+
+/// Stages of one machine whose threads are more than its processors: while all of them compute, some wait, and the machine
+/// as a whole decides how fast they go on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Crowd {
+    /// Stages, each with the share of the machine that it keeps busy.
+    shares: Vec<(usize, f64)>,
+}
+
+impl Crowd {
+    /// The crowds among stages, each of which has a seat or a device of its own.
+    pub fn among<M: PartialEq>(seats: &[Option<Seat<M>>]) -> Vec<Crowd> {
+        let mut machines: Vec<(&M, Vec<(usize, f64)>)> = Vec::new();
+        for (stage, seat) in seats.iter().enumerate() {
+            let Some(Seat { machine, processors, threads }) = seat else { continue };
+            let share = (stage, (threads / processors).min(1.0));
+            match machines.iter_mut().find(|(known, _)| *known == machine) {
+                Some((_, shares)) => shares.push(share),
+                None => machines.push((machine, vec![share])),
+            }
+        }
+        let shares = machines.into_iter().map(|(_, shares)| shares);
+        let crowded = |shares: &Vec<(usize, f64)>| {
+            shares.len() > 1 && shares.iter().map(|(_, share)| share).sum::<f64>() > 1.0
+        };
+        shares.filter(crowded).map(|shares| Crowd { shares }).collect()
+    }
+
+    /// Seconds that the machine is busy while each of its stages is for as long as `stage_s` says.
+    pub fn busy_s(&self, stage_s: impl Fn(usize) -> f64) -> f64 {
+        self.shares.iter().map(|(stage, share)| share * stage_s(*stage)).sum()
+    }
+}
+
 /// How many groups of how many of `sequences` sequences there are, where there are `groups` of them, at most one per
 /// sequence.
 pub(super) fn group_sizes(sequences: usize, groups: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -44,6 +88,18 @@ pub fn even_chunk(left: usize, rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stages_with_more_threads_than_their_machine_has_processors_are_a_crowd() {
+        let seat = |machine, processors, threads| Some(Seat { machine, processors, threads });
+        assert_eq!(Crowd::among(&[seat("a", 2.0, 1.0), seat("a", 2.0, 1.0), None]), []);
+        assert_eq!(Crowd::among(&[seat("a", 2.0, 4.0), seat("b", 2.0, 1.0)]), []);
+        let three =
+            [seat("a", 2.0, 1.0), None, seat("a", 2.0, 1.0), seat("b", 8.0, 1.0), seat("a", 2.0, 1.0)];
+        let found = Crowd::among(&three);
+        assert_eq!(found, [Crowd { shares: vec![(0, 0.5), (2, 0.5), (4, 0.5)] }]);
+        assert_eq!(found[0].busy_s(|stage| stage as f64), 3.0);
+    }
 
     #[test]
     fn groups_are_as_even_as_they_can_be() {

@@ -7,8 +7,10 @@
 
 use serde::Serialize;
 
-use super::hosts::{HostLoad, least_cycle_s};
-use super::pace::{MOST_GROUPS, SHORT_WAY_WORTHWHILE, chunk_sizes, even_chunk, group_sizes, groups_cost};
+use super::hosts::{HostLoad, least_cycle_s, seat};
+use super::pace::{
+    Crowd, MOST_GROUPS, SHORT_WAY_WORTHWHILE, chunk_sizes, even_chunk, group_sizes, groups_cost,
+};
 use super::search::{Partition, Search, Work};
 use super::stage_time::{DeviceTimes, StageWork, StepShape};
 use super::{Plan, PlanDevice, PlanInput, PlannedStage, SharedHost};
@@ -281,8 +283,7 @@ impl Pipeline<'_> {
         let most = (streams as usize).min(MOST_GROUPS);
         let most = if self.stages.len() == 1 { 1 } else { most };
         let cycle = |groups| self.cycle(groups, streams as usize, f64::from(context));
-        let cost = |cycle: &Cycle| groups_cost(cycle.cycle_s, cycle.busy_s);
-        let best = (1..=most).map(cycle).min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        let best = (1..=most).map(cycle).min_by(|a, b| a.cost_s.total_cmp(&b.cost_s));
         f64::from(streams) / best.map_or(f64::INFINITY, |best| best.cycle_s)
     }
 
@@ -303,10 +304,15 @@ impl Pipeline<'_> {
         let hops = self.stages.windows(2);
         let links =
             hops.map(|pair| self.predictor.transfer_s(pair[0].device, pair[1].device, streams as f64));
-        let busy_s = busy.slowest_s().max(busy.hosts_s());
+        let paced_s = busy.slowest_s().max(busy.crowds_s());
+        let busy_s = paced_s.max(busy.hosts_s());
         let far_s = round_s + self.ends_s();
         round_s = if far_s > busy_s * SHORT_WAY_WORTHWHILE { round_s + self.short_way_s() } else { far_s };
-        Cycle { cycle_s: links.fold(busy_s.max(round_s), f64::max), busy_s }
+        let slowest_link_s = links.fold(0.0, f64::max);
+        Cycle {
+            cycle_s: busy_s.max(round_s).max(slowest_link_s),
+            cost_s: groups_cost(paced_s.max(round_s).max(slowest_link_s), paced_s),
+        }
     }
 
     /// Seconds from asking to the first token, of a prompt of `tokens` tokens that has the pipeline to itself.
@@ -365,8 +371,9 @@ impl Pipeline<'_> {
 struct Cycle {
     /// Seconds from one token of a sequence to its next.
     cycle_s: f64,
-    /// Seconds of it that the slowest stage, or the machine that several share, is busy.
-    busy_s: f64,
+    /// By which the scheduler chooses: it knows of machines that are crowded, and nothing of what their processors or their
+    /// memory give to several stages together.
+    cost_s: f64,
 }
 
 /// How busy stages are over some time, and the machines that several of them share.
@@ -389,6 +396,14 @@ impl<'a> Busy<'a> {
 
     fn slowest_s(&self) -> f64 {
         self.stages.iter().map(|(busy_s, _)| *busy_s).fold(0.0, f64::max)
+    }
+
+    /// Seconds that the busiest machine is which has more threads than processors.
+    fn crowds_s(&self) -> f64 {
+        let input = self.pipeline.predictor.input;
+        let seats = self.pipeline.stages.iter().map(|stage| seat(&input.devices[stage.device], input));
+        let crowds = Crowd::among(&seats.collect::<Vec<_>>());
+        crowds.iter().map(|crowd| crowd.busy_s(|stage| self.stages[stage].0)).fold(0.0, f64::max)
     }
 
     /// The least time in which the machines do what the stages on them do, where several share one.

@@ -2,23 +2,24 @@
 //!
 //! For a device whose kernels were measured:
 //!
-//! `time(rows) = sum over types of weights / speed(type, rows) + attention + passed values / bandwidth + fixed part`
+//! `time(rows) = sum over types of weights / speed(type, rows) + cached values / speed(attention, queries)
+//!  + passed values / speed(passing, rows) + layers / speed(handing) + fixed part`
 //!
-//! with each type's speed between the numbers of rows that were measured, so that what rows cost each (1 to 4 rows next to
-//! nothing, many rows the more the slower) is the kernels' own. Of experts the different ones that the rows take are
+//! with each kernel's speed between the numbers of rows that were measured, so that what rows cost each (1 to 4 rows next
+//! to nothing, many rows the more the slower) is the kernels' own. Of experts the different ones that the rows take are
 //! multiplied, each with its share of the rows. Attention reads a sequence's keys and values once for all of its rows,
-//! and the query heads that share them pass over them as rows pass over a matrix. Types that were not measured, and
-//! devices of which two figures are all that is known, take as long as reading the bytes or as the arithmetic, whichever
-//! is longer.
+//! and the query heads that share them pass over them as rows pass over a matrix. Types that were not measured are as fast
+//! as the one whose weights take about as many bytes. On devices of which two figures are all that is known, everything takes
+//! as long as reading the bytes or as the arithmetic, whichever is longer.
 
-use super::{KernelSpeed, PlanDevice, STAGE_OVERHEAD_S};
+use super::{Kernel, KernelSpeed, PlanDevice, STAGE_OVERHEAD_S};
 use crate::cost::{AttentionCost, Cost, Product};
 use crate::layers::{LayerRange, Shard};
 use crate::tensor_type::TensorType;
 
-/// What a layer costs a measured device beside its products, in seconds: handing some ten operations to the threads, at
-/// about a microsecond each.
-const LAYER_OVERHEAD_S: f64 = 10e-6;
+/// What handing over a layer's operations costs a measured device where that was not measured, in seconds: some ten of
+/// them, at about a microsecond each.
+const HANDING_S: f64 = 10e-6;
 /// From so many rows on a product's time is the rows', and not the weights'.
 const MANY_ROWS: f64 = 32.0;
 /// Bytes of a value that passes beside the products.
@@ -154,31 +155,29 @@ pub(super) struct DeviceTimes {
     bandwidth_bytes_per_s: f64,
     flops_per_s: f64,
     offload_bytes_per_s: Option<f64>,
-    /// By type: rows, and seconds per weight with so many of them, more of both from one to the next.
-    curves: Vec<(TensorType, Vec<(f64, f64)>)>,
+    /// By kernel: rows, and seconds per unit with so many of them, more of both from one to the next.
+    curves: Vec<(Kernel, Vec<(f64, f64)>)>,
 }
 
 impl DeviceTimes {
     /// Those of a device.
     pub(super) fn of(device: &PlanDevice) -> DeviceTimes {
-        let mut curves: Vec<(TensorType, Vec<(f64, f64)>)> = Vec::new();
-        let sound = |speed: &&KernelSpeed| {
-            speed.rows > 0 && speed.weights_per_s.is_finite() && speed.weights_per_s > 0.0
-        };
+        let mut curves: Vec<(Kernel, Vec<(f64, f64)>)> = Vec::new();
+        let sound = |speed: &&KernelSpeed| speed.rows > 0 && speed.per_s.is_finite() && speed.per_s > 0.0;
         for speed in device.kernel_speeds.iter().filter(sound) {
-            let point = (f64::from(speed.rows), 1.0 / speed.weights_per_s);
-            match curves.iter_mut().find(|(kind, _)| *kind == speed.kind) {
+            let point = (f64::from(speed.rows), 1.0 / speed.per_s);
+            match curves.iter_mut().find(|(kernel, _)| *kernel == speed.kernel) {
                 Some((_, points)) => points.push(point),
-                None => curves.push((speed.kind, vec![point])),
+                None => curves.push((speed.kernel, vec![point])),
             }
         }
         for (_, points) in &mut curves {
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             // Fewer rows never take longer than more: where they seem to, something else ran just then.
             let mut least = f64::INFINITY;
-            for (_, weight_s) in points.iter_mut().rev() {
-                least = least.min(*weight_s);
-                *weight_s = least;
+            for (_, unit_s) in points.iter_mut().rev() {
+                least = least.min(*unit_s);
+                *unit_s = least;
             }
         }
         DeviceTimes {
@@ -212,8 +211,8 @@ impl DeviceTimes {
         let products_s: f64 = work.products.iter().map(|product| self.product_s(product, step.rows)).sum();
         let attention_s: f64 =
             work.attention.iter().map(|(of, layers)| layers * self.attention_s(of, work, step)).sum();
-        let passed_s = step.rows * work.passed_values * PASSED_BYTES / self.bandwidth_bytes_per_s;
-        products_s + attention_s + passed_s + work.layers * LAYER_OVERHEAD_S
+        let passed_s = work.passed_values * self.unit_s(Kernel::Passing, step.rows);
+        products_s + attention_s + passed_s + work.layers * self.unit_s(Kernel::Handing, 1.0)
     }
 
     /// Seconds of a measured device's head.
@@ -240,39 +239,70 @@ impl DeviceTimes {
     fn product_s(&self, product: &Product, rows: f64) -> f64 {
         let weights = product.weights as f64;
         match product.experts {
-            None => weights * self.weight_s(product.kind, rows),
+            None => weights * self.unit_s(Kernel::Product(product.kind), rows),
             Some(experts) => {
                 let distinct = experts.distinct(rows);
                 let rows_each = rows * experts.used as f64 / distinct.max(f64::MIN_POSITIVE);
-                weights * distinct / experts.count.max(1) as f64 * self.weight_s(product.kind, rows_each)
+                let taken = weights * distinct / experts.count.max(1) as f64;
+                taken * self.unit_s(Kernel::Product(product.kind), rows_each)
             }
         }
     }
 
     fn attention_s(&self, of: &AttentionCost, work: &StageWork, step: StepShape) -> f64 {
-        let kind = if work.cache_value_bytes > 2.0 { TensorType::F32 } else { TensorType::F16 };
+        // A cache is read like a matrix, where no more is known.
+        let alike = if work.cache_value_bytes > 2.0 { TensorType::F32 } else { TensorType::F16 };
+        let is_known = self.curve(Kernel::Attention).is_some();
+        let kernel = if is_known { Kernel::Attention } else { Kernel::Product(alike) };
         let heads = of.multiply_adds as f64 / of.cached_values.max(1) as f64;
         let sequences = step.rows / step.sequence_rows;
         let values = of.cached_values as f64 * seen(of, step);
-        sequences * values * self.weight_s(kind, heads * step.sequence_rows)
+        sequences * values * self.unit_s(kernel, heads * step.sequence_rows)
     }
 
-    /// Seconds for each weight that `rows` rows are multiplied with.
-    fn weight_s(&self, kind: TensorType, rows: f64) -> f64 {
-        let Some((_, points)) = self.curves.iter().find(|(of, _)| *of == kind) else {
-            let read_s = bytes_per_weight(kind) / self.bandwidth_bytes_per_s;
-            return read_s.max(2.0 * rows / self.flops_per_s);
+    /// Seconds for each of what a kernel's speed counts, with `rows` rows.
+    fn unit_s(&self, kernel: Kernel, rows: f64) -> f64 {
+        let Some(points) = self.curve(kernel) else {
+            let alike = if let Kernel::Product(kind) = kernel { self.most_alike(kind) } else { None };
+            let alike_s = alike.map_or(0.0, |alike| self.unit_s(alike, rows));
+            return self.rated_unit_s(kernel, rows).max(alike_s);
         };
         let after = points.partition_point(|(at, _)| *at < rows);
         match (after.checked_sub(1).map(|before| points[before]), points.get(after)) {
-            (None, Some((_, weight_s))) => *weight_s,
+            (None, Some((_, unit_s))) => *unit_s,
             (Some((below, low_s)), Some((above, high_s))) => {
                 low_s + (high_s - low_s) * (rows - below) / (above - below)
             }
             // Beyond what was measured every row costs as much as the others, once there are so many that they decide.
-            (Some((most, weight_s)), None) if most >= MANY_ROWS => weight_s * rows / most,
-            (Some((most, weight_s)), None) => weight_s + 2.0 * (rows - most) / self.flops_per_s,
+            (Some((most, unit_s)), None) if most >= MANY_ROWS => unit_s * rows / most,
+            (Some((most, unit_s)), None) => unit_s + 2.0 * (rows - most) / self.flops_per_s,
             (None, None) => 0.0,
+        }
+    }
+
+    fn curve(&self, kernel: Kernel) -> Option<&[(f64, f64)]> {
+        self.curves.iter().find(|(of, _)| *of == kernel).map(|(_, points)| points.as_slice())
+    }
+
+    /// The product of those measured whose weights take about as many bytes as those of `kind`.
+    fn most_alike(&self, kind: TensorType) -> Option<Kernel> {
+        let bytes = bytes_per_weight(kind).ln();
+        let apart = |kernel: &Kernel| match kernel {
+            Kernel::Product(other) => Some((bytes_per_weight(*other).ln() - bytes).abs()),
+            _ => None,
+        };
+        let products = self.curves.iter().filter_map(|(kernel, _)| Some((*kernel, apart(kernel)?)));
+        products.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(kernel, _)| kernel)
+    }
+
+    /// The same where it was not measured.
+    fn rated_unit_s(&self, kernel: Kernel, rows: f64) -> f64 {
+        let longer = |bytes: f64| (bytes / self.bandwidth_bytes_per_s).max(2.0 * rows / self.flops_per_s);
+        match kernel {
+            Kernel::Product(kind) => longer(bytes_per_weight(kind)),
+            Kernel::Attention => longer(bytes_per_weight(TensorType::F16)),
+            Kernel::Passing => rows * PASSED_BYTES / self.bandwidth_bytes_per_s,
+            Kernel::Handing => HANDING_S,
         }
     }
 }
@@ -285,8 +315,11 @@ mod tests {
     use crate::units::Bytes;
 
     fn device(speeds: &[(TensorType, u32, f64)]) -> DeviceTimes {
-        let speed =
-            |&(kind, rows, weights_per_s): &(TensorType, u32, f64)| KernelSpeed { kind, rows, weights_per_s };
+        let speed = |&(kind, rows, per_s): &(TensorType, u32, f64)| KernelSpeed {
+            kernel: Kernel::Product(kind),
+            rows,
+            per_s,
+        };
         DeviceTimes::of(&PlanDevice {
             name: "w".to_owned(),
             budget: Bytes::mib(1),
@@ -312,21 +345,30 @@ mod tests {
         let device = device(&speeds);
         for (rows, wanted_ns) in [(0.5, 1.0), (1.0, 1.0), (4.0, 2.0), (10.0, 6.0), (16.0, 10.0), (64.0, 19.6)]
         {
-            assert_near(device.weight_s(TensorType::Q4K, rows), wanted_ns * 1e-9);
+            assert_near(device.unit_s(Kernel::Product(TensorType::Q4K), rows), wanted_ns * 1e-9);
         }
     }
 
     #[test]
     fn fewer_rows_never_take_longer_than_more() {
         let device = device(&[(TensorType::Q8_0, 1, 1e8), (TensorType::Q8_0, 4, 1e9)]);
-        assert_near(device.weight_s(TensorType::Q8_0, 1.0), 1e-9);
+        assert_near(device.unit_s(Kernel::Product(TensorType::Q8_0), 1.0), 1e-9);
+    }
+
+    #[test]
+    fn types_that_were_not_measured_are_as_fast_as_those_most_like_them() {
+        let device =
+            device(&[(TensorType::Q8_0, 1, 1e8), (TensorType::Q4K, 1, 2e8), (TensorType::Q4K, 8, 1e8)]);
+        assert_near(device.unit_s(Kernel::Product(TensorType::Q4_1), 1.0), 5e-9);
+        assert_near(device.unit_s(Kernel::Product(TensorType::Q4_1), 8.0), 10e-9);
+        assert_near(device.unit_s(Kernel::Product(TensorType::F16), 1.0), 10e-9);
     }
 
     #[test]
     fn what_was_not_measured_takes_its_bytes_or_its_arithmetic() {
-        let device = device(&[(TensorType::Q8_0, 1, 1e9)]);
-        assert_near(device.weight_s(TensorType::F32, 1.0), 4e-9);
-        assert_near(device.weight_s(TensorType::F32, 100.0), 20e-9);
+        let device = device(&[]);
+        assert_near(device.unit_s(Kernel::Product(TensorType::F32), 1.0), 4e-9);
+        assert_near(device.unit_s(Kernel::Product(TensorType::F32), 100.0), 20e-9);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use brigade_shard::cost::{Cost, Room};
 use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::{
-    Forecast, HopCost, KernelSpeed, Links, Load, Objective, Plan, PlanDevice, PlanInput, STAGE_OVERHEAD_S,
-    SharedHost, forecast, plan,
+    Forecast, HopCost, Kernel, KernelSpeed, Links, Load, Objective, Plan, PlanDevice, PlanInput,
+    STAGE_OVERHEAD_S, SharedHost, forecast, plan,
 };
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
@@ -19,9 +19,9 @@ fn device(name: &str, weights_per_s: f64) -> PlanDevice {
     let kinds = [TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0, TensorType::F16];
     let speeds = kinds.iter().flat_map(|kind| {
         [(1, 1.0), (8, 0.5), (64, 0.1)].map(|(rows, share)| KernelSpeed {
-            kind: *kind,
+            kernel: Kernel::Product(*kind),
             rows,
-            weights_per_s: share * weights_per_s,
+            per_s: share * weights_per_s,
         })
     });
     PlanDevice {

@@ -69,24 +69,6 @@ pub fn memory_bytes_per_s(threads: usize) -> f64 {
     PASS_BYTES as f64 / passes.fold(f64::INFINITY, f64::min)
 }
 
-/// Reads all of `words` once, a part on each of `threads` threads: what the processor's caches held before is driven out,
-/// where they are smaller.
-pub(crate) fn read_once(words: &[u64], threads: usize) {
-    let simd = Simd::detect();
-    let read = |part: &[u64]| {
-        std::hint::black_box(read_words(simd, std::hint::black_box(part), STREAMS[0]));
-    };
-    let parts = words.chunks(words.len().div_ceil(threads.max(1)).max(1));
-    std::thread::scope(|scope| {
-        let mut parts = parts.into_iter();
-        let own = parts.next();
-        for part in parts {
-            scope.spawn(move || read(part));
-        }
-        own.into_iter().for_each(read);
-    });
-}
-
 /// Seconds of the fastest pass in which every thread reads its part once. A pass begins for all together, and ends with
 /// the last.
 fn fastest_pass(parts: &[&[u64]], streams: usize) -> f64 {

@@ -20,7 +20,6 @@ use brigade_shard::units::Bytes;
 
 pub use self::arguments::{BenchArgs, OutputFormat, PromptThenDecode};
 pub use self::bandwidth::memory_bytes_per_s;
-pub(crate) use self::bandwidth::read_once;
 use self::bandwidth::{Kept, read_s};
 pub use self::report::Record;
 use self::report::Report;

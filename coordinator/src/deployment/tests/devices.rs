@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use brigade_proto::control::{Capabilities, DeviceKind, LinkTelemetry, Telemetry};
 use brigade_proto::ids::{Peer, WorkerId};
-use brigade_shard::plan::{HopCost, KernelSpeed, SharedHost};
+use brigade_shard::plan::{HopCost, Kernel, KernelSpeed, SharedHost};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
@@ -40,7 +40,7 @@ fn of(members: &[Member]) -> LiveDevices {
 }
 
 #[test]
-fn workers_of_one_machine_that_are_alike_are_as_fast_as_the_fastest() {
+fn workers_of_one_machine_that_are_alike_are_as_fast_as_they_usually_found_to_be() {
     let members = [
         member("a", "box", 1, (16.0, 240.0)),
         member("b", "box", 1, (20.0, 160.0)),
@@ -50,14 +50,14 @@ fn workers_of_one_machine_that_are_alike_are_as_fast_as_the_fastest() {
     let found = of(&members).devices;
     let speeds: Vec<(f64, f64)> =
         found.iter().map(|device| (device.bandwidth_bytes_per_s, device.flops_per_s)).collect();
-    assert_eq!(speeds, [(20.0, 240.0), (20.0, 240.0), (30.0, 400.0), (50.0, 10.0)]);
+    assert_eq!(speeds, [(18.0, 240.0), (18.0, 240.0), (30.0, 400.0), (50.0, 10.0)]);
     assert_eq!(found[2].budget, Bytes::mib(2));
     assert_eq!(found[1].name, "b");
 }
 
 #[test]
-fn each_kernel_is_as_fast_as_on_the_fastest_twin_and_machines_that_are_shared_are_found() {
-    let speed = |rows, weights_per_s| KernelSpeed { kind: TensorType::Q4K, rows, weights_per_s };
+fn each_kernel_is_as_fast_as_twins_usually_found_and_machines_that_are_shared_are_found() {
+    let speed = |rows, per_s| KernelSpeed { kernel: Kernel::Product(TensorType::Q4K), rows, per_s };
     let mut members = [
         member("a", "box", 1, (16.0, 240.0)),
         member("b", "box", 1, (20.0, 160.0)),
@@ -74,7 +74,7 @@ fn each_kernel_is_as_fast_as_on_the_fastest_twin_and_machines_that_are_shared_ar
     members[3].capabilities.stretch = 4.0;
     let found = of(&members);
     for twin in &found.devices[..2] {
-        assert_eq!(twin.kernel_speeds, [speed(1, 5.0), speed(8, 3.0)]);
+        assert_eq!(twin.kernel_speeds, [speed(1, 4.5), speed(8, 3.0)]);
         assert_eq!((twin.host, twin.threads), (Some(0), Some(1)));
     }
     assert_eq!(found.hosts, [host(40.0).unwrap()]);

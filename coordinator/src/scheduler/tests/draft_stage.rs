@@ -25,7 +25,7 @@ pub(super) fn draft_pipeline(
     let fence = Fence { incarnation: Incarnation(1), epoch: Epoch(7) };
     let cache_dtype = CacheDtype::F16;
     let room = StageRoom { cache_tokens, context, step_rows, sequences: 32, cache_dtype };
-    let pipeline = Pipeline { fence, deployment: DRAFT, stages, room, exact: true };
+    let pipeline = Pipeline { fence, deployment: DRAFT, stages, crowds: Vec::new(), room, exact: true };
     DraftPipeline { pipeline, vocabulary: 10_000, shares_worker }
 }
 

@@ -157,6 +157,7 @@ impl SimulatedPipeline {
             cache_dtype: CacheDtype::F16,
         };
         let pipeline = Pipeline {
+            crowds: Vec::new(),
             exact: true,
             fence: Fence { incarnation: Incarnation(1), epoch: Epoch(1) },
             deployment: DeploymentId(1),

@@ -1,6 +1,6 @@
 //! Messages from a worker to the coordinator.
 
-use brigade_shard::plan::{KernelSpeed, SharedHost};
+use brigade_shard::plan::{Kernel, KernelSpeed, SharedHost};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
@@ -152,7 +152,14 @@ impl TryFrom<pb::Capabilities> for Capabilities {
 }
 
 fn kernel_speed(speed: &KernelSpeed) -> pb::KernelSpeed {
-    pb::KernelSpeed { kind: speed.kind.to_ggml(), rows: speed.rows, weights_per_s: speed.weights_per_s }
+    use pb::kernel_speed::{Attention, Handing, Kernel as Of, Passing};
+    let kernel = match speed.kernel {
+        Kernel::Product(kind) => Of::Product(kind.to_ggml()),
+        Kernel::Attention => Of::Attention(Attention {}),
+        Kernel::Passing => Of::Passing(Passing {}),
+        Kernel::Handing => Of::Handing(Handing {}),
+    };
+    pb::KernelSpeed { kernel: Some(kernel), rows: speed.rows, per_s: speed.per_s }
 }
 
 fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, InvalidMessage> {
@@ -161,11 +168,19 @@ fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, Inval
         return Err(InvalidMessage::new(FIELD, format!("has {} entries", speeds.len())));
     }
     let speed = |speed: pb::KernelSpeed| {
-        let kind = TensorType::from_ggml(speed.kind)
-            .ok_or_else(|| InvalidMessage::new(FIELD, format!("names the type {}", speed.kind)))?;
+        use pb::kernel_speed::Kernel as Of;
+        let kernel = match required("capabilities.kernel_speeds.kernel", speed.kernel)? {
+            Of::Product(kind) => Kernel::Product(
+                TensorType::from_ggml(kind)
+                    .ok_or_else(|| InvalidMessage::new(FIELD, format!("names the type {kind}")))?,
+            ),
+            Of::Attention(_) => Kernel::Attention,
+            Of::Passing(_) => Kernel::Passing,
+            Of::Handing(_) => Kernel::Handing,
+        };
         let rows = positive("capabilities.kernel_speeds.rows", speed.rows)?;
-        let weights_per_s = rate("capabilities.kernel_speeds.weights_per_s", speed.weights_per_s)?;
-        Ok(KernelSpeed { kind, rows, weights_per_s })
+        let per_s = rate("capabilities.kernel_speeds.per_s", speed.per_s)?;
+        Ok(KernelSpeed { kernel, rows, per_s })
     };
     speeds.into_iter().map(speed).collect()
 }
