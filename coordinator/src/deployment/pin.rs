@@ -74,13 +74,13 @@ impl Deployment {
     }
 
     /// What plans could be made with now, whether or not they are pinned.
-    pub fn at_hand_for_plans(&mut self, members: &Membership, now: Instant) -> AtHand {
+    pub fn at_hand_for_plans(&self, members: &Membership, now: Instant) -> AtHand {
         let over = self.usable(members);
         let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
         let left = |member: &Member| self.left(&member.id, member.capabilities.budget);
         let live = devices(&over, |_| None, left);
         let min_stages = self.least_stages(over.len());
-        let apart = self.links.apart(&workers, members, now);
+        let apart = self.links.known_apart(&workers, members, now);
         AtHand { live, workers, apart, min_stages }
     }
 

@@ -1,4 +1,4 @@
-//! Pinning the plan to certain workers, and what there is to pin it to.
+//! Pinning the plan to certain workers, and what is known of those that there are.
 
 use std::time::Instant;
 
@@ -6,6 +6,7 @@ use brigade_proto::ids::WorkerId;
 
 use super::Core;
 use super::drain::find;
+use crate::cluster::forecast::Basis;
 use crate::cluster::handle::{PinError, PinOrder, PinWish, Pinned, Renewal};
 use crate::deployment::{self, Pin};
 
@@ -30,9 +31,8 @@ impl Core {
                 self.publish(now).await;
                 let _ = reply.send(());
             }
-            PinWish::Choices { loads, reply } => {
-                let hand = self.deployment.at_hand_for_plans(&self.membership, now);
-                let _ = reply.send(self.chooser.choose(&hand, &loads));
+            PinWish::Basis { reply } => {
+                let _ = reply.send(Basis::of(&self.membership, &self.deployment, now));
             }
         }
     }
