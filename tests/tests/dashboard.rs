@@ -243,6 +243,7 @@ async fn large() -> Result<(), Failed> {
         (browser.thread_seconds().await - before) * 1e3 / seen["updates"].as_f64().ok_or("no count")?;
     println!("  an update keeps the page's thread busy for {update_ms:.1} ms");
     check(seen["cards"] == 16 && seen["requests"] == MOST_ACTIVE && seen["steps"] == 40, seen.to_string())?;
+    check(seen["pin"] == "Pinned to worker-3, worker-5 for 3 min by anna", seen.to_string())?;
     check(update_ms > 0.0 && update_ms < UPDATE_MS, format!("an update takes {update_ms:.1} ms"))?;
     browser.quit().await;
     Ok(())
@@ -308,6 +309,9 @@ fn large_cluster(mut status: Value) -> Value {
     status["workers"] = json!(workers.collect::<Vec<_>>());
     status["stages"] = json!(stages.collect::<Vec<_>>());
     status["active"] = json!(active.collect::<Vec<_>>());
+    status["pinned"] = json!(["worker-3", "worker-5"]);
+    status["pinned_s"] = json!(190.0);
+    status["pinned_by"] = json!("anna");
     status["requests"]["running"] = json!(150);
     status["requests"]["waiting"] = json!(50);
     json!({ "status": status, "steps": steps.collect::<Vec<_>>() })

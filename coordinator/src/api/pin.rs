@@ -16,9 +16,11 @@ use crate::cluster::{PinOrder, Renewal};
 
 /// The longest time that a pin can be asked to hold without being renewed, in seconds: a day.
 const LONGEST_TTL_S: i64 = 24 * 3600;
+/// Longest name of whoever pins, in characters: a line shows it.
+const LONGEST_NAME: usize = 64;
 
-/// `PUT /api/pin`: `{"workers": [..], "split": [..], "ttl_s": 15, "renew": false}`, of which the workers alone are
-/// required.
+/// `PUT /api/pin`: `{"workers": [..], "split": [..], "ttl_s": 15, "renew": false, "by": "me"}`, of which the workers alone
+/// are required.
 pub(crate) async fn pin<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
@@ -51,8 +53,12 @@ fn order(mut fields: Fields) -> Result<PinOrder, ApiError> {
     }
     let ttl = fields.whole("ttl_s", 1..=LONGEST_TTL_S)?.map(|seconds| Duration::from_secs(seconds as u64));
     let renewal = if fields.flag("renew")? { Renewal::Only } else { Renewal::New };
+    let by = fields.text("by")?;
+    if by.as_ref().is_some_and(|by| by.chars().count() > LONGEST_NAME) {
+        return Err(invalid("by", format_args!("must have at most {LONGEST_NAME} characters")));
+    }
     fields.finish()?;
-    Ok(PinOrder { workers, split, ttl, renewal })
+    Ok(PinOrder { workers, split, ttl, renewal, by })
 }
 
 /// Takes an array whose items are all of one form.
@@ -83,9 +89,10 @@ mod tests {
     #[test]
     fn a_pin_is_read_whole_or_refused_by_the_field() {
         let order =
-            read(r#"{"workers": ["anna", "ben"], "split": [10, 20], "ttl_s": 15}"#).unwrap();
+            read(r#"{"workers": ["anna", "ben"], "split": [10, 20], "ttl_s": 15, "by": "me"}"#).unwrap();
         assert_eq!((order.workers, order.split), (vec!["anna".into(), "ben".into()], vec![10, 20]));
         assert_eq!((order.ttl, order.renewal), (Some(Duration::from_secs(15)), Renewal::New));
+        assert_eq!(order.by.as_deref(), Some("me"));
         let renewal = read(r#"{"workers": ["anna"], "renew": true}"#).unwrap();
         assert_eq!((renewal.ttl, renewal.renewal), (None, Renewal::Only));
         for (body, says) in [
@@ -96,6 +103,7 @@ mod tests {
             (r#"{"workers": ["a"], "split": [0]}"#, "numbers of layers, from 1, not 0"),
             (r#"{"workers": ["a"], "split": [1, 2]}"#, "2 stages for 1 workers"),
             (r#"{"workers": ["a"], "ttl_s": 0}"#, "`ttl_s`"),
+            (r#"{"workers": ["a"], "by": 3}"#, "must be a string"),
             (r#"{"workers": ["a"], "for": 3}"#, "`for` is not a parameter"),
         ] {
             let error = read(body).unwrap_err();

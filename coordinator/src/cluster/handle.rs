@@ -56,6 +56,8 @@ pub struct PinOrder {
     pub ttl: Option<Duration>,
     /// Whether it must hold already.
     pub renewal: Renewal,
+    /// Who wants that, for people.
+    pub by: Option<String>,
 }
 
 /// Whether a pin is a new one.

@@ -148,7 +148,10 @@ impl Engine for ScriptedEngine {
             pinned.workers.push(found.id);
             pinned.names.push(found.name);
         }
-        self.status.lock().unwrap().pinned.clone_from(&pinned.names);
+        let mut status = self.status.lock().unwrap();
+        status.pinned.clone_from(&pinned.names);
+        status.pinned_by = order.by;
+        drop(status);
         Ok(pinned)
     }
 

@@ -51,7 +51,9 @@ impl Core {
         let pin = Pin { workers, split: order.split.clone() };
         match order.renewal {
             Renewal::Only if self.deployment.pin() != Some(&pin) => {
-                return Err(PinError::NotPinned { why: self.deployment.pin_ended().map(ToOwned::to_owned) });
+                return Err(PinError::NotPinned {
+                    why: self.deployment.pin_ended(now).map(ToOwned::to_owned),
+                });
             }
             Renewal::Only => {}
             Renewal::New => {
@@ -60,8 +62,8 @@ impl Core {
                 tracing::info!(workers = pinned.names.join(", "), "the plan is to be pinned");
             }
         }
-        let until = order.ttl.map(|ttl| now + ttl);
-        self.deployment.handle(deployment::Event::Pin { pin, until }, &self.membership, now);
+        let (by, until) = (order.by.clone(), order.ttl.map(|ttl| now + ttl));
+        self.deployment.handle(deployment::Event::Pin { pin, by, until }, &self.membership, now);
         Ok(pinned)
     }
 
