@@ -68,6 +68,7 @@ pub enum ClientError {
 pub struct Client {
     url: String,
     api_key: Option<String>,
+    name: Option<String>,
     http: reqwest::Client,
 }
 
@@ -167,7 +168,12 @@ impl Client {
         let http =
             http.map_err(|error| ClientError::Unreachable { url: url.to_owned(), reason: chain(&error) })?;
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        Ok(Client { url, api_key, http })
+        Ok(Client { url, api_key, name: None, http })
+    }
+
+    /// The same, which says who asks where others are shown that.
+    pub fn named(self, name: &str) -> Client {
+        Client { name: Some(name.to_owned()), ..self }
     }
 
     /// Where the coordinator is.
@@ -265,7 +271,8 @@ impl Client {
         renew: bool,
     ) -> Result<(), ClientError> {
         let ttl_s = ttl.map(|ttl| ttl.as_secs().max(1));
-        let body = json!({"workers": workers, "split": split, "ttl_s": ttl_s, "renew": renew});
+        let by = self.name.as_deref();
+        let body = json!({"workers": workers, "split": split, "ttl_s": ttl_s, "renew": renew, "by": by});
         let request = self.http.put(format!("{}/api/pin", self.url)).json(&body);
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }

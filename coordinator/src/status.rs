@@ -56,7 +56,13 @@ pub struct ClusterStatus {
     /// The names of the workers that plans are pinned to, one stage each; empty where the planner chooses.
     #[serde(default)]
     pub pinned: Vec<String>,
-    /// Why the last pin ended, for people; `None` where it was taken back.
+    /// For how many seconds they have been; 0 where they are not.
+    #[serde(default)]
+    pub pinned_s: f64,
+    /// Who wanted that, in their own words; `None` where nobody said.
+    #[serde(default)]
+    pub pinned_by: Option<String>,
+    /// Why the last pin ended, for people, for a minute; `None` where it was taken back.
     #[serde(default)]
     pub pin_ended: Option<String>,
     /// How the cluster is as a whole: as bad as the worst of its stages, and `loading` or `unreachable` while it cannot

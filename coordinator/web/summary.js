@@ -1,7 +1,7 @@
 // The header: what is served, how the cluster is, what it waits for.
 
 import { byId, el, setAttribute, setHidden, setText } from "./dom.js";
-import { bytes, count, percent, plural } from "./format.js";
+import { bytes, count, percent, plural, seconds } from "./format.js";
 
 // From best to worst, as the coordinator orders them, with a sign so that none is told by its colour alone.
 const STATES = {
@@ -50,6 +50,12 @@ const PHASES = {
   stopping: "shutting down",
 };
 
+// What the plan is pinned to, since when and by whom, or why it is no more.
+function pin({ pinned, pinned_s: age, pinned_by: by, pin_ended: ended }) {
+  if (pinned.length === 0) return ended ? `Pinned no more: ${ended}` : "";
+  return `Pinned to ${pinned.join(", ")} for ${seconds(age)}${by ? ` by ${by}` : ""}`;
+}
+
 export function summary(status) {
   const { model, phase } = status;
   setText(byId("model"), model.id);
@@ -65,6 +71,8 @@ export function summary(status) {
   setHidden(byId("reason"), told.length === 0);
   setText(byId("note"), status.note ?? "");
   setHidden(byId("note"), !status.note);
+  setText(byId("pin"), pin(status));
+  setHidden(byId("pin"), !pin(status));
 
   const all = status.stages.reduce((sum, stage) => sum + stage.weight_bytes, 0);
   const read = status.stages.reduce((sum, stage) => sum + stage.weight_bytes * stage.loaded, 0);

@@ -166,6 +166,13 @@ def summary(rounds):
     return out
 
 
+def warning(machine, own_load):
+    """What stands over a table where the load was more than what was measured makes by itself."""
+    if machine["busiest"] <= QUIET_LOAD + own_load:
+        return []
+    return [f"**The machine was doing other things, too (load up to {machine['busiest']:.1f}): read no more than trends.**", ""]
+
+
 def table(results):
     machine = results["machine"]
     lines = [
@@ -173,8 +180,7 @@ def table(results):
         f"{machine['system']}; Brigade {results['commit']}, {LLAMA_CPP}; medians of {results['rounds']} round(s).",
         "",
     ]
-    if machine["busiest"] > QUIET_LOAD + max(item["threads"] for item in results["items"]):
-        lines += [f"**The machine was doing other things, too (load up to {machine['busiest']:.1f}): read no more than trends.**", ""]
+    lines += warning(machine, max(item["threads"] for item in results["items"]))
     lines += [
         f"| model | threads | memory GB/s | prompt {PROMPT} | llama.cpp | ratio (rounds) | decode {DECODE} | llama.cpp | ratio (rounds) "
         "| of memory's | wanted |",

@@ -10,8 +10,6 @@ made, those cases are skipped, and that is said. Needs Python 3 with pip, Rust, 
 Writes pipeline.json and pipeline.md to the work folder, as the cases end. Let nothing else run meanwhile.
 """
 
-import argparse
-import datetime
 import json
 import os
 import pathlib
@@ -20,9 +18,11 @@ import subprocess
 import sys
 import threading
 
+import cases
 import compare
 import links
 from cluster import Cluster, Programs
+from compare import say
 
 MODEL = "llama-1b-32k-q4_k_m"
 CASES = {
@@ -84,10 +84,6 @@ class Inventory:
         for name, count in sorted(self.items.items()):
             print(name, count)
 '''
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 class Bench:
@@ -333,13 +329,13 @@ def prompt_lookup(bench, case):
 
 def draft_model(bench, case):
     """Drafts by a second model, with lookup off on both sides; the answers must be the same."""
-    cases = [
+    pairs = [
         ("SmolLM2 as Q8_0 for one of 8 times its layers, beside a stage of 2", 1.3, "beside", "rounded", 0),
         ("the same at temperature 1", 1.3, "beside", "rounded", 1),
         ("SmolLM2 as Q8_0 for one of 8 times its layers, on a worker of its own", 1.3, "apart", "rounded", 0),
         ("2 of its layers, which guess badly, beside a stage of 2", 0.95, "beside", "stump", 0),
     ]
-    for what, wanted, place, draft, temperature in cases:
+    for what, wanted, place, draft, temperature in pairs:
         sides = {"with drafts": bench.drafted(place, draft), "without": bench.drafted(place)}
         texts = set()
 
@@ -372,15 +368,8 @@ RUNS = {
 
 
 def table(results):
-    machine = results["machine"]
     lines = [
-        f"{results['date']}, {machine['processors']} processors, {machine['memory_gib']:.0f} GiB, {machine['system']}; Brigade "
-        f"{results['commit']}, {MODEL}, {compare.LLAMA_CPP}; medians of {results['rounds']} round(s).",
-        "",
-    ]
-    if machine["busiest"] > compare.QUIET_LOAD + machine["processors"] * 2:
-        lines += [f"**The machine was doing other things, too (load up to {machine['busiest']:.1f}): read no more than trends.**", ""]
-    lines += [
+        *cases.heading(results, f"{MODEL}, {compare.LLAMA_CPP}"),
         "| | ours | compared with | ratio (rounds) | wanted | of the slowest stage's limit | wanted |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -403,25 +392,14 @@ def table(results):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help=f"of {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=pathlib.Path, default=compare.REPOSITORY / "target/bench", help="folder for models and results")
+    parser = cases.parser(__doc__, CASES)
     parser.add_argument("--llama-venv", type=pathlib.Path, help=f"a virtual environment with {compare.LLAMA_CPP} (built with -DGGML_RPC=ON), gguf and numpy")
     parser.add_argument("--no-llama", action="store_true", help="without llama.cpp; the model must be in the work folder already")
-    parser.add_argument("--bin", type=pathlib.Path, help="folder of a brigade and a brigade-worker that are built already")
-    args = parser.parse_args()
-    unknown = [case for case in args.only if case not in CASES]
-    if unknown:
-        parser.error(f"there is no case {', '.join(unknown)}: choose from {', '.join(CASES)}")
-    if args.rounds < 1:
-        parser.error("rounds start at 1")
-    return args
+    return cases.parse(parser, CASES)
 
 
 def main():
     args = arguments()
-    args.work.mkdir(parents=True, exist_ok=True)
     model = args.work / f"{MODEL}.gguf"
     args.llama = None if args.no_llama else compare.llama_python(args)
     if args.llama:
@@ -429,29 +407,15 @@ def main():
     elif not model.exists():
         raise SystemExit(f"error: there is no {model}; leave out --no-llama once, or make it with make_model.py")
     bench = Bench(args, Programs(args.bin, say), model)
-    began, skipped = datetime.datetime.now(datetime.timezone.utc), []
-    results = {
-        "date": began.strftime("%Y-%m-%d"), "began": began.isoformat(timespec="seconds"), "machine": compare.machine(), "rounds": args.rounds,
-        "commit": compare.call(["git", "rev-parse", "--short", "HEAD"], cwd=compare.REPOSITORY).strip(), "rows": bench.rows, "skipped": skipped,
-    }  # fmt: skip
-    results["machine"]["busiest"] = 0.0
+
+    def one(case):
+        say(f"{case}: {CASES[case]}")
+        RUNS[case](bench, case)
+
     try:
-        for case in args.only:
-            say(f"{case}: {CASES[case]}")
-            results["machine"]["busiest"] = max(results["machine"]["busiest"], os.getloadavg()[0])
-            try:
-                RUNS[case](bench, case)
-            except links.Unavailable as reason:
-                say(f"skipped {case}: {reason}")
-                skipped.append({"case": case, "reason": str(reason)})
-            # Written as it grows, so that nothing is lost where somebody ends it.
-            (args.work / "pipeline.json").write_text(json.dumps(results, indent=1) + "\n")
-            (args.work / "pipeline.md").write_text(table(results))
+        cases.run("pipeline", args, one, table, bench.rows)
     finally:
         bench.close()
-    print(table(results), end="")
-    took = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
-    say(f"took {took:.0f} s; results are in {args.work}/pipeline.json and pipeline.md")
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ The model is llama-1b-32k-q4_k_m of the work folder (make_model.py makes it; pip
 cases that name it. Writes predictions.json and predictions.md to the work folder, as the cases end. Let nothing else run meanwhile.
 """
 
-import argparse
-import datetime
 import json
-import os
 import pathlib
 import statistics
 import sys
 import time
 
+import cases
 import compare
 import links
 from cluster import Cluster, Programs
+from compare import say
 
 MODEL = "llama-1b-32k-q4_k_m"
 SLOW_MS = 1.0
@@ -45,10 +44,6 @@ WANTED = 0.10
 HEARTBEATS_S = 2.5
 STREAMS, ONE_TOKENS, MANY_TOKENS, PROMPT, CONTEXT = 8, 64, 48, 512, 1024
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def asked(cluster, path):
@@ -118,14 +113,7 @@ def described(case):
 
 
 def table(results):
-    machine = results["machine"]
-    lines = [
-        f"{results['date']}, {machine['processors']} processors, {machine['memory_gib']:.0f} GiB, {machine['system']}; Brigade "
-        f"{results['commit']}, {MODEL} unless it says otherwise; medians of {results['rounds']} round(s).",
-        "",
-    ]
-    if machine["busiest"] > compare.QUIET_LOAD + machine["processors"] * 2:
-        lines += [f"**The machine was doing other things, too (load up to {machine['busiest']:.1f}): read no more than trends.**", ""]
+    lines = cases.heading(results, f"{MODEL} unless it says otherwise")
     lines += ["| cluster | layers | | predicted | measured | error (rounds) |", "|---|---|---|--:|--:|--:|"]
     for row in results["rows"]:
         error = f"{row['error']:+.1%}{'' if row['holds'] else ' ✗'} ({row['least']:+.1%} to {row['largest']:+.1%})"
@@ -138,18 +126,9 @@ def table(results):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help=f"of {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=pathlib.Path, default=compare.REPOSITORY / "target/bench", help="folder for models and results")
-    parser.add_argument("--bin", type=pathlib.Path, help="folder of a brigade and a brigade-worker that are built already")
+    parser = cases.parser(__doc__, CASES)
     parser.add_argument("--model", type=pathlib.Path, help=f"{MODEL}.gguf, where it is not in the work folder")
-    args = parser.parse_args()
-    unknown = [case for case in args.only if case not in CASES]
-    if unknown:
-        parser.error(f"there is no case {', '.join(unknown)}: choose from {', '.join(CASES)}")
-    if args.rounds < 1:
-        parser.error("rounds start at 1")
+    args = cases.parse(parser, CASES)
     args.model = args.model or args.work / f"{MODEL}.gguf"
     if not args.model.exists():
         parser.error(f"there is no {args.model}: make it with make_model.py, or name it with --model")
@@ -159,27 +138,9 @@ def arguments():
 
 def main():
     args = arguments()
-    args.work.mkdir(parents=True, exist_ok=True)
-    programs = Programs(args.bin, say)
-    began, devices = datetime.datetime.now(datetime.timezone.utc), []
-    results = {
-        "date": began.strftime("%Y-%m-%d"), "began": began.isoformat(timespec="seconds"), "machine": compare.machine(), "rounds": args.rounds,
-        "commit": compare.call(["git", "rev-parse", "--short", "HEAD"], cwd=compare.REPOSITORY).strip(), "rows": [], "skipped": [],
-        "devices": devices,
-    }  # fmt: skip
-    results["machine"]["busiest"] = 0.0
-    for case in args.only:
-        results["machine"]["busiest"] = max(results["machine"]["busiest"], os.getloadavg()[0])
-        try:
-            results["rows"] += run(case, args, programs, devices)
-        except links.Unavailable as reason:
-            say(f"skipped {case}: {reason}")
-            results["skipped"].append({"case": case, "reason": str(reason)})
-        # Written as it grows, so that nothing is lost where somebody ends it.
-        (args.work / "predictions.json").write_text(json.dumps(results, indent=1) + "\n")
-        (args.work / "predictions.md").write_text(table(results))
-    print(table(results), end="")
-    say(f"results are in {args.work}/predictions.json and predictions.md")
+    programs, rows, devices = Programs(args.bin, say), [], []
+    one = lambda case: rows.extend(run(case, args, programs, devices))  # noqa: E731
+    cases.run("predictions", args, one, table, rows, devices=devices)
 
 
 if __name__ == "__main__":

@@ -22,4 +22,5 @@ for (let round = 0; round < updates; round += 1) {
     document.documentElement.getBoundingClientRect();
 }
 const count = (selector) => document.querySelectorAll(selector).length;
-return { updates, cards: count("#shards .card"), requests: count("#requests tbody tr"), steps: count("#timeline path.decode") };
+const pin = document.getElementById("pin").innerText;
+return { updates, pin, cards: count("#shards .card"), requests: count("#requests tbody tr"), steps: count("#timeline path.decode") };

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod comparisons;
 pub mod http;
 pub mod network;
+pub mod pages;
 pub mod picture;
 pub mod process;
 pub mod reference;

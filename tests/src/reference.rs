@@ -1,10 +1,11 @@
-//! What llama.cpp computed, as kept in `tests/reference`.
+//! What llama.cpp computed, as kept in `tests/reference`, and the tiny models beside it that it computed with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::Deserialize;
 
-use crate::setup::repository;
+use crate::setup::{python, repository};
 
 /// One prompt of the real model with a continuation, and what llama.cpp says of every token on that path.
 #[derive(Debug, Deserialize)]
@@ -62,6 +63,14 @@ pub fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
     let text = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()))
+}
+
+/// Makes a model or a vocabulary at `path`, by a script of `tests/reference` with these flags.
+pub fn make(script: &str, path: &Path, flags: &str) {
+    let mut command = Command::new(python());
+    command.arg(repository().join("tests/reference").join(script)).arg(path).args(flags.split_whitespace());
+    let output = command.output().unwrap_or_else(|error| panic!("failed to run {command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// How far log-probabilities lie from the exact ones.

@@ -1,26 +1,24 @@
 //! The dashboard in a real browser: a cluster that talks and loses a worker, a coordinator that goes and comes back, keys,
 //! phones, and pages of large clusters.
 //!
-//! Where no browser can be driven, the tests that need one are reported as ignored, never as passed.
 //! `BRIGADE_PICTURES=1` writes the pictures of the README anew.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use brigade_coordinator::status::MOST_ACTIVE;
-use brigade_tests::browser::{self, Browser};
+use brigade_tests::browser::Browser;
 use brigade_tests::cluster::STOP;
+use brigade_tests::pages::{BARRIERS, PHONE, THERE, Trials, check};
 use brigade_tests::serve::Served;
 use brigade_tests::setup;
 use brigade_tests::stream::Streaming;
 use brigade_tests::three::{Cluster, END, requests};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 /// Within this the page shows what happens to a worker.
 const SHOWN: Duration = Duration::from_secs(5);
-/// Within this a page is there, or is again: it tries at least every 8 s.
-const THERE: Duration = Duration::from_secs(20);
 /// The most that a page's update may keep its thread busy.
 const UPDATE_MS: f64 = 50.0;
 /// The largest picture: they lie in the repository.
@@ -31,43 +29,19 @@ const WINDOW: (u32, u32) = (1280, 960);
 const CHARTED: Duration = Duration::from_secs(15);
 /// Tokens of what runs beside the chat: more than are computed meanwhile.
 const LONG_TOKENS: u32 = 1500;
-/// The smallest phone.
-const PHONE: (u32, u32) = (360, 640);
-
-/// What is wrong for those who cannot see, or not well: fields and buttons without a name, pictures without words, and
-/// texts that stand out too little (WCAG 2.2, 1.4.3 and 4.1.2).
-const BARRIERS: &str = include_str!("../browser/barriers.js");
 
 /// How long the page takes to show the state of 16 workers and 200 requests, some of which change each time, in
 /// milliseconds; the layout is included.
 const UPDATES: &str = include_str!("../browser/updates.js");
 
 fn main() {
-    let missing = browser::missing();
-    if let Some(missing) = &missing {
-        println!("the dashboard cannot be looked at here, so its tests are skipped: {missing}");
-    }
-    let trial = |name: &str, test: fn() -> Result<(), Failed>| {
-        Trial::test(name, test).with_ignored_flag(missing.is_some())
-    };
-    let trials = vec![
-        Trial::test("browsers_get_the_page_and_the_stream_ends_with_the_server", || run(plain())),
-        trial("the_page_shows_a_cluster_that_talks_and_loses_a_worker", || run(living())),
-        trial("a_page_without_coordinator_says_so_and_comes_back", || run(coming_back())),
-        trial("the_page_asks_for_a_key_where_there_are_any", || run(keys())),
-        trial("a_page_of_16_workers_and_200_requests_is_updated_at_once", || run(large())),
-    ];
-    // Each has the machine to itself.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit();
-}
-
-fn run(test: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(test)
-}
-
-fn check(holds: bool, otherwise: impl Into<String>) -> Result<(), Failed> {
-    if holds { Ok(()) } else { Err(otherwise.into().into()) }
+    Trials::of("the dashboard")
+        .plain("browsers_get_the_page_and_the_stream_ends_with_the_server", plain)
+        .seen("the_page_shows_a_cluster_that_talks_and_loses_a_worker", living)
+        .seen("a_page_without_coordinator_says_so_and_comes_back", coming_back)
+        .seen("the_page_asks_for_a_key_where_there_are_any", keys)
+        .seen("a_page_of_16_workers_and_200_requests_is_updated_at_once", large)
+        .run()
 }
 
 async fn plain() -> Result<(), Failed> {
@@ -269,6 +243,7 @@ async fn large() -> Result<(), Failed> {
         (browser.thread_seconds().await - before) * 1e3 / seen["updates"].as_f64().ok_or("no count")?;
     println!("  an update keeps the page's thread busy for {update_ms:.1} ms");
     check(seen["cards"] == 16 && seen["requests"] == MOST_ACTIVE && seen["steps"] == 40, seen.to_string())?;
+    check(seen["pin"] == "Pinned to worker-3, worker-5 for 3 min by anna", seen.to_string())?;
     check(update_ms > 0.0 && update_ms < UPDATE_MS, format!("an update takes {update_ms:.1} ms"))?;
     browser.quit().await;
     Ok(())
@@ -334,6 +309,9 @@ fn large_cluster(mut status: Value) -> Value {
     status["workers"] = json!(workers.collect::<Vec<_>>());
     status["stages"] = json!(stages.collect::<Vec<_>>());
     status["active"] = json!(active.collect::<Vec<_>>());
+    status["pinned"] = json!(["worker-3", "worker-5"]);
+    status["pinned_s"] = json!(190.0);
+    status["pinned_by"] = json!("anna");
     status["requests"]["running"] = json!(150);
     status["requests"]["waiting"] = json!(50);
     json!({ "status": status, "steps": steps.collect::<Vec<_>>() })

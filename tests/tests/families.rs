@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::model_file::{Header, Place};
@@ -14,7 +13,6 @@ use brigade_shard::tensors::TensorTable;
 use brigade_tests::chain::{self, Chain};
 use brigade_tests::cluster::Up;
 use brigade_tests::reference::{self, Distance};
-use brigade_tests::setup;
 use brigade_worker::candle_backend::{self, CandleBackend};
 use serde::Deserialize;
 
@@ -83,13 +81,7 @@ impl Variant {
     /// The model's file, made by its generator.
     fn file(&self, folder: &Path) -> PathBuf {
         let file = folder.join(format!("{}.gguf", self.name));
-        let output = Command::new(setup::python())
-            .arg(setup::repository().join("tests/reference/make_family.py"))
-            .arg(&file)
-            .args(self.flags.split_whitespace())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&output.stderr));
+        reference::make("make_family.py", &file, &self.flags);
         file
     }
 

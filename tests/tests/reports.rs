@@ -1,56 +1,30 @@
 //! What a comparison is written as, in a real browser: the page on a screen, on a phone and on paper, the picture, and the
 //! history on the dashboard.
-//!
-//! Where no browser can be driven, the tests that need one are reported as ignored, never as passed.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use brigade_coordinator::compare::history::History;
 use brigade_coordinator::compare::{Comparison, report};
-use brigade_tests::browser::{self, Browser};
+use brigade_tests::browser::Browser;
 use brigade_tests::comparisons::comparison;
+use brigade_tests::pages::{BARRIERS, PHONE, THERE, Trials, check};
 use brigade_tests::serve::Served;
 use brigade_tests::setup;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
-/// Within this a page is there.
-const THERE: Duration = Duration::from_secs(20);
-/// The smallest phone.
-const PHONE: (u32, u32) = (360, 640);
 const SCREEN: (u32, u32) = (1280, 2600);
 /// A name that tries to be more than a name.
 const EVIL: &str =
     "<script>document.title='evil'</script><img src=x onerror=\"document.title='evil'\">&\"'</style>";
-/// As in the tests of the dashboard.
-const BARRIERS: &str = include_str!("../browser/barriers.js");
 
 fn main() {
-    let missing = browser::missing();
-    if let Some(missing) = &missing {
-        println!("reports cannot be looked at here, so their tests are skipped: {missing}");
-    }
-    let trial = |name: &str, test: fn() -> Result<(), Failed>| {
-        Trial::test(name, test).with_ignored_flag(missing.is_some())
-    };
-    let trials = vec![
-        Trial::test("a_coordinator_lists_the_comparisons_of_its_state_directory", || run(listed())),
-        trial("the_page_is_read_on_screens_and_phones_and_no_name_becomes_markup", || run(page())),
-        trial("the_picture_is_drawn", || run(picture())),
-        trial("the_dashboard_shows_comparisons", || run(dashboard())),
-    ];
-    // Each has the machine to itself.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials).exit();
-}
-
-fn run(test: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(test)
-}
-
-fn check(holds: bool, otherwise: impl Into<String>) -> Result<(), Failed> {
-    if holds { Ok(()) } else { Err(otherwise.into().into()) }
+    Trials::of("reports")
+        .plain("a_coordinator_lists_the_comparisons_of_its_state_directory", listed)
+        .seen("the_page_is_read_on_screens_and_phones_and_no_name_becomes_markup", page)
+        .seen("the_picture_is_drawn", picture)
+        .seen("the_dashboard_shows_comparisons", dashboard)
+        .run()
 }
 
 fn picture_file(name: &str) -> PathBuf {

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{fs, iter};
 
 use brigade_proto::control::CacheDtype;
@@ -15,7 +14,6 @@ use brigade_shard::tensors::TensorTable;
 use brigade_tests::chain::Chain;
 use brigade_tests::cluster::{Cluster, Up};
 use brigade_tests::reference::{self, Distance};
-use brigade_tests::setup;
 use brigade_worker::weights::{LoadProgress, ModelFiles, TensorSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -80,13 +78,7 @@ impl Variant {
 
 /// Makes a model in `folder`, as the generator's flags say, and gives the folder back.
 fn make(folder: &Path, flags: &str) -> PathBuf {
-    let output = Command::new(setup::python())
-        .arg(setup::repository().join("tests/reference/make_safetensors.py"))
-        .arg(folder)
-        .args(flags.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{flags}: {}", String::from_utf8_lossy(&output.stderr));
+    reference::make("make_safetensors.py", folder, flags);
     folder.to_owned()
 }
 

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use brigade_tests::cluster::Up;
 use brigade_tests::reference::{self, Distance};
@@ -34,13 +33,7 @@ fn made(variant: &Variant) -> PathBuf {
     let folder = setup::target_folder().join("models/tiny");
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join(format!("{}.gguf", variant.name));
-    let output = Command::new(setup::python())
-        .arg(setup::repository().join("tests/reference/make_tiny.py"))
-        .arg(&file)
-        .args(variant.flags.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}: {}", variant.name, String::from_utf8_lossy(&output.stderr));
+    reference::make("make_tiny.py", &file, &variant.flags);
     file
 }
 

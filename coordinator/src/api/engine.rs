@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use brigade_shard::plan::{Forecast, Load};
 
-use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned};
+use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned, Stopping};
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
 use crate::planning::LiveDevices;
@@ -44,17 +44,23 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// What a comparison could measure on the workers that are there.
     ///
     /// # Errors
-    /// [`PinError::Stopping`].
-    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, PinError>> + Send;
+    /// Where the cluster is being ended.
+    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, Stopping>> + Send;
 
     /// The cluster's state as of now.
     fn status(&self) -> Arc<ClusterStatus>;
 
     /// The attached workers' devices as the planner sees them.
-    fn devices(&self) -> Arc<LiveDevices>;
+    ///
+    /// # Errors
+    /// Where the cluster is being ended.
+    fn devices(&self) -> impl Future<Output = Result<LiveDevices, Stopping>> + Send;
 
     /// What to expect of the plan that is served under a load; `None` while none is.
-    fn forecast(&self, load: &Load) -> Option<Forecast>;
+    ///
+    /// # Errors
+    /// Where the cluster is being ended.
+    fn forecast(&self, load: &Load) -> impl Future<Output = Result<Option<Forecast>, Stopping>> + Send;
 
     /// The newest steps that have come home with a larger number than `after`, oldest first.
     fn timeline(&self, after: u64) -> Vec<StepTrace>;
@@ -89,7 +95,7 @@ impl Engine for ClusterHandle {
         ClusterHandle::unpin(self)
     }
 
-    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, PinError>> + Send {
+    fn choices(&self, loads: ChoiceLoads) -> impl Future<Output = Result<SideChoices, Stopping>> + Send {
         ClusterHandle::choices(self, loads)
     }
 
@@ -97,11 +103,11 @@ impl Engine for ClusterHandle {
         ClusterHandle::status(self)
     }
 
-    fn devices(&self) -> Arc<LiveDevices> {
+    fn devices(&self) -> impl Future<Output = Result<LiveDevices, Stopping>> + Send {
         ClusterHandle::devices(self)
     }
 
-    fn forecast(&self, load: &Load) -> Option<Forecast> {
+    fn forecast(&self, load: &Load) -> impl Future<Output = Result<Option<Forecast>, Stopping>> + Send {
         ClusterHandle::forecast(self, load)
     }
 

@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::cluster::{DrainError, PinError};
+use crate::cluster::{DrainError, PinError, Stopping};
 use crate::generation::GenerationError;
 
 /// Seconds after which a client may try again while the cluster is not serving: about what a small shard takes to load.
@@ -184,6 +184,12 @@ impl From<DrainError> for ApiError {
             DrainError::NoRoom { .. } => refused(StatusCode::CONFLICT, "no_room"),
             DrainError::Stopping => ApiError::stopping(),
         }
+    }
+}
+
+impl From<Stopping> for ApiError {
+    fn from(_: Stopping) -> ApiError {
+        ApiError::stopping()
     }
 }
 

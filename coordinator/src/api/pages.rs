@@ -131,7 +131,7 @@ pub(crate) async fn index<E: Engine>(State(api): State<Api<E>>) -> String {
          GET  /api/timeline          the newest steps, stage by stage; ?after=STEP\n\
          GET  /api/events            what happened; ?after=ID&limit=N\n\
          GET  /api/comparisons       earlier comparisons with one box; ?limit=N, and /ID for all of one\n\
-         GET  /api/choices           the fastest worker alone and the best cluster, as predicted\n\
+         GET  /api/choices           what is predicted of one box and of a cluster; ?streams=N,..&prompts=N,..&context=N\n\
          PUT  /api/pin               have certain workers hold the model; DELETE lets the planner choose again\n\
          POST /api/workers/ID/drain  empty a worker; DELETE takes it back into use\n",
         version = env!("CARGO_PKG_VERSION"),

@@ -1,11 +1,10 @@
-//! Pinning the plan to certain workers, and what a comparison could measure on those that are there.
+//! Pinning the plan to certain workers.
 
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body;
@@ -14,15 +13,14 @@ use super::error::ApiError;
 use super::fields::{Fields, invalid, missing, wrong_type};
 use super::state::Api;
 use crate::cluster::{PinOrder, Renewal};
-use crate::compare::choices::ChoiceLoads;
 
 /// The longest time that a pin can be asked to hold without being renewed, in seconds: a day.
 const LONGEST_TTL_S: i64 = 24 * 3600;
-/// Most loads of each kind that are predicted at a time.
-const MOST_LOADS: usize = 64;
+/// Longest name of whoever pins, in characters: a line shows it.
+const LONGEST_NAME: usize = 64;
 
-/// `PUT /api/pin`: `{"workers": [..], "split": [..], "ttl_s": 15, "renew": false}`, of which the workers alone are
-/// required.
+/// `PUT /api/pin`: `{"workers": [..], "split": [..], "ttl_s": 15, "renew": false, "by": "me"}`, of which the workers alone
+/// are required.
 pub(crate) async fn pin<E: Engine>(
     State(api): State<Api<E>>,
     request: Request,
@@ -37,42 +35,6 @@ pub(crate) async fn pin<E: Engine>(
 pub(crate) async fn unpin<E: Engine>(State(api): State<Api<E>>) -> Result<Response, ApiError> {
     api.engine().unpin().await?;
     Ok(Json(json!({"pinned": []})).into_response())
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ChoicesQuery {
-    /// Numbers of streams, separated by commas.
-    #[serde(default = "one_stream")]
-    streams: String,
-    /// Lengths of prompts, separated by commas.
-    #[serde(default = "usual_prompt")]
-    prompts: String,
-    /// Tokens of each sequence while it decodes.
-    #[serde(default)]
-    context: u32,
-}
-
-fn one_stream() -> String {
-    "1".to_owned()
-}
-
-fn usual_prompt() -> String {
-    brigade_shard::plan::PROMPT_TOKENS.to_string()
-}
-
-/// `GET /api/choices?streams=1,8&prompts=512&context=64`: the fastest worker alone, the best cluster, and what is
-/// predicted of them.
-pub(crate) async fn choices<E: Engine>(
-    State(api): State<Api<E>>,
-    Query(query): Query<ChoicesQuery>,
-) -> Result<Response, ApiError> {
-    let loads = ChoiceLoads {
-        streams: numbers("streams", &query.streams)?,
-        prompts: numbers("prompts", &query.prompts)?,
-        context: query.context,
-    };
-    Ok(Json(api.engine().choices(loads).await?).into_response())
 }
 
 fn order(mut fields: Fields) -> Result<PinOrder, ApiError> {
@@ -91,8 +53,12 @@ fn order(mut fields: Fields) -> Result<PinOrder, ApiError> {
     }
     let ttl = fields.whole("ttl_s", 1..=LONGEST_TTL_S)?.map(|seconds| Duration::from_secs(seconds as u64));
     let renewal = if fields.flag("renew")? { Renewal::Only } else { Renewal::New };
+    let by = fields.text("by")?;
+    if by.as_ref().is_some_and(|by| by.chars().count() > LONGEST_NAME) {
+        return Err(invalid("by", format_args!("must have at most {LONGEST_NAME} characters")));
+    }
     fields.finish()?;
-    Ok(PinOrder { workers, split, ttl, renewal })
+    Ok(PinOrder { workers, split, ttl, renewal, by })
 }
 
 /// Takes an array whose items are all of one form.
@@ -112,14 +78,6 @@ fn list<T>(
     items.map(Some).map_err(|value| invalid(&path, format_args!("must hold {wanted}, not {value}")))
 }
 
-fn numbers(name: &str, text: &str) -> Result<Vec<u32>, ApiError> {
-    let each: Result<Vec<u32>, _> = text.split(',').map(|part| part.trim().parse::<u32>()).collect();
-    let numbers = each.ok().filter(|all| all.len() <= MOST_LOADS && all.iter().all(|number| *number > 0));
-    numbers.ok_or_else(|| {
-        invalid(name, format_args!("must be up to {MOST_LOADS} numbers from 1, separated by commas"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,9 +88,11 @@ mod tests {
 
     #[test]
     fn a_pin_is_read_whole_or_refused_by_the_field() {
-        let order = read(r#"{"workers": ["anna", "ben"], "split": [10, 20], "ttl_s": 15}"#).unwrap();
+        let order =
+            read(r#"{"workers": ["anna", "ben"], "split": [10, 20], "ttl_s": 15, "by": "me"}"#).unwrap();
         assert_eq!((order.workers, order.split), (vec!["anna".into(), "ben".into()], vec![10, 20]));
         assert_eq!((order.ttl, order.renewal), (Some(Duration::from_secs(15)), Renewal::New));
+        assert_eq!(order.by.as_deref(), Some("me"));
         let renewal = read(r#"{"workers": ["anna"], "renew": true}"#).unwrap();
         assert_eq!((renewal.ttl, renewal.renewal), (None, Renewal::Only));
         for (body, says) in [
@@ -143,18 +103,11 @@ mod tests {
             (r#"{"workers": ["a"], "split": [0]}"#, "numbers of layers, from 1, not 0"),
             (r#"{"workers": ["a"], "split": [1, 2]}"#, "2 stages for 1 workers"),
             (r#"{"workers": ["a"], "ttl_s": 0}"#, "`ttl_s`"),
+            (r#"{"workers": ["a"], "by": 3}"#, "must be a string"),
             (r#"{"workers": ["a"], "for": 3}"#, "`for` is not a parameter"),
         ] {
             let error = read(body).unwrap_err();
             assert!(error.contains(says), "{body}: {error}");
-        }
-    }
-
-    #[test]
-    fn loads_are_lists_of_numbers() {
-        assert_eq!(numbers("streams", "1, 8,16"), Ok(vec![1, 8, 16]));
-        for wrong in ["", "0", "a", "1;2", "1,,2"] {
-            assert!(numbers("streams", wrong).is_err(), "{wrong}");
         }
     }
 }

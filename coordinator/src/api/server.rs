@@ -163,7 +163,7 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/api/comparisons/{id}", get(comparisons::one::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))
         .route("/api/pin", put(pin::pin::<E>).delete(pin::unpin::<E>))
-        .route("/api/choices", get(pin::choices::<E>))
+        .route("/api/choices", get(forecast::choices::<E>))
         .fallback(pages::unknown_route)
         .method_not_allowed_fallback(pages::wrong_method)
         .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))

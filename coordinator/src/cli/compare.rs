@@ -8,10 +8,9 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::connect::{self, ConnectOptions};
-use super::host::Embedded;
-use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id, state_dir};
-use super::report::{Reporter, local_event_line, note};
-use super::{INTERRUPTED, UsageError, up};
+use super::options::{ServingOptions, WorkerOptions, model_file, model_id, state_dir};
+use super::report::note;
+use super::{INTERRUPTED, UsageError, own};
 use crate::client::Client;
 use crate::compare::against::{Other, OtherSettings};
 use crate::compare::history::History;
@@ -150,7 +149,7 @@ pub(super) async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
     if let Some(client) = find_running(&args).await? {
-        return compare_on(client, &settings, &args, &mut signals, std::future::pending()).await;
+        return compare_on(client, &settings, &args, &mut signals).await;
     }
     let Some(model) = &args.model else {
         anyhow::bail!(
@@ -163,7 +162,8 @@ pub(super) async fn compare(args: CompareArgs) -> anyhow::Result<ExitCode> {
         let text = "comparing one box with a cluster takes at least 2 workers: give --workers N";
         return Err(UsageError(text.to_owned()).into());
     }
-    compare_embedded(&model, &settings, &args, &mut signals).await
+    let compare = async |client, signals: &mut Signals| compare_on(client, &settings, &args, signals).await;
+    own::with_cluster(&model, &args.workers, &args.serving, &mut signals, compare).await
 }
 
 /// The coordinator to measure; `None` where none runs here and none was named.
@@ -188,58 +188,12 @@ async fn find_running(args: &CompareArgs) -> anyhow::Result<Option<Client>> {
     )
 }
 
-/// Compares on a cluster of our own that lives as long as that takes.
-async fn compare_embedded(
-    model: &std::path::Path,
-    settings: &CompareSettings,
-    args: &CompareArgs,
-    signals: &mut Signals,
-) -> anyhow::Result<ExitCode> {
-    // Only we use it: any free loopback port will do.
-    let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new(), log_prompts: false };
-    let mut embedded = up::start(model, &args.workers, &args.serving, &http, None, false).await?;
-    let mut reporter = Reporter::new(None);
-    let mut watcher = up::Watcher::new(&embedded, args.workers.workers);
-    let serving = tokio::select! {
-        serving = watcher.watch(&mut embedded, &mut reporter, true) => serving.map(|()| true),
-        () = signals.next() => Ok(false),
-    };
-    reporter.clear();
-    let outcome = match serving {
-        Ok(true) => {
-            let client = Client::new(embedded.host().url(), None)?;
-            let failed = failed(&mut embedded);
-            compare_on(client, settings, args, signals, failed).await
-        }
-        Ok(false) => Ok(ExitCode::from(INTERRUPTED)),
-        Err(error) => Err(error),
-    };
-    let code = embedded.stop(signals, ExitCode::SUCCESS).await;
-    outcome.map(|outcome| if code == ExitCode::SUCCESS { outcome } else { code })
-}
-
-/// Waits until a cluster of our own fails, and tells what happens to its workers meanwhile.
-async fn failed(embedded: &mut Embedded) -> anyhow::Error {
-    let (events, host) = embedded.parts();
-    let told = async {
-        while let Some(event) = events.recv().await {
-            note(&local_event_line(&event));
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        error = host.failed() => error,
-        never = told => never,
-    }
-}
-
-/// Compares on the cluster that `client` speaks to, until it is done, a signal comes, or the cluster has `failed`.
+/// Compares on the cluster that `client` speaks to, until it is done or a signal comes.
 async fn compare_on(
     client: Client,
     settings: &CompareSettings,
     args: &CompareArgs,
     signals: &mut Signals,
-    failed: impl Future<Output = anyhow::Error>,
 ) -> anyhow::Result<ExitCode> {
     let mut lease = Lease::new(client.clone());
     let mut progress = Progress::new();
@@ -251,10 +205,9 @@ async fn compare_on(
     };
     let outcome = tokio::select! {
         compared = compared => compared,
-        error = failed => Err(error),
         () = signals.next() => Ok(None),
     };
-    progress.clear();
+    drop(progress);
     tokio::select! {
         released = lease.release() => if let Err(error) = released {
             note(&format!("the pin could not be taken back, and ends by itself within seconds: {error}"));
@@ -371,8 +324,11 @@ impl Progress {
             note(what);
         }
     }
+}
 
-    fn clear(&self) {
+/// Whatever is written next begins on an empty line.
+impl Drop for Progress {
+    fn drop(&mut self) {
         if self.on_terminal {
             let mut err = std::io::stderr();
             let _ = write!(err, "\r\x1b[K").and_then(|()| err.flush());

@@ -13,6 +13,7 @@ mod host;
 mod logs;
 mod models;
 mod options;
+mod own;
 mod plan;
 mod report;
 mod run;

@@ -10,10 +10,9 @@ use clap::Args;
 use tokio::sync::mpsc;
 
 use super::connect::{self, ConnectOptions};
-use super::host::Embedded;
-use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file, model_id};
-use super::report::{Reporter, local_event_line, note};
-use super::{INTERRUPTED, UsageError, up};
+use super::options::{ServingOptions, WorkerOptions, model_file, model_id};
+use super::report::note;
+use super::{INTERRUPTED, UsageError, own};
 use crate::client::{ChatEvent, ChatMessage, ChatRequest, ChatStream, Client, ClientError};
 use crate::signals::Signals;
 
@@ -89,47 +88,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return chat.hold(questions, &mut signals).await;
     }
     let model = model_file(&args.model)?;
-    // Only this chat uses it: any free loopback port will do.
-    let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new(), log_prompts: false };
-    let mut embedded = up::start(&model, &args.workers, &args.serving, &http, None, false).await?;
-    let mut reporter = Reporter::new(None);
-    let mut watcher = up::Watcher::new(&embedded, args.workers.workers);
-    let serving = tokio::select! {
-        serving = watcher.watch(&mut embedded, &mut reporter, true) => serving.map(|()| true),
-        () = signals.next() => Ok(false),
-    };
-    reporter.clear();
-    let outcome = match serving {
-        Ok(true) => chat_embedded(&mut embedded, model_id(&model), &args, questions, &mut signals).await,
-        Ok(false) => Ok(ExitCode::from(INTERRUPTED)),
-        Err(error) => Err(error),
-    };
-    let code = embedded.stop(&mut signals, ExitCode::SUCCESS).await;
-    outcome.map(|outcome| if code == ExitCode::SUCCESS { outcome } else { code })
-}
-
-/// Chats with an embedded cluster, and tells what happens to it meanwhile.
-async fn chat_embedded(
-    embedded: &mut Embedded,
-    model: String,
-    args: &RunArgs,
-    questions: Questions,
-    signals: &mut Signals,
-) -> anyhow::Result<ExitCode> {
-    let client = Client::new(embedded.host().url(), None)?;
-    let mut chat = Chat::new(client, model, args);
-    let (events, host) = embedded.parts();
-    let told = async {
-        while let Some(event) = events.recv().await {
-            note(&local_event_line(&event));
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        ended = chat.hold(questions, signals) => ended,
-        error = host.failed() => Err(error),
-        never = told => never,
-    }
+    let id = model_id(&model);
+    let chat =
+        async |client, signals: &mut Signals| Chat::new(client, id, &args).hold(questions, signals).await;
+    own::with_cluster(&model, &args.workers, &args.serving, &mut signals, chat).await
 }
 
 /// The coordinator to use instead of an embedded one: the one named, else one on this machine that serves the model.

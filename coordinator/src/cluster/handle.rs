@@ -10,7 +10,7 @@ use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::forecast::{Forecaster, Planned};
+use super::forecast::{Basis, Forecaster};
 use super::timeline::Timeline;
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::events::EventLog;
@@ -56,6 +56,8 @@ pub struct PinOrder {
     pub ttl: Option<Duration>,
     /// Whether it must hold already.
     pub renewal: Renewal,
+    /// Who wants that, for people.
+    pub by: Option<String>,
 }
 
 /// Whether a pin is a new one.
@@ -107,15 +109,20 @@ pub enum PinError {
     Stopping,
 }
 
-/// What somebody wants of where the model lies, on its way to the task that owns the deployment.
+/// The coordinator is shutting down, and answers no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator is shutting down")]
+pub struct Stopping;
+
+/// What somebody wants of where the model lies, or wants to know of where it could, on its way to the task that owns the deployment.
 #[derive(Debug)]
 pub(super) enum PinWish {
     /// See [`ClusterHandle::pin`].
     Pin { order: PinOrder, reply: oneshot::Sender<Result<Pinned, PinError>> },
     /// See [`ClusterHandle::unpin`].
     Unpin { reply: oneshot::Sender<()> },
-    /// See [`ClusterHandle::choices`].
-    Choices { loads: ChoiceLoads, reply: oneshot::Sender<SideChoices> },
+    /// To know what plans are made with.
+    Basis { reply: oneshot::Sender<Basis> },
 }
 
 /// Why a worker could not be drained, or taken back into use.
@@ -184,7 +191,6 @@ struct Shared {
     drains: mpsc::Sender<Drain>,
     pins: mpsc::Sender<PinWish>,
     status: watch::Receiver<Arc<ClusterStatus>>,
-    planned: watch::Receiver<Arc<Planned>>,
     forecaster: Forecaster,
     timeline: Timeline,
     events: EventLog,
@@ -203,22 +209,12 @@ impl ClusterHandle {
         metrics: Metrics,
         submissions: mpsc::Sender<Submission>,
         (drains, pins): (mpsc::Sender<Drain>, mpsc::Sender<PinWish>),
-        (status, planned): (watch::Receiver<Arc<ClusterStatus>>, watch::Receiver<Arc<Planned>>),
+        status: watch::Receiver<Arc<ClusterStatus>>,
         timeline: Timeline,
         events: EventLog,
     ) -> ClusterHandle {
-        let shared = Shared {
-            model,
-            metrics,
-            submissions,
-            drains,
-            pins,
-            status,
-            planned,
-            forecaster,
-            timeline,
-            events,
-        };
+        let shared =
+            Shared { model, metrics, submissions, drains, pins, status, forecaster, timeline, events };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -258,10 +254,33 @@ impl ClusterHandle {
     ///
     /// # Errors
     /// Where the coordinator is shutting down.
-    pub async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, PinError> {
+    pub async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, Stopping> {
+        let basis = self.basis().await?;
+        let shared = self.shared.clone();
+        let found = tokio::task::spawn_blocking(move || shared.forecaster.choices(&basis, &loads));
+        found.await.map_err(|_| Stopping)
+    }
+
+    /// The attached workers' devices as the planner sees them.
+    ///
+    /// # Errors
+    /// Where the coordinator is shutting down.
+    pub async fn devices(&self) -> Result<LiveDevices, Stopping> {
+        Ok(self.basis().await?.attached)
+    }
+
+    /// What to expect of the plan that is served under a load; `None` while none is.
+    ///
+    /// # Errors
+    /// Where the coordinator is shutting down.
+    pub async fn forecast(&self, load: &Load) -> Result<Option<Forecast>, Stopping> {
+        Ok(self.shared.forecaster.served(&self.basis().await?, load))
+    }
+
+    async fn basis(&self) -> Result<Basis, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.shared.pins.send(PinWish::Choices { loads, reply }).await.map_err(|_| PinError::Stopping)?;
-        answer.await.map_err(|_| PinError::Stopping)
+        self.shared.pins.send(PinWish::Basis { reply }).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
     }
 
     /// Starts a generation, or puts it into the bounded queue of those that wait for cache.
@@ -290,17 +309,6 @@ impl ClusterHandle {
     /// The cluster's state, at most a quarter of a second old.
     pub fn status(&self) -> Arc<ClusterStatus> {
         self.shared.status.borrow().clone()
-    }
-
-    /// The attached workers' devices as the planner sees them, as old as the state.
-    pub fn devices(&self) -> Arc<LiveDevices> {
-        self.shared.planned.borrow().attached.clone()
-    }
-
-    /// What to expect of the plan that is served under a load; `None` while none is.
-    pub fn forecast(&self, load: &Load) -> Option<Forecast> {
-        let planned = self.shared.planned.borrow().clone();
-        self.shared.forecaster.forecast(&planned, load)
     }
 
     /// Tells of every change of the state.

@@ -3,7 +3,6 @@
 //! One task owns [`Membership`](crate::membership::Membership), [`Deployment`](crate::deployment::Deployment) and
 //! [`Scheduler`](crate::scheduler::Scheduler) (`core`); everything else holds a [`ClusterHandle`] or sends it events.
 
-mod choices;
 mod clients;
 mod control;
 mod core;
@@ -19,7 +18,9 @@ mod statistics;
 mod timeline;
 mod traffic;
 
-pub use handle::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned, Renewal};
+pub use handle::{
+    ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned, Renewal, Stopping,
+};
 pub use model::{DraftError, ModelError, ModelProblem};
 pub use settings::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 pub use start::{Cluster, CreateTokenError, StartError};

@@ -14,7 +14,6 @@ use brigade_shard::template::{TemplateError, TemplateSource};
 use brigade_shard::tensors::{TensorError, TensorTable};
 use brigade_shard::tokenizer::{Tokenizer, TokenizerError};
 
-use super::choices::Chooser;
 use super::forecast::Forecaster;
 use super::handle::ModelInfo;
 use super::settings::ClusterSettings;
@@ -175,14 +174,9 @@ impl Model {
         }
     }
 
-    /// Finds what a comparison could measure of this model, with a cluster's settings.
-    pub(super) fn chooser(&self, settings: &ClusterSettings) -> Chooser {
-        Chooser::new(self.cost.clone(), plan_input(settings))
-    }
-
-    /// Foresees how fast this model is, with a cluster's settings.
+    /// Foresees how fast this model is, and would be on other plans, with a cluster's settings.
     pub(super) fn forecaster(&self, settings: &ClusterSettings) -> Forecaster {
-        Forecaster::new(self.cost.clone(), Box::new(plan_input(settings)))
+        Forecaster::new(self.cost.clone(), plan_input(settings))
     }
 
     /// Plans this model with a cluster's settings, so that there is room for `draft` beside it. Where there was once, and is

@@ -41,7 +41,7 @@ impl Sources<'_> {
     /// The status at this moment, but for how healthy all is.
     pub(super) fn status(&self, now: Instant) -> ClusterStatus {
         let deployment = self.deployment;
-        let plan = deployment.plan();
+        let (plan, pinned) = (deployment.plan(), deployment.pinned());
         let shares = self.statistics.shares(now);
         let share = |place: usize| shares.get(place).copied().unwrap_or_default();
         let active = self.scheduler.active(MOST_ACTIVE);
@@ -77,8 +77,10 @@ impl Sources<'_> {
             moves: self.moves,
             failure: self.failure.clone(),
             note: deployment.note().map(ToOwned::to_owned),
-            pinned: deployment.pinned_names().to_vec(),
-            pin_ended: deployment.pin_ended().map(ToOwned::to_owned),
+            pinned: pinned.map(|pinned| pinned.names.clone()).unwrap_or_default(),
+            pinned_s: pinned.map_or(0.0, |pinned| now.saturating_duration_since(pinned.since).as_secs_f64()),
+            pinned_by: pinned.and_then(|pinned| pinned.by.clone()),
+            pin_ended: deployment.pin_ended(now).map(ToOwned::to_owned),
             health: Health::default(),
             rates: self.clients.rates(&self.counts, now),
             active: active.iter().map(|active| self.clients.active(active, now)).collect(),

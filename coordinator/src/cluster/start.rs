@@ -23,7 +23,6 @@ use tokio_util::task::TaskTracker;
 
 use super::control::Control;
 use super::core::{Core, CoreParts, DRAIN_QUEUE, Draft, EVENT_QUEUE, PIN_QUEUE, SUBMISSION_QUEUE};
-use super::forecast::Planned;
 use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
@@ -185,7 +184,6 @@ impl Cluster {
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
         let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
-        let (planned_sender, planned) = watch::channel(Arc::new(Planned::default()));
         let forecaster = model.forecaster(&settings);
         let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
         let health = Health::new().await;
@@ -230,7 +228,6 @@ impl Cluster {
             state_dir,
             deployment,
             draft: beside,
-            chooser: model.chooser(&settings),
             max_waiting: settings.max_waiting,
             park: settings.park,
             speculation: settings.speculation,
@@ -246,12 +243,11 @@ impl Cluster {
             drains,
             pins,
             status: status_sender,
-            planned: planned_sender,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
         let wishes = (drains_sender, pins_sender);
-        let (told, model) = ((status, planned), (model.info, forecaster));
-        let handle = ClusterHandle::new(model, metrics, submissions_sender, wishes, told, timeline, log);
+        let model = (model.info, forecaster);
+        let handle = ClusterHandle::new(model, metrics, submissions_sender, wishes, status, timeline, log);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

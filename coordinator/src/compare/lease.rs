@@ -14,6 +14,9 @@ const TTL: Duration = Duration::from_secs(15);
 /// How often it is renewed, so that two renewals may be lost.
 const RENEWAL: Duration = Duration::from_secs(4);
 
+/// Who pins, as the cluster's status tells it.
+const NAME: &str = "brigade compare";
+
 /// A pin that is held for as long as it is wanted.
 #[derive(Debug)]
 pub struct Lease {
@@ -34,7 +37,7 @@ struct Held {
 impl Lease {
     /// No pin yet, on the coordinator that `client` speaks to.
     pub fn new(client: Client) -> Lease {
-        Lease { client, held: None }
+        Lease { client: client.named(NAME), held: None }
     }
 
     /// Pins the plan to these workers, by their ids, in place of those before.

@@ -296,7 +296,8 @@ impl Deployment {
                 return;
             }
             (true, _) if ordered && pin.is_some() => {
-                format!("the plan is pinned to {}", self.pinned_names().join(", "))
+                let names = self.pinned().map(|pinned| pinned.names.join(", "));
+                format!("the plan is pinned to {}", names.unwrap_or_default())
             }
             (true, _) if ordered && !idle && has_less_room(&plan, &running.plan) => {
                 let text = "the pin has ended: a plan with a shorter context takes over once nothing runs";

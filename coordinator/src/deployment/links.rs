@@ -83,18 +83,27 @@ impl Links {
         self.broken.insert(pair, Broken { until: now + APART_FOR, sessions });
     }
 
-    /// Pairs of `workers`, by their places, that do not reach each other.
+    /// Pairs of `workers`, by their places, that do not reach each other; others are forgotten.
     pub(super) fn apart(
         &mut self,
         workers: &[WorkerId],
         members: &Membership,
         now: Instant,
     ) -> Vec<(usize, usize)> {
-        self.broken.retain(|(one, other), broken| {
-            now < broken.until && broken.sessions == [one, other].map(|worker| session(members, worker))
-        });
+        self.broken.retain(|pair, broken| broken.holds(pair, members, now));
+        self.known_apart(workers, members, now)
+    }
+
+    /// The same for who only asks: nothing is forgotten.
+    pub(super) fn known_apart(
+        &self,
+        workers: &[WorkerId],
+        members: &Membership,
+        now: Instant,
+    ) -> Vec<(usize, usize)> {
         let place = |worker: &WorkerId| workers.iter().position(|other| other == worker);
-        self.broken.keys().filter_map(|(one, other)| Some((place(one)?, place(other)?))).collect()
+        let broken = self.broken.iter().filter(|(pair, broken)| broken.holds(pair, members, now));
+        broken.filter_map(|((one, other), _)| Some((place(one)?, place(other)?))).collect()
     }
 
     /// Pairs that do not reach each other, the lesser first.
@@ -114,6 +123,13 @@ impl Links {
         self.broken.retain(|_, broken| now < broken.until);
         self.check.take_if(|check| now >= check.until);
         self.broken.len() + usize::from(self.check.is_some()) < before
+    }
+}
+
+impl Broken {
+    /// Whether it is still taken to be so.
+    fn holds(&self, (one, other): &(WorkerId, WorkerId), members: &Membership, now: Instant) -> bool {
+        now < self.until && self.sessions == [one, other].map(|worker| session(members, worker))
     }
 }
 

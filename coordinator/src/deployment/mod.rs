@@ -36,8 +36,7 @@ use self::better::Better;
 pub use self::better::{JOIN_PAUSE, QUIET_PAUSE, WORTH_A_MOVE};
 pub(crate) use self::devices::devices;
 use self::links::Links;
-use self::pin::Pinned;
-pub use self::pin::{AtHand, Pin};
+pub use self::pin::{AtHand, END_TOLD, Pin, Pinned};
 use self::running::Running;
 pub use self::running::{Progress, StageRun};
 
@@ -188,6 +187,8 @@ pub enum Event {
     Pin {
         /// Which workers.
         pin: Pin,
+        /// Who wants it, for people.
+        by: Option<String>,
         /// When the pin ends by itself.
         until: Option<Instant>,
     },
@@ -290,8 +291,8 @@ pub struct Deployment {
     better: Better,
     /// Which workers plans are pinned to.
     pin: Option<Pinned>,
-    /// Why the last pin ended, where it was not taken back.
-    pin_ended: Option<String>,
+    /// Why the last pin ended, where it was not taken back, and when.
+    pin_ended: Option<(String, Instant)>,
     commands: VecDeque<Command>,
 }
 

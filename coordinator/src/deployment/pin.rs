@@ -6,7 +6,7 @@
 //! again.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brigade_proto::ids::WorkerId;
 use brigade_shard::plan::Plan;
@@ -26,12 +26,20 @@ pub struct Pin {
     pub split: Vec<usize>,
 }
 
+/// For how long it is told why the last pin ended: who had wished it looks at the status within that, and whoever comes
+/// later did not see it hold.
+pub const END_TOLD: Duration = Duration::from_secs(60);
+
 /// A pin that holds.
-#[derive(Debug)]
-pub(super) struct Pinned {
+#[derive(Clone, Debug)]
+pub struct Pinned {
     pin: Pin,
     /// The workers' names, for people.
-    names: Vec<String>,
+    pub names: Vec<String>,
+    /// Since when it holds.
+    pub since: Instant,
+    /// Who wanted it, for people; `None` where nobody said.
+    pub by: Option<String>,
     /// When it ends by itself.
     until: Option<Instant>,
 }
@@ -55,14 +63,15 @@ impl Deployment {
         self.pin.as_ref().map(|pinned| &pinned.pin)
     }
 
-    /// The names of the workers that plans are pinned to; empty where they are not.
-    pub fn pinned_names(&self) -> &[String] {
-        self.pin.as_ref().map_or(&[], |pinned| &pinned.names)
+    /// The same with what people want to know of it.
+    pub fn pinned(&self) -> Option<&Pinned> {
+        self.pin.as_ref()
     }
 
-    /// Why the last pin ended, where it was not taken back and none followed it.
-    pub fn pin_ended(&self) -> Option<&str> {
-        self.pin_ended.as_deref()
+    /// Why the last pin ended, where it was not taken back and none followed it, for [`END_TOLD`].
+    pub fn pin_ended(&self, now: Instant) -> Option<&str> {
+        let (why, at) = self.pin_ended.as_ref()?;
+        (now.saturating_duration_since(*at) < END_TOLD).then_some(why)
     }
 
     /// Whether a pin could be followed: the longest sequence then, in tokens.
@@ -74,21 +83,28 @@ impl Deployment {
     }
 
     /// What plans could be made with now, whether or not they are pinned.
-    pub fn at_hand_for_plans(&mut self, members: &Membership, now: Instant) -> AtHand {
+    pub fn at_hand_for_plans(&self, members: &Membership, now: Instant) -> AtHand {
         let over = self.usable(members);
         let workers: Vec<WorkerId> = over.iter().map(|member| member.id.clone()).collect();
         let left = |member: &Member| self.left(&member.id, member.capabilities.budget);
         let live = devices(&over, |_| None, left);
         let min_stages = self.least_stages(over.len());
-        let apart = self.links.apart(&workers, members, now);
+        let apart = self.links.known_apart(&workers, members, now);
         AtHand { live, workers, apart, min_stages }
     }
 
-    /// Follows a pin, in place of any other; the same one again only ends later.
-    pub(super) fn take_pin(&mut self, pin: Pin, until: Option<Instant>, members: &Membership, now: Instant) {
+    /// Follows a pin, in place of any other; the same one again only ends later, and is whose who wanted it last.
+    pub(super) fn take_pin(
+        &mut self,
+        pin: Pin,
+        by: Option<String>,
+        until: Option<Instant>,
+        members: &Membership,
+        now: Instant,
+    ) {
         self.pin_ended = None;
         if let Some(pinned) = self.pin.as_mut().filter(|pinned| pinned.pin == pin) {
-            pinned.until = until;
+            (pinned.by, pinned.until) = (by, until);
             return;
         }
         let name = |worker: &WorkerId| match members.member(worker) {
@@ -96,7 +112,7 @@ impl Deployment {
             None => worker.to_string(),
         };
         let names = pin.workers.iter().map(name).collect();
-        self.pin = Some(Pinned { pin, names, until });
+        self.pin = Some(Pinned { pin, names, since: now, by, until });
         self.follow(members, now);
     }
 
@@ -126,7 +142,7 @@ impl Deployment {
         let Some(pinned) = self.pin.take() else { return };
         let text = format!("the pin to {} is given up: {reason}", pinned.names.join(", "));
         self.commands.push_back(Command::Say { text: text.clone() });
-        self.pin_ended = Some(text);
+        self.pin_ended = Some((text, now));
         self.better.order(now);
     }
 

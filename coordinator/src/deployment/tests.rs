@@ -781,7 +781,7 @@ fn pin_at_random(bench: &mut Bench, random: &mut Random) {
     let pin = Pin { workers: workers.collect(), split: Vec::new() };
     let until = (random.below(2) == 0).then(|| bench.now + Duration::from_millis(random.below(20_000)));
     if bench.deployment.check_pin(&pin, &bench.members, bench.now).is_ok() {
-        bench.handle(Event::Pin { pin: pin.clone(), until });
+        bench.handle(Event::Pin { pin: pin.clone(), by: None, until });
         assert_eq!(bench.deployment.pin(), Some(&pin));
     }
 }

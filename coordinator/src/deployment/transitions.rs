@@ -67,7 +67,7 @@ impl Deployment {
             Event::Computing { worker, time } => self.computing(&worker, time, members, now),
             Event::Probed { worker, nonce } => self.probed(&worker, nonce, members, now),
             Event::Broken { reason } => self.fail(reason, members, now),
-            Event::Pin { pin, until } => self.take_pin(pin, until, members, now),
+            Event::Pin { pin, by, until } => self.take_pin(pin, by, until, members, now),
             Event::Unpin => self.take_pin_back(members, now),
             Event::Stop => self.stop(),
         }

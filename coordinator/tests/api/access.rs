@@ -134,7 +134,7 @@ async fn status_metrics_and_index_answer() {
     assert_eq!(status, *engine.status.lock().unwrap());
     let (_, answer) = server.get("/api/devices").await;
     let devices: LiveDevices = serde_json::from_value(answer).unwrap();
-    assert_eq!(devices, *engine.devices());
+    assert_eq!(devices, engine.devices().await.unwrap());
     let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
     assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert_eq!(metrics.text().await.unwrap(), "# EOF\n");
@@ -175,7 +175,8 @@ async fn what_to_expect_is_told_for_a_load_while_a_plan_serves() {
     let (status, answer) = server.get("/api/forecast?streams=8&prompt=20&context=5").await;
     assert_eq!(status, StatusCode::OK, "{answer}");
     assert_eq!(answer, json!({"decode_tokens_per_s": 8.0, "prompt_tokens_per_s": 20.0, "ttft_ms": 5.0}));
-    for wrong in ["streams=0", "prompt=0", "prompt=4000000000", "context=4000000000"] {
+    let wrong = ["streams=0", "prompt=0", "prompt=4000000000", "context=4000000000", "streams=1,2"];
+    for wrong in wrong {
         let (status, answer) = server.get(&format!("/api/forecast?{wrong}")).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}: {answer}");
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brigade_coordinator::api::Engine;
-use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned};
+use brigade_coordinator::cluster::{DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned, Stopping};
 use brigade_coordinator::compare::choices::{ChoiceLoads, SideChoices};
 use brigade_coordinator::generation::{
     Drawn, FinishReason, Generation, GenerationError, GenerationEvent, GenerationRequest, Origin,
@@ -148,7 +148,10 @@ impl Engine for ScriptedEngine {
             pinned.workers.push(found.id);
             pinned.names.push(found.name);
         }
-        self.status.lock().unwrap().pinned.clone_from(&pinned.names);
+        let mut status = self.status.lock().unwrap();
+        status.pinned.clone_from(&pinned.names);
+        status.pinned_by = order.by;
+        drop(status);
         Ok(pinned)
     }
 
@@ -157,7 +160,7 @@ impl Engine for ScriptedEngine {
         Ok(())
     }
 
-    async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, PinError> {
+    async fn choices(&self, loads: ChoiceLoads) -> Result<SideChoices, Stopping> {
         let left_out = vec![format!("asked of {} loads", loads.loads().count())];
         Ok(SideChoices { one_box: None, cluster: None, left_out })
     }
@@ -166,19 +169,19 @@ impl Engine for ScriptedEngine {
         Arc::new(self.status.lock().unwrap().clone())
     }
 
-    fn devices(&self) -> Arc<LiveDevices> {
+    async fn devices(&self) -> Result<LiveDevices, Stopping> {
         let pairs = [((0, 1), HopCost { rtt_us: 250.0, bytes_per_s: 1e9 })].into();
         let links = Links { pairs, ..Links::all(HopCost::default()) };
-        Arc::new(LiveDevices { links, ..LiveDevices::default() })
+        Ok(LiveDevices { links, ..LiveDevices::default() })
     }
 
-    fn forecast(&self, load: &Load) -> Option<Forecast> {
+    async fn forecast(&self, load: &Load) -> Result<Option<Forecast>, Stopping> {
         let serving = self.status.lock().unwrap().phase == Phase::Serving;
-        serving.then(|| Forecast {
+        Ok(serving.then(|| Forecast {
             decode_tokens_per_s: f64::from(load.streams),
             prompt_tokens_per_s: f64::from(load.prompt_tokens),
             ttft_ms: f64::from(load.context),
-        })
+        }))
     }
 
     fn timeline(&self, _after: u64) -> Vec<StepTrace> {

@@ -111,6 +111,10 @@ async fn the_plan_is_pinned_and_the_pin_is_taken_back() {
     let client = Client::new(&format!("http://{}", server.addr), None).unwrap();
     client.pin(&["w1".to_owned()], &[], None).await.unwrap();
     assert_eq!(client.status().await.unwrap().pinned, ["w1"]);
+    assert_eq!(client.status().await.unwrap().pinned_by, None);
+    client.unpin().await.unwrap();
+    client.clone().named("anna").pin(&["w1".to_owned()], &[], None).await.unwrap();
+    assert_eq!(client.status().await.unwrap().pinned_by.as_deref(), Some("anna"));
     client.unpin().await.unwrap();
     assert!(client.status().await.unwrap().pinned.is_empty());
     for (worker, status, code) in [("w2", 409, "no_room"), ("w3", 404, "worker_not_found")] {

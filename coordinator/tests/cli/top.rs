@@ -137,6 +137,22 @@ fn holds_all(picture: &str, texts: &[&str]) {
 }
 
 #[test]
+fn a_pin_is_told_with_its_age_and_whose_it_is_and_its_end_with_the_reason() {
+    let pinned = vec!["mac-1".to_owned(), "mac-2".to_owned()];
+    let mut status = ClusterStatus { pinned, pinned_s: 190.0, ..serving(3) };
+    holds_all(&picture(&shown(status.clone()), 80, 24), &["pinned to mac-1, mac-2 for 3m ", "mac-0"]);
+    status.pinned_by = Some("brigade compare".to_owned());
+    for (width, height) in [(40, 10), (80, 24), (140, 50)] {
+        holds_all(&picture(&shown(status.clone()), width, height), &["pinned to mac-1, mac-2 for 3m by"]);
+    }
+    assert!(!picture(&shown(status.clone()), 80, 9).contains("pinned"), "there is no room");
+    status.pinned.clear();
+    status.pin_ended = Some("the pin to mac-1 is given up: mac-1 is drained".to_owned());
+    holds_all(&picture(&shown(status), 80, 24), &["pinned no more: the pin to mac-1 is given up"]);
+    assert!(!picture(&shown(serving(3)), 80, 24).contains("pinned"));
+}
+
+#[test]
 fn a_usual_terminal_shows_the_pipeline_and_every_list() {
     let mut top = shown(serving(3));
     let events = vec![event(1, "mac-1 has joined")];

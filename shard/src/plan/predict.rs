@@ -16,6 +16,7 @@ use super::stage_time::{DeviceTimes, StageWork, StepShape};
 use super::{Plan, PlanDevice, PlanInput, PlannedStage, SharedHost};
 use crate::cost::Cost;
 use crate::layers::LayerRange;
+use crate::units::Bytes;
 
 /// Length of the prompt that [`Prediction::ttft_ms`] speaks of, in tokens.
 pub const PROMPT_TOKENS: u32 = 512;
@@ -209,8 +210,8 @@ impl<'a> Predictor<'a> {
         let reason = if read_s.max(compute_s) < STAGE_OVERHEAD_S {
             "the fixed cost of a step".to_owned()
         } else if read_s >= compute_s {
-            let mib = bytes / (1u64 << 20) as f64;
-            format!("reading {mib:.1} MiB of weights per token at {:.1} GB/s", bytes / read_s / 1e9)
+            let rate = bytes / read_s / 1e9;
+            format!("reading {} of weights per token at {rate:.1} GB/s", Bytes(bytes as u64))
         } else {
             format!("{:.2} GFLOP per token at {:.0} GFLOP/s", flops / 1e9, device.flops_per_s / 1e9)
         };

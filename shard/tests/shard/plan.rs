@@ -248,7 +248,7 @@ fn a_faster_device_gets_more_layers() {
         stage.shard.layers.len()
     };
     assert!(layers(1) >= 2 * layers(0), "{found:?}");
-    assert!(found.bottleneck.contains("MiB of weights per token"), "{}", found.bottleneck);
+    assert!(found.bottleneck.contains("KiB of weights per token"), "{}", found.bottleneck);
 }
 
 #[test]

@@ -24,7 +24,6 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::choices::Chooser;
 use super::clients::Clients;
 use super::control::Session;
 use super::handle::{Drain, PinWish, Submission};
@@ -33,7 +32,6 @@ use super::recovery::Recoveries;
 use super::statistics::Statistics;
 use super::timeline::Timeline;
 use super::traffic::Traffic;
-use crate::cluster::forecast::Planned;
 use crate::deployment::{self, Deployment};
 use crate::health::Monitor;
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
@@ -51,7 +49,8 @@ pub(super) const EVENT_QUEUE: usize = 1024;
 pub(super) const SUBMISSION_QUEUE: usize = 64;
 /// Wishes to drain a worker that wait for the core: people type them.
 pub(super) const DRAIN_QUEUE: usize = 8;
-/// Pins, renewals of them and questions about them that wait for the core: a few in a second at the most.
+/// Pins, renewals of them and questions about what plans are made with that wait for the core: a few in a second at the
+/// most.
 pub(super) const PIN_QUEUE: usize = 8;
 /// The status is never older than this.
 const STATUS_PERIOD: Duration = Duration::from_millis(250);
@@ -91,7 +90,6 @@ pub(super) struct CoreParts {
     pub(super) state_dir: StateDir,
     pub(super) deployment: Deployment,
     pub(super) draft: Option<Draft>,
-    pub(super) chooser: Chooser,
     pub(super) max_waiting: usize,
     pub(super) park: Duration,
     pub(super) speculation: Speculation,
@@ -107,7 +105,6 @@ pub(super) struct CoreParts {
     pub(super) drains: mpsc::Receiver<Drain>,
     pub(super) pins: mpsc::Receiver<PinWish>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
-    pub(super) planned: watch::Sender<Arc<Planned>>,
 }
 
 type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
@@ -124,7 +121,6 @@ pub(super) struct Core {
     membership: Membership,
     deployment: Deployment,
     draft: Option<Draft>,
-    chooser: Chooser,
     scheduler: Scheduler,
     sessions: HashMap<SessionId, Session>,
     links: Links,
@@ -149,7 +145,6 @@ pub(super) struct Core {
     drains: mpsc::Receiver<Drain>,
     pins: mpsc::Receiver<PinWish>,
     status: watch::Sender<Arc<ClusterStatus>>,
-    planned: watch::Sender<Arc<Planned>>,
     published: Instant,
     changed: bool,
     /// Whether no request runs or waits, as the deployment knows it.
@@ -169,7 +164,6 @@ impl Core {
             membership: Membership::new(),
             deployment: parts.deployment,
             draft: parts.draft,
-            chooser: parts.chooser,
             scheduler: Scheduler::new(parts.max_waiting, parts.speculation, now)
                 .with_short_way(parts.short_way)
                 .with_park(parts.park),
@@ -194,7 +188,6 @@ impl Core {
             drains: parts.drains,
             pins: parts.pins,
             status: parts.status,
-            planned: parts.planned,
             published: now,
             changed: true,
             idle: false,

@@ -1,4 +1,4 @@
-//! Pinning the plan to certain workers, and what there is to pin it to.
+//! Pinning the plan to certain workers, and what is known of those that there are.
 
 use std::time::Instant;
 
@@ -6,6 +6,7 @@ use brigade_proto::ids::WorkerId;
 
 use super::Core;
 use super::drain::find;
+use crate::cluster::forecast::Basis;
 use crate::cluster::handle::{PinError, PinOrder, PinWish, Pinned, Renewal};
 use crate::deployment::{self, Pin};
 
@@ -30,9 +31,8 @@ impl Core {
                 self.publish(now).await;
                 let _ = reply.send(());
             }
-            PinWish::Choices { loads, reply } => {
-                let hand = self.deployment.at_hand_for_plans(&self.membership, now);
-                let _ = reply.send(self.chooser.choose(&hand, &loads));
+            PinWish::Basis { reply } => {
+                let _ = reply.send(Basis::of(&self.membership, &self.deployment, now));
             }
         }
     }
@@ -51,7 +51,9 @@ impl Core {
         let pin = Pin { workers, split: order.split.clone() };
         match order.renewal {
             Renewal::Only if self.deployment.pin() != Some(&pin) => {
-                return Err(PinError::NotPinned { why: self.deployment.pin_ended().map(ToOwned::to_owned) });
+                return Err(PinError::NotPinned {
+                    why: self.deployment.pin_ended(now).map(ToOwned::to_owned),
+                });
             }
             Renewal::Only => {}
             Renewal::New => {
@@ -60,8 +62,8 @@ impl Core {
                 tracing::info!(workers = pinned.names.join(", "), "the plan is to be pinned");
             }
         }
-        let until = order.ttl.map(|ttl| now + ttl);
-        self.deployment.handle(deployment::Event::Pin { pin, until }, &self.membership, now);
+        let (by, until) = (order.by.clone(), order.ttl.map(|ttl| now + ttl));
+        self.deployment.handle(deployment::Event::Pin { pin, by, until }, &self.membership, now);
         Ok(pinned)
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Core, STATUS_PAUSE, STATUS_PERIOD};
-use crate::cluster::forecast::Planned;
 use crate::cluster::overview::{self, Sources};
 use crate::scheduler::Counts;
 use crate::status::{ClusterStatus, Phase};
@@ -32,7 +31,6 @@ impl Core {
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;
         self.status.send_replace(Arc::new(status));
-        self.planned.send_replace(Arc::new(Planned::of(&self.membership, &self.deployment)));
         if serving != was_serving {
             self.health.set_serving(serving).await;
         }

@@ -6,7 +6,7 @@ use super::*;
 impl Bench {
     fn pin(&mut self, names: &[&str], until: Option<Instant>) {
         let workers = names.iter().map(|name| worker(name)).collect();
-        self.handle(Event::Pin { pin: Pin { workers, split: Vec::new() }, until });
+        self.handle(Event::Pin { pin: Pin { workers, split: Vec::new() }, by: None, until });
         // An order is looked at at once.
         self.pass(Duration::from_millis(1));
     }
@@ -14,6 +14,10 @@ impl Bench {
     fn unpin(&mut self) {
         self.handle(Event::Unpin);
         self.pass(Duration::from_millis(1));
+    }
+
+    fn pin_ended(&self) -> Option<&str> {
+        self.deployment.pin_ended(self.now)
     }
 
     /// Who holds the plan that serves, and whether it does.
@@ -70,7 +74,7 @@ fn a_pin_takes_over_beside_what_serves_and_its_end_brings_the_plan_back() {
         bench.go_over();
         assert_eq!(bench.served_by(), ["w3", "w1", "w2", "w4"]);
         assert_eq!(bench.moves[1], "the pin has ended");
-        assert!(bench.failures.is_empty() && bench.deployment.pin_ended().is_none());
+        assert!(bench.failures.is_empty() && bench.pin_ended().is_none());
     }
 }
 
@@ -122,7 +126,7 @@ fn a_pin_that_is_taken_back_at_once_changes_nothing() {
     bench.pin(&["w2", "w1"], None);
     bench.go_on(JOIN_PAUSE * 3);
     assert!(bench.told().0.is_empty() && bench.moves.is_empty());
-    assert_eq!(bench.deployment.pinned_names(), ["w2", "w1"]);
+    assert_eq!(bench.deployment.pinned().unwrap().names, ["w2", "w1"]);
 }
 
 #[test]
@@ -134,13 +138,13 @@ fn a_pinned_worker_that_is_lost_ends_the_pin_and_service_goes_on_without_it() {
     bench.bring_up();
     assert_eq!(bench.served_by(), ["w2"]);
     assert!(bench.deployment.pin().is_none());
-    let why = bench.deployment.pin_ended().unwrap();
+    let why = bench.pin_ended().unwrap();
     assert_eq!(why, "the pin to w1 is given up: w1 is not attached");
     assert_eq!(bench.said, [why]);
     // It comes back as any worker does.
     bench.attach("w1", 128);
     bench.pin(&["w2"], None);
-    assert_eq!(bench.deployment.pin_ended(), None, "another pin holds");
+    assert_eq!(bench.pin_ended(), None, "another pin holds");
 }
 
 #[test]
@@ -152,7 +156,7 @@ fn a_worker_that_is_lost_while_the_pin_is_prepared_ends_it_too() {
     bench.leave("w3");
     bench.go_on(JOIN_PAUSE * 3);
     assert_eq!(bench.served_by(), ["w1", "w2"]);
-    assert!(bench.deployment.pin_ended().unwrap().contains("w3 was lost"), "{:?}", bench.said);
+    assert!(bench.pin_ended().unwrap().contains("w3 was lost"), "{:?}", bench.said);
     assert!(bench.failures.is_empty() && bench.moves.is_empty());
 }
 
@@ -168,7 +172,7 @@ fn a_pinned_worker_that_is_drained_ends_the_pin() {
     bench.go_on(Duration::from_millis(1));
     bench.go_over();
     assert_eq!(bench.served_by(), ["w2"]);
-    assert!(bench.deployment.pin_ended().unwrap().ends_with("w1 is drained"), "{:?}", bench.said);
+    assert!(bench.pin_ended().unwrap().ends_with("w1 is drained"), "{:?}", bench.said);
 }
 
 #[test]
@@ -179,13 +183,13 @@ fn a_pin_whose_weights_cannot_be_read_is_given_up() {
     bench.ahead("w1", StageState::Failed { reason: "no such file".into() });
     bench.go_on(JOIN_PAUSE * 3);
     assert_eq!(bench.served_by(), ["w1", "w2"]);
-    assert!(bench.deployment.pin_ended().unwrap().contains("no such file"), "{:?}", bench.said);
+    assert!(bench.pin_ended().unwrap().contains("no such file"), "{:?}", bench.said);
     // While they are loaded.
     let mut bench = two_large();
     bench.pin(&["w1"], None);
     bench.ahead("w1", crowded());
     bench.report("w1", StageState::Failed { reason: "no such file".into() });
-    assert!(bench.deployment.pin_ended().unwrap().contains("no such file"), "{:?}", bench.said);
+    assert!(bench.pin_ended().unwrap().contains("no such file"), "{:?}", bench.said);
     bench.bring_up();
     assert_eq!(bench.served_by(), ["w2"], "w1 is left out for a while");
 }
@@ -201,7 +205,7 @@ fn a_pin_that_is_not_renewed_ends_by_itself() {
     bench.go_on(ttl * 2 / 3);
     assert_eq!((bench.served_by(), bench.moves.len()), (vec!["w1".to_owned()], 1), "it was renewed");
     bench.go_on(ttl);
-    assert!(bench.deployment.pin_ended().unwrap().contains("not renewed in time"), "{:?}", bench.said);
+    assert!(bench.pin_ended().unwrap().contains("not renewed in time"), "{:?}", bench.said);
     bench.go_over();
     assert_eq!(bench.served_by(), ["w1", "w2"]);
     // Also while nothing serves.
@@ -211,6 +215,34 @@ fn a_pin_that_is_not_renewed_ends_by_itself() {
     bench.detach("w2");
     bench.pass(ttl * 2);
     assert!(bench.deployment.pin().is_none());
+}
+
+#[test]
+fn a_pin_says_since_when_it_holds_and_who_wanted_it_last() {
+    let mut bench = two_large();
+    let pin = Pin { workers: vec![worker("w1")], split: Vec::new() };
+    let by = |name: &str| Event::Pin { pin: pin.clone(), by: Some(name.to_owned()), until: None };
+    let began = bench.now;
+    bench.handle(by("anna"));
+    bench.pass(Duration::from_secs(9));
+    bench.handle(by("ben"));
+    let pinned = bench.deployment.pinned().unwrap();
+    assert_eq!((pinned.since, pinned.by.as_deref()), (began, Some("ben")));
+    bench.handle(Event::Unpin);
+    assert!(bench.deployment.pinned().is_none());
+}
+
+#[test]
+fn why_a_pin_ended_is_told_for_a_minute() {
+    let mut bench = two_large();
+    bench.pin(&["w1"], None);
+    bench.go_over();
+    bench.leave("w1");
+    let ended = bench.now;
+    bench.bring_up();
+    assert!(bench.pin_ended().unwrap().contains("w1 is not attached"), "{:?}", bench.said);
+    let told = |after: Duration| bench.deployment.pin_ended(ended + after).is_some();
+    assert_eq!([END_TOLD - Duration::from_millis(1), END_TOLD].map(told), [true, false]);
 }
 
 #[test]

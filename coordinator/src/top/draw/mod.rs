@@ -22,6 +22,8 @@ const LEAST: (u16, u16) = (20, 5);
 const SEVERAL_PANES: (u16, u16) = (60, 16);
 /// From here on everything is shown at once.
 const ALL_PANES: (u16, u16) = (110, 34);
+/// Fewer rows leave none to say that the plan is pinned.
+const ROOM_FOR_PIN: u16 = 10;
 /// Rows of the two lines, borders included.
 const LINES_HEIGHT: u16 = 4;
 /// Widest popup, in columns.
@@ -35,15 +37,20 @@ pub fn draw(top: &Top, frame: &mut Frame<'_>) {
         frame.render_widget("too small", area);
         return;
     }
-    let [head, message, body, foot] = Layout::vertical([
+    let pinned = top.status.as_ref().and_then(pin).filter(|_| area.height >= ROOM_FOR_PIN);
+    let [head, message, pinning, body, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
+        Constraint::Length(pinned.is_some().into()),
         Constraint::Fill(1),
         Constraint::Length(1),
     ])
     .areas(area);
     frame.render_widget(header(top), head);
     frame.render_widget(remark(top), message);
+    if let Some(text) = pinned {
+        frame.render_widget(Line::from(text).cyan(), pinning);
+    }
     frame.render_widget(footer(top), foot);
     if top.status.is_some() {
         if fits(ALL_PANES) {
@@ -209,6 +216,15 @@ fn remark(top: &Top) -> Line<'_> {
         );
     }
     Line::default()
+}
+
+/// What the plan is pinned to, since when and by whom, or why it is no more; `None` where nothing is to be said.
+fn pin(status: &ClusterStatus) -> Option<String> {
+    if status.pinned.is_empty() {
+        return status.pin_ended.as_ref().map(|why| format!(" pinned no more: {why}"));
+    }
+    let by = status.pinned_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+    Some(format!(" pinned to {} for {}{by}", status.pinned.join(", "), age(status.pinned_s)))
 }
 
 fn footer(top: &Top) -> Line<'_> {
