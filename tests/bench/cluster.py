@@ -50,7 +50,7 @@ class Programs:
 
 class Cluster:
     """A coordinator on the first of `hosts` and a worker on each other, on `network`; without one all are on loopback.
-    `least` workers get a stage at least; otherwise all do. `threads` are each worker's, or a list of them."""
+    `least` workers get a stage at least; otherwise all do. `threads` and `stretch` are each worker's, or lists of them."""
 
     def __init__(self, programs, model, threads, network, hosts, settings, stretch=None, least=None):
         self.programs, self.network, self.hosts = programs, network, hosts
@@ -67,11 +67,11 @@ class Cluster:
         coordinator = self.start("coordinator", hosts[0], serve)
         words = self.line(coordinator, lambda words: "--token" in words)
         token = words[words.index("--token") + 1]
-        threads = threads if isinstance(threads, list) else [threads] * len(workers)
-        for number, (host, count) in enumerate(zip(workers, threads), 1):
+        of_each = lambda given: given if isinstance(given, list) else [given] * len(workers)  # noqa: E731
+        for number, (host, count, factor) in enumerate(zip(workers, of_each(threads), of_each(stretch)), 1):
             join = [programs.worker, "join", f"{address}:{control}", "--name", f"w{number}", "--threads", count, "--memory", "4GiB"]
             join += ["--models", model.parent]
-            environment = {"BRIGADE_TOKEN": token} | ({"BRIGADE_STRETCH": str(stretch)} if stretch else {})
+            environment = {"BRIGADE_TOKEN": token} | ({"BRIGADE_STRETCH": str(factor)} if factor else {})
             self.start(f"w{number}", host, join, environment)
         self.line(coordinator, lambda words: "serving" in words and any(word.startswith("http://") for word in words))
         self.model = self.status()["model"]["id"]

@@ -18,6 +18,17 @@ pub fn serve(
     workers: usize,
     further: &[&str],
 ) -> (Process, Vec<Process>, String) {
+    serve_with(network, home, workers, "96MiB", further)
+}
+
+/// The same, with so much memory for each worker.
+pub fn serve_with(
+    network: &Network,
+    home: &Path,
+    workers: usize,
+    memory: &str,
+    further: &[&str],
+) -> (Process, Vec<Process>, String) {
     let programs = setup::programs();
     let model = setup::smollm2();
     let count = workers.to_string();
@@ -33,7 +44,7 @@ pub fn serve(
         let mut command = network.host(host, &programs.worker, home);
         command.args(["join", &format!("{}:7481", Network::address(0)), "--name", &format!("host{host}")]);
         command
-            .args(["--memory", "96MiB", "--threads", "1", "--models"])
+            .args(["--memory", memory, "--threads", "1", "--models"])
             .arg(model.parent().expect("a file has a folder"));
         Process::start(command.env("BRIGADE_TOKEN", &token))
     };

@@ -96,32 +96,55 @@ fn smollm2_unlocked() -> PathBuf {
     file
 }
 
+/// The environment variable that asks for llama.cpp's server to be compiled.
+const LLAMA_SERVER: &str = "BRIGADE_LLAMA_SERVER";
+
 /// A Python interpreter with the packages of `tests/python/requirements.txt`; the environment is made if it is not there.
 pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
-    PYTHON.get_or_init(|| {
-        let _lock = lock("python");
-        let folder = target_folder().join("python");
-        let python = folder.join("bin/python");
-        let wanted_file = repository().join("tests/python/requirements.txt");
-        let wanted = std::fs::read_to_string(&wanted_file)
-            .expect("tests/python/requirements.txt is in the repository");
-        let made = folder.join("made-from.txt");
-        if std::fs::read_to_string(&made).ok().as_deref() != Some(wanted.as_str()) {
-            run(
-                Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder),
-                "make a Python environment (Debian: apt-get install python3-venv)",
-            );
-            run(
-                Command::new(&python)
-                    .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
-                    .arg(&wanted_file),
-                "install the Python packages of the tests",
-            );
-            std::fs::write(&made, &wanted).expect("the environment's folder is writable");
-        }
-        python
-    })
+    PYTHON
+        .get_or_init(|| environment("python", "requirements.txt").unwrap_or_else(|reason| panic!("{reason}")))
+}
+
+/// A Python interpreter with the server of `llama-cpp-python`. The environment is made where it is asked for by
+/// [`LLAMA_SERVER`]: compiling llama.cpp takes many minutes.
+///
+/// # Errors
+/// Where it is not there or cannot be made, for people.
+pub fn llama_server() -> Result<PathBuf, String> {
+    let python = target_folder().join("llama-server/bin/python");
+    if !python.exists() && std::env::var_os(LLAMA_SERVER).is_none() {
+        return Err(format!("it takes many minutes to compile: ask for it with {LLAMA_SERVER}=1"));
+    }
+    environment("llama-server", "llama_server_requirements.txt")
+}
+
+/// The interpreter of a Python environment in the target folder, with the packages of a file in `tests/python`.
+fn environment(name: &str, requirements: &str) -> Result<PathBuf, String> {
+    let _lock = lock(name);
+    let folder = target_folder().join(name);
+    let python = folder.join("bin/python");
+    let wanted_file = repository().join("tests/python").join(requirements);
+    let wanted = std::fs::read_to_string(&wanted_file)
+        .map_err(|error| format!("failed to read {}: {error}", wanted_file.display()))?;
+    let made = folder.join("made-from.txt");
+    if std::fs::read_to_string(&made).ok().as_deref() == Some(wanted.as_str()) {
+        return Ok(python);
+    }
+    attempt(
+        Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder),
+        "make a Python environment (Debian: apt-get install python3-venv)",
+    )?;
+    attempt(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+            .arg(&wanted_file)
+            // llama.cpp for text alone, and for any processor: some virtual machines name instructions that end a program.
+            .env("CMAKE_ARGS", "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"),
+        "install the Python packages of the tests",
+    )?;
+    std::fs::write(&made, &wanted).map_err(|error| format!("failed to write {}: {error}", made.display()))?;
+    Ok(python)
 }
 
 /// The root of the repository.
@@ -151,12 +174,18 @@ fn lock(name: &str) -> File {
 }
 
 fn run(command: &mut Command, what: &str) {
-    let output = command.output().unwrap_or_else(|error| panic!("failed to {what}: {command:?}: {error}"));
-    assert!(
-        output.status.success(),
+    attempt(command, what).unwrap_or_else(|reason| panic!("{reason}"));
+}
+
+fn attempt(command: &mut Command, what: &str) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("failed to {what}: {command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
         "failed to {what}: {command:?} ended with {}\n{}{}",
         output.status,
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
-    );
+    ))
 }

@@ -1,5 +1,5 @@
-//! Layers that are read from the disk again for every step: they change no bit of any family, take what is said of memory,
-//! and are as fast as the disk.
+//! Layers that are read from the disk again for every step: they change no bit of any family and no word of a cluster's
+//! answer, take what is said of memory, and are as fast as the disk.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -13,6 +13,7 @@ use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 use brigade_tests::chain::Chain;
+use brigade_tests::cluster::{Cluster, Up, brigade};
 use brigade_tests::process::run_measured;
 use brigade_tests::{reference, setup};
 use brigade_worker::offload;
@@ -148,6 +149,64 @@ fn a_model_of_98_mb_takes_the_memory_of_its_ends_and_of_two_layers() {
     assert_eq!(record["resident_limit"], limit);
     assert!(limit < file, "the limit says nothing: it is {limit}, and the file has {file} bytes");
     assert!(peak <= limit, "{peak} bytes were resident, and {limit} are allowed");
+}
+
+/// What a command says of a cluster.
+fn said(command: &str, cluster: &Cluster, arguments: &[&str]) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let output =
+        brigade(&home).args([command, "--url", cluster.client.url()]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An answer of the real model that is always the same.
+fn answer(cluster: &Cluster) -> String {
+    let settings = ["--max-tokens", "32", "--temperature", "0", "SmolLM2-135M-Instruct.Q4_1"];
+    said("run", cluster, &[&settings[..], &["What is a bucket?"]].concat())
+}
+
+#[test]
+fn clusters_with_too_little_memory_stream_and_answer_as_one_box_that_holds_all() {
+    let up = |workers: usize, memory: &str| {
+        let cluster = Up::new(setup::smollm2()).workers(workers).memory(memory);
+        cluster.args(["--ctx", "512", "--parallel", "1", "--offload"])
+    };
+    let whole = up(1, "256MiB").start();
+    let wanted = answer(&whole);
+    whole.stop();
+    assert!(wanted.split_whitespace().count() > 5, "{wanted}");
+    for (workers, memory, bytes) in [(1, "64MiB", 64 << 20), (2, "48MiB", 48 << 20)] {
+        let cluster = up(workers, memory).start();
+        assert_eq!(answer(&cluster), wanted, "{workers} of {memory}");
+        let status: Value = serde_json::from_str(&said("status", &cluster, &["--json"])).unwrap();
+        let stages = status["stages"].as_array().unwrap();
+        assert_eq!(stages.len(), workers, "{status:#}");
+        // The same cut, planned anew: what it says of streamed layers is what is served, by the memory that they leave.
+        let layers =
+            |stage: &Value| stage["layer_end"].as_u64().unwrap() - stage["layer_start"].as_u64().unwrap();
+        let split: Vec<String> = stages.iter().map(|stage| layers(stage).to_string()).collect();
+        let model = setup::smollm2().to_str().unwrap();
+        let plan = [model, "--ctx", "512", "--parallel", "1", "--split", &split.join(","), "--json"];
+        let plan: Value = serde_json::from_str(&said("plan", &cluster, &plan)).unwrap();
+        let streamed = plan["streamed"].as_array().unwrap();
+        println!("{workers} of {memory}: {streamed:?}");
+        assert!(streamed.iter().any(|stage| stage["layers"].as_u64().unwrap() > 0), "{plan:#}");
+        for (served, planned) in stages.iter().zip(plan["stages"].as_array().unwrap()) {
+            for what in ["weight_bytes", "cache_bytes", "workspace_bytes"] {
+                assert_eq!(served[what], planned[what], "{what} of {served:#}");
+            }
+            let taken =
+                ["weight_bytes", "cache_bytes", "workspace_bytes"].map(|what| served[what].as_u64().unwrap());
+            assert!(taken.iter().sum::<u64>() <= bytes, "{served:#}");
+        }
+        let resident: u64 = stages.iter().map(|stage| stage["weight_bytes"].as_u64().unwrap()).sum();
+        assert!(
+            resident < status["model"]["weight_bytes"].as_u64().unwrap(),
+            "nothing is streamed: {status:#}"
+        );
+        cluster.stop();
+    }
 }
 
 #[test]

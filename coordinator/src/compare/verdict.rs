@@ -1,8 +1,11 @@
 //! What follows from a comparison: whether to split, for one stream and for many.
 
+use brigade_shard::plan::WORTHWHILE_GAIN;
+
 use super::{ComparisonVerdict, Figure, Quantity, Side, SideKind};
 
-/// What follows from what was measured. A side counts as faster only where the intervals of both do not overlap.
+/// What follows from what was measured. A side counts as faster only where the intervals of both do not overlap, and
+/// splitting pays from the same gain on that plans ask of it.
 pub fn verdict(sides: &[Side]) -> ComparisonVerdict {
     let one_box =
         sides.iter().find(|side| matches!(side.kind, SideKind::OneBox | SideKind::OneBoxWithOffload));
@@ -24,8 +27,8 @@ pub fn verdict(sides: &[Side]) -> ComparisonVerdict {
         false => sentences.join(" "),
     };
     ComparisonVerdict {
-        split_for_one_stream: for_one.and_then(|compared| compared.cluster_is_faster()),
-        split_for_many_streams: for_many.and_then(|compared| compared.cluster_is_faster()),
+        split_for_one_stream: for_one.and_then(|compared| compared.splitting_pays()),
+        split_for_many_streams: for_many.and_then(|compared| compared.splitting_pays()),
         text,
     }
 }
@@ -67,6 +70,12 @@ impl<'a> Compared<'a> {
         }
     }
 
+    /// `None` where nobody knows which is faster.
+    fn splitting_pays(&self) -> Option<bool> {
+        let is_faster = self.cluster_is_faster()?;
+        Some(is_faster && self.cluster.mean > self.one_box.mean * WORTHWHILE_GAIN)
+    }
+
     fn sentence(&self) -> String {
         let (one, cluster) = (self.one_box.mean, self.cluster.mean);
         let streams = match self.streams {
@@ -74,17 +83,23 @@ impl<'a> Compared<'a> {
             streams => format!("{streams} streams"),
         };
         let speeds = format!("{cluster:.1} tokens/s against {one:.1} on one box");
-        match self.cluster_is_faster() {
-            Some(true) => {
+        match (self.cluster_is_faster(), self.splitting_pays()) {
+            (Some(true), Some(true)) => {
                 format!("Splitting pays for {streams}: {speeds}, {:.2} times as much.", cluster / one)
             }
-            Some(false) => {
+            (Some(true), _) => {
+                let (more, wanted) = ((cluster / one - 1.0) * 100.0, (WORTHWHILE_GAIN - 1.0) * 100.0);
+                format!(
+                    "Don't split for {streams}: {speeds}, {more:.0}% more, and {wanted:.0}% are worth it."
+                )
+            }
+            (Some(false), _) => {
                 format!("Don't split for {streams}: {speeds}, {:.0}% less.", (1.0 - cluster / one) * 100.0)
             }
-            None if self.one_box.interval.is_none() => {
+            (None, _) if self.one_box.interval.is_none() => {
                 format!("For {streams}, {speeds}; one round says nothing about how sure that is.")
             }
-            None => format!("For {streams} there is no difference to be sure of: {speeds}."),
+            (None, _) => format!("For {streams} there is no difference to be sure of: {speeds}."),
         }
     }
 }
@@ -123,6 +138,19 @@ mod tests {
         let found = verdict(&[one, noisy]);
         assert_eq!((found.split_for_one_stream, found.split_for_many_streams), (None, None));
         assert!(found.text.contains("no difference to be sure of"), "{}", found.text);
+    }
+
+    #[test]
+    fn a_cluster_that_is_hardly_faster_is_not_worth_its_machines() {
+        let one = side(SideKind::OneBox, &[(1, [100.0, 100.1, 99.9]), (8, [100.0, 100.1, 99.9])]);
+        let cluster = side(SideKind::Cluster, &[(1, [104.0, 104.1, 103.9]), (8, [106.0, 106.1, 105.9])]);
+        let found = verdict(&[one, cluster]);
+        assert_eq!((found.split_for_one_stream, found.split_for_many_streams), (Some(false), Some(true)));
+        assert_eq!(
+            found.text,
+            "Don't split for one stream: 104.0 tokens/s against 100.0 on one box, 4% more, and 5% are worth it. Splitting \
+             pays for 8 streams: 106.0 tokens/s against 100.0 on one box, 1.06 times as much."
+        );
     }
 
     #[test]
