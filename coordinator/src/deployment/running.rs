@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
-    ConnectStage, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState, ToWorker,
+    Capabilities, ConnectStage, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState,
+    ToWorker,
 };
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
@@ -48,6 +49,8 @@ pub struct StageRun {
     pub worker: WorkerId,
     /// That worker's name, for people.
     pub name: String,
+    /// Where it computes, if that is on processors that others may share.
+    pub(super) seat: Option<Seat<String>>,
     /// What was planned.
     pub planned: PlannedStage,
     /// How far it has come.
@@ -90,10 +93,14 @@ pub(super) struct Running {
     pub(super) plan: Plan,
     pub(super) room: StageRoom,
     pub(super) stages: Vec<StageRun>,
-    /// Stages with more threads than the machine that they share has processors.
-    crowds: Vec<Crowd>,
     /// Whether results have the same bits on any such stages.
     exact: bool,
+}
+
+/// Where a worker computes, if its machine's processors do.
+fn seat(own: &Capabilities) -> Option<Seat<String>> {
+    let (host, threads) = (own.shared_host?, f64::from(own.threads));
+    Some(Seat { machine: own.host.clone(), processors: f64::from(host.processors.max(1)), threads })
 }
 
 impl Running {
@@ -112,6 +119,7 @@ impl Running {
             Some(StageRun {
                 worker: member.id.clone(),
                 name: member.capabilities.name.clone(),
+                seat: seat(&member.capabilities),
                 planned: planned.clone(),
                 progress: Progress::Loading,
                 loaded_share: 0.0,
@@ -133,12 +141,6 @@ impl Running {
             let member = members.member(&stage.worker);
             member.is_some_and(|member| member.capabilities.device == DeviceKind::Cpu)
         };
-        let seat = |stage: &StageRun| {
-            let own = &members.member(&stage.worker)?.capabilities;
-            let (host, threads) = (own.shared_host?, f64::from(own.threads));
-            Some(Seat { machine: own.host.clone(), processors: f64::from(host.processors.max(1)), threads })
-        };
-        let crowds = Crowd::among(&stages.iter().map(seat).collect::<Vec<_>>());
         let exact = settings.wire == WireDtype::F32 && stages.iter().all(on_cpu);
         let room = StageRoom {
             cache_tokens: plan.cache_tokens,
@@ -148,7 +150,7 @@ impl Running {
             cache_dtype: settings.cache_dtype,
         };
         let fence = Fence { incarnation: settings.incarnation, epoch };
-        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, crowds, exact })
+        Some(Running { step: Step::Persisting, since: now, fence, plan, room, stages, exact })
     }
 
     /// Whether another plan over `workers`, its devices, has the same stages in the same places.
@@ -231,11 +233,12 @@ impl Running {
             decode_s: stage.decode_ms / 1e3,
             prefill_s_per_row: stage.prefill_ms_per_token / 1e3,
         };
+        let seats: Vec<_> = self.stages.iter().map(|stage| stage.seat.clone()).collect();
         Pipeline {
             fence: self.fence,
             deployment: settings.id,
             stages: self.plan.stages.iter().map(predicted).collect(),
-            crowds: self.crowds.clone(),
+            crowds: Crowd::among(&seats),
             room: self.room,
             exact: self.exact,
         }
