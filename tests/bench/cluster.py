@@ -57,6 +57,8 @@ class Cluster:
         self.home = tempfile.TemporaryDirectory()
         self.processes, self.warm = [], False
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIGADE_", "XDG_"))}
+        # Workers measure their device anew, whatever those of clusters before found.
+        self.environment["TMPDIR"] = self.home.name
         workers = hosts[1:]
         control, self.http_port = CONTROL_PORT, HTTP_PORT
         if network is None:

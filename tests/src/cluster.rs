@@ -59,6 +59,12 @@ impl Up {
         self.args(["--memory", size])
     }
 
+    /// Lets the workers measure their device themselves, whatever others of this machine found.
+    pub fn measured_anew(mut self) -> Up {
+        self.command.env("TMPDIR", self.runtime.path());
+        self
+    }
+
     /// Further arguments.
     pub fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Up {
         self.command.args(arguments);

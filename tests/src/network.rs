@@ -46,7 +46,8 @@ pub fn serve_with(
         command
             .args(["--memory", memory, "--threads", "1", "--models"])
             .arg(model.parent().expect("a file has a folder"));
-        Process::start(command.env("BRIGADE_TOKEN", &token))
+        // What workers of other clusters found out about this machine is not taken.
+        Process::start(command.env("BRIGADE_TOKEN", &token).env("TMPDIR", home))
     };
     let workers = (1..=workers).map(join).collect();
     let url = coordinator.wait_for("address", START, served_url);

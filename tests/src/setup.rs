@@ -107,7 +107,7 @@ pub fn python() -> &'static Path {
 }
 
 /// A Python interpreter with the server of `llama-cpp-python`. The environment is made where it is asked for by
-/// [`LLAMA_SERVER`]: compiling llama.cpp takes many minutes.
+/// `BRIGADE_LLAMA_SERVER`: compiling llama.cpp takes many minutes.
 ///
 /// # Errors
 /// Where it is not there or cannot be made, for people.

@@ -160,7 +160,7 @@ fn agree(clear: Option<Better>, case: impl Fn() -> Result<Vec<Said>, Failed>) ->
 /// Two workers of this machine with so much memory each; drafts are off, which no plan reckons with.
 fn on_this_machine(memory: &str, context: &str, more: &[&str]) -> Result<Vec<Said>, Failed> {
     let settings = ["--ctx", context, "--parallel", &MANY.to_string(), "--no-speculation"];
-    let cluster = Up::new(setup::smollm2()).workers(2).memory(memory).args(settings);
+    let cluster = Up::new(setup::smollm2()).workers(2).memory(memory).measured_anew().args(settings);
     let cluster = cluster.args(more.iter().copied()).start();
     let home = tempfile::tempdir()?;
     let command = |command: &str| {
