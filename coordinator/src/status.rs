@@ -467,6 +467,9 @@ pub struct StageStatus {
     pub state: String,
     /// Share of the weights read, from 0 to 1.
     pub loaded: f64,
+    /// How many of its layers, the last of them, are read again for every step.
+    #[serde(default)]
+    pub streamed_layers: u32,
     /// Bytes of weights.
     pub weight_bytes: u64,
     /// Bytes of KV cache.

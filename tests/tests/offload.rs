@@ -182,7 +182,7 @@ fn clusters_with_too_little_memory_stream_and_answer_as_one_box_that_holds_all()
         let status: Value = serde_json::from_str(&said("status", &cluster, &["--json"])).unwrap();
         let stages = status["stages"].as_array().unwrap();
         assert_eq!(stages.len(), workers, "{status:#}");
-        // The same cut, planned anew: what it says of streamed layers is what is served, by the memory that they leave.
+        // The same cut, planned anew, streams as many layers.
         let layers =
             |stage: &Value| stage["layer_end"].as_u64().unwrap() - stage["layer_start"].as_u64().unwrap();
         let split: Vec<String> = stages.iter().map(|stage| layers(stage).to_string()).collect();
@@ -192,6 +192,8 @@ fn clusters_with_too_little_memory_stream_and_answer_as_one_box_that_holds_all()
         let streamed = plan["streamed"].as_array().unwrap();
         println!("{workers} of {memory}: {streamed:?}");
         assert!(streamed.iter().any(|stage| stage["layers"].as_u64().unwrap() > 0), "{plan:#}");
+        let sum = |all: &[Value], what: &str| all.iter().filter_map(|one| one[what].as_u64()).sum::<u64>();
+        assert_eq!(sum(stages, "streamed_layers"), sum(streamed, "layers"), "{status:#} {plan:#}");
         for (served, planned) in stages.iter().zip(plan["stages"].as_array().unwrap()) {
             for what in ["weight_bytes", "cache_bytes", "workspace_bytes"] {
                 assert_eq!(served[what], planned[what], "{what} of {served:#}");

@@ -112,6 +112,7 @@ impl Sources<'_> {
             head: shard.head,
             state: stage.progress.as_str().into(),
             loaded: stage.loaded_share,
+            streamed_layers: stage.planned.streamed_layers as u32,
             weight_bytes: weights.0,
             cache_bytes: cache.0,
             workspace_bytes: workspace.0,

@@ -99,8 +99,7 @@ pub(super) struct Running {
 
 /// Where a worker computes, if its machine's processors do.
 fn seat(own: &Capabilities) -> Option<Seat<String>> {
-    let (host, threads) = (own.shared_host?, f64::from(own.threads));
-    Some(Seat { machine: own.host.clone(), processors: f64::from(host.processors.max(1)), threads })
+    Some(Seat::of(own.host.clone(), &own.shared_host?, f64::from(own.threads)))
 }
 
 impl Running {

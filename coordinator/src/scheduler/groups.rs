@@ -4,8 +4,8 @@
 //!
 //! `cycle(G) = max(G * fixed + S * per_row of the slowest stage, sum over stages of t(ceil(S / G)) + wire)`
 //!
-//! The first is what the slowest stage computes in a cycle: one step per group; or what a machine does on which several
-//! stages have more threads than there are processors. Steps of few rows cost nearly as much as steps of many, so more
+//! The first is what the slowest stage computes in a cycle: one step per group; or what a machine does that several
+//! stages crowd. Steps of few rows cost nearly as much as steps of many, so more
 //! groups than needed cost throughput. The second is a step's own way round: with too few groups
 //! stages wait for it. Over slow links more groups than stages pay, since a step on the wire keeps no stage busy.
 
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn stages_that_crowd_their_machine_get_fewer_groups_than_stages() {
-        let seat = |machine| Some(Seat { machine, processors: 2.0, threads: 1.0 });
+        let seat = |machine| Some(Seat { machine, share: 0.5 });
         let chosen = |machines: [u32; 3]| {
             let times = crowded_times(&[(10.0, 1.0); 3], Crowd::among(&machines.map(seat)), 0);
             Groups::new().adapt(&times, 12, 0)

@@ -75,7 +75,7 @@ pub struct Pipeline {
     pub deployment: DeploymentId,
     /// What the plan predicts of each stage; at least one.
     pub stages: Vec<StagePrediction>,
-    /// Which of them have more threads than the machine that they share has processors.
+    /// Which of them would do more together than the machine that they share can.
     pub crowds: Vec<Crowd>,
     /// What every stage can hold.
     pub room: StageRoom,

@@ -52,12 +52,19 @@ fn speedup(threads: f64, host: &SharedHost) -> f64 {
     1.0 + each * (threads.clamp(1.0, others + 1.0) - 1.0)
 }
 
+impl<M> Seat<M> {
+    /// That of so many threads on `machine`, whose processors are `host`.
+    pub fn of(machine: M, host: &SharedHost, threads: f64) -> Seat<M> {
+        let processors = f64::from(host.processors.max(1));
+        Seat { machine, share: speedup(threads, host) / speedup(processors, host) }
+    }
+}
+
 /// Where a device computes, where it shares a machine with others.
 pub(super) fn seat(device: &PlanDevice, input: &PlanInput) -> Option<Seat<usize>> {
     let machine = device.host?;
     let host = input.hosts.get(machine)?;
-    let (processors, threads) = (f64::from(host.processors.max(1)), threads(device, host));
-    Some(Seat { machine, processors, threads })
+    Some(Seat::of(machine, host, threads(device, host)))
 }
 
 /// Compute threads of a device. Where it is not known how many it has, they are taken to be the share of the processors

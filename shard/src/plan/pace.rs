@@ -23,14 +23,12 @@ pub fn groups_cost(cycle_s: f64, busy_s: f64) -> f64 {
 pub struct Seat<M> {
     /// The machine.
     pub machine: M,
-    /// Processors of the machine.
-    pub processors: f64,
-    /// Threads of the stage.
-    pub threads: f64,
+    /// What the stage's threads do of all that the machine's processors do together, from 0 to 1.
+    pub share: f64,
 }
 
-/// Stages of one machine whose threads are more than its processors: while all of them compute, some wait, and the machine
-/// as a whole decides how fast they go on.
+/// Stages of one machine whose threads would do more together than its processors can, since they are more, or processors
+/// share cores: while all of them compute they hold each other up, and the machine as a whole decides how fast they go on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Crowd {
     /// Stages, each with the share of the machine that it keeps busy.
@@ -42,8 +40,8 @@ impl Crowd {
     pub fn among<M: PartialEq>(seats: &[Option<Seat<M>>]) -> Vec<Crowd> {
         let mut machines: Vec<(&M, Vec<(usize, f64)>)> = Vec::new();
         for (stage, seat) in seats.iter().enumerate() {
-            let Some(Seat { machine, processors, threads }) = seat else { continue };
-            let share = (stage, (threads / processors).min(1.0));
+            let Some(Seat { machine, share }) = seat else { continue };
+            let share = (stage, *share);
             match machines.iter_mut().find(|(known, _)| *known == machine) {
                 Some((_, shares)) => shares.push(share),
                 None => machines.push((machine, vec![share])),
@@ -88,14 +86,18 @@ pub fn even_chunk(left: usize, rows: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::SharedHost;
 
     #[test]
-    fn stages_with_more_threads_than_their_machine_has_processors_are_a_crowd() {
-        let seat = |machine, processors, threads| Some(Seat { machine, processors, threads });
-        assert_eq!(Crowd::among(&[seat("a", 2.0, 1.0), seat("a", 2.0, 1.0), None]), []);
-        assert_eq!(Crowd::among(&[seat("a", 2.0, 4.0), seat("b", 2.0, 1.0)]), []);
-        let three =
-            [seat("a", 2.0, 1.0), None, seat("a", 2.0, 1.0), seat("b", 8.0, 1.0), seat("a", 2.0, 1.0)];
+    fn stages_that_would_do_more_than_their_machine_can_are_a_crowd() {
+        let host = |processors, speedup| SharedHost { bandwidth_bytes_per_s: 1e9, processors, speedup };
+        let seat = |machine, threads| Some(Seat::of(machine, &host(2, 2.0), threads));
+        assert_eq!(Crowd::among(&[seat("a", 1.0), seat("a", 1.0), None]), []);
+        assert_eq!(Crowd::among(&[seat("a", 4.0), seat("b", 1.0)]), []);
+        let cores = Some(Seat::of("a", &host(2, 1.5), 1.0));
+        assert_eq!(Crowd::among(&[cores, cores])[0].busy_s(|_| 3.0), 4.0, "processors that share a core");
+        let elsewhere = Some(Seat::of("b", &host(8, 8.0), 1.0));
+        let three = [seat("a", 1.0), None, seat("a", 1.0), elsewhere, seat("a", 1.0)];
         let found = Crowd::among(&three);
         assert_eq!(found, [Crowd { shares: vec![(0, 0.5), (2, 0.5), (4, 0.5)] }]);
         assert_eq!(found[0].busy_s(|stage| stage as f64), 3.0);

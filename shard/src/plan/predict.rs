@@ -372,8 +372,8 @@ impl Pipeline<'_> {
 struct Cycle {
     /// Seconds from one token of a sequence to its next.
     cycle_s: f64,
-    /// By which the scheduler chooses: it knows of machines that are crowded, and nothing of what their processors or their
-    /// memory give to several stages together.
+    /// By which the scheduler chooses: it knows of machines that are crowded, and nothing of what their memory gives to
+    /// several stages together.
     cost_s: f64,
 }
 
@@ -399,7 +399,7 @@ impl<'a> Busy<'a> {
         self.stages.iter().map(|(busy_s, _)| *busy_s).fold(0.0, f64::max)
     }
 
-    /// Seconds that the busiest machine is which has more threads than processors.
+    /// Seconds that the busiest of the crowded machines is.
     fn crowds_s(&self) -> f64 {
         let input = self.pipeline.predictor.input;
         let seats = self.pipeline.stages.iter().map(|stage| seat(&input.devices[stage.device], input));

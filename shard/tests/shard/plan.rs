@@ -12,7 +12,7 @@ use brigade_shard::plan::{
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
-use crate::clock::computed;
+use crate::clock::{computed, longest};
 use crate::random::Random;
 use crate::tiny_llama;
 
@@ -504,8 +504,9 @@ fn sixteen_different_devices_and_126_layers_are_planned_at_once() {
             check(&plan(&cost, &input).unwrap(), &cost, &input);
             computed() - started
         });
-        let in_time = times.any(|time| time < Duration::from_millis(100));
-        assert!(in_time, "no plan within 100 ms in 40 runs with a context of {context:?}");
+        let limit = longest(Duration::from_millis(100));
+        let in_time = times.any(|time| time < limit);
+        assert!(in_time, "no plan within {limit:?} in 40 runs with a context of {context:?}");
     }
 }
 
