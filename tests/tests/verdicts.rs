@@ -173,8 +173,12 @@ fn on_this_machine(memory: &str, context: &str, more: &[&str]) -> Result<Vec<Sai
     Ok(said)
 }
 
+/// Of one stream alone: with several, two workers of a machine that others use, too, are now faster than one and now slower.
 fn equal_boxes() -> Result<(), Failed> {
-    agree(None, || on_this_machine("300MiB", "512", &[]))
+    agree(None, || {
+        let said = on_this_machine("300MiB", "512", &[])?;
+        Ok(said.into_iter().filter(|said| said.streams == 1).collect())
+    })
 }
 
 /// The cache of the long context fills most of one box, which reads nearly all layers for every step; two hold all.
