@@ -11,24 +11,36 @@ import links
 from compare import say
 
 
-def parser(description, cases):
-    """The flags that all of them have."""
+def parser(description, cases=()):
+    """The flags that all of them have, and `--only` where there are several cases."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(cases), help=f"of {', '.join(cases)}")
+    if cases:
+        parser.add_argument("--only", type=lambda text: text.split(","), default=list(cases), help=f"of {', '.join(cases)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=pathlib.Path, default=compare.REPOSITORY / "target/bench", help="folder for models and results")
     parser.add_argument("--bin", type=pathlib.Path, help="folder of a brigade and a brigade-worker that are built already")
     return parser
 
 
-def parse(parser, cases):
-    """What was typed; the work folder is there then."""
+def add_model(parser, name):
+    """The flag that names the file of the model `name`, which is in the work folder otherwise."""
+    parser.add_argument("--model", type=pathlib.Path, help=f"{name}.gguf, where it is not in the work folder")
+    parser.set_defaults(model_name=name)
+
+
+def parse(parser, cases=()):
+    """What was typed; the work folder is there then, and so is the model, where one is named."""
     args = parser.parse_args()
-    unknown = [case for case in args.only if case not in cases]
+    unknown = [case for case in args.only if case not in cases] if cases else []
     if unknown:
         parser.error(f"there is no case {', '.join(unknown)}: choose from {', '.join(cases)}")
     if args.rounds < 1:
         parser.error("rounds start at 1")
+    if "model_name" in args:
+        args.model = args.model or args.work / f"{args.model_name}.gguf"
+        if not args.model.exists():
+            parser.error(f"there is no {args.model}: make it with make_model.py, or name it with --model")
+        args.model = args.model.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     return args
 

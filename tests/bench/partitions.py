@@ -12,18 +12,17 @@ The model is llama-1b-32k-q4_k_m of the work folder (make_model.py makes it; pip
 the work folder after each round. Let nothing else run meanwhile.
 """
 
-import argparse
 import datetime
 import http.client
 import json
 import os
-import pathlib
 import statistics
-import sys
 import time
 
+import cases
 import compare
 from cluster import Cluster, Programs
+from compare import say
 
 MODEL = "llama-1b-32k-q4_k_m"
 # As cluster.py calls them.
@@ -34,10 +33,6 @@ SETTLE_TOKENS = 24
 SWITCH_S, POLL_S = 120, 0.1
 # Of what the best one does, the least that the chosen one does: less than what makes the planner take another stage.
 WANTED = 0.05
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 class Pair:
@@ -124,15 +119,9 @@ def verdict(found):
 
 
 def table(results):
-    machine, found = results["machine"], results["verdict"]
+    found = results["verdict"]
     stretch = " and ".join(f"{factor:g}" for factor in results["stretch"])
-    lines = [
-        f"{results['date']}, {machine['processors']} processors, {machine['memory_gib']:.0f} GiB, {machine['system']}; Brigade "
-        f"{results['commit']}, {results['model']}, workers stretched {stretch} times, {results['streams']} streams; medians of {results['rounds']} round(s).",
-        "",
-    ]
-    if machine["busiest"] > compare.QUIET_LOAD + len(results["stretch"]):
-        lines += [f"**The machine was doing other things, too (load up to {machine['busiest']:.1f}): read no more than trends.**", ""]
+    lines = cases.heading(results, f"{results['model']}, workers stretched {stretch} times, {results['streams']} streams")
     lines += ["| layers, in the pipeline's order | predicted | measured | of the chosen one's (rounds) |", "|---|--:|--:|--:|"]
     for row in results["rows"]:
         what = f"**{row['stages']}** (chosen)" if row["is_chosen"] else row["stages"]
@@ -149,29 +138,21 @@ def factors(text):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cases.parser(__doc__)
+    cases.add_model(parser, MODEL)
     parser.add_argument("--stretch", type=factors, default=[1, 2], help="how many times as long each worker's steps take as they need")
     parser.add_argument("--streams", type=int, default=STREAMS)
     parser.add_argument("--every", type=int, default=1, help="take every so many of the cuts")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=pathlib.Path, default=compare.REPOSITORY / "target/bench", help="folder for models and results")
-    parser.add_argument("--bin", type=pathlib.Path, help="folder of a brigade and a brigade-worker that are built already")
-    parser.add_argument("--model", type=pathlib.Path, help=f"{MODEL}.gguf, where it is not in the work folder")
-    args = parser.parse_args()
+    args = cases.parse(parser)
     if len(args.stretch) != 2 or min(args.stretch) < 1:
         parser.error("--stretch is two numbers from 1, one for each worker")
-    if min(args.rounds, args.streams, args.every) < 1:
-        parser.error("rounds, streams and every so many start at 1")
-    args.model = args.model or args.work / f"{MODEL}.gguf"
-    if not args.model.exists():
-        parser.error(f"there is no {args.model}: make it with make_model.py, or name it with --model")
-    args.model = args.model.resolve()
+    if min(args.streams, args.every) < 1:
+        parser.error("streams and every so many start at 1")
     return args
 
 
 def main():
     args = arguments()
-    args.work.mkdir(parents=True, exist_ok=True)
     programs = Programs(args.bin, say)
     began = datetime.datetime.now(datetime.timezone.utc)
     results = {

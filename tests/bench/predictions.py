@@ -12,7 +12,6 @@ cases that name it. Writes predictions.json and predictions.md to the work folde
 """
 
 import json
-import pathlib
 import statistics
 import sys
 import time
@@ -127,13 +126,8 @@ def table(results):
 
 def arguments():
     parser = cases.parser(__doc__, CASES)
-    parser.add_argument("--model", type=pathlib.Path, help=f"{MODEL}.gguf, where it is not in the work folder")
-    args = cases.parse(parser, CASES)
-    args.model = args.model or args.work / f"{MODEL}.gguf"
-    if not args.model.exists():
-        parser.error(f"there is no {args.model}: make it with make_model.py, or name it with --model")
-    args.model = args.model.resolve()
-    return args
+    cases.add_model(parser, MODEL)
+    return cases.parse(parser, CASES)
 
 
 def main():

@@ -10,9 +10,8 @@ use brigade_tests::process::{Run, run_measured};
 use brigade_tests::setup;
 use serde_json::Value;
 
-/// Longest time from the start of a command to its end: a second is promised, and machines that tests run on may be half as
-/// fast.
-const DEADLINE: Duration = Duration::from_secs(2);
+/// Longest time from the start of a command to its end.
+const DEADLINE: Duration = Duration::from_secs(1);
 /// Most memory that a command takes.
 const MEMORY: u64 = 200_000_000;
 /// Times that a command may try to keep the deadline on a machine that does other things too.

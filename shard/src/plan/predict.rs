@@ -135,7 +135,10 @@ impl<'a> Predictor<'a> {
             device,
             work: StageWork::of(self.cost, range, streamed, bytes),
         };
-        Pipeline { predictor: self, stages: stages.map(stage).collect() }
+        let stages: Vec<Stage> = stages.map(stage).collect();
+        let seats = stages.iter().map(|stage| seat(&self.input.devices[stage.device], self.input));
+        let crowds = Crowd::among(&seats.collect::<Vec<_>>());
+        Pipeline { predictor: self, stages, crowds }
     }
 
     fn one_stage_s(&self, device: usize, range: LayerRange, step: StepShape) -> f64 {
@@ -241,6 +244,8 @@ struct Stage {
 pub(super) struct Pipeline<'a> {
     predictor: &'a Predictor<'a>,
     stages: Vec<Stage>,
+    /// Stages that hold each other up.
+    crowds: Vec<Crowd>,
 }
 
 impl Pipeline<'_> {
@@ -401,10 +406,8 @@ impl<'a> Busy<'a> {
 
     /// Seconds that the busiest of the crowded machines is.
     fn crowds_s(&self) -> f64 {
-        let input = self.pipeline.predictor.input;
-        let seats = self.pipeline.stages.iter().map(|stage| seat(&input.devices[stage.device], input));
-        let crowds = Crowd::among(&seats.collect::<Vec<_>>());
-        crowds.iter().map(|crowd| crowd.busy_s(|stage| self.stages[stage].0)).fold(0.0, f64::max)
+        let busy_s = |crowd: &Crowd| crowd.busy_s(|stage| self.stages[stage].0);
+        self.pipeline.crowds.iter().map(busy_s).fold(0.0, f64::max)
     }
 
     /// The least time in which the machines do what the stages on them do, where several share one.

@@ -44,6 +44,7 @@ fn sixteen_devices_and_126_layers_are_planned_at_once_whatever_the_plan_is_for()
         eight
     };
     let at_once = longest(Duration::from_millis(100));
+    println!("here {at_once:?} are allowed for 100 ms");
     // Trying every order takes a little longer than trying the most promising.
     let exact = longest(Duration::from_millis(400));
     for (name, given, limit) in [

@@ -5,7 +5,7 @@
 //! pages first, as loaded weights are.
 //!
 //! Workers of one machine measure one after another, since each would make the others look slow, and those that are alike
-//! and start together share what the first of them found.
+//! and start within some minutes share what the first of them found.
 
 mod between;
 mod measure;
