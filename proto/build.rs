@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["control.proto", "frame.proto"], ["proto"])?;
+    let files = protox::compile(["control.proto", "delivery.proto", "frame.proto"], ["proto"])?;
     tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
     Ok(())
 }

@@ -23,6 +23,7 @@ pub mod progress;
 mod recent;
 pub mod render;
 pub mod scheduler;
+mod shelf;
 pub mod signals;
 pub mod state_dir;
 pub mod status;

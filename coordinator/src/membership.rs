@@ -164,6 +164,13 @@ impl Member {
         addresses
     }
 
+    /// Where it gives weights to others; nowhere if it does not.
+    pub fn delivery_addresses(&self) -> Vec<SocketAddr> {
+        let port = self.capabilities.delivery_port;
+        let given = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
+        if port == 0 { Vec::new() } else { self.data_addresses().iter().map(given).collect() }
+    }
+
     /// Where its data plane is if it is where it is seen.
     pub fn home(&self) -> Option<SocketAddr> {
         let port = self.capabilities.data_addresses.first()?.port();

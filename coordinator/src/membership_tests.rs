@@ -20,6 +20,7 @@ fn attached(session: u64, name: &str) -> Event {
         bandwidth_bytes_per_s: 1e9,
         flops_per_s: 1e9,
         data_addresses: Vec::new(),
+        delivery_port: 0,
         stretch: 1.0,
         kernel_speeds: Vec::new(),
         shared_host: None,

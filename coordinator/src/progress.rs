@@ -75,7 +75,10 @@ impl Bars {
         }
         for (bar, stage) in self.stages.iter().zip(&status.stages) {
             bar.set_position((stage.loaded.clamp(0.0, 1.0) * BAR_STEPS as f64) as u64);
-            bar.set_message(stage.state.clone());
+            bar.set_message(match &stage.delivery {
+                Some(delivery) => format!("{}, {delivery}", stage.state),
+                None => stage.state.clone(),
+            });
         }
     }
 
@@ -134,7 +137,9 @@ impl ProgressLines {
             return None;
         }
         let percent = f64::from(part) * 100.0 / PLAIN_PARTS;
-        Some(format!("stage {} on {}: {}: {percent:.0}% loaded", stage.stage, stage.name, stage_shard(stage)))
+        let fetched = stage.delivery.as_ref().map_or(String::new(), |delivery| format!(", {delivery}"));
+        let shard = stage_shard(stage);
+        Some(format!("stage {} on {}: {shard}: {percent:.0}% loaded{fetched}", stage.stage, stage.name))
     }
 }
 

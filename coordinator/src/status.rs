@@ -1,5 +1,8 @@
 //! The cluster's state as `/api/status` gives it and `brigade status` shows it.
 
+use std::fmt;
+
+use brigade_shard::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// All of it, at one moment.
@@ -467,6 +470,9 @@ pub struct StageStatus {
     pub state: String,
     /// Share of the weights read, from 0 to 1.
     pub loaded: f64,
+    /// What of its weights comes from other machines; `None` where all of them are there, or it is loaded.
+    #[serde(default)]
+    pub delivery: Option<DeliveryStatus>,
     /// How many of its layers, the last of them, are read again for every step.
     #[serde(default)]
     pub streamed_layers: u32,
@@ -531,6 +537,42 @@ pub struct StageTotals {
     pub sent_bytes: u64,
 }
 
+/// How weights come from other machines.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeliveryStatus {
+    /// Bytes that have come.
+    pub fetched_bytes: u64,
+    /// Bytes that were missing.
+    pub wanted_bytes: u64,
+    /// Bytes per second, lately.
+    pub bytes_per_s: f64,
+    /// How long the rest takes at that, in seconds; `None` while nothing comes.
+    pub eta_s: Option<f64>,
+    /// Where they come from, whoever gave most first.
+    pub sources: Vec<String>,
+}
+
+impl fmt::Display for DeliveryStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} fetched", Bytes(self.fetched_bytes), Bytes(self.wanted_bytes))?;
+        if let Some(source) = self.sources.first() {
+            write!(f, " from {source}")?;
+        }
+        if self.sources.len() > 1 {
+            write!(f, " and {} more", self.sources.len() - 1)?;
+        }
+        if self.bytes_per_s > 0.0 {
+            write!(f, " at {:.0} MB/s", self.bytes_per_s / 1e6)?;
+        }
+        match self.eta_s {
+            Some(left) if left >= 120.0 => write!(f, ", {:.0} min left", left / 60.0),
+            Some(left) if left >= 1.0 => write!(f, ", {left:.0} s left"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
@@ -568,6 +610,12 @@ pub struct WorkerStatus {
     pub sequences: u32,
     /// Cache tokens in use on it.
     pub cache_tokens_used: u32,
+    /// Bytes of weights that it has got from other machines since it started.
+    #[serde(default)]
+    pub fetched_bytes: u64,
+    /// Bytes of weights that it has given to others.
+    #[serde(default)]
+    pub given_bytes: u64,
     /// Frames it dropped because their fence was not the active one.
     pub frames_fenced: u64,
     /// How it is.

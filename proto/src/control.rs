@@ -11,7 +11,7 @@ use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 10;
+pub const PROTOCOL_VERSION: u32 = 11;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,8 @@ pub struct Capabilities {
     pub flops_per_s: f64,
     /// Where its data plane can be reached.
     pub data_addresses: Vec<SocketAddr>,
+    /// The UDP port at the same addresses that gives weights to others; 0 where none does.
+    pub delivery_port: u16,
     /// How many times as long as its device needs it takes for every step: 1, but for measurements.
     pub stretch: f64,
     /// How fast its kernels are by type of matrix and rows at a time, as calibrated.
@@ -268,6 +270,8 @@ pub enum StageState {
         loaded: Bytes,
         /// To be read.
         total: Bytes,
+        /// What comes from other machines; `None` where all of it is here.
+        delivery: Option<DeliveryProgress>,
     },
     /// Weights are resident and the cache is allocated.
     Loaded(StageMemory),
@@ -294,6 +298,19 @@ pub enum StageState {
         /// What is missing.
         reason: String,
     },
+}
+
+/// How weights come from other machines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeliveryProgress {
+    /// Come so far.
+    pub fetched: Bytes,
+    /// All that were missing.
+    pub wanted: Bytes,
+    /// Bytes that come per second, lately.
+    pub bytes_per_s: f64,
+    /// Where they come from, whoever gave most first.
+    pub sources: Vec<Peer>,
 }
 
 /// What a stage takes of its worker's budget.
@@ -325,6 +342,10 @@ pub struct Telemetry {
     pub cache_tokens_used: u32,
     /// Sequences that hold cache.
     pub sequences: u32,
+    /// Bytes of weights that have come from other machines since it started.
+    pub fetched: Bytes,
+    /// Bytes of weights that it has given to others.
+    pub given: Bytes,
     /// Steps computed.
     pub steps: u64,
     /// Frames dropped because their fence was not the active one.

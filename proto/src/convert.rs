@@ -4,7 +4,7 @@
 //! the field. What goes out is only rewritten.
 
 mod control;
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod step;
 
 /// A message from a peer that breaks the protocol.

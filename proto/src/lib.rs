@@ -1,7 +1,7 @@
 //! Everything that crosses a wire between coordinator and workers.
 //!
 //! The control plane is gRPC ([`control`], served by [`control_server`] and dialled by [`control_client`]), the data
-//! plane is QUIC ([`link`]) carrying [`step`] frames; both are mutual TLS with the same [`identity`]. Protobuf types
+//! plane is QUIC ([`link`]) carrying [`step`] frames, and weights on connections of their own ([`delivery`]); both are mutual TLS with the same [`identity`]. Protobuf types
 //! stop at the edge of this crate: callers see the domain types of [`ids`], [`control`], [`sampling`] and [`step`].
 //! What to send and when is decided elsewhere. [`doctor`] looks for what may stand in the way.
 
@@ -13,6 +13,7 @@ mod tls_listener;
 pub mod control;
 pub mod control_client;
 pub mod control_server;
+pub mod delivery;
 pub mod doctor;
 pub mod frame;
 pub mod health;

@@ -8,9 +8,9 @@ mod raw;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
-    CacheDtype, Capabilities, CardTelemetry, ConnectStage, DeviceKind, LinkTelemetry, LoadStage,
-    MachineTelemetry, PROTOCOL_VERSION, ProcessTelemetry, ShortWayEnd, StageMemory, StageReport, StageRoom,
-    StageState, Telemetry, Throttle, ToCoordinator, ToWorker, Welcome,
+    CacheDtype, Capabilities, CardTelemetry, ConnectStage, DeliveryProgress, DeviceKind, LinkTelemetry,
+    LoadStage, MachineTelemetry, PROTOCOL_VERSION, ProcessTelemetry, ShortWayEnd, StageMemory, StageReport,
+    StageRoom, StageState, Telemetry, Throttle, ToCoordinator, ToWorker, Welcome,
 };
 use brigade_proto::control_client::{Attached, ControlError, attach, enrol};
 use brigade_proto::control_server::{AttachSession, RefusalKind, SessionError};
@@ -128,6 +128,8 @@ fn commands() -> Vec<ToWorker> {
 
 fn telemetry() -> Telemetry {
     Telemetry {
+        fetched: Bytes(21),
+        given: Bytes(22),
         resident: Bytes(1),
         peak_resident: Bytes(2),
         cache_tokens_used: 3,
@@ -176,7 +178,17 @@ fn telemetry() -> Telemetry {
 fn reports() -> Vec<ToCoordinator> {
     let deployment = DeploymentId(7);
     let states = [
-        StageState::Loading { loaded: Bytes(1), total: Bytes(u64::MAX) },
+        StageState::Loading { loaded: Bytes(1), total: Bytes(u64::MAX), delivery: None },
+        StageState::Loading {
+            loaded: Bytes(1),
+            total: Bytes(4),
+            delivery: Some(DeliveryProgress {
+                fetched: Bytes(2),
+                wanted: Bytes(3),
+                bytes_per_s: 1.5,
+                sources: vec![Peer::Coordinator],
+            }),
+        },
         StageState::Loaded(StageMemory { weights: Bytes(1), cache: Bytes(2), workspace: Bytes(3) }),
         StageState::Connected { next_address: "10.1.2.3:4".parse().unwrap(), rtt_us: 55 },
         StageState::Active,

@@ -169,6 +169,8 @@ pub struct LayerWork {
     pub attention: AttentionCost,
     /// Values that are read and written beside the products for a row: norms, rope, gates and the residual stream.
     pub passed_values: u64,
+    /// Values that go into products and come out of them for a row; those of experts once for each that a row takes.
+    pub framed_values: u64,
 }
 
 /// What every part of a model costs.
@@ -269,6 +271,11 @@ impl Cost {
     /// What layers compute, one entry per layer.
     pub fn work(&self) -> &[LayerWork] {
         &self.work
+    }
+
+    /// Token ids, each of which has a logit.
+    pub fn vocab(&self) -> u64 {
+        self.widths.vocab
     }
 
     /// The output matrix.
@@ -525,6 +532,7 @@ pub const fn passed_values(hidden: u64, turned: u64, gates: u64) -> u64 {
 fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork {
     let of = &spec.layers[layer];
     let mut products: Vec<Product> = Vec::new();
+    let mut framed_values = 0;
     for (role, tensor) in table.layer(layer).filter(|(role, _)| !role.is_vector()) {
         let experts = match &of.feed_forward {
             FeedForward::Experts(experts) if role.is_per_expert() => {
@@ -532,6 +540,8 @@ fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork 
             }
             _ => None,
         };
+        let sides = tensor.dims.iter().take(2).sum::<u64>();
+        framed_values += sides * experts.map_or(1, |experts| experts.used);
         match products.iter_mut().find(|product| (product.kind, product.experts) == (tensor.kind, experts)) {
             Some(product) => product.weights += tensor.values(),
             None => products.push(Product { kind: tensor.kind, weights: tensor.values(), experts }),
@@ -565,5 +575,5 @@ fn layer_work(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerWork 
         FeedForward::Experts(experts) => experts.used * experts.width + experts.shared_width.unwrap_or(0),
     };
     let passed_values = passed_values(spec.hidden as u64, turned as u64, gates as u64);
-    LayerWork { products, attention, passed_values }
+    LayerWork { products, attention, passed_values, framed_values }
 }

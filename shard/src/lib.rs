@@ -5,6 +5,7 @@
 //! (what the model computes), [`layers::Shard`] (a part of it) and [`plan::Plan`] (who holds which part).
 
 pub mod catalogue;
+pub mod chunks;
 pub mod cost;
 pub mod family;
 pub mod gguf;

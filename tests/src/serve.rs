@@ -31,6 +31,7 @@ pub struct Served {
     arguments: Vec<String>,
     /// What it finds in its environment, and every worker that joins.
     environment: Vec<(String, String)>,
+    model: PathBuf,
 }
 
 impl Served {
@@ -45,7 +46,14 @@ impl Served {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let environment =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments, environment)
+        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments, environment, setup::smollm2().to_owned())
+    }
+
+    /// Serves the model of a file of the test's own.
+    pub fn start_model(model: &Path, arguments: &[&str]) -> Served {
+        let home = tempfile::tempdir().expect("the temporary folder is writable");
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Served::at(home, "127.0.0.1:0", "127.0.0.1:0", arguments, Vec::new(), model.to_owned())
     }
 
     fn at(
@@ -54,11 +62,12 @@ impl Served {
         control: &str,
         arguments: Vec<String>,
         environment: Vec<(String, String)>,
+        model: PathBuf,
     ) -> Served {
         let mut command = brigade(&home);
         command
             .arg("serve")
-            .arg(setup::smollm2())
+            .arg(&model)
             .args(["--http", http, "--control", control])
             .args(&arguments)
             .envs(environment.iter().cloned());
@@ -70,7 +79,7 @@ impl Served {
             let token = words.iter().position(|word| *word == "--token")?;
             Some((words.get(join + 2)?.to_string(), words.get(token + 1)?.trim_matches('\'').to_string()))
         });
-        Served { process, home, token, control, arguments, environment }
+        Served { process, home, token, control, arguments, environment, model }
     }
 
     /// Ends the program at once, as a power cut would, and starts it again at the same addresses; `client` speaks to it.
@@ -88,7 +97,7 @@ impl Served {
     /// Starts the program again after its end, at the same addresses; `client` speaks to it.
     pub fn restart(self, client: &Client) -> Served {
         let http = client.url().trim_start_matches("http://").to_owned();
-        Served::at(self.home, &http, &self.control, self.arguments, self.environment)
+        Served::at(self.home, &http, &self.control, self.arguments, self.environment, self.model)
     }
 
     /// A worker that joins with the coordinator's token.
@@ -104,6 +113,19 @@ impl Served {
     /// A worker that has its models in a folder of its own.
     pub fn join_from(&self, name: &str, memory: &str, models: &Path) -> Joined {
         let settings = Joining { models: models.to_owned(), ..self.joining(name, memory) };
+        self.started(settings, Some(&self.token))
+    }
+
+    /// The same, with more in its environment.
+    pub fn join_from_with(
+        &self,
+        name: &str,
+        memory: &str,
+        models: &Path,
+        environment: &[(String, String)],
+    ) -> Joined {
+        let mut settings = Joining { models: models.to_owned(), ..self.joining(name, memory) };
+        settings.environment.extend_from_slice(environment);
         self.started(settings, Some(&self.token))
     }
 
@@ -183,6 +205,17 @@ impl Joined {
     /// The worker's name.
     pub fn name(&self) -> &str {
         &self.settings.name
+    }
+
+    /// Where it keeps weights that come from other machines.
+    pub fn cache(&self) -> PathBuf {
+        self.settings.home.path().join("state/brigade-worker").join(&self.settings.name).join("cache")
+    }
+
+    /// Ends the program as Ctrl-C does.
+    pub fn stop(&mut self) {
+        self.process.signal(libc::SIGINT);
+        self.process.wait(Duration::from_secs(5));
     }
 
     /// Ends the program at once, as a power cut would, and waits until it is gone.

@@ -106,6 +106,19 @@ pub struct JoinArgs {
     #[arg(long, value_name = "DIR", env = "BRIGADE_MODELS", value_delimiter = ':')]
     pub models: Vec<PathBuf>,
 
+    /// Directory that keeps weights which come from other machines [default: cache in the state directory]
+    #[arg(long, value_name = "DIR", env = "BRIGADE_CACHE")]
+    pub cache: Option<PathBuf>,
+
+    /// The most that --cache may hold, such as 200GiB: what was used the longest ago goes first, and nothing that is in use
+    /// [default: all of the disk but 2%]
+    #[arg(long, value_name = "SIZE", env = "BRIGADE_CACHE_LIMIT")]
+    pub cache_limit: Option<Bytes>,
+
+    /// The share of the time that fetching weights may take while answers are computed, here or where they come from, in percent
+    #[arg(long, value_name = "PERCENT", default_value = "10", env = "BRIGADE_FETCH_SHARE", value_parser = parse_percent)]
+    pub fetch_share: NonZeroU16,
+
     /// Directory that keeps this worker's certificate [default: ~/.local/state/brigade-worker/NAME]
     #[arg(long, value_name = "DIR", env = "BRIGADE_STATE")]
     pub state: Option<PathBuf>,
@@ -138,6 +151,11 @@ pub struct JoinArgs {
     /// End when standard input does: for a supervisor that holds the other end of the pipe
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,
+}
+
+fn parse_percent(text: &str) -> Result<NonZeroU16, String> {
+    let percent = text.trim_end_matches('%').parse().ok().filter(|percent| (1..=100).contains(percent));
+    percent.and_then(NonZeroU16::new).ok_or_else(|| "write a number from 1 to 100".to_owned())
 }
 
 /// How log lines look.

@@ -16,6 +16,7 @@ pub mod candle_backend;
 pub mod cli;
 pub mod cpu;
 pub mod data;
+pub mod delivery;
 pub mod doctor;
 pub mod driver;
 pub mod engine;

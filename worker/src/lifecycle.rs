@@ -12,4 +12,4 @@ mod phase;
 mod preparing;
 
 pub use machine::{KEPT_FOR, MAX_STAGES, PROGRESS_INTERVAL, StageMachine};
-pub use messages::{ConnectId, LoadId, StageCommand, StageEvent};
+pub use messages::{ConnectId, LoadId, Progress, StageCommand, StageEvent};

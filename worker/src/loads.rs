@@ -5,7 +5,7 @@
 //! early by [`Loads::cancel`] and joined when its event is taken up. Weights may also be read ahead of the stage that will
 //! hold them, with [`Loads::find_missing`] and [`Loads::read_missing`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,18 +13,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{DeviceKind, LoadStage, StageMemory};
+use brigade_proto::control::{DeliveryProgress, DeviceKind, LoadStage, StageMemory};
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::step::{StepFrame, WireDtype};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
+use brigade_shard::tensors::{Role, TensorTable};
 use brigade_shard::units::Bytes;
 use tokio::sync::mpsc;
 
 use crate::data::frame_limits;
+use crate::delivery::{Delivered, Delivery, KeptModel, Ticket, WorkerShelf};
 use crate::engine::{Compute, Output, words};
-use crate::lifecycle::{LoadId, MAX_STAGES};
-use crate::models::ModelStore;
+use crate::lifecycle::{LoadId, MAX_STAGES, Progress};
+use crate::models::{ModelError, ModelStore};
 use crate::stage::{
     HeldWeights, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest, missing_weights, plan_check,
 };
@@ -32,6 +34,9 @@ use crate::weights::LoadError;
 
 /// Time between two log lines about a load.
 const LOG_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The time over which it is counted how fast weights come.
+const RATE_WINDOW: Duration = Duration::from_secs(1);
 
 /// What comes of loads.
 pub enum LoadEvent {
@@ -62,6 +67,8 @@ pub enum LoadEvent {
 pub struct Found {
     order: LoadStage,
     header: Header,
+    /// Where it is the cache's.
+    kept: Option<Arc<KeptModel>>,
     model: String,
     /// What the stage takes once loaded.
     pub memory: StageMemory,
@@ -75,8 +82,18 @@ pub struct Loads {
     store: Arc<Mutex<ModelStore>>,
     way: Way,
     held: HeldWeights,
+    elsewhere: Option<Elsewhere>,
     running: BTreeMap<LoadId, Running>,
     events: mpsc::Sender<LoadEvent>,
+}
+
+/// What brings models that are not on this machine, and is told of those that are.
+#[derive(Clone)]
+pub struct Elsewhere {
+    /// Fetches.
+    pub delivery: Delivery,
+    /// Gives others what is here.
+    pub shelf: Arc<WorkerShelf>,
 }
 
 /// How stages are loaded and computed.
@@ -94,6 +111,26 @@ struct Running {
     /// What is read, for log lines; nothing while it is looked for.
     label: String,
     logged: Instant,
+    rate: Rate,
+}
+
+/// How fast something comes.
+struct Rate {
+    at: Instant,
+    fetched: Bytes,
+    bytes_per_s: f64,
+}
+
+impl Rate {
+    /// Takes in how much has come by now.
+    fn seen(&mut self, fetched: Bytes, now: Instant) -> f64 {
+        let passed = now.saturating_duration_since(self.at);
+        if passed >= RATE_WINDOW {
+            let bytes = fetched.saturating_sub(self.fetched).0 as f64;
+            *self = Rate { at: now, fetched, bytes_per_s: bytes / passed.as_secs_f64() };
+        }
+        self.bytes_per_s
+    }
 }
 
 impl Loads {
@@ -105,13 +142,14 @@ impl Loads {
         threads: usize,
         mapped: bool,
         offload: bool,
+        elsewhere: Option<Elsewhere>,
     ) -> (Loads, mpsc::Receiver<LoadEvent>) {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
         let way = Way { device, threads, mapped, offload };
         let held = HeldWeights::default();
-        (Loads { store, way, held, running: BTreeMap::new(), events }, receiver)
+        (Loads { store, way, held, elsewhere, running: BTreeMap::new(), events }, receiver)
     }
 
     /// Begins to look for the model of `order`.
@@ -119,10 +157,12 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, offload) = (self.store.clone(), self.way.offload);
-        self.spawn(load, String::new(), move |progress| match find(&store, order, None, offload, progress) {
-            Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
-            Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+        let (store, offload, elsewhere) = (self.store.clone(), self.way.offload, self.elsewhere.clone());
+        self.spawn(load, String::new(), move |progress| {
+            match find(&store, &elsewhere, order, None, offload, progress) {
+                Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
+                Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
+            }
         })
     }
 
@@ -132,8 +172,9 @@ impl Loads {
     /// Where the operating system gives no thread.
     pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
         let (store, held, offload) = (self.store.clone(), self.held.clone(), self.way.offload);
+        let elsewhere = self.elsewhere.clone();
         self.spawn(load, String::new(), move |progress| {
-            match find(&store, order, Some(&held), offload, progress) {
+            match find(&store, &elsewhere, order, Some(&held), offload, progress) {
                 Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
                 Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
             }
@@ -145,10 +186,10 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read_missing(&mut self, load: LoadId, found: Found) -> io::Result<()> {
-        let (way, held) = (self.way, self.held.clone());
+        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
         let label = format!("{} of {} for the next plan", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights are missing", found.missing.unwrap_or_default());
-        self.spawn(load, label, move |progress| match read_missing(found, way, &held, progress) {
+        self.spawn(load, label, move |progress| match read_missing(found, way, &held, &elsewhere, progress) {
             Ok(weights) => LoadEvent::Prepared { load, weights },
             Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
         })
@@ -159,11 +200,11 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let (way, held) = (self.way, self.held.clone());
+        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
-            let result = read(found, way, &held, budget, progress);
+            let result = read(found, way, &held, &elsewhere, budget, progress);
             LoadEvent::Ended { load, result }
         })
     }
@@ -182,21 +223,32 @@ impl Loads {
         }
     }
 
-    /// How far the loads are: bytes read, and to be read. Logs a line for each of them now and then.
-    pub fn progress(&mut self, now: Instant) -> Vec<(LoadId, Bytes, Bytes)> {
+    /// How far the loads are. Logs a line for each of them now and then.
+    pub fn progress(&mut self, now: Instant) -> Vec<(LoadId, Progress)> {
         let mut all = Vec::new();
         for (load, running) in &mut self.running {
             let (loaded, total) = (running.progress.loaded(), running.progress.total());
+            let fetch = running.progress.fetch().filter(|fetch| fetch.wanted() > Bytes::ZERO);
+            let delivery = fetch.map(|fetch| DeliveryProgress {
+                fetched: fetch.fetched(),
+                wanted: fetch.wanted(),
+                bytes_per_s: running.rate.seen(fetch.fetched(), now),
+                sources: fetch.sources().into_iter().map(|(peer, _)| peer).collect(),
+            });
             if now.saturating_duration_since(running.logged) >= LOG_INTERVAL && !running.label.is_empty() {
                 running.logged = now;
+                let fetched = delivery.as_ref().map_or(String::new(), |delivery| {
+                    let DeliveryProgress { fetched, wanted, bytes_per_s, .. } = delivery;
+                    format!(", {fetched} of {wanted} fetched at {:.1} MB/s", bytes_per_s / 1e6)
+                });
                 tracing::info!(
-                    "loading {}: {:.1} / {:.1} MiB",
+                    "loading {}: {:.1} / {:.1} MiB{fetched}",
                     running.label,
                     loaded.as_mib(),
                     total.as_mib()
                 );
             }
-            all.push((*load, loaded, total));
+            all.push((*load, Progress { loaded, total, delivery }));
         }
         all
     }
@@ -237,13 +289,16 @@ impl Loads {
             // The receiver is gone only while the worker ends.
             let _ = events.blocking_send(event);
         })?;
-        self.running.insert(load, Running { progress, thread, label, logged: Instant::now() });
+        let now = Instant::now();
+        let rate = Rate { at: now, fetched: Bytes::ZERO, bytes_per_s: 0.0 };
+        self.running.insert(load, Running { progress, thread, label, logged: now, rate });
         Ok(())
     }
 }
 
 fn find(
     store: &Mutex<ModelStore>,
+    elsewhere: &Option<Elsewhere>,
     order: LoadStage,
     held: Option<&HeldWeights>,
     offload: bool,
@@ -257,11 +312,29 @@ fn find(
             order.shard
         ));
     }
-    let header = store
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .find(&order.file_hint, &order.fingerprint, &|| progress.is_cancelled())
-        .map_err(|error| error.to_string())?;
+    let given_up = || progress.is_cancelled();
+    let here = store.lock().unwrap_or_else(PoisonError::into_inner).find(
+        &order.file_hint,
+        &order.fingerprint,
+        &given_up,
+    );
+    let (header, kept) = match (here, elsewhere) {
+        (Ok(header), elsewhere) => {
+            if let Some(Elsewhere { shelf, .. }) = elsewhere {
+                shelf.found(&header);
+            }
+            (header, None)
+        }
+        (Err(error @ ModelError::NotFound { .. }), Some(Elsewhere { delivery, .. })) => {
+            let model = order.fingerprint.parse().map_err(|_| error.to_string())?;
+            let kept = delivery.obtain(&model, &given_up).map_err(|reason| match reason.as_str() {
+                "" => LoadError::Cancelled.to_string(),
+                _ => format!("{error}; it cannot be fetched either: {reason}"),
+            })?;
+            (kept.header(), Some(kept))
+        }
+        (Err(error), _) => return Err(error.to_string()),
+    };
     let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
     let memory = plan_check(&header, &order.shard, streamed, &order.room).map_err(|error| failed(&error))?;
@@ -273,21 +346,63 @@ fn find(
         None => None,
     };
     let limits = frame_limits(&order.room, spec.hidden);
-    Ok(Found { model: spec.name, header, memory, missing, limits, order })
+    Ok(Found { model: spec.name, header, kept, memory, missing, limits, order })
+}
+
+/// Begins to fetch what a shard lacks of a model of the cache, in the order in which it is read; nothing where the model is no
+/// such one. The ticket is to be kept for as long as it is read.
+fn begin_fetch(
+    kept: Option<Arc<KeptModel>>,
+    order: &LoadStage,
+    header: &Header,
+    held: &HeldWeights,
+    elsewhere: &Option<Elsewhere>,
+    gently: bool,
+    progress: &LoadProgress,
+) -> Result<Option<(Arc<Delivered>, Ticket)>, String> {
+    let (Some(kept), Some(Elsewhere { delivery, .. })) = (kept, elsewhere) else {
+        return Ok(None);
+    };
+    let spec = ModelSpec::from_header(header).map_err(|error| error.to_string())?;
+    let table = TensorTable::new(header, &spec).map_err(|error| error.to_string())?;
+    let mut tensors = table.of(&order.shard);
+    // The head is read last; where it is tied, it is the embedding of a shard that does not begin with one.
+    let is_head = |role: Role| match role {
+        Role::OutputNorm | Role::Output => true,
+        Role::TokenEmbedding => !order.shard.embedding,
+        _ => false,
+    };
+    tensors.sort_by_key(|(role, _)| is_head(*role));
+    let model = *header.fingerprint();
+    let lacking = tensors.into_iter().filter(|(_, tensor)| !held.has(model, &tensor.name));
+    let mut seen = BTreeSet::new();
+    let numbers = lacking.flat_map(|(_, tensor)| kept.chunks().of_tensor(tensor)).flatten();
+    let numbers: Vec<u32> = numbers.filter(|number| seen.insert(*number)).collect();
+    let missing = kept.missing(numbers.iter().copied());
+    let more = kept.chunks().bytes(missing);
+    delivery.cache().make_room(&kept, &numbers, more)?;
+    let ticket = delivery.fetch(&kept, numbers, gently)?;
+    progress.set_fetch(ticket.progress().clone());
+    Ok(Some((Arc::new(Delivered::new(kept, delivery.clone(), progress.cancelled())), ticket)))
 }
 
 fn read_missing(
     found: Found,
     Way { device, threads, mapped, .. }: Way,
     held: &HeldWeights,
+    elsewhere: &Option<Elsewhere>,
     progress: &LoadProgress,
 ) -> Result<PreparedWeights, String> {
-    let Found { order, header, model, missing, .. } = found;
+    let Found { order, header, kept, model, missing, .. } = found;
+    let fetching = begin_fetch(kept, &order, &header, held, elsewhere, true, progress)
+        .map_err(|reason| format!("failed to load {} of {model} for the next plan: {reason}", order.shard))?;
+    let delivered = fetching.as_ref().map(|(delivered, _)| delivered.clone());
     let (shard, missing) = (order.shard, missing.unwrap_or_default());
     let start = Instant::now();
     let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
+    let budget = missing;
     let request =
-        StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget: missing };
+        StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget };
     let weights = PreparedWeights::read(request, held, progress)
         .map_err(|error| format!("failed to load {shard} of {model} for the next plan: {error}"))?;
     let seconds = start.elapsed().as_secs_f64();
@@ -299,14 +414,19 @@ fn read(
     found: Found,
     Way { device, threads, mapped, .. }: Way,
     held: &HeldWeights,
+    elsewhere: &Option<Elsewhere>,
     budget: Bytes,
     progress: &LoadProgress,
 ) -> Result<(Box<Stage>, FrameLimits), String> {
-    let Found { order, header, model, memory, limits, .. } = found;
+    let Found { order, header, kept, model, memory, limits, .. } = found;
+    let fetching = begin_fetch(kept, &order, &header, held, elsewhere, false, progress)
+        .map_err(|reason| format!("failed to load {} of {model}: {reason}", order.shard))?;
+    let delivered = fetching.as_ref().map(|(delivered, _)| delivered.clone());
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
     let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
-    let request = StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget };
+    let request =
+        StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget };
     let stage = Stage::load_sharing(request, held, progress).map_err(|error| {
         let how_far = match &error {
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.

@@ -39,6 +39,12 @@ pub struct Settings {
     pub stretch: Stretch,
     /// Where models are.
     pub models: Vec<PathBuf>,
+    /// Where weights are kept that come from other machines; in the state directory where this is `None`.
+    pub cache: Option<PathBuf>,
+    /// What these may take together.
+    pub cache_limit: Option<Bytes>,
+    /// The share of the time that is spent on fetching while answers are computed.
+    pub fetch_share: f64,
     /// Where its certificate is kept.
     pub state: PathBuf,
     /// Its name, for people.
@@ -154,6 +160,9 @@ impl Settings {
             offload,
             stretch: args.stretch,
             models,
+            cache: args.cache,
+            cache_limit: args.cache_limit,
+            fetch_share: f64::from(args.fetch_share.get().min(100)) / 100.0,
             state,
             name,
             host: machine.host.clone(),

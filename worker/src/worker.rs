@@ -6,11 +6,12 @@
 mod hub;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use brigade_proto::control::{Capabilities, DeviceKind};
+use brigade_proto::delivery::Authority;
 use brigade_proto::health::Health;
 use brigade_proto::identity::{TransportIdentity, WorkerIdentity};
 use brigade_proto::link::Transport;
@@ -23,9 +24,10 @@ use self::hub::{Events, Hub, IDLE_LIMITS};
 use crate::addresses::local_address_towards;
 use crate::calibrate::{Calibration, calibrate};
 use crate::data::DataPlane;
+use crate::delivery::{Activity, Cache, CacheError, Home, Manners, Service, ServiceError, WorkerShelf};
 use crate::driver::Driver;
 use crate::engine::Engine;
-use crate::loads::Loads;
+use crate::loads::{Elsewhere, Loads};
 use crate::offload::{self, Offload};
 use crate::session::{Session, SessionError, identity};
 use crate::settings::Settings;
@@ -63,6 +65,12 @@ pub enum WorkerError {
     /// The operating system gives no thread.
     #[error("failed to start the engine's thread: {0}")]
     Thread(std::io::Error),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Weights cannot be fetched.
+    #[error("failed to start what fetches weights: {0}")]
+    Delivery(#[from] ServiceError),
     /// The operating system gives no thread for what is told of the machine.
     #[error("failed to start the thread that looks at the system: {0}")]
     MeterThread(std::io::Error),
@@ -105,14 +113,17 @@ pub async fn run(
     let (engine, engine_events) = Engine::start(driver, counters.clone()).map_err(WorkerError::Thread)?;
     let (data, data_events) = DataPlane::start(transport, engine.lanes().clone());
     let offload = settings.offload != Offload::No;
+    let (delivery, elsewhere) = deliveries(&settings, state.path(), data_address, &identity, &counters)?;
+    let delivery_port = delivery.0.local_addr().port();
+    let (device, threads) = (settings.device, settings.threads);
     let (loads, load_events) =
-        Loads::new(settings.models.clone(), settings.device, settings.threads, settings.mmap, offload);
+        Loads::new(settings.models.clone(), device, threads, settings.mmap, offload, Some(elsewhere));
     let meters = Meters::start(settings.device).map_err(WorkerError::MeterThread)?;
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
     let session = Session {
         coordinator: coordinator.to_owned(),
-        capabilities: capabilities(&settings, calibrated, offload_bytes_per_s),
+        capabilities: capabilities(&settings, calibrated, offload_bytes_per_s, delivery_port),
         data: data_address,
         identity_file: state.path().join("worker.pem").display().to_string(),
         identity,
@@ -122,7 +133,8 @@ pub async fn run(
     if settings.stretch != Stretch::NONE {
         tracing::warn!("every step takes {} times as long as it needs, as --stretch says", settings.stretch);
     }
-    let hub = Hub::new((settings.budget, settings.stretch), engine, data, loads, (counters, meters), health);
+    let (room, watched) = ((settings.budget, settings.stretch), (counters, meters));
+    let hub = Hub::new(room, engine, data, loads, watched, health, delivery);
     let events =
         Events { session: session_events, engine: engine_events, loads: load_events, data: data_events };
     let result = hub.run(events, session, session_ending, &ending).await;
@@ -135,6 +147,27 @@ pub async fn run(
     // The lock outlives everything that used the directory.
     drop(state);
     result
+}
+
+/// Starts what fetches weights and gives them to others, beside the data plane's socket.
+fn deliveries(
+    settings: &Settings,
+    state: &Path,
+    data: SocketAddr,
+    identity: &WorkerIdentity,
+    counters: &Arc<EngineCounters>,
+) -> Result<((Service, Home), Elsewhere), WorkerError> {
+    let place = settings.cache.clone().unwrap_or_else(|| state.join("cache"));
+    let identity = TransportIdentity::from(identity);
+    let authority = Authority::of(identity.clone());
+    let cache = Arc::new(Cache::open(place, settings.cache_limit, authority)?);
+    let activity = Activity::of(counters.clone());
+    let shelf = Arc::new(WorkerShelf::new(cache.clone(), activity.clone()));
+    let (home, at) = (Home::default(), SocketAddr::new(data.ip(), 0));
+    let manners = Manners { share: settings.fetch_share };
+    let (service, delivery) =
+        Service::start(at, identity, cache, home.clone(), shelf.clone(), activity, manners)?;
+    Ok(((service, home), Elsewhere { delivery, shelf }))
 }
 
 /// Measures the device on a thread of its own.
@@ -218,6 +251,7 @@ fn capabilities(
     settings: &Settings,
     calibration: Calibration,
     offload_bytes_per_s: Option<f64>,
+    delivery_port: u16,
 ) -> Capabilities {
     let stretch = settings.stretch.factor();
     let stretched = |speed: &KernelSpeed| KernelSpeed { per_s: speed.per_s / stretch, ..*speed };
@@ -233,6 +267,7 @@ fn capabilities(
         bandwidth_bytes_per_s: calibration.bandwidth_bytes_per_s / stretch,
         flops_per_s: calibration.flops_per_s / stretch,
         data_addresses: Vec::new(),
+        delivery_port,
         stretch,
         kernel_speeds: calibration.kernel_speeds.iter().map(stretched).collect(),
         // A stage that sleeps leaves the machine to others.

@@ -24,12 +24,14 @@ use crate::template::{ChatRenderer, RenderError};
 /// A model that can be planned and served.
 pub(super) struct Model {
     pub(super) info: ModelInfo,
+    pub(super) header: Header,
     cost: Cost,
 }
 
 /// A model that can draft for another one.
 pub(super) struct DraftModel {
     pub(super) fingerprint: Fingerprint,
+    pub(super) header: Header,
     /// Token ids that both models know are below this.
     pub(super) vocabulary: u32,
     cost: Cost,
@@ -139,7 +141,7 @@ impl Model {
             template,
             created: SystemTime::now(),
         };
-        Ok(Model { info, cost })
+        Ok(Model { info, header, cost })
     }
 
     /// Reads a model that drafts for this one.
@@ -158,6 +160,7 @@ impl Model {
                 fingerprint: *header.fingerprint(),
                 cost: Cost::new(&spec, &table),
                 vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
+                header,
             };
             Ok((draft, tokenizer))
         };

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{CardTelemetry, DeviceKind, MachineTelemetry, StageMemory, Throttle};
+use brigade_proto::control::{
+    CardTelemetry, DeliveryProgress, DeviceKind, MachineTelemetry, StageMemory, Throttle,
+};
 use brigade_proto::ids::Incarnation;
 
 use super::clients::Clients;
@@ -10,14 +12,14 @@ use super::core::Draft;
 use super::handle::ModelInfo;
 use super::statistics::{Share, Statistics};
 use super::traffic::Traffic;
-use crate::deployment::{Deployment, StageRun};
+use crate::deployment::{Deployment, Progress, StageRun};
 use crate::health::{Contact, Facts, WorkerFacts};
 use crate::membership::{Member, Membership, Presence};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
-    CardStatus, ClusterStatus, DraftStatus, FailureStatus, Health, MOST_ACTIVE, MachineStatus, ModelStatus,
-    MoveStatus, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus, StageStatus, Throttling,
-    WorkerStatus,
+    CardStatus, ClusterStatus, DeliveryStatus, DraftStatus, FailureStatus, Health, MOST_ACTIVE,
+    MachineStatus, ModelStatus, MoveStatus, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus,
+    StageStatus, Throttling, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -112,6 +114,7 @@ impl Sources<'_> {
             head: shard.head,
             state: stage.progress.as_str().into(),
             loaded: stage.loaded_share,
+            delivery: stage.delivery.as_ref().filter(|_| stage.progress == Progress::Loading).map(delivery),
             streamed_layers: stage.planned.streamed_layers as u32,
             weight_bytes: weights.0,
             cache_bytes: cache.0,
@@ -130,6 +133,17 @@ impl Sources<'_> {
             step_share: share.of_step,
             busy: share.busy,
         }
+    }
+}
+
+fn delivery(delivery: &DeliveryProgress) -> DeliveryStatus {
+    let left = delivery.wanted.saturating_sub(delivery.fetched).0 as f64;
+    DeliveryStatus {
+        fetched_bytes: delivery.fetched.0,
+        wanted_bytes: delivery.wanted.0,
+        bytes_per_s: delivery.bytes_per_s,
+        eta_s: (delivery.bytes_per_s > 0.0).then(|| left / delivery.bytes_per_s),
+        sources: delivery.sources.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -198,6 +212,8 @@ fn worker(member: &Member, now: Instant) -> WorkerStatus {
         sequences: telemetry.sequences,
         cache_tokens_used: telemetry.cache_tokens_used,
         frames_fenced: telemetry.frames_fenced,
+        fetched_bytes: telemetry.fetched.0,
+        given_bytes: telemetry.given.0,
         health: Health::default(),
         machine: machine(&telemetry.machine),
         process: ProcessStatus {

@@ -31,6 +31,7 @@ use super::{links, overview};
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
 use crate::metrics::{Metrics, StatusMetrics};
+use crate::shelf::{CoordinatorShelf, Holders};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::ClusterStatus;
 use crate::tokens::{TokenStore, TokenStoreError};
@@ -153,7 +154,14 @@ impl Cluster {
         let mut state_dir = StateDir::open(&settings.state_dir)?;
         let identity = CoordinatorIdentity::load_or_create(&settings.state_dir)?;
         let tokens = TokenStore::open(&settings.state_dir)?;
-        let (listener, transport) = open_ports(&settings, &identity).await?;
+        let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
+        let holders = Holders::default();
+        let headers = [Some(&model.header), draft.as_ref().map(|draft| &draft.header)];
+        let headers = headers.into_iter().flatten().cloned().collect();
+        let (dir, told) = (&settings.state_dir, status.clone());
+        let shelf = CoordinatorShelf::new(identity.clone(), dir, headers, holders.clone(), told)
+            .map_err(|error| StartError::Interrupted(error.to_string()))?;
+        let (listener, transport) = open_ports(&settings, &identity, Arc::new(shelf)).await?;
         let (control_addr, data_addr) = (local_addr(&listener)?, transport.local_addr());
         let incarnation = state_dir.next_incarnation()?;
 
@@ -183,7 +191,6 @@ impl Cluster {
             Draft::new(deployment.paused("waiting until the model is served"), id.clone(), draft.vocabulary)
         });
         let deployment = Deployment::new(served, model.planner(&settings, draft.as_ref()));
-        let (status_sender, status) = watch::channel(Arc::new(ClusterStatus::default()));
         let forecaster = model.forecaster(&settings);
         let metrics = Metrics::new(Registry::default(), StatusMetrics::new(status.clone()));
         let health = Health::new().await;
@@ -243,6 +250,7 @@ impl Cluster {
             drains,
             pins,
             status: status_sender,
+            holders,
         });
         let core = tokio::spawn(core.run(stop_core.clone()));
         let wishes = (drains_sender, pins_sender);
@@ -309,6 +317,7 @@ impl Cluster {
 async fn open_ports(
     settings: &ClusterSettings,
     identity: &CoordinatorIdentity,
+    shelf: Arc<CoordinatorShelf>,
 ) -> Result<(TcpListener, Transport), StartError> {
     let any_pair = settings.control.port() == 0 && settings.data.is_none();
     let mut attempts = if any_pair { PORT_ATTEMPTS } else { 1 };
@@ -321,7 +330,8 @@ async fn open_ports(
             None => local_addr(&listener)?,
         };
         attempts -= 1;
-        match Transport::bind(addr, TransportIdentity::from(identity), FrameLimits::HEADERS_ONLY) {
+        let (identity, limits) = (TransportIdentity::from(identity), FrameLimits::HEADERS_ONLY);
+        match Transport::bind_with_shelf(addr, identity, limits, shelf.clone()) {
             Ok(transport) => return Ok((listener, transport)),
             // The free TCP port that we were given is taken for UDP: another will do.
             Err(_) if attempts > 0 => {}

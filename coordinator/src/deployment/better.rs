@@ -384,9 +384,10 @@ impl Deployment {
             StageState::Failed { reason } => {
                 self.stay(format!("{who}: {reason}"), members, now);
             }
-            StageState::Loading { loaded, total } => {
-                next.running.stages[place].loaded_share =
-                    if total.0 == 0 { 0.0 } else { loaded.0 as f64 / total.0 as f64 };
+            StageState::Loading { loaded, total, delivery } => {
+                let stage = &mut next.running.stages[place];
+                stage.loaded_share = if total.0 == 0 { 0.0 } else { loaded.0 as f64 / total.0 as f64 };
+                stage.delivery = delivery;
             }
             StageState::Loaded(_)
             | StageState::Connected { .. }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
-    Capabilities, ConnectStage, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom, StageState,
-    ToWorker,
+    Capabilities, ConnectStage, DeliveryProgress, DeviceKind, LoadStage, ShortWayEnd, StageMemory, StageRoom,
+    StageState, ToWorker,
 };
 use brigade_proto::ids::{Epoch, Fence, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
@@ -57,6 +57,8 @@ pub struct StageRun {
     pub progress: Progress,
     /// Share of its weights read, from 0 to 1.
     pub loaded_share: f64,
+    /// What of them comes from other machines, while it is loaded.
+    pub delivery: Option<DeliveryProgress>,
     /// What it takes, once loaded; as planned until then.
     pub memory: StageMemory,
     /// Where the next stage was reached, once connected.
@@ -122,6 +124,7 @@ impl Running {
                 planned: planned.clone(),
                 progress: Progress::Loading,
                 loaded_share: 0.0,
+                delivery: None,
                 memory: StageMemory {
                     weights: planned.memory.weights,
                     cache: planned.memory.cache,
@@ -251,8 +254,9 @@ impl Running {
         let run = &mut self.stages[stage];
         run.heard = now;
         let reached = match state {
-            StageState::Loading { loaded, total } => {
+            StageState::Loading { loaded, total, delivery } => {
                 run.loaded_share = if total.0 == 0 { 0.0 } else { loaded.0 as f64 / total.0 as f64 };
+                run.delivery = delivery;
                 return Ok(());
             }
             StageState::Loaded(memory) => {

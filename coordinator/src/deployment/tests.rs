@@ -141,6 +141,7 @@ impl Bench {
             bandwidth_bytes_per_s: 1e9,
             flops_per_s: 1e9,
             data_addresses: vec![([10, 0, 0, 1], 7000).into()],
+            delivery_port: 0,
             stretch: 1.0,
             kernel_speeds: Vec::new(),
             shared_host: None,
@@ -295,7 +296,7 @@ fn a_plan_goes_through_its_steps_on_all_stages_together() {
         ["w1: 0 of 3 embedding + layers 0..4", "w2: 1 of 3 layers 4..8", "w3: 2 of 3 layers 8..12 + head"]
     );
 
-    bench.report("w1", StageState::Loading { loaded: Bytes(1), total: Bytes(4) });
+    bench.report("w1", StageState::Loading { loaded: Bytes(1), total: Bytes(4), delivery: None });
     assert_eq!(bench.deployment.stages()[0].loaded_share, 0.25);
     bench.report("w1", StageState::Loaded(StageMemory::default()));
     bench.report("w3", StageState::Loaded(StageMemory::default()));

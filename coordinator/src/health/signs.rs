@@ -218,7 +218,10 @@ pub(super) fn draining(worker: &WorkerStatus) -> Option<Health> {
 /// A stage that is not served yet.
 pub(super) fn loading(stage: &StageStatus) -> Health {
     let reason = match stage.state.as_str() {
-        "loading" => format!("{:.0}% of {} read", stage.loaded * 100.0, Bytes(stage.weight_bytes)),
+        "loading" => {
+            let fetched = stage.delivery.as_ref().map_or(String::new(), |delivery| format!("; {delivery}"));
+            format!("{:.0}% of {} read{fetched}", stage.loaded * 100.0, Bytes(stage.weight_bytes))
+        }
         "loaded" => "its weights are read; it waits for its links".to_owned(),
         _ => "its links stand; it waits for the other stages".to_owned(),
     };

@@ -11,7 +11,8 @@ use tokio::sync::watch;
 
 use super::{Metrics, Outcome, RecoveryPart, StatusMetrics};
 use crate::status::{
-    CardStatus, ClusterStatus, LinkStatus, MachineStatus, ProcessStatus, StageStatus, WorkerStatus,
+    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, MachineStatus, ProcessStatus, StageStatus,
+    WorkerStatus,
 };
 
 /// A status that tells all that there is.
@@ -34,7 +35,8 @@ fn full_status() -> ClusterStatus {
         links: vec![LinkStatus { peer: "coordinator".into(), rtt_us: 250, ..LinkStatus::default() }],
         ..WorkerStatus::default()
     };
-    let stage = StageStatus { worker: "anna-1".into(), ..StageStatus::default() };
+    let delivery = Some(DeliveryStatus::default());
+    let stage = StageStatus { worker: "anna-1".into(), delivery, ..StageStatus::default() };
     ClusterStatus {
         cache_tokens: 100,
         cache_tokens_reserved: 25,

@@ -10,7 +10,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
-use crate::status::{CardStatus, ClusterStatus, LinkStatus, Phase, StageStatus, WorkerStatus};
+use crate::status::{
+    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, Phase, StageStatus, WorkerStatus,
+};
 
 /// The status as metrics.
 #[derive(Debug)]
@@ -132,11 +134,33 @@ fn of_stages(status: &ClusterStatus) -> Vec<Gauge> {
     let each = |value: fn(&StageStatus) -> f64| {
         status.stages.iter().map(|stage| (label(stage), value(stage))).collect::<Vec<_>>()
     };
+    let fetching = |value: fn(&DeliveryStatus) -> f64| {
+        let stages = status.stages.iter();
+        let told = stages.filter_map(|stage| Some((label(stage), value(stage.delivery.as_ref()?))));
+        told.collect::<Vec<_>>()
+    };
     let predicted = each(|stage| f64::from(stage.predicted_decode_us) / 1e6);
     vec![
         Gauge::new("stage_memory", "Memory of a stage, by what it is for", memory.collect())
             .of_unit(Unit::Bytes),
         Gauge::new("stage_loaded_ratio", "Share of a stage's weights read, from 0 to 1", each(|s| s.loaded)),
+        Gauge::new(
+            "stage_fetched",
+            "Bytes of a stage's weights that have come from other machines for the load under way",
+            fetching(|delivery| delivery.fetched_bytes as f64),
+        )
+        .of_unit(Unit::Bytes),
+        Gauge::new(
+            "stage_fetching",
+            "Bytes of a stage's weights that are to come from other machines for the load under way",
+            fetching(|delivery| delivery.wanted_bytes as f64),
+        )
+        .of_unit(Unit::Bytes),
+        Gauge::new(
+            "stage_fetching_bytes_per_second",
+            "How fast a stage's weights come from other machines",
+            fetching(|delivery| delivery.bytes_per_s),
+        ),
         Gauge::new(
             "stage_busy_ratio",
             "Share of the last seconds that a stage computed, from 0 to 1",

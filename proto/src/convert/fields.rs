@@ -14,7 +14,7 @@ pub(super) const MAX_REASON_BYTES: usize = 4096;
 pub(super) const MAX_ADDRESSES: usize = 64;
 
 /// A part of a message that must be there.
-pub(super) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, InvalidMessage> {
+pub(crate) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, InvalidMessage> {
     value.ok_or_else(|| InvalidMessage::new(field, "is missing"))
 }
 
@@ -27,12 +27,12 @@ pub(super) fn text(field: &'static str, value: String, max: usize) -> Result<Str
 }
 
 /// An explanation for people.
-pub(super) fn reason(field: &'static str, value: String) -> Result<String, InvalidMessage> {
+pub(crate) fn reason(field: &'static str, value: String) -> Result<String, InvalidMessage> {
     text(field, value, MAX_REASON_BYTES)
 }
 
 /// An explanation, shortened to what the other end accepts: a failure must arrive even where its text is long.
-pub(super) fn shortened(mut reason: String) -> String {
+pub(crate) fn shortened(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
     reason
 }
@@ -58,7 +58,7 @@ pub(super) fn address(field: &'static str, value: &str) -> Result<SocketAddr, In
     })
 }
 
-pub(super) fn addresses(field: &'static str, values: Vec<String>) -> Result<Vec<SocketAddr>, InvalidMessage> {
+pub(crate) fn addresses(field: &'static str, values: Vec<String>) -> Result<Vec<SocketAddr>, InvalidMessage> {
     if values.len() > MAX_ADDRESSES {
         let problem = format!("has {} addresses, more than {MAX_ADDRESSES}", values.len());
         return Err(InvalidMessage::new(field, problem));
@@ -71,7 +71,7 @@ pub(super) fn worker(field: &'static str, value: String) -> Result<WorkerId, Inv
     WorkerId::try_from(value).map_err(|error| InvalidMessage::new(field, error.to_string()))
 }
 
-pub(super) fn peer(field: &'static str, value: Option<pb::Peer>) -> Result<Peer, InvalidMessage> {
+pub(crate) fn peer(field: &'static str, value: Option<pb::Peer>) -> Result<Peer, InvalidMessage> {
     match required(field, value.and_then(|peer| peer.peer))? {
         pb::peer::Peer::Coordinator(true) => Ok(Peer::Coordinator),
         pb::peer::Peer::Coordinator(false) => Err(InvalidMessage::new(field, "names nobody")),

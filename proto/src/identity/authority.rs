@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SigningKey,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
@@ -72,6 +72,16 @@ impl CoordinatorIdentity {
         let params = leaf(&Peer::Worker(worker.clone()))?;
         let certificate = params.signed_by(&request.public_key, &self.0.issuer)?;
         Ok(certificate.der().to_vec())
+    }
+
+    /// The CA key's signature of a message. Certificates begin with another byte than `message` may, so that no message is
+    /// one.
+    ///
+    /// # Errors
+    /// Where signing fails.
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        debug_assert_ne!(message.first(), Some(&0x30), "it could be a certificate");
+        Ok(self.0.issuer.key().sign(message)?)
     }
 
     pub(crate) fn tls(&self) -> Arc<TlsIdentity> {

@@ -19,8 +19,8 @@ pub use tls::TransportIdentity;
 pub use token::{JoinToken, TokenError};
 pub use worker::{WorkerIdentity, WorkerKey};
 
-pub(crate) use names::{dns_name, server_name};
-pub(crate) use tls::enrolment_client;
+pub(crate) use names::{dns_name, is_signed_by, server_name};
+pub(crate) use tls::{Alpn, enrolment_client};
 
 use std::path::PathBuf;
 

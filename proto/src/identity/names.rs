@@ -1,5 +1,6 @@
 //! What a certificate says about its owner.
 
+use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
@@ -28,6 +29,17 @@ pub(crate) fn dns_name(peer: &Peer) -> String {
 pub(crate) fn server_name(peer: &Peer) -> Result<ServerName<'static>, IdentityError> {
     ServerName::try_from(dns_name(peer))
         .map_err(|error| IdentityError::Certificate(format!("cannot have the name of {peer}: {error}")))
+}
+
+/// Whether the owner of a certificate's key has signed a message.
+pub(crate) fn is_signed_by(cert: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> bool {
+    let Ok(parsed) = parse(cert) else {
+        return false;
+    };
+    let key = &parsed.public_key().subject_public_key.data;
+    // A key of one kind is none of another, so that the right algorithm is the one that says yes.
+    let algorithms = ring::default_provider().signature_verification_algorithms;
+    algorithms.all.iter().any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok())
 }
 
 fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {

@@ -15,9 +15,23 @@ use super::{CoordinatorIdentity, IdentityError, WorkerIdentity};
 use crate::control::PROTOCOL_VERSION;
 use crate::ids::Peer;
 
-/// What the data plane's two ends must agree on.
-fn quic_alpn() -> String {
-    format!("brigade/{PROTOCOL_VERSION}")
+/// What a QUIC connection is for, which its two ends must agree on, with the version that they speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    /// Frames of steps.
+    Link,
+    /// Weights.
+    Delivery,
+}
+
+impl Alpn {
+    pub(crate) fn protocol(self) -> Vec<u8> {
+        let name = match self {
+            Alpn::Link => "brigade",
+            Alpn::Delivery => "brigade-delivery",
+        };
+        format!("{name}/{PROTOCOL_VERSION}").into_bytes()
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -51,10 +65,10 @@ impl TlsIdentity {
 
     /// Serves any client: one that shows a certificate must have it from this CA.
     pub(crate) fn control_server(&self) -> Result<ServerConfig, IdentityError> {
-        self.server(true, b"h2")
+        self.server(true, vec![b"h2".to_vec()])
     }
 
-    fn server(&self, anonymous: bool, alpn: &[u8]) -> Result<ServerConfig, IdentityError> {
+    fn server(&self, anonymous: bool, protocols: Vec<Vec<u8>>) -> Result<ServerConfig, IdentityError> {
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots()?, provider());
         let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier };
         let verifier = verifier.build().map_err(|error| IdentityError::Crypto(error.to_string()))?;
@@ -62,14 +76,14 @@ impl TlsIdentity {
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain(), self.private_key())?;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = protocols;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
     }
 
     /// Talks to servers of this CA, with this identity.
-    fn client(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
+    fn client(&self, protocol: Vec<u8>) -> Result<ClientConfig, IdentityError> {
         let verifier = WebPkiServerVerifier::builder_with_provider(self.roots()?, provider())
             .build()
             .map_err(|error| IdentityError::Crypto(error.to_string()))?;
@@ -77,7 +91,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&TLS13])?
             .with_webpki_verifier(verifier)
             .with_client_auth_cert(self.chain(), self.private_key())?;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = vec![protocol];
         config.resumption = Resumption::disabled();
         Ok(config)
     }
@@ -106,15 +120,20 @@ impl TransportIdentity {
     }
 
     pub(crate) fn control_client(&self) -> Result<ClientConfig, IdentityError> {
-        self.0.client(b"h2")
+        self.0.client(b"h2".to_vec())
     }
 
-    pub(crate) fn quic_server(&self) -> Result<ServerConfig, IdentityError> {
-        self.0.server(false, quic_alpn().as_bytes())
+    pub(crate) fn quic_server(&self, services: &[Alpn]) -> Result<ServerConfig, IdentityError> {
+        self.0.server(false, services.iter().map(|alpn| alpn.protocol()).collect())
     }
 
-    pub(crate) fn quic_client(&self) -> Result<ClientConfig, IdentityError> {
-        self.0.client(quic_alpn().as_bytes())
+    pub(crate) fn quic_client(&self, service: Alpn) -> Result<ClientConfig, IdentityError> {
+        self.0.client(service.protocol())
+    }
+
+    /// The certificate of the CA that it trusts.
+    pub(crate) fn ca(&self) -> &CertificateDer<'static> {
+        &self.0.ca
     }
 }
 

@@ -14,7 +14,7 @@ use quinn::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::CubicWithFloor;
-use crate::identity::TransportIdentity;
+use crate::identity::{Alpn, TransportIdentity};
 
 /// How often a link without traffic is used, so that a broken one is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -57,8 +57,15 @@ const BIDI_STREAMS: u32 = 1;
 /// Socket buffers asked for: one window, so that a burst does not overflow while the process is not running. Systems
 /// give less where their limits say so.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Bytes of a delivery that may be under way or unread, on a stream and on all of a connection's: more than any local link
+/// carries in a round trip, and little beside what a worker may use.
+const DELIVERY_WINDOW_BYTES: (u32, u32) = (4 << 20, 8 << 20);
 
-fn transport() -> Arc<TransportConfig> {
+fn transport(service: Alpn) -> Arc<TransportConfig> {
+    let (stream_window, window) = match service {
+        Alpn::Link => (STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES),
+        Alpn::Delivery => DELIVERY_WINDOW_BYTES,
+    };
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_DATAGRAM_BYTES);
     let mut ack = AckFrequencyConfig::default();
@@ -74,8 +81,8 @@ fn transport() -> Arc<TransportConfig> {
         .initial_rtt(INITIAL_RTT)
         .congestion_controller_factory(Arc::new(congestion))
         .mtu_discovery_config(Some(mtu))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(stream_window))
+        .receive_window(VarInt::from_u32(window))
         .send_window(SEND_WINDOW_BYTES.0)
         .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
@@ -96,19 +103,20 @@ pub(super) fn endpoint() -> EndpointConfig {
     config
 }
 
-pub(super) fn server(identity: &TransportIdentity) -> Result<ServerConfig, String> {
-    let tls = identity.quic_server().map_err(|error| error.to_string())?;
+/// For a socket that gives these services; the settings are a link's until a connection says what it is for.
+pub(super) fn server(identity: &TransportIdentity, services: &[Alpn]) -> Result<ServerConfig, String> {
+    let tls = identity.quic_server(services).map_err(|error| error.to_string())?;
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport());
+    config.transport_config(transport(Alpn::Link));
     Ok(config)
 }
 
-pub(super) fn client(identity: &TransportIdentity) -> Result<ClientConfig, String> {
-    let tls = identity.quic_client().map_err(|error| error.to_string())?;
+pub(super) fn client(identity: &TransportIdentity, service: Alpn) -> Result<ClientConfig, String> {
+    let tls = identity.quic_client(service).map_err(|error| error.to_string())?;
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport());
+    config.transport_config(transport(service));
     Ok(config)
 }
 

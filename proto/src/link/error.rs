@@ -103,7 +103,7 @@ fn told(reason: &[u8]) -> String {
 }
 
 impl LinkError {
-    pub(super) fn from_connection(peer: &Peer, error: ConnectionError) -> LinkError {
+    pub(crate) fn from_connection(peer: &Peer, error: ConnectionError) -> LinkError {
         let peer = peer.clone();
         match error {
             ConnectionError::TransportError(error) if is_version(error.code) => LinkError::Version { peer },

@@ -4,7 +4,7 @@
 //! and prefill frames travel on a stream each, and a decode frame never waits behind a prefill frame: not in the sender
 //! (which writes a large frame in pieces and lets others pass), not on the wire (stream priority), and not in the
 //! receiver (a queue each, decode first). What a frame means, and whether its fence is the active one, is the caller's
-//! business.
+//! business. The same socket may give deliveries of weights ([`crate::delivery`]), on connections of their own.
 
 mod config;
 mod congestion;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, TokioRuntime, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Mutex, Semaphore, mpsc};
@@ -16,8 +17,9 @@ use super::connection::Link;
 use super::dial::{self, confirm_chosen};
 use super::error::LinkError;
 use super::probe::{self, Probed};
+use crate::delivery::{Delivered, Shelf, Source, serve};
 use crate::frame::FrameLimits;
-use crate::identity::{TransportIdentity, peer_of};
+use crate::identity::{Alpn, TransportIdentity, peer_of};
 use crate::ids::Peer;
 
 /// Links that wait to be taken: one per neighbour and deployment, with room for several deployments.
@@ -39,8 +41,10 @@ pub struct Transport(Arc<Inner>);
 struct Inner {
     endpoint: Endpoint,
     client: ClientConfig,
+    delivery_client: ClientConfig,
     local: SocketAddr,
     accepted: Mutex<mpsc::Receiver<Link>>,
+    delivered: Arc<Delivered>,
     shared: Shared,
 }
 
@@ -69,9 +73,45 @@ impl Transport {
         identity: TransportIdentity,
         limits: FrameLimits,
     ) -> Result<Transport, LinkError> {
+        Transport::open(addr, &identity, limits, &[Alpn::Link], None)
+    }
+
+    /// The same, where deliveries are had, too, from `shelf`.
+    ///
+    /// # Errors
+    /// As [`Transport::bind`].
+    pub fn bind_with_shelf(
+        addr: SocketAddr,
+        identity: TransportIdentity,
+        limits: FrameLimits,
+        shelf: Arc<dyn Shelf>,
+    ) -> Result<Transport, LinkError> {
+        Transport::open(addr, &identity, limits, &[Alpn::Link, Alpn::Delivery], Some(shelf))
+    }
+
+    /// A socket for deliveries alone.
+    ///
+    /// # Errors
+    /// As [`Transport::bind`].
+    pub fn bind_shelf(
+        addr: SocketAddr,
+        identity: TransportIdentity,
+        shelf: Arc<dyn Shelf>,
+    ) -> Result<Transport, LinkError> {
+        Transport::open(addr, &identity, FrameLimits::HEADERS_ONLY, &[Alpn::Delivery], Some(shelf))
+    }
+
+    fn open(
+        addr: SocketAddr,
+        identity: &TransportIdentity,
+        limits: FrameLimits,
+        services: &[Alpn],
+        shelf: Option<Arc<dyn Shelf>>,
+    ) -> Result<Transport, LinkError> {
         let failed = |reason: String| LinkError::Bind { addr, reason };
-        let server = config::server(&identity).map_err(failed)?;
-        let client = config::client(&identity).map_err(failed)?;
+        let server = config::server(identity, services).map_err(failed)?;
+        let client = config::client(identity, Alpn::Link).map_err(failed)?;
+        let delivery_client = config::client(identity, Alpn::Delivery).map_err(failed)?;
         let endpoint = config::socket(addr)
             .and_then(|socket| {
                 Endpoint::new(config::endpoint(), Some(server), socket, Arc::new(TokioRuntime))
@@ -84,8 +124,19 @@ impl Transport {
             shutdown: CancellationToken::new(),
         };
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
-        shared.tasks.spawn(accept(endpoint.clone(), sender, shared.clone()));
-        Ok(Transport(Arc::new(Inner { endpoint, client, local, accepted: Mutex::new(accepted), shared })))
+        let delivered = Arc::new(Delivered::default());
+        let shelf = shelf.map(|shelf| (shelf, delivered.clone()));
+        shared.tasks.spawn(accept(endpoint.clone(), sender, shelf, shared.clone()));
+        let accepted = Mutex::new(accepted);
+        Ok(Transport(Arc::new(Inner {
+            endpoint,
+            client,
+            delivery_client,
+            local,
+            accepted,
+            delivered,
+            shared,
+        })))
     }
 
     /// The address that the socket has, with its true port.
@@ -102,6 +153,21 @@ impl Transport {
     pub async fn dial(&self, peer: &Peer, candidates: &[SocketAddr]) -> Result<Link, LinkError> {
         let (connection, choice) = dial::dial(&self.0.endpoint, &self.0.client, peer, candidates).await?;
         Ok(Link::start(connection, peer.clone(), choice, &self.0.shared))
+    }
+
+    /// Makes a connection for deliveries from `peer`, likewise.
+    ///
+    /// # Errors
+    /// As [`Transport::dial`].
+    pub async fn dial_source(&self, peer: &Peer, candidates: &[SocketAddr]) -> Result<Source, LinkError> {
+        let dialled = dial::dial(&self.0.endpoint, &self.0.delivery_client, peer, candidates);
+        let (connection, _) = dialled.await?;
+        Ok(Source::new(peer.clone(), connection, self.0.delivered.clone()))
+    }
+
+    /// What deliveries over this socket come to.
+    pub fn delivered(&self) -> Arc<Delivered> {
+        self.0.delivered.clone()
     }
 
     /// Asks for at most `patience` whether `peer` is at any of `candidates` (of which the first 32 count), without making
@@ -150,14 +216,19 @@ impl Drop for Inner {
 }
 
 /// Admits whoever comes and can prove who it is, until the endpoint is closed.
-async fn accept(endpoint: Endpoint, links: mpsc::Sender<Link>, shared: Shared) {
+async fn accept(
+    endpoint: Endpoint,
+    links: mpsc::Sender<Link>,
+    shelf: Option<(Arc<dyn Shelf>, Arc<Delivered>)>,
+    shared: Shared,
+) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
-        let links = links.clone();
+        let (links, shelf) = (links.clone(), shelf.clone());
         let admission = shared.clone();
         shared.tasks.spawn(async move {
             let remote = incoming.remote_address();
@@ -165,6 +236,12 @@ async fn accept(endpoint: Endpoint, links: mpsc::Sender<Link>, shared: Shared) {
             let outcome = admission.shutdown.run_until_cancelled(admitted).await;
             drop(permit);
             match outcome {
+                Some(Ok(Ok((connection, peer)))) if is_delivery(&connection) => {
+                    tracing::debug!(%peer, %remote, "asks for weights");
+                    if let Some((shelf, delivered)) = shelf {
+                        serve(connection, shelf, delivered, admission.shutdown.clone()).await;
+                    }
+                }
                 Some(Ok(Ok((connection, peer)))) => {
                     let link = Link::start(connection, peer, String::new(), &admission);
                     // Nobody takes links of a transport that is closed.
@@ -190,6 +267,12 @@ async fn admit(incoming: Incoming) -> Result<(Connection, Peer), String> {
     };
     confirm_chosen(&connection).await?;
     Ok((connection, peer))
+}
+
+/// What the two ends have agreed on.
+fn is_delivery(connection: &Connection) -> bool {
+    let agreed = connection.handshake_data().and_then(|any| any.downcast::<HandshakeData>().ok());
+    agreed.and_then(|agreed| agreed.protocol).is_some_and(|protocol| protocol == Alpn::Delivery.protocol())
 }
 
 fn authenticated(connection: &Connection) -> Result<Peer, String> {

@@ -89,6 +89,7 @@ pub fn capabilities(name: &str) -> Capabilities {
         threads: 2,
         bandwidth_bytes_per_s: 5.6e10,
         flops_per_s: 1.2e12,
+        delivery_port: 7485,
         data_addresses: vec![
             "10.0.0.7:7481".parse().expect("an address"),
             "[fe80::1]:7481".parse().expect("one"),
@@ -98,7 +99,9 @@ pub fn capabilities(name: &str) -> Capabilities {
             KernelSpeed { kernel: Kernel::Product(TensorType::Q4K), rows: 8, per_s: 2.5e10 },
             KernelSpeed { kernel: Kernel::Attention, rows: 4, per_s: 1e9 },
             KernelSpeed { kernel: Kernel::Passing, rows: 1, per_s: 2e9 },
+            KernelSpeed { kernel: Kernel::Framing, rows: 8, per_s: 1e9 },
             KernelSpeed { kernel: Kernel::Handing, rows: 1, per_s: 1e5 },
+            KernelSpeed { kernel: Kernel::Drawing, rows: 1, per_s: 5e8 },
         ],
         shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4, speedup: 3.5 }),
         offload_bytes_per_s: Some(2e9),

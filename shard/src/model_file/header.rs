@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::{FileError, Problem};
 use super::fingerprint::Fingerprint;
 use super::tensor::TensorInfo;
@@ -33,7 +35,7 @@ pub(crate) struct Contents {
 }
 
 /// How a model is written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// One GGUF file, or several parts.
     Gguf,
@@ -48,6 +50,8 @@ pub(crate) enum Source {
     Gguf { first_len: u64 },
     /// There are no arrays.
     Safetensors(Checkpoint),
+    /// It came from another machine, with the arrays that stages need.
+    Outline { format: Format, arrays: HashMap<String, Vec<Value>> },
 }
 
 impl Header {
@@ -89,13 +93,14 @@ impl Header {
         match self.contents.source {
             Source::Gguf { .. } => Format::Gguf,
             Source::Safetensors(_) => Format::Safetensors,
+            Source::Outline { format, .. } => format,
         }
     }
 
     /// The directory that holds `tokenizer.json`; `None` where the tokenizer is in the metadata.
     pub fn tokenizer_folder(&self) -> Option<&Path> {
         match &self.contents.source {
-            Source::Gguf { .. } => None,
+            Source::Gguf { .. } | Source::Outline { .. } => None,
             Source::Safetensors(checkpoint) => Some(&checkpoint.folder),
         }
     }
@@ -105,13 +110,16 @@ impl Header {
         match &self.contents.source {
             Source::Gguf { .. } => name.to_owned(),
             Source::Safetensors(checkpoint) => checkpoint.tensor_name(name),
+            Source::Outline { .. } => {
+                self.tensor(name).map_or(name, |tensor| tensor.name.as_str()).to_owned()
+            }
         }
     }
 
     /// How the files call what families call `key`.
     pub fn key_name<'h>(&'h self, key: &'h str) -> &'h str {
         match &self.contents.source {
-            Source::Gguf { .. } => key,
+            Source::Gguf { .. } | Source::Outline { .. } => key,
             Source::Safetensors(checkpoint) => checkpoint.spelling(key).unwrap_or(key),
         }
     }
@@ -139,6 +147,11 @@ impl Header {
     /// The tensor that families call `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|index| &self.contents.tensors[*index])
+    }
+
+    /// Places in [`Header::tensors`] by the names that families have for them.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.by_name.iter().map(|(name, index)| (name.as_str(), *index))
     }
 
     /// All metadata, in the order of the keys.
@@ -227,13 +240,18 @@ impl Header {
         let read_text = |reader: &mut Reader<'_>, index: u64| {
             let text = reader.string(limits::MAX_ELEMENT_BYTES, format_args!("entry {index} of `{key}`"))?;
             let problem = "is not UTF-8";
-            text.ok_or_else(|| reader.error(Problem::BadEntry { key: key.to_owned(), index, problem }))
+            text.map(Value::Str)
+                .ok_or_else(|| reader.error(Problem::BadEntry { key: key.to_owned(), index, problem }))
         };
         self.array(
             key,
             "an array of strings",
             |kind| kind == Kind::Str,
             |reader, _, index| read_text(reader, index),
+            |value| match value {
+                Value::Str(text) => Ok(text),
+                _ => Err("is not a string"),
+            },
         )
     }
 
@@ -242,11 +260,11 @@ impl Header {
     /// # Errors
     /// Where the value is not an array of such numbers, or the file has changed or cannot be read.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, FileError> {
-        self.array(key, "an array of floating-point numbers", |kind| matches!(kind, Kind::F32 | Kind::F64), {
-            |reader, kind, index| match number(reader, key, kind, index)? {
-                Value::Float(x) => Ok(x as f32),
-                _ => Err(bad_entry(reader, key, index, "is not a floating-point number")),
-            }
+        let is_float = |kind| matches!(kind, Kind::F32 | Kind::F64);
+        let read = |reader: &mut Reader<'_>, kind, index| number(reader, key, kind, index);
+        self.array(key, "an array of floating-point numbers", is_float, read, |value| match value {
+            Value::Float(x) => Ok(x as f32),
+            _ => Err("is not a floating-point number"),
         })
     }
 
@@ -255,13 +273,14 @@ impl Header {
     /// # Errors
     /// Where the value is not an array of integers that fit into an i32, or the file has changed or cannot be read.
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, FileError> {
-        self.array(key, "an array of integers", is_integer, |reader, kind, index| {
-            let fitting = match number(reader, key, kind, index)? {
+        let read = |reader: &mut Reader<'_>, kind, index| number(reader, key, kind, index);
+        self.array(key, "an array of integers", is_integer, read, |value| {
+            let fitting = match value {
                 Value::Unsigned(n) => i32::try_from(n).ok(),
                 Value::Signed(n) => i32::try_from(n).ok(),
                 _ => None,
             };
-            fitting.ok_or_else(|| bad_entry(reader, key, index, "does not fit into 32 bits"))
+            fitting.ok_or("does not fit into 32 bits")
         })
     }
 
@@ -270,10 +289,8 @@ impl Header {
     /// # Errors
     /// Where the value is not an array of integers, one is negative, or the file has changed or cannot be read.
     pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, FileError> {
-        self.array(key, "an array of integers", is_integer, |reader, kind, index| {
-            let value = number(reader, key, kind, index)?;
-            value.as_u64().ok_or_else(|| bad_entry(reader, key, index, "is negative"))
-        })
+        let read = |reader: &mut Reader<'_>, kind, index| number(reader, key, kind, index);
+        self.array(key, "an array of integers", is_integer, read, |value| value.as_u64().ok_or("is negative"))
     }
 
     fn array<T>(
@@ -281,7 +298,8 @@ impl Header {
         key: &str,
         wanted: &'static str,
         fits: impl FnOnce(Kind) -> bool,
-        mut read: impl FnMut(&mut Reader<'_>, Kind, u64) -> Result<T, FileError>,
+        mut read: impl FnMut(&mut Reader<'_>, Kind, u64) -> Result<Value, FileError>,
+        convert: impl Fn(Value) -> Result<T, &'static str>,
     ) -> Result<Option<Vec<T>>, FileError> {
         let Some(value) = self.contents.metadata.get(key) else {
             return Ok(None);
@@ -292,14 +310,25 @@ impl Header {
         if !fits(kind) {
             return Err(self.wrong(key, wanted, value));
         }
-        let Source::Gguf { first_len } = self.contents.source else {
-            return Err(self.wrong(key, wanted, value));
+        let bad = |index, problem| self.error(Problem::BadEntry { key: key.to_owned(), index, problem });
+        let first_len = match &self.contents.source {
+            Source::Gguf { first_len } => *first_len,
+            Source::Safetensors(_) => return Err(self.wrong(key, wanted, value)),
+            Source::Outline { arrays, .. } => {
+                let elements = arrays.get(key).ok_or_else(|| self.wrong(key, wanted, value))?;
+                let converted = elements
+                    .iter()
+                    .zip(0..)
+                    .map(|(element, index)| convert(element.clone()).map_err(|problem| bad(index, problem)));
+                return converted.collect::<Result<_, _>>().map(Some);
+            }
         };
         let mut reader = Reader::open_at(&self.contents.parts[0], at, first_len)?;
         // The count was checked against the file and the limits when the header was read.
         let mut values = Vec::with_capacity(count as usize);
         for index in 0..count {
-            values.push(read(&mut reader, kind, index)?);
+            let value = read(&mut reader, kind, index)?;
+            values.push(convert(value).map_err(|problem| bad(index, problem))?);
         }
         Ok(Some(values))
     }
@@ -310,11 +339,8 @@ fn is_integer(kind: Kind) -> bool {
     matches!(kind, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }
 
-fn bad_entry(reader: &Reader<'_>, key: &str, index: u64, problem: &'static str) -> FileError {
-    reader.error(Problem::BadEntry { key: key.to_owned(), index, problem })
-}
-
 fn number(reader: &mut Reader<'_>, key: &str, kind: Kind, index: u64) -> Result<Value, FileError> {
     let value = reader.number(kind, format_args!("entry {index} of `{key}`"))?;
-    value.ok_or_else(|| bad_entry(reader, key, index, "is not a number"))
+    let problem = "is not a number";
+    value.ok_or_else(|| reader.error(Problem::BadEntry { key: key.to_owned(), index, problem }))
 }

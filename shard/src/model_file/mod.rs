@@ -6,6 +6,7 @@
 mod error;
 mod fingerprint;
 mod header;
+mod outline;
 mod tensor;
 mod value;
 
@@ -13,5 +14,6 @@ pub use error::{FileError, Problem};
 pub use fingerprint::{Fingerprint, ParseFingerprintError};
 pub(crate) use header::{Contents, Source};
 pub use header::{Format, Header};
+pub use outline::{MAX_OUTLINE_BYTES, Outline, OutlineError};
 pub use tensor::{Layout, Meaning, Piece, Place, Steps, TensorInfo};
 pub use value::{Kind, Value};

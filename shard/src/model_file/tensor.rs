@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::tensor_type::TensorType;
 use crate::units::Bytes;
 
 /// What a tensor is and where its data stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorInfo {
     /// Its name in the file, such as `blk.0.attn_q.weight`.
     pub name: String,
@@ -25,7 +27,7 @@ pub struct TensorInfo {
 }
 
 /// How the bytes of a tensor's pieces become its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layout {
     /// The pieces, one after another, are the tensor.
     Whole,
@@ -38,7 +40,7 @@ pub enum Layout {
 
 /// Where in a piece the blocks of a tensor stand, counted in blocks, which are single values in types without blocks:
 /// that of column c, row r and matrix m is number `first + c * column + r * row + m * matrix`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steps {
     /// The first block of all.
     pub first: u64,
@@ -51,7 +53,7 @@ pub struct Steps {
 }
 
 /// What stored values are, compared with those that a model computes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Meaning {
     /// The same.
     Exact,
@@ -60,7 +62,7 @@ pub enum Meaning {
 }
 
 /// A part of a tensor's data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     /// Where it is.
     pub place: Place,
@@ -69,7 +71,7 @@ pub struct Piece {
 }
 
 /// Where data is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// In a file, which reaches past it.
     File {
@@ -79,7 +81,22 @@ pub enum Place {
         offset: u64,
     },
     /// In the header itself: values that follow from the hyper-parameters, as they would stand in a file.
-    Stated(Arc<[u8]>),
+    Stated(#[serde(with = "stated")] Arc<[u8]>),
+}
+
+/// Shared bytes as a list.
+mod stated {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        bytes[..].serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
+        Vec::deserialize(deserializer).map(Arc::from)
+    }
 }
 
 impl TensorInfo {
@@ -117,6 +134,71 @@ impl TensorInfo {
             wanted -= taken;
         }
         Some(TensorInfo { dims: vec![width, count], bytes: row * count, pieces, ..self.clone() })
+    }
+}
+
+impl TensorInfo {
+    /// The first and the last block that its values are read from, of all blocks of its piece; `None` where these numbers
+    /// are beyond all bounds.
+    fn last_block(&self, steps: Steps) -> Option<u64> {
+        let columns = self.dims.first()? / self.kind.block_values();
+        let furthest = |count: u64, step: u64| count.checked_sub(1)?.checked_mul(step);
+        let rows = self.dims.get(1).copied().unwrap_or(1);
+        let matrices = self.dims.iter().skip(2).try_fold(1u64, |all, dim| all.checked_mul(*dim))?;
+        steps
+            .first
+            .checked_add(furthest(columns, steps.column)?)?
+            .checked_add(furthest(rows, steps.row)?)?
+            .checked_add(furthest(matrices, steps.matrix)?)
+    }
+
+    /// What is wrong with it in files of `parts` bytes, for one that comes from another machine; readers of files check
+    /// more than that.
+    pub(super) fn problem(&self, parts: &[u64]) -> Option<&'static str> {
+        let (1..=4) = self.dims.len() else {
+            return Some("has no dimensions, or too many");
+        };
+        let values = self.dims.iter().try_fold(1u64, |all, dim| all.checked_mul(*dim));
+        if values.is_none_or(|values| values == 0 || self.kind.bytes_of(values) != Some(self.bytes)) {
+            return Some("is not as long as its dimensions say");
+        }
+        for piece in &self.pieces {
+            let inside = match &piece.place {
+                Place::File { part, offset } => {
+                    let end = offset.checked_add(piece.bytes.0);
+                    parts.get(*part).is_some_and(|size| end.is_some_and(|end| end <= *size))
+                }
+                Place::Stated(bytes) => bytes.len() as u64 == piece.bytes.0,
+            };
+            if !inside {
+                return Some("reaches past the end of its file");
+            }
+        }
+        let piece = |at: usize| self.pieces.get(at).map_or(0, |piece| piece.bytes.0);
+        let holds = |at: usize, last: u64, block: u64| {
+            last.checked_add(1)
+                .and_then(|blocks| blocks.checked_mul(block))
+                .is_some_and(|end| end <= piece(at))
+        };
+        let fits = match self.layout {
+            Layout::Whole => {
+                let sum = self.pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.bytes.0));
+                sum == Some(self.bytes.0)
+            }
+            Layout::Picked(steps) => {
+                let last = self.last_block(steps);
+                steps.column > 0
+                    && steps.row > 0
+                    && last.is_some_and(|last| holds(0, last, self.kind.block_bytes()))
+            }
+            Layout::CodesAndScales(steps) => {
+                let last = self.last_block(steps);
+                steps.column > 0
+                    && steps.row > 0
+                    && last.is_some_and(|last| holds(0, last, 16) && holds(1, last, 1))
+            }
+        };
+        (!fits).then_some("is not where its pieces are")
     }
 }
 

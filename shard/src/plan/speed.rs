@@ -14,8 +14,13 @@ pub enum Kernel {
     Attention,
     /// Norms, rope, gates and additions: the values of a row that these read and write, in every row.
     Passing,
-    /// Hands a layer's operations to the device: layers, without what they compute, of a single row.
+    /// Takes rows into products and out of them: the values of a row that go in and come out, in every row.
+    Framing,
+    /// Hands a layer's operations to the device: layers, without what they compute, of a single row of each of `rows`
+    /// sequences.
     Handing,
+    /// Draws a token: logits.
+    Drawing,
 }
 
 /// The speed of one kernel of a device, as calibrated.

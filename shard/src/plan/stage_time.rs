@@ -3,7 +3,8 @@
 //! For a device whose kernels were measured:
 //!
 //! `time(rows) = sum over types of weights / speed(type, rows) + cached values / speed(attention, queries)
-//!  + passed values / speed(passing, rows) + layers / speed(handing) + fixed part`
+//!  + passed values / speed(passing, rows) + framed values / speed(framing, rows)
+//!  + layers / speed(handing, sequences) + logits / speed(drawing) + fixed part`
 //!
 //! with each kernel's speed between the numbers of rows that were measured, so that what rows cost each (1 to 4 rows next
 //! to nothing, many rows the more the slower) is the kernels' own. Of experts the different ones that the rows take are
@@ -58,7 +59,10 @@ pub(super) struct StageWork {
     /// Each kind of attention, with the number of layers that have it.
     attention: Vec<(AttentionCost, f64)>,
     passed_values: f64,
+    framed_values: f64,
     layers: f64,
+    /// Logits of a row, where the stage holds the head.
+    logits: f64,
     /// Weight bytes read and operations for one row, without the head.
     active: f64,
     flops: f64,
@@ -81,7 +85,7 @@ impl StageWork {
     ) -> StageWork {
         let shard = Shard::of(range, cost.layer_count());
         let (mut products, mut attention) = (Vec::<Product>::new(), Vec::<(AttentionCost, f64)>::new());
-        let mut passed_values = 0;
+        let (mut passed_values, mut framed_values) = (0, 0);
         for work in &cost.work()[range.iter()] {
             for of in &work.products {
                 match products.iter_mut().find(|sum| (sum.kind, sum.experts) == (of.kind, of.experts)) {
@@ -94,6 +98,7 @@ impl StageWork {
                 None => attention.push((work.attention, 1.0)),
             }
             passed_values += work.passed_values;
+            framed_values += work.framed_values;
         }
         let layers = &cost.layers()[range.iter()];
         let embedding_active = if shard.embedding { cost.embedding().active.0 } else { 0 };
@@ -102,6 +107,8 @@ impl StageWork {
             products,
             attention,
             passed_values: passed_values as f64,
+            framed_values: framed_values as f64,
+            logits: if shard.head { cost.vocab() as f64 } else { 0.0 },
             layers: layers.len() as f64,
             active: (layers.iter().map(|layer| layer.active.0).sum::<u64>() + embedding_active) as f64,
             flops: layers.iter().map(|layer| layer.flops).sum::<u64>() as f64,
@@ -212,13 +219,16 @@ impl DeviceTimes {
         let attention_s: f64 =
             work.attention.iter().map(|(of, layers)| layers * self.attention_s(of, work, step)).sum();
         let passed_s = work.passed_values * self.unit_s(Kernel::Passing, step.rows);
-        products_s + attention_s + passed_s + work.layers * self.unit_s(Kernel::Handing, 1.0)
+        let framed_s = work.framed_values * self.unit_s(Kernel::Framing, step.rows);
+        let sequences = step.rows / step.sequence_rows;
+        products_s + attention_s + passed_s + framed_s + work.layers * self.unit_s(Kernel::Handing, sequences)
     }
 
-    /// Seconds of a measured device's head.
+    /// Seconds of a measured device's head, and of drawing from its logits.
     pub(super) fn head_s(&self, work: &StageWork, step: StepShape) -> f64 {
         let head = work.head.as_ref().filter(|_| step.head_rows > 0.0);
-        head.map_or(0.0, |head| self.product_s(head, step.head_rows))
+        let drawn_s = step.head_rows * work.logits * self.unit_s(Kernel::Drawing, 1.0);
+        head.map_or(0.0, |head| self.product_s(head, step.head_rows) + drawn_s)
     }
 
     fn rated_s(&self, work: &StageWork, step: StepShape) -> f64 {
@@ -274,7 +284,11 @@ impl DeviceTimes {
                 low_s + (high_s - low_s) * (rows - below) / (above - below)
             }
             // Beyond what was measured every row costs as much as the others, once there are so many that they decide.
-            (Some((most, unit_s)), None) if most >= MANY_ROWS => unit_s * rows / most,
+            (Some((most, unit_s)), None)
+                if most >= MANY_ROWS || !matches!(kernel, Kernel::Product(_) | Kernel::Attention) =>
+            {
+                unit_s * rows / most
+            }
             (Some((most, unit_s)), None) => unit_s + 2.0 * (rows - most) / self.flops_per_s,
             (None, None) => 0.0,
         }
@@ -303,6 +317,8 @@ impl DeviceTimes {
             Kernel::Attention => longer(bytes_per_weight(TensorType::F16)),
             Kernel::Passing => rows * PASSED_BYTES / self.bandwidth_bytes_per_s,
             Kernel::Handing => HANDING_S,
+            // Small beside the rest, and part of what was measured where nobody has told it apart.
+            Kernel::Framing | Kernel::Drawing => 0.0,
         }
     }
 }
@@ -392,7 +408,9 @@ mod tests {
             products: Vec::new(),
             attention: vec![(attention, 1.0)],
             passed_values: 0.0,
+            framed_values: 0.0,
             layers: 0.0,
+            logits: 0.0,
             active: 0.0,
             flops: 0.0,
             head_active: 0.0,

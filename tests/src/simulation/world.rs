@@ -419,6 +419,7 @@ impl World {
             threads: 1,
             bandwidth_bytes_per_s: 1e9,
             flops_per_s: 1e9,
+            delivery_port: 0,
             data_addresses: vec![([10, 0, 0, life.place as u8], 7000).into()],
             stretch: 1.0,
             kernel_speeds: Vec::new(),

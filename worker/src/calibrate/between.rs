@@ -1,9 +1,10 @@
-//! What a step takes beside its products: attention, what passes norms, rope, gates and additions, and handing all of it to
-//! the device.
+//! What a step takes beside its products: attention, what passes norms, rope, gates and additions, taking rows into products
+//! and out, handing all of it to the device, and drawing.
 
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::CacheDtype;
+use brigade_proto::sampling::Sampling;
 use brigade_shard::cost::{PAGE_TOKENS, passed_values};
 use brigade_shard::plan::{Kernel, KernelSpeed};
 use brigade_shard::spec::{Activation, Norm, RopePairing, Visibility};
@@ -11,6 +12,7 @@ use brigade_shard::tensor_type::TensorType;
 
 use super::measure::{Pattern, usual_s};
 use crate::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Span};
+use crate::sampler::{History, Sampler};
 use crate::weights::LoadError;
 
 /// What all of it may take; where it is spent, what remains is run once.
@@ -19,6 +21,14 @@ const ALL: Duration = Duration::from_millis(120);
 const RUNS: usize = 9;
 /// How often a run does the same: what is measured is short.
 const TIMES: usize = 8;
+/// Sequences of a step that are handed over.
+const SEQUENCES: [usize; 2] = [1, 8];
+/// Rows and columns of matrices in which rows going in and out count beside the weights.
+const SMALL: usize = 512;
+/// Matrices of that size in turn, as those of a layer are.
+const SMALL_MATRICES: usize = 4;
+/// Logits of a usual model.
+const LOGITS: usize = 32_768;
 /// Rows of a step: of decoding, and of a prompt's chunk.
 const ROWS: [usize; 4] = [1, 4, 16, 64];
 /// Positions that are cached where queries look at them.
@@ -47,7 +57,6 @@ pub(super) fn speeds<B: Backend>(mut backend: B) -> Result<Vec<KernelSpeed>, Loa
     let most = ROWS.iter().copied().max().unwrap_or(1);
     backend.reserve(most.max(CACHED), USUAL.gates);
     let until = Instant::now() + ALL;
-    let mut narrow = Layer::new(&backend, NARROW, 1)?;
     let matrices = [(); 4].map(|()| {
         let shape = MatrixShape { kind: TensorType::Q8_0, rows: NARROW.hidden, width: NARROW.hidden };
         backend.matrix(shape, &mut Pattern)
@@ -57,10 +66,13 @@ pub(super) fn speeds<B: Backend>(mut backend: B) -> Result<Vec<KernelSpeed>, Loa
     backend.loaded();
     backend.settle();
     let found = backend.enter(|backend| -> Result<_, BackendError> {
-        let handing_s = narrow.handing_s(backend, &matrices, until)?;
+        let mut found = Vec::new();
+        for sequences in SEQUENCES {
+            let handing_s = Layer::new(backend, NARROW, sequences)?.handing_s(backend, &matrices, until)?;
+            found.push(speed(Kernel::Handing, sequences, 1.0, handing_s));
+        }
         // Handing over what passes values is part of that, and not counted twice.
-        let bare_s = narrow.passing_s(backend, until)?;
-        let mut found = vec![KernelSpeed { kernel: Kernel::Handing, rows: 1, per_s: 1.0 / handing_s }];
+        let bare_s = Layer::new(backend, NARROW, 1)?.passing_s(backend, until)?;
         for rows in ROWS {
             let took_s = Layer::new(backend, USUAL, rows)?.passing_s(backend, until)?;
             let passing_s = (took_s - bare_s).max(took_s * LEAST_PASSING);
@@ -183,14 +195,16 @@ impl<B: Backend> Layer<B> {
         backend.rope(&mut self.keys, head, pairing, &self.cos, &self.sin)
     }
 
-    /// Seconds of all operations of a layer, for one row that sees nothing but itself.
+    /// Seconds of all operations of a layer, for a row of each sequence that sees nothing but itself.
     fn handing_s(
         &mut self,
         backend: &mut B,
         matrices: &[B::Matrix; 4],
         until: Instant,
     ) -> Result<f64, BackendError> {
-        let (mut cache, batch) = (backend.cache(self.widths.cache(1))?, batch(1, 1));
+        let own_page = |row: usize| Span { rows: row..row + 1, start: 0, pages: vec![row as u32] };
+        let batch = Batch { spans: (0..self.rows).map(own_page).collect() };
+        let mut cache = backend.cache(self.widths.cache(self.rows * PAGE_TOKENS as usize))?;
         let (shape, mut scratch) = (self.widths.attention(), Vec::new());
         let [inputs, output, gates, down] = matrices;
         usual_s(RUNS, until, || {
@@ -215,6 +229,63 @@ impl<B: Backend> Layer<B> {
             Ok(began.elapsed().as_secs_f64() / TIMES as f64)
         })
     }
+}
+
+/// The speed of taking rows into products of a processor and out of them, given how many weights of type `kind` it multiplies
+/// with so many rows: what small matrices take beyond that.
+pub(super) fn framing<B: Backend>(
+    mut backend: B,
+    kind: TensorType,
+    known: &[(usize, f64)],
+) -> Result<Vec<KernelSpeed>, LoadError> {
+    let most = known.iter().map(|(rows, _)| *rows).max().unwrap_or(1);
+    backend.reserve(most, SMALL);
+    let until = Instant::now() + ALL;
+    let shape = MatrixShape { kind, rows: SMALL, width: SMALL };
+    let matrices = (0..SMALL_MATRICES).map(|_| backend.matrix(shape, &mut Pattern));
+    let matrices: Vec<B::Matrix> = matrices.collect::<Result<_, LoadError>>()?;
+    backend.loaded();
+    backend.settle();
+    let mut found = Vec::new();
+    for (rows, weights_per_s) in known {
+        let (input, mut output) = (filled(&backend, *rows, SMALL)?, backend.rows(*rows, SMALL)?);
+        let took_s = backend.enter(|backend| {
+            usual_s(RUNS, until, || {
+                let began = Instant::now();
+                for matrix in &matrices {
+                    backend.linear(&input, &mut [(matrix, &mut output)])?;
+                }
+                Ok(began.elapsed().as_secs_f64() / SMALL_MATRICES as f64)
+            })
+        })?;
+        let framing_s = took_s - (SMALL * SMALL) as f64 / weights_per_s;
+        if framing_s > 0.0 {
+            found.push(speed(Kernel::Framing, *rows, (2 * SMALL) as f64, framing_s));
+        }
+    }
+    // A row costs as much as one of several, which can be told from the weights.
+    if let Some(first) = found.first().copied().filter(|first| first.rows > 1) {
+        found.push(KernelSpeed { rows: 1, per_s: first.per_s * f64::from(first.rows), ..first });
+    }
+    // A backend moves and counts the memory of its matrices: it goes first.
+    drop(backend);
+    drop(matrices);
+    Ok(found)
+}
+
+/// The speed of drawing tokens.
+pub(super) fn drawing() -> KernelSpeed {
+    let logits: Vec<f32> = (0..LOGITS).map(|id| ((id * 37) % 101) as f32 / 10.0).collect();
+    let (mut sampler, sampling) = (Sampler::default(), Sampling { temperature: 1.0, ..Sampling::default() });
+    let history = History { tokens: &[], prompt_tokens: 0 };
+    let until = Instant::now() + ALL;
+    let took_s = usual_s(RUNS, until, || {
+        let began = Instant::now();
+        // Nothing is wrong with these logits.
+        let _ = std::hint::black_box(sampler.draw(&logits, &sampling, history));
+        Ok(began.elapsed().as_secs_f64())
+    });
+    speed(Kernel::Drawing, 1, LOGITS as f64, took_s.unwrap_or(f64::INFINITY))
 }
 
 /// The speeds of attention with the last rows of a sequence.

@@ -30,7 +30,7 @@ use crate::weights::LoadError;
 const ALL: Duration = Duration::from_millis(1000);
 
 /// So many of the types are measured in any case.
-const CERTAIN_KINDS: usize = 4;
+const CERTAIN_KINDS: usize = 7;
 
 /// The types that models have most, in the order in which they are measured while there is time. The first is what
 /// bandwidth and arithmetic are told by.
@@ -49,6 +49,9 @@ const KINDS: [TensorType; 9] = [
 /// Rows of the products that are measured: those of decoding, one sequence and several, and those of prompts' chunks. What
 /// lies between follows; kernels for many rows take over at some 24 of them.
 const ROWS: [usize; 6] = [1, 4, 8, 16, 32, 128];
+
+/// Rows with which small products are compared with large ones.
+const FRAMED_ROWS: [usize; 2] = [8, 128];
 
 /// Rows of the product that tells the arithmetic.
 const ARITHMETIC_ROWS: u32 = 128;
@@ -71,6 +74,15 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// With how many rows small products are compared with large ones, and how many weights of the first type these multiply
+    /// per second: with so many that reading weights does not decide.
+    fn framed_rows(&self) -> Vec<(usize, f64)> {
+        let of_first = |speed: &&KernelSpeed| speed.kernel == Kernel::Product(KINDS[0]);
+        let speeds = self.kernel_speeds.iter().filter(of_first);
+        let framed = speeds.filter(|speed| FRAMED_ROWS.contains(&(speed.rows as usize)));
+        framed.map(|speed| (speed.rows as usize, speed.per_s)).collect()
+    }
+
     /// What two of the same device come to, in everything.
     #[must_use]
     fn both(mut self, other: &Calibration) -> Calibration {
@@ -121,7 +133,9 @@ pub fn calibrate(device: DeviceKind, threads: usize, room: Bytes) -> Result<Cali
     let calibration = match device {
         DeviceKind::Cpu => {
             let bench = Bench::of_processor(room);
-            let measured = of_kinds(&kinds, &bench, || Ok(CpuBackend::new(threads)?))?;
+            let mut measured = of_kinds(&kinds, &bench, || Ok(CpuBackend::new(threads)?))?;
+            let framing = between::framing(CpuBackend::new(threads)?, KINDS[0], &measured.framed_rows())?;
+            measured.kernel_speeds.extend(framing);
             Calibration { shared_host: Some(host(threads, room, &measured)?), ..measured }
         }
         DeviceKind::Cuda(_) | DeviceKind::Metal => {
@@ -143,6 +157,7 @@ fn of_kinds<B: Backend>(
 ) -> Result<Calibration, LoadError> {
     let began = Instant::now();
     let mut kernel_speeds = between::speeds(backend()?)?;
+    kernel_speeds.push(between::drawing());
     for (place, kind) in kinds.iter().enumerate() {
         if place >= CERTAIN_KINDS && began.elapsed() > ALL {
             break;
@@ -214,7 +229,9 @@ mod tests {
         for kernel in KINDS[..CERTAIN_KINDS].iter().map(|kind| Kernel::Product(*kind)) {
             assert!(of(kernel, 1).is_some() && of(kernel, 8).is_some(), "{kernel:?}: {measured:?}");
         }
-        for (kernel, rows) in [(Kernel::Attention, 4), (Kernel::Passing, 64), (Kernel::Handing, 1)] {
+        for (kernel, rows) in
+            [(Kernel::Attention, 4), (Kernel::Passing, 64), (Kernel::Handing, 8), (Kernel::Drawing, 1)]
+        {
             assert!(of(kernel, rows).is_some(), "{kernel:?}: {measured:?}");
         }
         let host = measured.shared_host.expect("a processor is part of its machine");

@@ -8,7 +8,7 @@ use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageState};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation};
 use brigade_shard::units::Bytes;
 
-use super::messages::{ConnectId, LoadId, StageCommand, StageEvent};
+use super::messages::{ConnectId, LoadId, Progress, StageCommand, StageEvent};
 use super::phase::{Phase, Slot, Wait, failed, older, out_of_order, report, report_of, too_little};
 use super::preparing::Preparing;
 
@@ -67,7 +67,10 @@ impl StageMachine {
 
     /// Whether weights are being read or looked for.
     pub fn is_loading(&self) -> bool {
-        self.slots.values().any(|slot| matches!(slot.phase, Phase::Finding { .. } | Phase::Reading { .. }))
+        let loads = |phase: &Phase| {
+            matches!(phase, Phase::Finding { .. } | Phase::Waiting { .. } | Phase::Reading { .. })
+        };
+        self.slots.values().any(|slot| loads(&slot.phase))
             || self.preparing.values().any(Preparing::is_loading)
     }
 
@@ -78,6 +81,13 @@ impl StageMachine {
         let ahead: Bytes =
             ahead.map(|(deployment, preparing)| preparing.bytes(self.has_stage(*deployment))).sum();
         stages + ahead + self.cancelled.values().copied().sum()
+    }
+
+    /// What of that is on its way out.
+    fn leaving(&self) -> Bytes {
+        let ending = self.slots.values().filter(|slot| matches!(slot.phase, Phase::Ending { .. }));
+        let ending: Bytes = ending.map(|slot| slot.phase.memory().total()).sum();
+        ending + self.cancelled.values().copied().sum()
     }
 
     /// Whether a deployment has a stage in the engine, whose weights count there.
@@ -106,7 +116,7 @@ impl StageMachine {
             StageEvent::Activate { deployment, fence } => self.activate(deployment, fence, &mut out),
             StageEvent::Retire { deployment } => self.retire(deployment, &mut out),
             StageEvent::Found { load, memory } => self.found(load, memory, now, &mut out),
-            StageEvent::Progress { load, loaded, total } => self.progress(load, loaded, total, now, &mut out),
+            StageEvent::Progress { load, progress } => self.progress(load, progress, now, &mut out),
             StageEvent::LoadEnded { load, result } => self.load_ended(load, result, &mut out),
             StageEvent::LinksOpened { attempt, next_address, rtt_us } => {
                 self.links_opened(attempt, next_address, rtt_us, &mut out);
@@ -133,6 +143,9 @@ impl StageMachine {
                     self.end(deployment, None, None, &mut out);
                 }
             }
+        }
+        for deployment in self.that(|slot| matches!(slot.phase, Phase::Waiting { .. })) {
+            self.admit(deployment, now, &mut out);
         }
         out
     }
@@ -256,28 +269,40 @@ impl StageMachine {
     }
 
     fn found(&mut self, load: LoadId, memory: StageMemory, now: Instant, out: &mut Vec<StageCommand>) {
-        let held = self.held();
-        let stages = self.slots.values().filter(|slot| slot.phase.memory().total() > Bytes::ZERO).count();
         let Some((deployment, slot)) =
             self.slots.iter_mut().find(|(_, slot)| slot.phase.load() == Some(load))
         else {
             out.push(StageCommand::Discard { load });
             return;
         };
+        let deployment = *deployment;
         if let Phase::Ending { .. } = slot.phase {
-            let deployment = *deployment;
             out.push(StageCommand::Discard { load });
             self.ended(deployment, out);
             return;
         }
-        let deployment = *deployment;
+        slot.phase = Phase::Waiting { load, memory };
+        self.admit(deployment, now, out);
+    }
+
+    /// Begins to read a stage that was found, if there is room. Where there will be once what is on its way out has gone,
+    /// it waits for that.
+    fn admit(&mut self, deployment: DeploymentId, now: Instant, out: &mut Vec<StageCommand>) {
+        let stages = self.slots.values().filter(|slot| slot.phase.memory().total() > Bytes::ZERO).count();
         // What was read ahead becomes a part of it.
         let ahead = self.preparing.get(&deployment).map_or(Bytes::ZERO, |ahead| ahead.bytes(false));
-        let held = held.saturating_sub(ahead);
-        let free = self.budget.saturating_sub(held);
+        let held = self.held().saturating_sub(ahead);
+        let (budget, leaving) = (self.budget, self.leaving());
+        let Some(slot) = self.slots.get_mut(&deployment) else { return };
+        let Phase::Waiting { load, memory } = slot.phase else { return };
+        let free = budget.saturating_sub(held);
         if memory.total() > free {
+            let kept = held.saturating_sub(leaving);
+            if memory.total() <= budget.saturating_sub(kept) {
+                return;
+            }
             out.push(StageCommand::Discard { load });
-            slot.phase = Phase::Failed { reason: too_little(&memory, self.budget, held, stages) };
+            slot.phase = Phase::Failed { reason: too_little(&memory, budget, held, stages) };
             out.extend(report_of(slot));
             self.unprepare(deployment, out);
             return;
@@ -286,31 +311,23 @@ impl StageMachine {
             ahead.take();
         }
         out.push(StageCommand::Read { load, budget: free });
-        let total = memory.weights;
-        slot.phase = Phase::Reading { load, memory, loaded: Bytes::ZERO, total, reported: now };
+        let progress = Progress { total: memory.weights, ..Progress::default() };
+        slot.phase = Phase::Reading { load, memory, progress, reported: now };
         out.extend(report_of(slot));
     }
 
-    fn progress(
-        &mut self,
-        load: LoadId,
-        loaded: Bytes,
-        total: Bytes,
-        now: Instant,
-        out: &mut Vec<StageCommand>,
-    ) {
-        if self.preparing_progress(load, (loaded, total), now, out) {
+    fn progress(&mut self, load: LoadId, read: Progress, now: Instant, out: &mut Vec<StageCommand>) {
+        if self.preparing_progress(load, &read, now, out) {
             return;
         }
         let Some(slot) = self.slots.values_mut().find(|slot| slot.phase.load() == Some(load)) else {
             return;
         };
-        let Phase::Reading { loaded: last, total: last_total, reported, .. } = &mut slot.phase else {
+        let Phase::Reading { progress, reported, .. } = &mut slot.phase else {
             return;
         };
-        let changed = (*last, *last_total) != (loaded, total);
-        if changed && now.saturating_duration_since(*reported) >= PROGRESS_INTERVAL {
-            (*last, *last_total, *reported) = (loaded, total, now);
+        if *progress != read && now.saturating_duration_since(*reported) >= PROGRESS_INTERVAL {
+            (*progress, *reported) = (read, now);
             out.extend(report_of(slot));
         }
     }
@@ -364,7 +381,7 @@ impl StageMachine {
             Phase::Connected { .. } | Phase::Active { .. } | Phase::Failed { .. } => {
                 out.extend(report_of(slot))
             }
-            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Ending { .. } => {
+            Phase::Finding { .. } | Phase::Waiting { .. } | Phase::Reading { .. } | Phase::Ending { .. } => {
                 out.push(out_of_order(deployment, epoch, "connect", &slot.phase));
             }
         }
@@ -476,7 +493,10 @@ impl StageMachine {
                 out.push(StageCommand::Drop { deployment });
                 Wait::Engine
             }
-            Phase::Failed { .. } => {
+            Phase::Waiting { .. } | Phase::Failed { .. } => {
+                if let Phase::Waiting { load, .. } = slot.phase {
+                    out.push(StageCommand::Discard { load });
+                }
                 let then = then.map(Box::new);
                 slot.phase = Phase::Ending { memory, wait: Wait::Engine, report, then };
                 self.ended(deployment, out);

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use brigade_proto::control::{ConnectStage, LoadStage, StageMemory, StageReport};
+use brigade_proto::control::{
+    ConnectStage, DeliveryProgress, LoadStage, StageMemory, StageReport, StageState,
+};
 use brigade_proto::ids::{DeploymentId, Fence, Incarnation};
 use brigade_shard::units::Bytes;
 
@@ -13,6 +15,24 @@ pub struct LoadId(pub u64);
 /// Names one attempt at opening the links of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectId(pub u64);
+
+/// How far weights are read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Read so far.
+    pub loaded: Bytes,
+    /// To be read.
+    pub total: Bytes,
+    /// What comes from other machines, where any does.
+    pub delivery: Option<DeliveryProgress>,
+}
+
+impl Progress {
+    pub(super) fn state(&self) -> StageState {
+        let Progress { loaded, total, delivery } = self.clone();
+        StageState::Loading { loaded, total, delivery }
+    }
+}
 
 /// What the machine is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,10 +87,8 @@ pub enum StageEvent {
     Progress {
         /// Which load.
         load: LoadId,
-        /// Read so far.
-        loaded: Bytes,
-        /// To be read.
-        total: Bytes,
+        /// How far it is.
+        progress: Progress,
     },
     /// A load is over: with a stage ready to be installed, or with the reason why not.
     LoadEnded {

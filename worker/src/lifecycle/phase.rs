@@ -7,7 +7,7 @@ use brigade_proto::control::{LoadStage, StageMemory, StageReport, StageState};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence};
 use brigade_shard::units::Bytes;
 
-use super::messages::{ConnectId, LoadId, StageCommand};
+use super::messages::{ConnectId, LoadId, Progress, StageCommand};
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -20,14 +20,45 @@ pub(super) struct Slot {
 
 #[derive(Debug)]
 pub(super) enum Phase {
-    Finding { load: LoadId },
-    Reading { load: LoadId, memory: StageMemory, loaded: Bytes, total: Bytes, reported: Instant },
-    Loaded { memory: StageMemory },
-    Connecting { memory: StageMemory, attempt: ConnectId },
-    Connected { memory: StageMemory, next_address: SocketAddr, rtt_us: u32 },
-    Active { memory: StageMemory, fence: Fence },
-    Failed { reason: String },
-    Ending { memory: StageMemory, wait: Wait, report: Option<Epoch>, then: Option<Box<LoadStage>> },
+    Finding {
+        load: LoadId,
+    },
+    /// It is found, and waits for memory that is on its way out.
+    Waiting {
+        load: LoadId,
+        memory: StageMemory,
+    },
+    Reading {
+        load: LoadId,
+        memory: StageMemory,
+        progress: Progress,
+        reported: Instant,
+    },
+    Loaded {
+        memory: StageMemory,
+    },
+    Connecting {
+        memory: StageMemory,
+        attempt: ConnectId,
+    },
+    Connected {
+        memory: StageMemory,
+        next_address: SocketAddr,
+        rtt_us: u32,
+    },
+    Active {
+        memory: StageMemory,
+        fence: Fence,
+    },
+    Failed {
+        reason: String,
+    },
+    Ending {
+        memory: StageMemory,
+        wait: Wait,
+        report: Option<Epoch>,
+        then: Option<Box<LoadStage>>,
+    },
 }
 
 /// What must happen before a stage's memory is free.
@@ -41,7 +72,7 @@ impl Phase {
     /// What counts against the budget.
     pub(super) fn memory(&self) -> StageMemory {
         match self {
-            Phase::Finding { .. } | Phase::Failed { .. } => StageMemory::default(),
+            Phase::Finding { .. } | Phase::Waiting { .. } | Phase::Failed { .. } => StageMemory::default(),
             Phase::Reading { memory, .. }
             | Phase::Loaded { memory }
             | Phase::Connecting { memory, .. }
@@ -58,15 +89,19 @@ impl Phase {
             | Phase::Connecting { memory, .. }
             | Phase::Connected { memory, .. }
             | Phase::Active { memory, .. } => Some(*memory),
-            Phase::Finding { .. } | Phase::Reading { .. } | Phase::Failed { .. } | Phase::Ending { .. } => {
-                None
-            }
+            Phase::Finding { .. }
+            | Phase::Waiting { .. }
+            | Phase::Reading { .. }
+            | Phase::Failed { .. }
+            | Phase::Ending { .. } => None,
         }
     }
 
     pub(super) fn load(&self) -> Option<LoadId> {
         match self {
-            Phase::Finding { load } | Phase::Reading { load, .. } => Some(*load),
+            Phase::Finding { load } | Phase::Waiting { load, .. } | Phase::Reading { load, .. } => {
+                Some(*load)
+            }
             Phase::Ending { wait: Wait::Load(load), .. } => Some(*load),
             _ => None,
         }
@@ -76,6 +111,7 @@ impl Phase {
     pub(super) fn words(&self) -> &'static str {
         match self {
             Phase::Finding { .. } => "looking for its file",
+            Phase::Waiting { .. } => "waiting for memory that is being freed",
             Phase::Reading { .. } => "loading",
             Phase::Loaded { .. } => "loaded but not connected",
             Phase::Connecting { .. } => "connecting",
@@ -89,8 +125,8 @@ impl Phase {
     /// What the coordinator is told of it; nothing of a stage on its way out.
     pub(super) fn state(&self) -> Option<StageState> {
         Some(match self {
-            Phase::Finding { .. } => StageState::Loading { loaded: Bytes::ZERO, total: Bytes::ZERO },
-            Phase::Reading { loaded, total, .. } => StageState::Loading { loaded: *loaded, total: *total },
+            Phase::Finding { .. } | Phase::Waiting { .. } => Progress::default().state(),
+            Phase::Reading { progress, .. } => progress.state(),
             Phase::Loaded { memory } | Phase::Connecting { memory, .. } => StageState::Loaded(*memory),
             Phase::Connected { next_address, rtt_us, .. } => {
                 StageState::Connected { next_address: *next_address, rtt_us: *rtt_us }

@@ -7,7 +7,7 @@ use brigade_proto::ids::DeploymentId;
 use brigade_shard::units::Bytes;
 
 use super::machine::{MAX_STAGES, PROGRESS_INTERVAL, StageMachine};
-use super::messages::{LoadId, StageCommand};
+use super::messages::{LoadId, Progress, StageCommand};
 use super::phase::report;
 
 /// Weights that a deployment's next stage will have.
@@ -23,7 +23,7 @@ pub(super) struct Preparing {
 #[derive(Debug)]
 enum Phase {
     Finding,
-    Reading { weights: Bytes, missing: Bytes, loaded: Bytes, total: Bytes, reported: Instant },
+    Reading { weights: Bytes, missing: Bytes, progress: Progress, reported: Instant },
     Prepared { weights: Bytes, missing: Bytes },
 }
 
@@ -48,9 +48,9 @@ impl Preparing {
     }
 
     pub(super) fn report(&self) -> StageCommand {
-        let state = match self.phase {
-            Phase::Finding => StageState::Loading { loaded: Bytes::ZERO, total: Bytes::ZERO },
-            Phase::Reading { loaded, total, .. } => StageState::Loading { loaded, total },
+        let state = match &self.phase {
+            Phase::Finding => Progress::default().state(),
+            Phase::Reading { progress, .. } => progress.state(),
             Phase::Prepared { .. } => StageState::Prepared,
         };
         report(self.order.deployment, self.order.epoch, state)
@@ -149,8 +149,8 @@ impl StageMachine {
             self.preparing.remove(&deployment);
             return;
         }
-        preparing.phase =
-            Phase::Reading { weights, missing, loaded: Bytes::ZERO, total: missing, reported: now };
+        let progress = Progress { total: missing, ..Progress::default() };
+        preparing.phase = Phase::Reading { weights, missing, progress, reported: now };
         out.push(StageCommand::ReadMissing { load });
         out.push(preparing.report());
     }
@@ -159,18 +159,18 @@ impl StageMachine {
     pub(super) fn preparing_progress(
         &mut self,
         load: LoadId,
-        read: (Bytes, Bytes),
+        read: &Progress,
         now: Instant,
         out: &mut Vec<StageCommand>,
     ) -> bool {
         let Some(preparing) = self.preparing.values_mut().find(|preparing| preparing.load == load) else {
             return false;
         };
-        if let Phase::Reading { loaded, total, reported, .. } = &mut preparing.phase
-            && (*loaded, *total) != read
+        if let Phase::Reading { progress, reported, .. } = &mut preparing.phase
+            && progress != read
             && now.saturating_duration_since(*reported) >= PROGRESS_INTERVAL
         {
-            (*loaded, *total, *reported) = (read.0, read.1, now);
+            (*progress, *reported) = (read.clone(), now);
             out.push(preparing.report());
         }
         true

@@ -6,6 +6,7 @@ mod sequences;
 mod step;
 
 use std::any::Any;
+use std::sync::Arc;
 
 use brigade_proto::control::{DeviceKind, StageMemory, StageRoom};
 use brigade_proto::step::{StepFrame, StepResult, WireDtype};
@@ -18,6 +19,7 @@ use self::step::Steps;
 pub use crate::cache::CacheUsage;
 use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
+use crate::delivery::Delivered;
 use crate::model::{self, StageNeeds};
 pub use crate::weights::{HeldWeights, LoadError, LoadProgress, ReadProblem};
 use crate::weights::{ModelFiles, give_way};
@@ -27,6 +29,8 @@ use crate::weights::{ModelFiles, give_way};
 pub struct StageRequest {
     /// The model's header.
     pub header: Header,
+    /// What brings the model's tensors, where its files are the cache's.
+    pub delivered: Option<Arc<Delivered>>,
     /// Which part of the model.
     pub shard: Shard,
     /// What the stage must be able to hold.
@@ -56,6 +60,8 @@ pub enum StageOutput {
 pub struct Stage {
     steps: Box<dyn Steps>,
     memory: StageMemory,
+    /// What it was loaded from stays in the cache for as long as it is used.
+    _delivered: Option<Arc<Delivered>>,
 }
 
 impl Stage {
@@ -78,7 +84,8 @@ impl Stage {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<Stage, LoadError> {
-        let StageRequest { header, shard, room, device, threads, mapped, streamed_layers, budget } = request;
+        let StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget } =
+            request;
         check_streaming(device, streamed_layers)?;
         let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
         let StageNeeds { spec, table, memory, streamed } = needs;
@@ -86,7 +93,11 @@ impl Stage {
             let StageMemory { weights, cache, workspace } = memory;
             return Err(LoadError::TooLittleMemory { weights, cache, workspace, budget });
         }
-        let files = open(&header, mapped, held, progress)?.streaming(&table, streamed)?;
+        if let Some(delivered) = delivered.as_ref().filter(|_| mapped || !streamed.is_empty()) {
+            // These are looked at in their files, by whoever does not ask for them.
+            delivered.complete(table.of(&shard).into_iter().map(|(_, tensor)| tensor))?;
+        }
+        let files = open(&header, &delivered, mapped, held, progress)?.streaming(&table, streamed)?;
         let steps: Box<dyn Steps> = match device {
             DeviceKind::Cpu => {
                 let backend = CpuBackend::new(threads)?;
@@ -99,7 +110,7 @@ impl Stage {
                 step::boxed(model, &room)
             }
         };
-        Ok(Stage { steps, memory })
+        Ok(Stage { steps, memory, _delivered: delivered })
     }
 
     /// What the stage takes of its worker's budget.
@@ -136,6 +147,7 @@ impl Stage {
 /// Weights that are resident without a stage that computes with them, so that one which shares them need not read them.
 pub struct PreparedWeights {
     _weights: Box<dyn Any + Send>,
+    _delivered: Option<Arc<Delivered>>,
 }
 
 impl PreparedWeights {
@@ -149,14 +161,17 @@ impl PreparedWeights {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<PreparedWeights, LoadError> {
-        let StageRequest { header, shard, room, device, mapped, streamed_layers, .. } = request;
+        let StageRequest { header, delivered, shard, room, device, mapped, streamed_layers, .. } = request;
         check_streaming(device, streamed_layers)?;
         let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
         let shard = lasting(&shard, needs.streamed);
         let StageNeeds { spec, table, .. } = needs;
         // What is started from here gives way as well.
         give_way();
-        let files = open(&header, mapped, held, progress)?;
+        if let Some(delivered) = delivered.as_ref().filter(|_| mapped) {
+            delivered.complete(table.of(&shard).into_iter().map(|(_, tensor)| tensor))?;
+        }
+        let files = open(&header, &delivered, mapped, held, progress)?;
         let weights = match device {
             DeviceKind::Cpu => {
                 let backend = CpuBackend::new(1)?;
@@ -167,17 +182,18 @@ impl PreparedWeights {
                 model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
             }
         };
-        Ok(PreparedWeights { _weights: weights })
+        Ok(PreparedWeights { _weights: weights, _delivered: delivered })
     }
 }
 
 fn open<'a>(
     header: &'a Header,
+    delivered: &Option<Arc<Delivered>>,
     mapped: bool,
     held: &HeldWeights,
     progress: &'a LoadProgress,
 ) -> Result<ModelFiles<'a>, LoadError> {
-    let files = ModelFiles::open(header, progress)?.sharing(held);
+    let files = ModelFiles::open(header, progress)?.of_cache(delivered.clone()).sharing(held);
     if mapped { files.mapped() } else { Ok(files) }
 }
 

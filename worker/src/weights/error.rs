@@ -49,6 +49,9 @@ pub enum LoadError {
     /// The file was written to, or replaced, while it is in use.
     #[error("{} is not the file any more that it was when its header was read: load the model again", path.display())]
     Written { path: PathBuf },
+    /// Weights that are fetched have not come.
+    #[error("{reason}")]
+    Undelivered { reason: String },
     /// Layers cannot be read for every step on this device.
     #[error(
         "{device} cannot read {layers} layers of its shard again for every step, which only the processor can: use --device \

@@ -19,6 +19,7 @@ use super::{
     HeldWeights, LoadError, LoadProgress, MappedBytes, READING, ReadProblem, StagedBytes, TensorSource,
     lengthen,
 };
+use crate::delivery::Delivered;
 
 /// All parts of a model, open.
 pub struct ModelFiles<'a> {
@@ -43,6 +44,13 @@ impl<'a> ModelFiles<'a> {
             return Err(LoadError::Changed { path, was: header.file_bytes().0, is: bytes });
         }
         Ok(ModelFiles { header, parts, maps: None, streamed: None, held: HeldWeights::default(), progress })
+    }
+
+    /// The same files, which are the cache's where `delivered` brings them.
+    #[must_use]
+    pub fn of_cache(mut self, delivered: Option<Arc<Delivered>>) -> ModelFiles<'a> {
+        self.parts = self.parts.of_cache(delivered);
+        self
     }
 
     /// The same files, where what `held` knows need not be read.

@@ -4,17 +4,21 @@ use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use brigade_shard::model_file::{Layout, Piece, Place, TensorInfo};
 use brigade_shard::units::Bytes;
 
 use super::{LoadError, ReadProblem};
+use crate::delivery::Delivered;
 
 /// All files of a model, open for reading.
 pub(super) struct Parts {
     paths: Vec<PathBuf>,
     files: Vec<File>,
     stamps: Vec<Stamp>,
+    /// Where they are the cache's: what is read is waited for and checked, and others write to them meanwhile.
+    delivered: Option<Arc<Delivered>>,
 }
 
 /// Which file one is, and when it was written to last.
@@ -52,14 +56,28 @@ impl Parts {
             files.push(file);
             stamps.push(stamp);
         }
-        Ok(Parts { paths: paths.to_vec(), files, stamps })
+        Ok(Parts { paths: paths.to_vec(), files, stamps, delivered: None })
+    }
+
+    /// The same files, which `delivered` brings.
+    pub(super) fn of_cache(mut self, delivered: Option<Arc<Delivered>>) -> Parts {
+        if delivered.is_some() {
+            // The cache writes what comes later to the same files.
+            self.stamps.iter_mut().for_each(|stamp| stamp.written = (0, 0));
+        }
+        Parts { delivered, ..self }
+    }
+
+    fn stamp(&self, file: &Metadata) -> Stamp {
+        let stamp = Stamp::of(file);
+        if self.delivered.is_some() { Stamp { written: (0, 0), ..stamp } } else { stamp }
     }
 
     /// The same files, opened anew.
     ///
     /// Fails where one is another file by now, or has been written to.
     pub(super) fn open_again(&self) -> Result<Parts, LoadError> {
-        let again = Parts::open(&self.paths)?;
+        let again = Parts::open(&self.paths)?.of_cache(self.delivered.clone());
         for ((path, was), is) in self.paths.iter().zip(&self.stamps).zip(&again.stamps) {
             unchanged(path, was, is)?;
         }
@@ -81,14 +99,14 @@ impl Parts {
 
     /// `other`, if it is the same file.
     pub(super) fn same(&self, part: usize, other: Option<File>) -> Option<File> {
-        other.filter(|other| other.metadata().is_ok_and(|other| Stamp::of(&other) == self.stamps[part]))
+        other.filter(|other| other.metadata().is_ok_and(|other| self.stamp(&other) == self.stamps[part]))
     }
 
     /// Fails where a file has been written to since it was opened.
     pub(super) fn check(&self, part: usize) -> Result<(), LoadError> {
         let path = self.path(part);
         let is = self.files[part].metadata().map_err(|e| unopened(path, e))?;
-        unchanged(path, &self.stamps[part], &Stamp::of(&is))
+        unchanged(path, &self.stamps[part], &self.stamp(&is))
     }
 
     /// Fills `out` with the tensor's bytes from byte `at` on.
@@ -128,6 +146,9 @@ impl Parts {
         match &piece.place {
             Place::File { part, offset } => {
                 let offset = offset + at;
+                if let Some(delivered) = &self.delivered {
+                    return delivered.read(*part, offset, out);
+                }
                 self.files[*part].read_exact_at(out, offset).map_err(|e| {
                     let problem = match e.kind() {
                         ErrorKind::UnexpectedEof => ReadProblem::Truncated,

@@ -1,15 +1,19 @@
 //! How far a load has come, and the wish that it should end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use brigade_shard::units::Bytes;
+
+use crate::delivery::FetchProgress;
 
 /// Shared between who loads and who watches.
 #[derive(Debug, Default)]
 pub struct LoadProgress {
     loaded: AtomicU64,
     total: AtomicU64,
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
+    fetch: Mutex<Option<Arc<FetchProgress>>>,
 }
 
 impl LoadProgress {
@@ -36,6 +40,20 @@ impl LoadProgress {
     /// Whether the load was asked to end.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// What is true once the load was asked to end.
+    pub(crate) fn cancelled(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+
+    /// How far fetching is, where weights come from elsewhere.
+    pub fn fetch(&self) -> Option<Arc<FetchProgress>> {
+        self.fetch.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_fetch(&self, fetch: Arc<FetchProgress>) {
+        *self.fetch.lock().unwrap_or_else(PoisonError::into_inner) = Some(fetch);
     }
 
     pub(crate) fn set_total(&self, bytes: Bytes) {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::WorkerError;
 use crate::data::{DataEvent, DataOutcome, DataPlane};
+use crate::delivery::{Home, Service};
 use crate::engine::{Compute, Engine, EngineEvent, EngineOrder};
 use crate::lifecycle::{LoadId, PROGRESS_INTERVAL, StageCommand, StageEvent, StageMachine};
 use crate::loads::{Found, LoadEvent, Loads};
@@ -90,6 +91,7 @@ pub(super) struct Hub {
     meter: MemoryMeter,
     meters: Meters,
     health: Health,
+    delivery: (Service, Home),
 }
 
 impl Hub {
@@ -101,6 +103,7 @@ impl Hub {
         loads: Loads,
         (counters, meters): (Arc<EngineCounters>, Meters),
         health: Health,
+        delivery: (Service, Home),
     ) -> Hub {
         Hub {
             machine: StageMachine::new(budget),
@@ -120,6 +123,7 @@ impl Hub {
             meter: MemoryMeter::default(),
             meters,
             health,
+            delivery,
         }
     }
 
@@ -192,6 +196,8 @@ impl Hub {
         let period = welcome.heartbeat_ms.clamp(*HEARTBEATS.start(), *HEARTBEATS.end());
         self.heartbeat = heartbeat_every(Duration::from_millis(period.into()));
         let incarnation = welcome.incarnation;
+        let home = self.stream.as_ref().map(|stream| SocketAddr::new(stream.remote.ip(), welcome.data_port));
+        *self.delivery.1.lock().unwrap_or_else(PoisonError::into_inner) = home;
         self.welcome = Some(welcome);
         if self.machine.incarnation() != Some(incarnation) {
             self.data.forget_coordinator();
@@ -374,8 +380,8 @@ impl Hub {
     }
 
     fn load_progress(&mut self) {
-        for (load, loaded, total) in self.loads.progress(Instant::now()) {
-            self.apply(StageEvent::Progress { load, loaded, total });
+        for (load, progress) in self.loads.progress(Instant::now()) {
+            self.apply(StageEvent::Progress { load, progress });
         }
     }
 
@@ -392,7 +398,10 @@ impl Hub {
         if self.welcome.is_some() {
             let Vitals { machine, process, card } = self.meters.latest();
             let links = self.data.telemetry();
-            let telemetry = Telemetry { machine, process, card, links, ..self.counters.telemetry(resident) };
+            let delivered = self.delivery.0.delivered();
+            let (fetched, given) = (delivered.fetched(), delivered.given());
+            let counted = self.counters.telemetry(resident);
+            let telemetry = Telemetry { machine, process, card, links, fetched, given, ..counted };
             // A heartbeat that finds the queue full is late anyway: the next one says more.
             self.try_tell(ToCoordinator::Heartbeat(telemetry));
         }
@@ -432,7 +441,7 @@ impl Hub {
         events.session.close();
         events.engine.close();
         events.data.close();
-        let Hub { engine, data, mut loads, meters, .. } = self;
+        let Hub { engine, data, mut loads, meters, delivery: (delivery, _), .. } = self;
         let loads_ended = async {
             while !loads.is_empty() {
                 let Some(event) = events.loads.recv().await else {
@@ -441,12 +450,13 @@ impl Hub {
                 loads.joined(&event);
             }
         };
-        let (_, stopped, loaded, session, metered) = tokio::join!(
+        let (_, stopped, loaded, session, metered, delivered) = tokio::join!(
             data.stop(LINK_PATIENCE),
             engine.stop(ENGINE_PATIENCE),
             tokio::time::timeout(ENGINE_PATIENCE, loads_ended),
             tokio::time::timeout(ENGINE_PATIENCE, session),
             meters.stop(LOOK_PATIENCE),
+            delivery.stop(ENGINE_PATIENCE),
         );
         if !stopped {
             tracing::warn!("left a computation behind that did not end in time");
@@ -456,6 +466,9 @@ impl Hub {
         }
         if !matches!(session, Ok(Ok(()))) {
             tracing::warn!("left the attach stream behind, which did not end in time");
+        }
+        if !delivered {
+            tracing::warn!("left the thread that fetches weights behind, which did not end in time");
         }
         if !metered {
             tracing::warn!("left a look at the system behind that did not end in time");

@@ -11,7 +11,7 @@ use brigade_proto::step::WireDtype;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::units::Bytes;
 use brigade_worker::lifecycle::{
-    ConnectId, KEPT_FOR, LoadId, MAX_STAGES, StageCommand, StageEvent, StageMachine,
+    ConnectId, KEPT_FOR, LoadId, MAX_STAGES, Progress, StageCommand, StageEvent, StageMachine,
 };
 
 const DEPLOYMENT: DeploymentId = DeploymentId(7);
@@ -340,7 +340,8 @@ fn progress_is_reported_ten_times_a_second_at_most() {
     let mut told = 0;
     for step in 0..1000u64 {
         driven.now += Duration::from_millis(1);
-        let event = StageEvent::Progress { load, loaded: Bytes(step), total: Bytes::mib(50) };
+        let progress = Progress { loaded: Bytes(step), total: Bytes::mib(50), delivery: None };
+        let event = StageEvent::Progress { load, progress };
         told += driven.tell(event).len();
     }
     assert!((9..=10).contains(&told), "{told} reports within a second");
@@ -431,6 +432,57 @@ fn reading_ahead_that_is_given_up_counts_until_its_thread_has_ended() {
     let commands = driven.tell(StageEvent::LoadEnded { load, result: Err("cancelled".to_owned()) });
     assert_eq!(commands, [StageCommand::Discard { load }]);
     assert_eq!(driven.machine.held(), Bytes::mib(60));
+}
+
+#[test]
+fn a_stage_waits_for_memory_that_is_on_its_way_out() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 40);
+    let commands = driven.tell(StageEvent::Prepare(order(2, 1)));
+    let [StageCommand::FindMissing { load: ahead, .. }, _] = commands[..] else { panic!("{commands:?}") };
+    let (weights, missing) = (Bytes::mib(50), Bytes::mib(50));
+    driven.tell(StageEvent::FoundMissing { load: ahead, weights, missing });
+    // Another plan comes while they are still being read; the stage that computed goes at once, they don't.
+    let commands = driven.tell(StageEvent::Load(order(3, 0)));
+    assert!(commands.contains(&StageCommand::Cancel { load: ahead }), "{commands:?}");
+    let load = find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
+    let commands = driven.tell(StageEvent::Found { load, memory: memory(80) });
+    assert_eq!(commands, []);
+    assert_eq!(driven.machine.held(), Bytes::mib(50));
+    assert!(driven.machine.is_loading());
+    let ended = StageEvent::LoadEnded { load: ahead, result: Err("cancelled".to_owned()) };
+    let commands = driven.tell(ended);
+    assert_eq!(
+        commands[..2],
+        [StageCommand::Discard { load: ahead }, StageCommand::Read { load, budget: Bytes::mib(100) }]
+    );
+    assert_eq!(driven.machine.held(), Bytes::mib(80));
+}
+
+#[test]
+fn a_stage_that_would_never_fit_does_not_wait() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 60);
+    driven.tell(StageEvent::Retire { deployment: DEPLOYMENT });
+    let other = LoadStage { deployment: DeploymentId(9), ..order(1, 1) };
+    let load = find_of(&driven.tell(StageEvent::Load(other)));
+    let commands = driven.tell(StageEvent::Found { load, memory: memory(101) });
+    assert_eq!(commands[0], StageCommand::Discard { load });
+    let told = states(&commands);
+    assert!(matches!(told[..], [StageState::Failed { .. }]), "{told:?}");
+}
+
+#[test]
+fn a_stage_that_waits_for_memory_can_be_retired() {
+    let mut driven = Driven::new(100);
+    driven.active(1, 60);
+    driven.tell(StageEvent::Retire { deployment: DEPLOYMENT });
+    let deployment = DeploymentId(9);
+    let load = find_of(&driven.tell(StageEvent::Load(LoadStage { deployment, ..order(1, 1) })));
+    assert_eq!(driven.tell(StageEvent::Found { load, memory: memory(80) }), []);
+    let commands = driven.tell(StageEvent::Retire { deployment });
+    assert_eq!(commands[0], StageCommand::Discard { load });
+    assert_eq!(states(&commands), [StageState::Retired]);
 }
 
 #[test]
@@ -558,7 +610,9 @@ impl World {
     fn happen(&mut self, random: &mut Random) -> Option<StageEvent> {
         match random.below(5) {
             0 => {
-                let under_way = || self.loads.iter().filter(|(_, state)| **state != Load::Ahead);
+                // What is read ahead is there, and what was found may wait for room.
+                let still = |state: &Load| matches!(state, Load::Ahead | Load::Found(1..));
+                let under_way = || self.loads.iter().filter(|(_, state)| !still(state));
                 let at = random.below(under_way().count().max(1) as u64) as usize;
                 let (load, state) = under_way().nth(at).map(|(load, state)| (*load, *state))?;
                 let mib = random.below(60) + 1;
@@ -666,6 +720,14 @@ fn no_order_of_events_breaks_the_budget_or_leaves_anything_behind() {
             };
             step(&mut machine, &mut world, event, now);
         }
+        // Whatever waits is let in once nothing is on its way out any more.
+        for _ in 0..2000 {
+            if let Some(event) = world.happen(&mut random) {
+                step(&mut machine, &mut world, event, now);
+            }
+        }
+        let waits = world.loads.values().any(|load| matches!(load, Load::Found(1..)));
+        assert!(!waits, "seed {seed}: a stage waits for nothing: {machine:?}");
         step(&mut machine, &mut world, StageEvent::RetireAll, now);
         for _ in 0..10_000 {
             if let Some(event) = world.happen(&mut random) {

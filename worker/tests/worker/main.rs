@@ -6,6 +6,7 @@ mod attention;
 mod bench;
 mod blocks;
 mod candle;
+mod delivery;
 mod engine;
 mod frame_limits;
 mod join;

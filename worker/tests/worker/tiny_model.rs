@@ -260,6 +260,7 @@ pub fn room() -> StageRoom {
 pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) -> StageRequest {
     let layers = LayerRange::new(layers.start, layers.end).unwrap();
     StageRequest {
+        delivered: None,
         header: header.clone(),
         shard: Shard::of(layers, count),
         room: room(),

@@ -37,6 +37,7 @@ use crate::health::Monitor;
 use crate::membership::{self, HEARTBEAT, Membership, SessionId};
 use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Speculation};
+use crate::shelf::Holders;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::{ClusterStatus, ModelStatus};
 use crate::traces::Tracer;
@@ -105,6 +106,7 @@ pub(super) struct CoreParts {
     pub(super) drains: mpsc::Receiver<Drain>,
     pub(super) pins: mpsc::Receiver<PinWish>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
+    pub(super) holders: Holders,
 }
 
 type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
@@ -145,6 +147,8 @@ pub(super) struct Core {
     drains: mpsc::Receiver<Drain>,
     pins: mpsc::Receiver<PinWish>,
     status: watch::Sender<Arc<ClusterStatus>>,
+    /// Workers that others may get weights from.
+    holders: Holders,
     published: Instant,
     changed: bool,
     /// Whether no request runs or waits, as the deployment knows it.
@@ -188,6 +192,7 @@ impl Core {
             drains: parts.drains,
             pins: parts.pins,
             status: parts.status,
+            holders: parts.holders,
             published: now,
             changed: true,
             idle: false,

@@ -1,10 +1,14 @@
 //! Telling the rest of the program how the cluster is.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
+
+use brigade_proto::delivery::Holder;
+use brigade_proto::ids::Peer;
 
 use super::{Core, STATUS_PAUSE, STATUS_PERIOD};
 use crate::cluster::overview::{self, Sources};
+use crate::membership::Member;
 use crate::scheduler::Counts;
 use crate::status::{ClusterStatus, Phase};
 
@@ -31,11 +35,23 @@ impl Core {
         let serving = status.phase == Phase::Serving;
         let was_serving = self.status.borrow().phase == Phase::Serving;
         self.status.send_replace(Arc::new(status));
+        *self.holders.lock().unwrap_or_else(PoisonError::into_inner) = self.holders_now();
         if serving != was_serving {
             self.health.set_serving(serving).await;
         }
         self.published = now;
         self.changed = false;
+    }
+
+    /// The workers that weights may be had from.
+    fn holders_now(&self) -> Vec<Holder> {
+        let attached = self.membership.members().filter(|member| member.session().is_some());
+        let holder = |member: &Member| {
+            let addresses = member.delivery_addresses();
+            let peer = Peer::Worker(member.id.clone());
+            (!addresses.is_empty()).then_some(Holder { peer, addresses })
+        };
+        attached.filter_map(holder).collect()
     }
 
     fn current_status(&self, counts: Counts, now: Instant) -> ClusterStatus {

@@ -85,7 +85,7 @@ fn a_worker_that_joins_makes_the_plan_better_without_a_failure() {
     let note = bench.deployment.note().unwrap().to_owned();
     assert!(note.contains("100% more tokens/s"), "{note}");
     for name in ["w1", "w2", "w3"] {
-        bench.ahead(name, StageState::Loading { loaded: Bytes(1), total: Bytes(4) });
+        bench.ahead(name, StageState::Loading { loaded: Bytes(1), total: Bytes(4), delivery: None });
         bench.ahead(name, StageState::Prepared);
     }
     assert!(bench.serving.is_some() && bench.moves.is_empty(), "moved before all weights are there");

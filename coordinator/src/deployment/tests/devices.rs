@@ -24,6 +24,7 @@ fn member(name: &str, host: &str, threads: u32, speeds: (f64, f64)) -> Member {
         bandwidth_bytes_per_s: speeds.0,
         flops_per_s: speeds.1,
         data_addresses: Vec::new(),
+        delivery_port: 0,
         stretch: 1.0,
         kernel_speeds: Vec::new(),
         shared_host: None,

@@ -5,7 +5,8 @@ use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
 
 use crate::control::{
-    Capabilities, DeviceKind, PROTOCOL_VERSION, StageMemory, StageReport, StageState, ToCoordinator,
+    Capabilities, DeliveryProgress, DeviceKind, PROTOCOL_VERSION, StageMemory, StageReport, StageState,
+    ToCoordinator,
 };
 use crate::convert::InvalidMessage;
 use crate::convert::fields::{
@@ -16,6 +17,8 @@ use crate::pb;
 
 use pb::to_coordinator::Message;
 
+/// Most sources that a load's weights are said to come from.
+const MAX_SOURCES: usize = 16;
 /// Most kernels whose speeds are told: some sizes of steps for every type there is.
 const MAX_KERNEL_SPEEDS: usize = 512;
 
@@ -100,6 +103,7 @@ impl From<Capabilities> for pb::Capabilities {
             bandwidth_bytes_per_s: capabilities.bandwidth_bytes_per_s,
             flops_per_s: capabilities.flops_per_s,
             data_addresses: capabilities.data_addresses.iter().map(ToString::to_string).collect(),
+            delivery_port: capabilities.delivery_port.into(),
             stretch: capabilities.stretch,
             kernel_speeds: capabilities.kernel_speeds.iter().map(kernel_speed).collect(),
             host_bandwidth_bytes_per_s: capabilities
@@ -136,6 +140,8 @@ impl TryFrom<pb::Capabilities> for Capabilities {
             )?,
             flops_per_s: rate("capabilities.flops_per_s", capabilities.flops_per_s)?,
             data_addresses: addresses("capabilities.data_addresses", capabilities.data_addresses)?,
+            delivery_port: u16::try_from(capabilities.delivery_port)
+                .map_err(|_| InvalidMessage::new("capabilities.delivery_port", "is no port"))?,
             stretch: rate("capabilities.stretch", capabilities.stretch)?,
             kernel_speeds: kernel_speeds(capabilities.kernel_speeds)?,
             shared_host: shared_host(
@@ -151,13 +157,28 @@ impl TryFrom<pb::Capabilities> for Capabilities {
     }
 }
 
+fn delivery_progress(delivery: pb::DeliveryProgress) -> Result<DeliveryProgress, InvalidMessage> {
+    if delivery.sources.len() > MAX_SOURCES {
+        return Err(InvalidMessage::new("stage.loading.delivery.sources", "are too many"));
+    }
+    let source = |source| peer("stage.loading.delivery.sources", Some(source));
+    Ok(DeliveryProgress {
+        fetched: Bytes(delivery.fetched_bytes),
+        wanted: Bytes(delivery.wanted_bytes),
+        bytes_per_s: rate("stage.loading.delivery.bytes_per_s", delivery.bytes_per_s)?,
+        sources: delivery.sources.into_iter().map(source).collect::<Result<_, _>>()?,
+    })
+}
+
 fn kernel_speed(speed: &KernelSpeed) -> pb::KernelSpeed {
-    use pb::kernel_speed::{Attention, Handing, Kernel as Of, Passing};
+    use pb::kernel_speed::{Attention, Drawing, Framing, Handing, Kernel as Of, Passing};
     let kernel = match speed.kernel {
         Kernel::Product(kind) => Of::Product(kind.to_ggml()),
         Kernel::Attention => Of::Attention(Attention {}),
         Kernel::Passing => Of::Passing(Passing {}),
+        Kernel::Framing => Of::Framing(Framing {}),
         Kernel::Handing => Of::Handing(Handing {}),
+        Kernel::Drawing => Of::Drawing(Drawing {}),
     };
     pb::KernelSpeed { kernel: Some(kernel), rows: speed.rows, per_s: speed.per_s }
 }
@@ -176,7 +197,9 @@ fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, Inval
             ),
             Of::Attention(_) => Kernel::Attention,
             Of::Passing(_) => Kernel::Passing,
+            Of::Framing(_) => Kernel::Framing,
             Of::Handing(_) => Kernel::Handing,
+            Of::Drawing(_) => Kernel::Drawing,
         };
         let rows = positive("capabilities.kernel_speeds.rows", speed.rows)?;
         let per_s = rate("capabilities.kernel_speeds.per_s", speed.per_s)?;
@@ -198,9 +221,16 @@ impl From<StageReport> for pb::StageReport {
     fn from(report: StageReport) -> pb::StageReport {
         use pb::stage_report::{Active, Connected, Crowded, Failed, Loading, Prepared, Retired, State};
         let state = match report.state {
-            StageState::Loading { loaded, total } => {
-                State::Loading(Loading { loaded_bytes: loaded.0, total_bytes: total.0 })
-            }
+            StageState::Loading { loaded, total, delivery } => State::Loading(Loading {
+                loaded_bytes: loaded.0,
+                total_bytes: total.0,
+                delivery: delivery.map(|delivery| pb::DeliveryProgress {
+                    fetched_bytes: delivery.fetched.0,
+                    wanted_bytes: delivery.wanted.0,
+                    bytes_per_s: delivery.bytes_per_s,
+                    sources: delivery.sources.into_iter().take(MAX_SOURCES).map(Into::into).collect(),
+                }),
+            }),
             StageState::Loaded(memory) => State::Loaded(pb::StageMemory {
                 weights_bytes: memory.weights.0,
                 cache_bytes: memory.cache.0,
@@ -226,7 +256,9 @@ impl TryFrom<pb::StageReport> for StageReport {
         use pb::stage_report::State;
         let state = match required("stage.state", report.state)? {
             State::Loading(loading) => {
-                StageState::Loading { loaded: Bytes(loading.loaded_bytes), total: Bytes(loading.total_bytes) }
+                let delivery = loading.delivery.map(delivery_progress).transpose()?;
+                let (loaded, total) = (Bytes(loading.loaded_bytes), Bytes(loading.total_bytes));
+                StageState::Loading { loaded, total, delivery }
             }
             State::Loaded(memory) => StageState::Loaded(StageMemory {
                 weights: Bytes(memory.weights_bytes),

@@ -1,0 +1,295 @@
+//! One machine has the file: workers that have none fetch just what their shards need, once, and whatever is damaged on the
+//! way, in a cache or at its source is found.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use brigade_shard::layers::{LayerRange, Shard};
+use brigade_shard::model_file::Header;
+use brigade_shard::spec::ModelSpec;
+use brigade_shard::tensors::{Role, TensorTable};
+use brigade_tests::http::Client;
+use brigade_tests::process::peak_resident_bytes;
+use brigade_tests::serve::{Joined, Served};
+use brigade_tests::setup;
+use brigade_worker::telemetry::FIXED_OVERHEAD;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+/// Each test has the machine to itself.
+static MACHINE: Mutex<()> = Mutex::const_new(());
+/// What a worker that holds the whole model may use, and one that holds a third.
+const WHOLE: &str = "400MiB";
+/// Within this a heartbeat has told what has come.
+const TOLD: Duration = Duration::from_secs(5);
+/// Within this a worker that cannot load has said so.
+const REFUSED: Duration = Duration::from_secs(30);
+/// Of the bytes of a shard's tensors, the most that is fetched beyond them.
+const MOST_BEYOND: f64 = 0.01;
+
+struct Model {
+    header: Header,
+    table: TensorTable,
+}
+
+impl Model {
+    fn open(path: &Path) -> Model {
+        let header = Header::open(path).unwrap();
+        let spec = ModelSpec::from_header(&header).unwrap();
+        let table = TensorTable::new(&header, &spec).unwrap();
+        Model { header, table }
+    }
+
+    /// Bytes of the tensors of a stage.
+    fn bytes(&self, stage: &Value) -> u64 {
+        let at = |key: &str| usize::try_from(stage[key].as_u64().unwrap()).unwrap();
+        let layers = LayerRange { start: at("layer_start"), end: at("layer_end") };
+        let is = |key: &str| stage[key].as_bool().unwrap();
+        let shard = Shard { layers, embedding: is("embedding"), head: is("head") };
+        self.table.of(&shard).iter().map(|(_, tensor)| tensor.bytes.0).sum()
+    }
+
+    /// Where in its file a tensor of a layer begins.
+    fn offset(&self, wanted: impl Fn(&Role) -> bool) -> u64 {
+        let (_, tensor) = self.table.iter().find(|(role, _)| wanted(role)).unwrap();
+        match tensor.pieces[0].place {
+            brigade_shard::model_file::Place::File { offset, .. } => offset,
+            _ => panic!("a tensor of a file is in it"),
+        }
+    }
+}
+
+/// What every worker has got from others, once that is told.
+async fn fetched(client: &Client, names: &[&str], is_told: impl Fn(&[u64]) -> bool) -> Vec<u64> {
+    let deadline = Instant::now() + TOLD;
+    loop {
+        let status = client.get("/api/status").await.ok();
+        let of = |name: &&str| {
+            let mut workers = status["workers"].as_array().unwrap().iter();
+            let worker = workers.find(|worker| worker["name"] == **name);
+            worker.and_then(|worker| worker["fetched_bytes"].as_u64()).unwrap_or_default()
+        };
+        let fetched: Vec<u64> = names.iter().map(of).collect();
+        if is_told(&fetched) || Instant::now() > deadline {
+            return fetched;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn text(client: &Client) -> String {
+    let answer =
+        client.complete(json!({ "prompt": "The bucket brigade", "max_tokens": 24, "temperature": 0 })).await;
+    answer["choices"][0]["text"].as_str().unwrap().to_owned()
+}
+
+fn stages(status: &Value) -> Vec<Value> {
+    status["stages"].as_array().unwrap().clone()
+}
+
+/// A copy of the real model that a test may damage.
+fn copied(folder: &Path) -> PathBuf {
+    let copy = folder.join("model.gguf");
+    fs::copy(setup::smollm2(), &copy).unwrap();
+    copy
+}
+
+/// Changes a byte of a file, and nothing that its directory says of it.
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[!byte[0]], offset).unwrap();
+    file.set_modified(written).unwrap();
+}
+
+fn empty() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test]
+async fn workers_without_the_file_fetch_just_their_shards_once() {
+    let _machine = MACHINE.lock().await;
+    let model = Model::open(setup::smollm2());
+    let (names, nothing) = (["w1", "w2", "w3"], empty());
+    let mut served = Served::start(&["--min-workers", "3", "--ctx", "512"]);
+    let mut workers: Vec<Joined> =
+        names.iter().map(|name| served.join_from(name, "120MiB", nothing.path())).collect();
+    let client = served.client();
+    let first = text(&client).await;
+    let stages = stages(&client.get("/api/status").await.ok());
+    assert_eq!(stages.len(), 3);
+    let order: Vec<&str> = stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    let wanted: Vec<u64> = stages.iter().map(|stage| model.bytes(stage)).collect();
+    let fetched_now =
+        fetched(&client, &order, |all| all.iter().zip(&wanted).all(|(is, least)| is >= least)).await;
+    for ((name, is), wanted) in order.iter().zip(&fetched_now).zip(&wanted) {
+        let beyond = *is as f64 / *wanted as f64 - 1.0;
+        println!("{name}: {is} bytes fetched for {wanted} of tensors, {:.2}% beyond", beyond * 100.0);
+        assert!((0.0..MOST_BEYOND).contains(&beyond), "{name} fetched {is} bytes for {wanted}");
+    }
+    for worker in &workers {
+        let peak = peak_resident_bytes(worker.process.id());
+        let most = (120 << 20) + FIXED_OVERHEAD.0;
+        println!("{}: {:.1} MiB resident at most", worker.name(), peak as f64 / f64::from(1 << 20));
+        assert!(peak <= most, "{} had {peak} bytes resident, and may have {most}", worker.name());
+    }
+    // The same again, from what each of them has by now.
+    workers.iter_mut().for_each(Joined::stop);
+    workers.iter_mut().for_each(Joined::restart);
+    served.wait_until_serving(&client).await;
+    assert_eq!(text(&client).await, first);
+    let again = fetched(&client, &names, |all| all.iter().all(|bytes| *bytes > 0)).await;
+    println!("fetched after a restart: {again:?} bytes, of what is asked about the model");
+    assert!(again.iter().all(|bytes| *bytes < 1024), "{again:?}");
+    // And what a worker says that has the file.
+    workers.iter_mut().for_each(Joined::stop);
+    drop(workers);
+    drop(served);
+    let mut served = Served::start(&["--ctx", "512"]);
+    let _worker = served.join("whole", WHOLE);
+    let client = served.client();
+    assert_eq!(text(&client).await, first);
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_a_cache_is_found_and_fetched_again() {
+    let _machine = MACHINE.lock().await;
+    let nothing = empty();
+    let mut served = Served::start(&["--ctx", "512"]);
+    let mut worker = served.join_from("w1", WHOLE, nothing.path());
+    let client = served.client();
+    let first = text(&client).await;
+    let model = Model::open(setup::smollm2());
+    worker.stop();
+    let part = worker.cache().join(model.header.fingerprint().to_string()).join("part-0");
+    let inside = |role: &Role| matches!(role, Role::Layer(7, _));
+    flip(&part, model.offset(inside) + 100);
+    worker.restart();
+    served.wait_until_serving(&client).await;
+    assert_eq!(text(&client).await, first);
+    let told = worker.process.output();
+    assert!(told.contains("is not what the coordinator has signed") && told.contains("blk.7."), "{told}");
+    let again = fetched(&client, &["w1"], |all| all[0] > 1000).await;
+    assert!(again[0] < 2 << 20, "one chunk was damaged, and {again:?} bytes were fetched");
+    // It is whole again.
+    let file = File::open(&part).unwrap();
+    let (mut is, mut was) = ([0; 256], [0; 256]);
+    file.read_exact_at(&mut is, model.offset(inside)).unwrap();
+    File::open(setup::smollm2()).unwrap().read_exact_at(&mut was, model.offset(inside)).unwrap();
+    assert_eq!(is, was);
+}
+
+#[tokio::test]
+async fn a_file_that_has_rotted_since_its_hashes_were_signed_is_refused() {
+    let _machine = MACHINE.lock().await;
+    let (folder, nothing) = (empty(), empty());
+    let path = copied(folder.path());
+    let model = Model::open(&path);
+    let mut served = Served::start_model(&path, &["--ctx", "512"]);
+    let mut first = served.join_from("w1", WHOLE, nothing.path());
+    let client = served.client();
+    text(&client).await;
+    first.stop();
+    flip(&path, model.offset(|role| matches!(role, Role::Layer(3, _))) + 17);
+    let mut second = served.join_from("w2", WHOLE, nothing.path());
+    let refused = |line: &str| line.contains("failed to load").then(|| line.to_owned());
+    let told = second.process.wait_for("refusal", REFUSED, refused);
+    for word in ["blk.3.", "came twice from the coordinator", "damaged", "brigade models verify"] {
+        assert!(told.contains(word), "`{word}` is missing in: {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_written_to_is_not_given_as_what_it_was() {
+    let _machine = MACHINE.lock().await;
+    let (folder, nothing) = (empty(), empty());
+    let path = copied(folder.path());
+    let served = Served::start_model(&path, &["--ctx", "512"]);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[1], fs::metadata(&path).unwrap().len() - 1).unwrap();
+    let mut worker = served.join_from("w1", WHOLE, nothing.path());
+    let refused = |line: &str| line.contains("it cannot be fetched either").then(|| line.to_owned());
+    let told = worker.process.wait_for("refusal", REFUSED, refused);
+    assert!(told.contains("was written to since the coordinator read it"), "{told}");
+}
+
+#[tokio::test]
+async fn a_model_of_the_same_header_and_other_weights_is_fetched_anew_where_it_differs() {
+    let _machine = MACHINE.lock().await;
+    let (folder, nothing) = (empty(), empty());
+    let path = copied(folder.path());
+    let model = Model::open(&path);
+    let mut served = Served::start_model(&path, &["--ctx", "512"]);
+    let mut worker = served.join_from("w1", WHOLE, nothing.path());
+    let client = served.client();
+    text(&client).await;
+    worker.stop();
+    served.kill();
+    // Another version of the model, exported to the same file.
+    let changed = model.offset(|role| matches!(role, Role::Layer(5, _))) + 40;
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x3c, 0x11], changed).unwrap();
+    let served = served.restart(&client);
+    worker.restart();
+    served.wait_until_serving(&client).await;
+    let again = fetched(&client, &["w1"], |all| all[0] > 100_000).await;
+    assert!(again[0] < 3 << 20, "one chunk is another one, and {again:?} bytes were fetched");
+    let part = worker.cache().join(model.header.fingerprint().to_string()).join("part-0");
+    let mut is = [0; 2];
+    File::open(part).unwrap().read_exact_at(&mut is, changed).unwrap();
+    assert_eq!(is, [0x3c, 0x11]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_before_the_first_byte_and_others_serve_on() {
+    let _machine = MACHINE.lock().await;
+    let (folder, nothing) = (empty(), empty());
+    let Some(small) = Tmpfs::mount(&folder.path().join("small"), "40m") else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let mut served = Served::start(&["--ctx", "512"]);
+    let environment = [("BRIGADE_CACHE".to_owned(), small.path.display().to_string())];
+    let mut poor = served.join_from_with("poor", WHOLE, nothing.path(), &environment);
+    let refused = |line: &str| line.contains("failed to load").then(|| line.to_owned());
+    let told = poor.process.wait_for("refusal", REFUSED, refused);
+    for word in ["are missing", "free some space", "--cache", "of weights are to be fetched"] {
+        assert!(told.contains(word), "`{word}` is missing in: {told}");
+    }
+    let _whole = served.join("whole", WHOLE);
+    let client = served.client();
+    text(&client).await;
+    // Nothing has come but what the model is.
+    let got = fetched(&client, &["poor"], |all| all[0] > 0).await;
+    assert!((1..1 << 20).contains(&got[0]), "{got:?}");
+}
+
+/// A small file system.
+struct Tmpfs {
+    path: PathBuf,
+}
+
+impl Tmpfs {
+    fn mount(path: &Path, size: &str) -> Option<Tmpfs> {
+        fs::create_dir_all(path).unwrap();
+        let options = format!("size={size}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(path)
+            .output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Tmpfs { path: path.to_owned() })
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Whoever still has a file open there has ended by now, or soon will.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).output();
+    }
+}

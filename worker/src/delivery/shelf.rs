@@ -1,0 +1,143 @@
+//! What this worker gives to others: chunks of its cache, and of model files that it has found beside.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use brigade_proto::delivery::{ChunkReader, Document, Edition, Holder, Shelf};
+use brigade_shard::chunks::Chunks;
+use brigade_shard::model_file::{Fingerprint, Header, Outline};
+use bytes::Bytes;
+
+use super::activity::Activity;
+use super::cache::Cache;
+use super::kept::KeptModel;
+
+/// Most models beside the cache that are given from; a worker serves a handful.
+const MAX_FILES: usize = 16;
+
+/// All that this worker has of models.
+#[derive(Debug)]
+pub struct WorkerShelf {
+    cache: Arc<Cache>,
+    activity: Activity,
+    /// Models whose files are here as a whole.
+    files: Mutex<HashMap<Fingerprint, Arc<Whole>>>,
+}
+
+/// A model whose files are here.
+#[derive(Debug)]
+struct Whole {
+    header: Header,
+    chunks: Chunks,
+}
+
+impl WorkerShelf {
+    /// The shelf of a worker with this cache.
+    pub fn new(cache: Arc<Cache>, activity: Activity) -> WorkerShelf {
+        WorkerShelf { cache, activity, files: Mutex::default() }
+    }
+
+    /// Notes that a model's files are here, so that others may have them.
+    pub fn found(&self, header: &Header) {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.len() >= MAX_FILES || files.contains_key(header.fingerprint()) {
+            return;
+        }
+        // What cannot be read is not given.
+        let chunks = Outline::of(header).ok().and_then(|outline| Chunks::of(&outline));
+        if let Some(chunks) = chunks {
+            files.insert(*header.fingerprint(), Arc::new(Whole { header: header.clone(), chunks }));
+        }
+    }
+
+    fn whole(&self, model: &Fingerprint) -> Option<Arc<Whole>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+    }
+
+    fn kept(&self, model: &Fingerprint) -> Result<Option<Arc<KeptModel>>, String> {
+        self.cache.get(model).map_err(|error| error.to_string())
+    }
+}
+
+impl Shelf for WorkerShelf {
+    fn edition(&self, _: &Fingerprint) -> Result<Option<Edition>, String> {
+        // That is the coordinator's to say.
+        Ok(None)
+    }
+
+    fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String> {
+        let Some(kept) = self.kept(model)? else { return Ok(None) };
+        kept.outline_document().map_err(|error| error.to_string())
+    }
+
+    fn hashes(&self, model: &Fingerprint, edition: Edition, page: u32) -> Result<Option<Document>, String> {
+        let Some(kept) = self.kept(model)? else { return Ok(None) };
+        let document = kept.hashes_document(page).map_err(|error| error.to_string())?;
+        Ok(document.filter(|document| document.edition == edition))
+    }
+
+    fn holdings(&self, model: &Fingerprint) -> Result<Vec<Range<u32>>, String> {
+        if let Some(whole) = self.whole(model) {
+            return Ok(vec![0..whole.chunks.count()]);
+        }
+        Ok(self.kept(model)?.map_or_else(Vec::new, |kept| kept.holdings()))
+    }
+
+    fn holders(&self, _: &Fingerprint) -> Vec<Holder> {
+        Vec::new()
+    }
+
+    fn reader(&self, model: &Fingerprint) -> Result<Option<Box<dyn ChunkReader>>, String> {
+        if let Some(whole) = self.whole(model) {
+            let open = |path| {
+                File::open(path).map_err(|error| format!("failed to open a file of the model: {error}"))
+            };
+            let files = whole.header.parts().iter().map(open).collect::<Result<_, _>>()?;
+            return Ok(Some(Box::new(FromFiles { whole, files })));
+        }
+        Ok(self.kept(model)?.map(|kept| Box::new(FromCache(kept)) as Box<dyn ChunkReader>))
+    }
+
+    fn is_busy(&self) -> bool {
+        self.activity.is_busy()
+    }
+}
+
+/// Reads chunks out of model files. Whoever gets them checks them.
+struct FromFiles {
+    whole: Arc<Whole>,
+    files: Vec<File>,
+}
+
+impl ChunkReader for FromFiles {
+    fn read(&mut self, number: u32) -> Result<Option<Bytes>, String> {
+        let Some(chunk) = self.whole.chunks.get(number) else { return Ok(None) };
+        let Some(file) = self.files.get(chunk.part) else { return Ok(None) };
+        let mut bytes = vec![0; chunk.bytes as usize];
+        let read = file.read_exact_at(&mut bytes, chunk.offset);
+        read.map_err(|error| format!("failed to read a file of the model: {error}"))?;
+        Ok(Some(bytes.into()))
+    }
+}
+
+/// Reads chunks out of the cache. One that is damaged is not here any more.
+struct FromCache(Arc<KeptModel>);
+
+impl ChunkReader for FromCache {
+    fn read(&mut self, number: u32) -> Result<Option<Bytes>, String> {
+        if !self.0.has(number) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        match self.0.read(number, &mut bytes) {
+            Ok(()) => Ok(Some(bytes.into())),
+            Err(error) => {
+                tracing::warn!("{error}: others get it elsewhere");
+                Ok(None)
+            }
+        }
+    }
+}
