@@ -235,7 +235,8 @@ async fn a_model_of_the_same_header_and_other_weights_is_fetched_anew_where_it_d
     let changed = model.offset(|role| matches!(role, Role::Layer(5, _))) + 40;
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0x3c, 0x11], changed).unwrap();
-    let served = served.restart(&client);
+    let mut served = served.restart(&client);
+    let client = served.early_client();
     worker.restart();
     served.wait_until_serving(&client).await;
     let again = fetched(&client, &["w1"], |all| all[0] > 100_000).await;

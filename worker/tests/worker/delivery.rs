@@ -46,9 +46,9 @@ struct Faults {
 }
 
 /// A shelf with a model, as the coordinator has one.
-struct Desk {
+pub struct Desk {
     outline: Document,
-    chunks: Chunks,
+    pub chunks: Chunks,
     file: Vec<u8>,
     model: Fingerprint,
     identity: CoordinatorIdentity,
@@ -86,7 +86,7 @@ impl Desk {
         self.given.load(Ordering::Relaxed)
     }
 
-    fn all(&self) -> Vec<u32> {
+    pub fn all(&self) -> Vec<u32> {
         (0..self.chunks.count()).collect()
     }
 }
@@ -147,11 +147,11 @@ impl ChunkReader for AtDesk {
 }
 
 /// A coordinator's machine with a model, and the means to make workers.
-struct World {
+pub struct World {
     runtime: Runtime,
     identity: CoordinatorIdentity,
     header: Header,
-    desk: Arc<Desk>,
+    pub desk: Arc<Desk>,
     home: Transport,
     folder: TempDir,
 }
@@ -161,7 +161,7 @@ impl World {
         World::with(TinyModel { layers: 12, ..TinyModel::q4_1() })
     }
 
-    fn with(model: TinyModel) -> World {
+    pub fn with(model: TinyModel) -> World {
         let folder = tempfile::tempdir().unwrap();
         let identity = CoordinatorIdentity::load_or_create(&folder.path().join("state")).unwrap();
         let path = folder.path().join("model.gguf");
@@ -186,7 +186,7 @@ impl World {
     }
 
     /// A worker whose cache, in a folder of this name, may hold so much.
-    fn worker(&self, name: &str, limit: Option<u64>) -> Worker {
+    pub fn worker(&self, name: &str, limit: Option<u64>) -> Worker {
         let place = self.folder.path().join(name);
         let identity = TransportIdentity::from(&self.enrolled(name));
         let limit = limit.map(brigade_shard::units::Bytes);
@@ -202,7 +202,7 @@ impl World {
         Worker { name: name.to_owned(), service, delivery, shelf }
     }
 
-    fn stop(&self, worker: Worker) {
+    pub fn stop(&self, worker: Worker) {
         let Worker { service, delivery, shelf, .. } = worker;
         drop((delivery, shelf));
         assert!(self.runtime.block_on(service.stop(PATIENCE)), "it ends");
@@ -218,7 +218,7 @@ impl World {
     }
 }
 
-struct Worker {
+pub struct Worker {
     name: String,
     service: Service,
     delivery: Delivery,
@@ -231,7 +231,7 @@ impl Worker {
         Holder { peer, addresses: vec![self.service.local_addr()] }
     }
 
-    fn obtain(&self, world: &World) -> Arc<KeptModel> {
+    pub fn obtain(&self, world: &World) -> Arc<KeptModel> {
         self.delivery.obtain(world.header.fingerprint(), &|| false).unwrap()
     }
 
@@ -240,7 +240,7 @@ impl Worker {
     }
 
     /// Fetches chunks; why it could not.
-    fn fetch(&self, kept: &Arc<KeptModel>, numbers: Vec<u32>) -> Result<(), String> {
+    pub fn fetch(&self, kept: &Arc<KeptModel>, numbers: Vec<u32>) -> Result<(), String> {
         let _ticket = self.begin(kept, numbers.clone());
         let deadline = Instant::now() + PATIENCE;
         numbers.into_iter().try_for_each(|number| kept.wait(number, &|| Instant::now() > deadline))
@@ -332,30 +332,37 @@ fn a_source_that_fails_for_a_while_is_asked_again() {
 fn another_source_takes_over_when_one_is_killed_in_the_middle() {
     let world = World::new();
     let all = world.desk.all();
-    let first = world.worker("w1", None);
-    let kept = first.obtain(&world);
-    first.fetch(&kept, all.clone()).unwrap();
-    *world.desk.holders.lock().unwrap() = vec![first.holder()];
-    let before = world.desk.given();
-    let second = world.worker("w2", None);
-    let kept = second.obtain(&world);
-    world.desk.faults.lock().unwrap().delay = Duration::from_millis(5);
-    let ticket = second.begin(&kept, all.clone());
+    // A worker that has all of it, and takes as long for each chunk as the coordinator's machine does.
+    let second = Desk::new(&world.identity, &world.header, &world.folder.path().join("model.gguf"));
+    let slowly = Duration::from_millis(5);
+    for desk in [&world.desk, &second] {
+        desk.faults.lock().unwrap().delay = slowly;
+    }
+    let other = {
+        let _within = world.runtime.enter();
+        let identity = TransportIdentity::from(&world.enrolled("other"));
+        Transport::bind_shelf(ANY.parse().unwrap(), identity, Arc::new(AtDesk(second.clone()))).unwrap()
+    };
+    let peer = Peer::Worker(WorkerId::try_from("other".to_owned()).unwrap());
+    *world.desk.holders.lock().unwrap() =
+        vec![Holder { peer: peer.clone(), addresses: vec![other.local_addr()] }];
+    let worker = world.worker("w1", None);
+    let kept = worker.obtain(&world);
+    let ticket = worker.begin(&kept, all.clone());
     let deadline = Instant::now() + PATIENCE;
-    while world.desk.given() < before + 3 {
-        assert!(Instant::now() < deadline, "the coordinator's machine gives nothing");
+    while world.desk.given() < 5 || second.given() < 5 {
+        assert!(Instant::now() < deadline, "one of two sources gives nothing");
         std::thread::sleep(Duration::from_millis(1));
     }
     world.runtime.block_on(world.home.close());
-    for number in &all {
-        kept.wait(*number, &|| Instant::now() > deadline).unwrap();
-    }
+    assert!(kept.missing(all.iter().copied()).len() > all.len() / 4, "it is killed in the middle");
+    all.iter().for_each(|number| kept.wait(*number, &|| Instant::now() > deadline).unwrap());
     world.assert_same(&kept, &all);
     let sources: Vec<Peer> = ticket.progress().sources().into_iter().map(|(peer, _)| peer).collect();
-    assert!(sources.contains(&first.holder().peer), "{sources:?}");
+    assert!(sources.contains(&peer) && sources.contains(&Peer::Coordinator), "{sources:?}");
     drop(ticket);
-    world.stop(second);
-    world.stop(first);
+    world.stop(worker);
+    world.runtime.block_on(other.close());
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod bench;
 mod blocks;
 mod candle;
 mod delivery;
+mod delivery_speed;
 mod engine;
 mod frame_limits;
 mod join;
