@@ -5,7 +5,7 @@ use super::search::Partition;
 use super::table::{Measure, Table, Value};
 
 /// Table look-ups that a search may take, so that planning stays below 0.1 s.
-const MOST_LOOKUPS: usize = 800_000;
+const MOST_LOOKUPS: usize = 500_000;
 /// Devices times stages up to which a lower bound counts stages.
 const MOST_COUNTED: usize = 512;
 

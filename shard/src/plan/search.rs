@@ -116,6 +116,8 @@ pub(super) struct Search<'a> {
     beyond: Vec<Option<Sums>>,
     crossings: Crossings,
     sharing: Sharing,
+    /// For every device the first that is equal to it.
+    twins: Vec<usize>,
 }
 
 impl<'a> Search<'a> {
@@ -126,10 +128,12 @@ impl<'a> Search<'a> {
             let lacks = |needed| !device.kernels.can(needed);
             lacks(whole).then(|| Sums::of(layers.iter().map(|layer| u64::from(lacks(layer.needs)))))
         };
+        let budgets: Vec<Bytes> = input.devices.iter().map(|device| device.budget).collect();
         Search {
             cost,
             input,
-            budgets: input.devices.iter().map(|device| device.budget).collect(),
+            twins: twins(input, &budgets),
+            budgets,
             cuts: input
                 .split
                 .iter()
@@ -151,7 +155,8 @@ impl<'a> Search<'a> {
 
     /// The same search where the devices have other budgets.
     pub(super) fn with_budgets(&self, budgets: Vec<Bytes>) -> Search<'a> {
-        Search { budgets, ..Search::new(self.cost, self.input) }
+        let twins = twins(self.input, &budgets);
+        Search { budgets, twins, ..Search::new(self.cost, self.input) }
     }
 
     pub(super) fn budgets(&self) -> &[Bytes] {
@@ -535,16 +540,28 @@ impl<'a> Search<'a> {
         let constrained = bound.constrained;
         let width = if constrained { width * devices } else { width };
         let kept = last.map_or(0, |device| 1 << device);
-        let mut beam = vec![Reached { layer: 0, used: kept, order: Vec::new() }];
+        let mut beams = vec![vec![Reached { layer: 0, used: kept, device: None, from: 0 }]];
+        let mut next = Vec::new();
+        // How far equal devices get from a layer does not depend on who came before; by device and layer, once it was asked.
+        let layers = self.layers();
+        let mut known: Vec<Option<Option<usize>>> = vec![None; devices * (layers + 1)];
+        let mut reach = |device: usize, start: usize, most: usize| {
+            if !self.cuts.is_empty() {
+                return self.reach(device, start, most, bound);
+            }
+            let known = &mut known[self.twins[device] * (layers + 1) + start];
+            let furthest = *known.get_or_insert_with(|| self.reach(device, start, layers, bound));
+            furthest.filter(|_| start < most).map(|furthest| furthest.min(most))
+        };
         for stage in 1..stages {
             let most = self.layers().checked_sub(stages - stage)?;
-            let mut next = Vec::new();
-            for (from, reached) in beam.iter().enumerate() {
+            next.clear();
+            for (from, reached) in beams[stage - 1].iter().enumerate() {
                 for device in self
                     .choices(reached.used, &bound)
                     .filter(|device| self.may_come_next(reached, *device, &bound))
                 {
-                    let Some(layer) = self.reach(device, reached.layer, most, bound) else {
+                    let Some(layer) = reach(device, reached.layer, most) else {
                         continue;
                     };
                     next.push(Reaching {
@@ -559,16 +576,21 @@ impl<'a> Search<'a> {
             let set = |reaching: &Reaching| (reaching.used, if constrained { reaching.device } else { 0 });
             next.sort_unstable_by_key(|reaching| (set(reaching), reaching.missing, reaching.device));
             next.dedup_by_key(|reaching| set(reaching));
-            next.sort_unstable_by_key(|reaching| (reaching.missing, reaching.used, reaching.device));
-            next.truncate(width);
+            let first = |reaching: &Reaching| (reaching.missing, reaching.used, reaching.device);
+            if next.len() > width {
+                next.select_nth_unstable_by_key(width, first);
+                next.truncate(width);
+            }
+            next.sort_unstable_by_key(first);
             let follow = |reaching: &Reaching| Reached {
                 layer: self.layers() - reaching.missing,
                 used: reaching.used,
-                order: beam[reaching.from].order.iter().copied().chain([reaching.device]).collect(),
+                device: Some(reaching.device),
+                from: reaching.from,
             };
-            beam = next.iter().map(follow).collect();
+            beams.push(next.iter().map(follow).collect());
         }
-        beam.iter().find_map(|reached| {
+        beams.last()?.iter().find_map(|reached| {
             let rest = LayerRange::new(reached.layer, self.layers()).filter(|rest| !rest.is_empty())?;
             let holds = |device: &usize| {
                 self.holds(*device, rest, bound) && self.may_come_next(reached, *device, &bound)
@@ -577,7 +599,12 @@ impl<'a> Search<'a> {
                 Some(last) => Some(last).filter(holds)?,
                 None => self.choices(reached.used, &bound).find(holds)?,
             };
-            let order: Vec<usize> = reached.order.iter().copied().chain([device]).collect();
+            let (mut order, mut at) = (vec![device], *reached);
+            for beam in beams.iter().rev().skip(1) {
+                order.extend(at.device);
+                at = beam[at.from];
+            }
+            order.reverse();
             self.chain(&order, bound)
         })
     }
@@ -595,7 +622,7 @@ impl<'a> Search<'a> {
 
     /// Whether a device may come after those of `reached`.
     fn may_come_next(&self, reached: &Reached, device: usize, bound: &Bound<'_>) -> bool {
-        reached.order.last().is_none_or(|last| self.may_follow(*last, device, bound))
+        reached.device.is_none_or(|last| self.may_follow(last, device, bound))
     }
 
     fn may_follow(&self, one: usize, other: usize, bound: &Bound<'_>) -> bool {
@@ -613,15 +640,7 @@ impl<'a> Search<'a> {
 
     /// Whether devices differ in nothing but their name and their links.
     pub(super) fn are_equal(&self, one: usize, other: usize) -> bool {
-        let (a, b) = (&self.input.devices[one], &self.input.devices[other]);
-        self.budgets[one] == self.budgets[other]
-            && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
-            && a.flops_per_s == b.flops_per_s
-            && a.threads == b.threads
-            && a.kernels == b.kernels
-            && a.host == b.host
-            && a.offload_bytes_per_s == b.offload_bytes_per_s
-            && a.kernel_speeds == b.kernel_speeds
+        self.twins[one] == self.twins[other]
     }
 
     /// The partition in this order, within the bound, whose stages' times have the least sum of squares: no slower than
@@ -677,11 +696,31 @@ impl<'a> Search<'a> {
     }
 }
 
+/// For every device the first that differs from it in nothing but its name and its links.
+fn twins(input: &PlanInput, budgets: &[Bytes]) -> Vec<usize> {
+    let are_equal = |one: usize, other: usize| {
+        let (a, b) = (&input.devices[one], &input.devices[other]);
+        budgets[one] == budgets[other]
+            && a.bandwidth_bytes_per_s == b.bandwidth_bytes_per_s
+            && a.flops_per_s == b.flops_per_s
+            && a.threads == b.threads
+            && a.kernels == b.kernels
+            && a.host == b.host
+            && a.offload_bytes_per_s == b.offload_bytes_per_s
+            && a.kernel_speeds == b.kernel_speeds
+    };
+    (0..budgets.len()).map(|device| (0..device).find(|first| are_equal(*first, device)).unwrap_or(device)).collect()
+}
+
 /// How far a set of devices gets.
+#[derive(Clone, Copy)]
 struct Reached {
     layer: usize,
     used: u128,
-    order: Vec<usize>,
+    /// The last of them.
+    device: Option<usize>,
+    /// Which of the sets of one device less it follows.
+    from: usize,
 }
 
 /// The same with one device more: how many layers are missing then.
