@@ -221,6 +221,16 @@ fn of_workers(status: &ClusterStatus) -> Vec<Gauge> {
         ),
         Gauge::new("worker_health", "1 for the state that a worker is in", health.collect()),
         bytes("worker_resident", "Resident memory of a worker", each(|w| Some(w.resident_bytes as f64))),
+        bytes(
+            "worker_fetched",
+            "Weights that a worker has got from other machines since it started",
+            each(|w| Some(w.fetched_bytes as f64)),
+        ),
+        bytes(
+            "worker_given",
+            "Weights that a worker has given to other machines since it started",
+            each(|w| Some(w.given_bytes as f64)),
+        ),
         bytes("worker_budget", "What a worker may use", each(|w| Some(w.budget_bytes as f64))),
         bytes("worker_memory", "Memory of a worker's machine", machine(|w| w.machine.memory_bytes)),
         bytes(

@@ -709,7 +709,9 @@ fn twins(input: &PlanInput, budgets: &[Bytes]) -> Vec<usize> {
             && a.offload_bytes_per_s == b.offload_bytes_per_s
             && a.kernel_speeds == b.kernel_speeds
     };
-    (0..budgets.len()).map(|device| (0..device).find(|first| are_equal(*first, device)).unwrap_or(device)).collect()
+    (0..budgets.len())
+        .map(|device| (0..device).find(|first| are_equal(*first, device)).unwrap_or(device))
+        .collect()
 }
 
 /// How far a set of devices gets.

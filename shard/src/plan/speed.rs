@@ -12,6 +12,9 @@ pub enum Kernel {
     Product(TensorType),
     /// Lets queries look at a cache: its values, each for as many query heads of as many rows as `rows` says.
     Attention,
+    /// Begins to let queries look at a cache, however many positions it has: the values that it keeps for one, each for as
+    /// many query heads of as many rows as `rows` says.
+    Opening,
     /// Norms, rope, gates and additions: the values of a row that these read and write, in every row.
     Passing,
     /// Takes rows into products and out of them: the values of a row that go in and come out, in every row.

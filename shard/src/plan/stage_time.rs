@@ -3,6 +3,7 @@
 //! For a device whose kernels were measured:
 //!
 //! `time(rows) = sum over types of weights / speed(type, rows) + cached values / speed(attention, queries)
+//!  + sequences / speed(opening, queries)
 //!  + passed values / speed(passing, rows) + framed values / speed(framing, rows)
 //!  + layers / speed(handing, sequences) + logits / speed(drawing) + fixed part`
 //!
@@ -266,8 +267,11 @@ impl DeviceTimes {
         let kernel = if is_known { Kernel::Attention } else { Kernel::Product(alike) };
         let heads = of.multiply_adds as f64 / of.cached_values.max(1) as f64;
         let sequences = step.rows / step.sequence_rows;
-        let values = of.cached_values as f64 * seen(of, step);
-        sequences * values * self.unit_s(kernel, heads * step.sequence_rows)
+        let rows = heads * step.sequence_rows;
+        let position_s = self.unit_s(kernel, rows);
+        // With many rows the positions decide, and what beginning takes was measured among them.
+        let opening_s = self.unit_s(Kernel::Opening, rows.min(MANY_ROWS));
+        sequences * of.cached_values as f64 * (seen(of, step) * position_s + opening_s)
     }
 
     /// Seconds for each of what a kernel's speed counts, with `rows` rows.
@@ -318,7 +322,7 @@ impl DeviceTimes {
             Kernel::Passing => rows * PASSED_BYTES / self.bandwidth_bytes_per_s,
             Kernel::Handing => HANDING_S,
             // Small beside the rest, and part of what was measured where nobody has told it apart.
-            Kernel::Framing | Kernel::Drawing => 0.0,
+            Kernel::Opening | Kernel::Framing | Kernel::Drawing => 0.0,
         }
     }
 }

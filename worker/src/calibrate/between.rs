@@ -27,12 +27,16 @@ const SEQUENCES: [usize; 2] = [1, 8];
 const SMALL: usize = 512;
 /// Matrices of that size in turn, as those of a layer are.
 const SMALL_MATRICES: usize = 4;
+/// The share of what a single row takes to go in and out that reading weights does not hide.
+const HIDDEN: f64 = 0.1;
 /// Logits of a usual model.
 const LOGITS: usize = 32_768;
 /// Rows of a step: of decoding, and of a prompt's chunk.
 const ROWS: [usize; 4] = [1, 4, 16, 64];
 /// Positions that are cached where queries look at them.
 const CACHED: usize = 512;
+/// So few positions that beginning to look at them counts.
+const FEW: usize = 16;
 /// The least share of what passes that is passing, and not handing over: where both are as short as a clock can tell.
 const LEAST_PASSING: f64 = 0.1;
 const NORM: Norm = Norm::Rms { epsilon: 1e-5 };
@@ -263,9 +267,9 @@ pub(super) fn framing<B: Backend>(
             found.push(speed(Kernel::Framing, *rows, (2 * SMALL) as f64, framing_s));
         }
     }
-    // A row costs as much as one of several, which can be told from the weights.
+    // A single row goes in and out while weights are waited for.
     if let Some(first) = found.first().copied().filter(|first| first.rows > 1) {
-        found.push(KernelSpeed { rows: 1, per_s: first.per_s * f64::from(first.rows), ..first });
+        found.push(KernelSpeed { rows: 1, per_s: first.per_s * f64::from(first.rows) / HIDDEN, ..first });
     }
     // A backend moves and counts the memory of its matrices: it goes first.
     drop(backend);
@@ -295,18 +299,27 @@ fn attention<B: Backend>(backend: &mut B, until: Instant) -> Result<Vec<KernelSp
     let all = filled(backend, CACHED, kv_heads * head)?;
     backend.store(&mut cache, &batch(CACHED, CACHED), &all, &all)?;
     let mut scratch = Vec::new();
-    let mut of = |rows: usize| {
+    let mut took = |rows: usize, end: usize| {
         let queries = filled(backend, rows, heads * head)?;
-        let (mut attended, batch) = (backend.rows(rows, heads * head)?, batch(rows, CACHED));
-        let took_s = usual_s(RUNS, until, || {
+        let (mut attended, batch) = (backend.rows(rows, heads * head)?, batch(rows, end));
+        usual_s(RUNS, until, || {
             let began = Instant::now();
             backend.attend(&cache, &batch, USUAL.attention(), None, &queries, &mut attended)?;
             backend.host(&attended, &mut scratch)?;
             Ok(began.elapsed().as_secs_f64())
-        })?;
-        let seen = CACHED as f64 - (rows as f64 - 1.0) / 2.0;
-        let values = seen * (kv_heads * 2 * head) as f64;
-        Ok(speed(Kernel::Attention, rows * heads / kv_heads, values, took_s))
+        })
     };
-    ROWS.into_iter().map(&mut of).collect()
+    let position = (kv_heads * 2 * head) as f64;
+    let mut found = Vec::new();
+    for rows in ROWS {
+        let seen = CACHED as f64 - (rows as f64 - 1.0) / 2.0;
+        found.push(speed(Kernel::Attention, rows * heads / kv_heads, seen * position, took(rows, CACHED)?));
+    }
+    // What few positions take beyond their share.
+    let (short_s, long_s) = (took(1, FEW)?, took(1, CACHED)?);
+    let opening_s = (short_s - long_s * FEW as f64 / CACHED as f64).max(0.0);
+    if opening_s > 0.0 {
+        found.push(speed(Kernel::Opening, heads / kv_heads, position, opening_s));
+    }
+    Ok(found)
 }

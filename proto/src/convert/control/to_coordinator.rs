@@ -171,10 +171,11 @@ fn delivery_progress(delivery: pb::DeliveryProgress) -> Result<DeliveryProgress,
 }
 
 fn kernel_speed(speed: &KernelSpeed) -> pb::KernelSpeed {
-    use pb::kernel_speed::{Attention, Drawing, Framing, Handing, Kernel as Of, Passing};
+    use pb::kernel_speed::{Attention, Drawing, Framing, Handing, Kernel as Of, Opening, Passing};
     let kernel = match speed.kernel {
         Kernel::Product(kind) => Of::Product(kind.to_ggml()),
         Kernel::Attention => Of::Attention(Attention {}),
+        Kernel::Opening => Of::Opening(Opening {}),
         Kernel::Passing => Of::Passing(Passing {}),
         Kernel::Framing => Of::Framing(Framing {}),
         Kernel::Handing => Of::Handing(Handing {}),
@@ -196,6 +197,7 @@ fn kernel_speeds(speeds: Vec<pb::KernelSpeed>) -> Result<Vec<KernelSpeed>, Inval
                     .ok_or_else(|| InvalidMessage::new(FIELD, format!("names the type {kind}")))?,
             ),
             Of::Attention(_) => Kernel::Attention,
+            Of::Opening(_) => Kernel::Opening,
             Of::Passing(_) => Kernel::Passing,
             Of::Framing(_) => Kernel::Framing,
             Of::Handing(_) => Kernel::Handing,
