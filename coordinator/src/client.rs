@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::events::EventStream;
+use crate::caches::{Deed, WorkerCache};
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
@@ -357,6 +358,57 @@ impl Client {
         });
         let answer = self.send(self.http.post(format!("{}/v1/completions", self.url)).json(&body)).await?;
         Ok(TokenStream { events: EventStream::new(answer) })
+    }
+
+    /// What workers keep of models that came from other machines; of one, where it is named.
+    ///
+    /// # Errors
+    /// Where there is no answer, or not the wanted one.
+    pub async fn caches(&self, worker: Option<&str>) -> Result<Vec<WorkerCache>, ClientError> {
+        self.of_caches(reqwest::Method::GET, &["api", "caches"], worker).await
+    }
+
+    /// Removes a model from workers' caches, or checks it there.
+    ///
+    /// # Errors
+    /// Where there is no answer, or not the wanted one.
+    pub async fn act_on_caches(
+        &self,
+        deed: Deed,
+        fingerprint: &str,
+        worker: Option<&str>,
+    ) -> Result<Vec<WorkerCache>, ClientError> {
+        match deed {
+            Deed::Remove => {
+                self.of_caches(reqwest::Method::DELETE, &["api", "caches", fingerprint], worker).await
+            }
+            Deed::Verify => {
+                let path = ["api", "caches", fingerprint, "verify"];
+                self.of_caches(reqwest::Method::POST, &path, worker).await
+            }
+        }
+    }
+
+    async fn of_caches(
+        &self,
+        method: reqwest::Method,
+        path: &[&str],
+        worker: Option<&str>,
+    ) -> Result<Vec<WorkerCache>, ClientError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            workers: Vec<WorkerCache>,
+        }
+        let bad = || ClientError::BadUrl { url: self.url.clone() };
+        let mut url = reqwest::Url::parse(&self.url).map_err(|_| bad())?;
+        url.path_segments_mut().map_err(|()| bad())?.extend(path);
+        if let Some(worker) = worker {
+            url.query_pairs_mut().append_pair("worker", worker);
+        }
+        // Checking a cache takes as long as reading it.
+        let answer: Result<Answer, _> = self.send(self.http.request(method, url)).await?.json().await;
+        let malformed = |error| ClientError::Malformed { url: self.url.clone(), reason: chain(&error) };
+        answer.map(|answer| answer.workers).map_err(malformed)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ const WHOLE: &str = "400MiB";
 const TOLD: Duration = Duration::from_secs(5);
 /// Within this a worker that cannot load has said so.
 const REFUSED: Duration = Duration::from_secs(30);
+/// Within this a worker is drained that holds a third of a small model.
+const MOVED: Duration = Duration::from_secs(60);
 /// Of the bytes of a shard's tensors, the most that is fetched beyond them.
 const MOST_BEYOND: f64 = 0.01;
 
@@ -44,13 +47,17 @@ impl Model {
         Model { header, table }
     }
 
-    /// Bytes of the tensors of a stage.
-    fn bytes(&self, stage: &Value) -> u64 {
+    /// The shard of a stage, as the status tells it.
+    fn shard(stage: &Value) -> Shard {
         let at = |key: &str| usize::try_from(stage[key].as_u64().unwrap()).unwrap();
         let layers = LayerRange { start: at("layer_start"), end: at("layer_end") };
         let is = |key: &str| stage[key].as_bool().unwrap();
-        let shard = Shard { layers, embedding: is("embedding"), head: is("head") };
-        self.table.of(&shard).iter().map(|(_, tensor)| tensor.bytes.0).sum()
+        Shard { layers, embedding: is("embedding"), head: is("head") }
+    }
+
+    /// Bytes of the tensors of a stage.
+    fn bytes(&self, stage: &Value) -> u64 {
+        self.table.of(&Model::shard(stage)).iter().map(|(_, tensor)| tensor.bytes.0).sum()
     }
 
     /// Where in its file a tensor of a layer begins.
@@ -155,6 +162,52 @@ async fn workers_without_the_file_fetch_just_their_shards_once() {
     let _worker = served.join("whole", WHOLE);
     let client = served.client();
     assert_eq!(text(&client).await, first);
+}
+
+#[tokio::test]
+async fn a_new_plan_moves_only_what_changes_hands() {
+    let _machine = MACHINE.lock().await;
+    let model = Model::open(setup::smollm2());
+    let (names, nothing) = (["w1", "w2", "w3"], empty());
+    let mut served = Served::start(&["--min-workers", "3", "--ctx", "512"]);
+    let _workers: Vec<Joined> =
+        names.iter().map(|name| served.join_from(name, WHOLE, nothing.path())).collect();
+    let client = served.client();
+    let first = text(&client).await;
+    let before = stages(&client.get("/api/status").await.ok());
+    assert_eq!(before.len(), 3);
+    let answer = client.post("/api/workers/w2/drain", &json!({})).await;
+    assert_eq!(answer.status, 200, "{:#}", answer.body);
+    let deadline = Instant::now() + MOVED;
+    let after = loop {
+        let status = client.get("/api/status").await.ok();
+        let drained = status["workers"].as_array().unwrap().iter().any(|worker| worker["state"] == "drained");
+        if drained && status["phase"] == "serving" {
+            break stages(&status);
+        }
+        assert!(Instant::now() < deadline, "w2 is not drained: {status:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(text(&client).await, first);
+    // What a worker had or has, each tensor once.
+    let held = |name: &str| -> u64 {
+        let of_it = before.iter().chain(&after).filter(|stage| stage["name"] == name);
+        let shards: Vec<Shard> = of_it.map(Model::shard).collect();
+        let all = shards.iter().flat_map(|shard| model.table.of(shard));
+        let tensors: BTreeMap<Role, u64> = all.map(|(role, tensor)| (role, tensor.bytes.0)).collect();
+        tensors.values().sum()
+    };
+    let wanted: Vec<u64> = names.iter().map(|name| held(name)).collect();
+    let fetched =
+        fetched(&client, &names, |all| all.iter().zip(&wanted).all(|(is, least)| is >= least)).await;
+    for ((name, is), wanted) in names.iter().zip(&fetched).zip(&wanted) {
+        let beyond = *is as f64 / *wanted as f64 - 1.0;
+        println!(
+            "{name}: {is} bytes fetched over two plans for {wanted} of tensors, {:.2}% beyond",
+            beyond * 100.0
+        );
+        assert!((0.0..MOST_BEYOND).contains(&beyond), "{name} fetched {is} bytes for {wanted}");
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use brigade_shard::plan::{Forecast, Load};
 
+use crate::caches::Caches;
 use crate::cluster::{ClusterHandle, DrainError, Drained, ModelInfo, PinError, PinOrder, Pinned, Stopping};
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::generation::{Generation, GenerationError, GenerationRequest};
@@ -68,6 +69,11 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Events with a larger number than `after`, oldest first; of more than `most` the newest.
     fn events(&self, after: u64, most: usize) -> impl Future<Output = Vec<EventRecord>> + Send;
 
+    /// What workers keep of models that came from other machines, where there are real ones.
+    fn caches(&self) -> Option<Caches> {
+        None
+    }
+
     /// The model served.
     fn model(&self) -> &ModelInfo;
 
@@ -117,6 +123,10 @@ impl Engine for ClusterHandle {
 
     fn events(&self, after: u64, most: usize) -> impl Future<Output = Vec<EventRecord>> + Send {
         ClusterHandle::events(self, after, most)
+    }
+
+    fn caches(&self) -> Option<Caches> {
+        Some(ClusterHandle::caches(self))
     }
 
     fn model(&self) -> &ModelInfo {

@@ -11,6 +11,7 @@
 mod answers;
 mod auth;
 mod body;
+mod caches;
 mod chat;
 mod chat_request;
 mod choice;

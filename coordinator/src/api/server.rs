@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -21,7 +21,8 @@ use super::auth::{self, Guard};
 use super::engine::Engine;
 use super::state::Api;
 use super::{
-    ApiSettings, body, chat, comparisons, completions, dashboard, forecast, live, pages, pin, watch, workers,
+    ApiSettings, body, caches, chat, comparisons, completions, dashboard, forecast, live, pages, pin, watch,
+    workers,
 };
 
 /// Most connections at a time; further ones wait in the operating system's queue. Far above what one pipeline can
@@ -162,6 +163,9 @@ fn router<E: Engine>(api: Api<E>) -> Router {
         .route("/api/comparisons", get(comparisons::list::<E>))
         .route("/api/comparisons/{id}", get(comparisons::one::<E>))
         .route("/api/workers/{worker}/drain", post(workers::drain::<E>).delete(workers::undo::<E>))
+        .route("/api/caches", get(caches::list::<E>))
+        .route("/api/caches/{fingerprint}", delete(caches::remove::<E>))
+        .route("/api/caches/{fingerprint}/verify", post(caches::verify::<E>))
         .route("/api/pin", put(pin::pin::<E>).delete(pin::unpin::<E>))
         .route("/api/choices", get(forecast::choices::<E>))
         .fallback(pages::unknown_route)

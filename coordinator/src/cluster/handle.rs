@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::forecast::{Basis, Forecaster};
 use super::timeline::Timeline;
+use crate::caches::Caches;
 use crate::compare::choices::{ChoiceLoads, SideChoices};
 use crate::events::EventLog;
 use crate::generation::{Generation, GenerationError, GenerationRequest};
@@ -194,6 +195,7 @@ struct Shared {
     forecaster: Forecaster,
     timeline: Timeline,
     events: EventLog,
+    caches: Caches,
 }
 
 /// A request on its way to the task that owns the scheduler.
@@ -210,11 +212,21 @@ impl ClusterHandle {
         submissions: mpsc::Sender<Submission>,
         (drains, pins): (mpsc::Sender<Drain>, mpsc::Sender<PinWish>),
         status: watch::Receiver<Arc<ClusterStatus>>,
-        timeline: Timeline,
-        events: EventLog,
+        (timeline, events): (Timeline, EventLog),
+        caches: Caches,
     ) -> ClusterHandle {
-        let shared =
-            Shared { model, metrics, submissions, drains, pins, status, forecaster, timeline, events };
+        let shared = Shared {
+            model,
+            metrics,
+            submissions,
+            drains,
+            pins,
+            status,
+            forecaster,
+            timeline,
+            events,
+            caches,
+        };
         ClusterHandle { shared: Arc::new(shared) }
     }
 
@@ -228,6 +240,11 @@ impl ClusterHandle {
         let wish = Drain { worker: worker.to_owned(), drain, reply };
         self.shared.drains.send(wish).await.map_err(|_| DrainError::Stopping)?;
         answer.await.map_err(|_| DrainError::Stopping)?
+    }
+
+    /// What workers keep of models that came from other machines.
+    pub fn caches(&self) -> Caches {
+        self.shared.caches.clone()
     }
 
     /// Has plans made over certain workers alone, one stage each, until that is taken back or was not renewed in time.

@@ -28,6 +28,7 @@ use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
 use super::timeline::Timeline;
 use super::{links, overview};
+use crate::caches::Caches;
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
 use crate::metrics::{Metrics, StatusMetrics};
@@ -250,12 +251,14 @@ impl Cluster {
             drains,
             pins,
             status: status_sender,
-            holders,
+            holders: holders.clone(),
         });
+        let caches = Caches::new(transport.clone(), holders);
         let core = tokio::spawn(core.run(stop_core.clone()));
         let wishes = (drains_sender, pins_sender);
         let model = (model.info, forecaster);
-        let handle = ClusterHandle::new(model, metrics, submissions_sender, wishes, status, timeline, log);
+        let told = (timeline, log);
+        let handle = ClusterHandle::new(model, metrics, submissions_sender, wishes, status, told, caches);
         let stop_when_dropped = (stop_core.clone().drop_guard(), stop_control.clone().drop_guard());
         Ok(Cluster {
             handle,

@@ -7,7 +7,7 @@ use crate::ids::{Epoch, Fence, Incarnation, Peer, WorkerId};
 use crate::pb;
 
 /// Longest name, file name or version in a message: what people and file systems use.
-pub(super) const MAX_NAME_BYTES: usize = 256;
+pub(crate) const MAX_NAME_BYTES: usize = 256;
 /// Longest explanation in a message: a screenful.
 pub(super) const MAX_REASON_BYTES: usize = 4096;
 /// Most addresses of one machine: more than any has, and few enough to be dialled at once.
@@ -19,7 +19,7 @@ pub(crate) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, In
 }
 
 /// Text of at most `max` bytes.
-pub(super) fn text(field: &'static str, value: String, max: usize) -> Result<String, InvalidMessage> {
+pub(crate) fn text(field: &'static str, value: String, max: usize) -> Result<String, InvalidMessage> {
     if value.len() > max {
         return Err(InvalidMessage::new(field, format!("has {} bytes, more than {max}", value.len())));
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use brigade_shard::model_file::{Fingerprint, MAX_OUTLINE_BYTES};
+use brigade_shard::units::Bytes as Size;
 use bytes::Bytes;
 use prost::Message as _;
 use quinn::{RecvStream, SendStream};
@@ -10,7 +11,7 @@ use quinn::{RecvStream, SendStream};
 use super::Delivered;
 use super::document::{Document, Edition};
 use crate::convert::InvalidMessage;
-use crate::convert::fields::{addresses, peer, reason, required, shortened};
+use crate::convert::fields::{MAX_NAME_BYTES, addresses, peer, reason, required, shortened, text};
 use crate::ids::Peer;
 use crate::pb;
 
@@ -22,6 +23,9 @@ const MAX_ASK_BYTES: usize = 1024;
 const MAX_ANSWER_BYTES: usize = MAX_OUTLINE_BYTES + 4096;
 /// Most ranges of chunks in an answer: a worker has one for every run of tensors that its shards had.
 const MAX_RANGES: usize = 65_536;
+/// Most models, and most damaged chunks, that an answer tells of.
+const MAX_KEPT: usize = 256;
+const MAX_DAMAGED: usize = 256;
 /// Most machines in an answer.
 const MAX_HOLDERS: usize = 256;
 
@@ -50,6 +54,38 @@ pub enum Ask {
         /// How many; at least 1.
         count: u32,
     },
+    /// Which models are in the cache? Asked by the coordinator, and about none in particular; so are the next two.
+    Kept,
+    /// Remove the model from the cache.
+    Remove,
+    /// Check the model's chunks in the cache.
+    Verify,
+}
+
+/// A model in a worker's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedModel {
+    /// Which.
+    pub model: Fingerprint,
+    /// What its header calls it.
+    pub name: String,
+    /// What of it is there.
+    pub bytes: Size,
+    /// All of its tensors.
+    pub model_bytes: Size,
+    /// When it was last used, in seconds since 1970, where that is known.
+    pub used_at: Option<u64>,
+    /// Whether a stage is loaded from it.
+    pub in_use: bool,
+}
+
+/// What checking a model's chunks came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Chunks that are there and right.
+    pub chunks: u32,
+    /// Those that were not right, in words; they are there no more.
+    pub damaged: Vec<String>,
 }
 
 /// A machine that may have some of a model.
@@ -81,6 +117,12 @@ pub enum Answer {
         /// Whether answers are computed, or steps sent, where they come from: then they are to be asked for gently.
         busy: bool,
     },
+    /// To [`Ask::Kept`].
+    Kept(Vec<CachedModel>),
+    /// To [`Ask::Remove`]: what was freed.
+    Removed(Size),
+    /// To [`Ask::Verify`].
+    Verified(Checked),
 }
 
 /// Writes a question.
@@ -97,6 +139,9 @@ pub(super) async fn ask(
         Ask::Holdings => What::Holdings(pb::AskHoldings {}),
         Ask::Holders => What::Holders(pb::AskHolders {}),
         Ask::Chunks { first, count } => What::Chunks(pb::AskChunks { first, count }),
+        Ask::Kept => What::Kept(pb::AskKept {}),
+        Ask::Remove => What::Remove(pb::AskRemove {}),
+        Ask::Verify => What::Verify(pb::AskVerify {}),
     };
     let message = pb::Ask { fingerprint: model.as_bytes().to_vec(), what: Some(what) };
     write(stream, &message).await
@@ -120,6 +165,9 @@ pub(super) async fn asked(stream: &mut RecvStream) -> Result<(Fingerprint, Ask),
             }
             Ask::Chunks { first, count }
         }
+        What::Kept(_) => Ask::Kept,
+        What::Remove(_) => Ask::Remove,
+        What::Verify(_) => Ask::Verify,
     };
     Ok((Fingerprint::new(fingerprint), ask))
 }
@@ -154,6 +202,22 @@ pub(super) async fn answer(
             })
         }
         Answer::Chunks { busy } => What::Chunks(pb::Chunks { busy }),
+        Answer::Kept(models) => {
+            let kept = |kept: CachedModel| pb::KeptModel {
+                fingerprint: kept.model.as_bytes().to_vec(),
+                name: named(kept.name),
+                bytes: kept.bytes.0,
+                model_bytes: kept.model_bytes.0,
+                used_at: kept.used_at.unwrap_or_default(),
+                in_use: kept.in_use,
+            };
+            What::Kept(pb::Kept { models: models.into_iter().take(MAX_KEPT).map(kept).collect() })
+        }
+        Answer::Removed(bytes) => What::RemovedBytes(bytes.0),
+        Answer::Verified(checked) => What::Verified(pb::Verified {
+            chunks: checked.chunks,
+            damaged: checked.damaged.into_iter().take(MAX_DAMAGED).map(shortened).collect(),
+        }),
     };
     let message = pb::Answer { what: Some(what) };
     delivered.went(PREFIX_BYTES + message.encoded_len());
@@ -188,7 +252,36 @@ pub(super) async fn answered(stream: &mut RecvStream, delivered: &Delivered) -> 
             Answer::Holders(holders.holders.into_iter().map(holder).collect::<Result<_, _>>()?)
         }
         What::Chunks(chunks) => Answer::Chunks { busy: chunks.busy },
+        What::Kept(kept) => {
+            limited("answer.kept", kept.models.len(), MAX_KEPT)?;
+            let model = |kept: pb::KeptModel| {
+                let fingerprint = <[u8; 32]>::try_from(&kept.fingerprint[..])
+                    .map_err(|_| InvalidMessage::new("answer.kept.fingerprint", "does not have 32 bytes"))?;
+                Ok::<_, InvalidMessage>(CachedModel {
+                    model: Fingerprint::new(fingerprint),
+                    name: text("answer.kept.name", kept.name, MAX_NAME_BYTES)?,
+                    bytes: Size(kept.bytes),
+                    model_bytes: Size(kept.model_bytes),
+                    used_at: Some(kept.used_at).filter(|at| *at > 0),
+                    in_use: kept.in_use,
+                })
+            };
+            Answer::Kept(kept.models.into_iter().map(model).collect::<Result<_, _>>()?)
+        }
+        What::RemovedBytes(bytes) => Answer::Removed(Size(bytes)),
+        What::Verified(verified) => {
+            limited("answer.verified", verified.damaged.len(), MAX_DAMAGED)?;
+            let words = |words| reason("answer.verified.damaged", words);
+            let damaged = verified.damaged.into_iter().map(words).collect::<Result<_, _>>()?;
+            Answer::Verified(Checked { chunks: verified.chunks, damaged })
+        }
     })
+}
+
+/// A name, shortened to what the other end accepts.
+fn named(mut name: String) -> String {
+    name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+    name
 }
 
 fn limited(field: &'static str, count: usize, most: usize) -> Result<(), InvalidMessage> {

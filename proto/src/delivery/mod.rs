@@ -18,7 +18,7 @@ mod serve;
 mod source;
 
 pub use document::{About, Authority, ChunkHash, Document, DocumentError, Edition, PAGE_CHUNKS, page_of};
-pub use message::{Answer, Ask, Holder};
+pub use message::{Answer, Ask, CachedModel, Checked, Holder};
 pub use serve::{ChunkReader, Shelf};
 pub use source::{ChunkStream, DeliveryError, Source};
 

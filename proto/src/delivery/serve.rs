@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use brigade_shard::model_file::Fingerprint;
+use brigade_shard::units::Bytes as Size;
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
@@ -12,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Delivered;
 use super::document::{Document, Edition};
-use super::message::{Answer, Ask, Holder, answer, asked};
+use super::message::{Answer, Ask, CachedModel, Checked, Holder, answer, asked};
 use crate::convert::fields::shortened;
+use crate::ids::Peer;
 
 /// Questions of one connection that are answered at a time: a few that are about chunks, so that one is read from the disk
 /// while another is on its way, and one that is not.
@@ -54,6 +56,23 @@ pub trait Shelf: Send + Sync + 'static {
     /// Something that reads chunks, where there are any.
     fn reader(&self, model: &Fingerprint) -> Result<Option<Box<dyn ChunkReader>>, String>;
 
+    /// The models of the cache; none where there is no such thing, as everywhere in the next two.
+    fn kept(&self) -> Vec<CachedModel> {
+        Vec::new()
+    }
+
+    /// Removes a model from the cache; what that freed.
+    fn remove(&self, model: &Fingerprint) -> Result<Option<Size>, String> {
+        let _ = model;
+        Ok(None)
+    }
+
+    /// Checks the chunks of a model in the cache.
+    fn verify(&self, model: &Fingerprint) -> Result<Option<Checked>, String> {
+        let _ = model;
+        Ok(None)
+    }
+
     /// Whether answers are computed here, or steps sent, which weights should not be in the way of.
     fn is_busy(&self) -> bool;
 }
@@ -69,7 +88,7 @@ pub trait ChunkReader: Send {
 
 /// Answers until the connection ends, or `stop`.
 pub(crate) async fn serve(
-    connection: Connection,
+    (connection, peer): (Connection, Peer),
     shelf: Arc<dyn Shelf>,
     delivered: Arc<Delivered>,
     stop: CancellationToken,
@@ -82,7 +101,8 @@ pub(crate) async fn serve(
             () = stop.cancelled() => break,
             streams = connection.accept_bi() => match streams {
                 Ok((send, receive)) => {
-                    answers.spawn(respond(send, receive, shelf.clone(), delivered.clone()));
+                    let own = peer == Peer::Coordinator;
+                    answers.spawn(respond(send, receive, own, shelf.clone(), delivered.clone()));
                 }
                 Err(_) => break,
             },
@@ -99,6 +119,7 @@ pub(crate) async fn serve(
 async fn respond(
     mut send: SendStream,
     mut receive: RecvStream,
+    own: bool,
     shelf: Arc<dyn Shelf>,
     delivered: Arc<Delivered>,
 ) {
@@ -111,6 +132,10 @@ async fn respond(
         }
     };
     let sent = match ask {
+        Ask::Kept | Ask::Remove | Ask::Verify if !own => {
+            let refusal = Answer::Failed("that is the coordinator's to ask".to_owned());
+            answer(&mut send, refusal, &delivered).await
+        }
         Ask::Chunks { first, count } => {
             send_chunks(&mut send, shelf, &delivered, model, first..first + count).await
         }
@@ -140,6 +165,9 @@ fn look_up(shelf: &dyn Shelf, model: &Fingerprint, ask: Ask) -> Answer {
         }
         Ask::Holdings => told(shelf.holdings(model).map(|ranges| Some(Answer::Holdings(ranges)))),
         Ask::Holders => Answer::Holders(shelf.holders(model)),
+        Ask::Kept => Answer::Kept(shelf.kept()),
+        Ask::Remove => told(shelf.remove(model).map(|freed| freed.map(Answer::Removed))),
+        Ask::Verify => told(shelf.verify(model).map(|checked| checked.map(Answer::Verified))),
         Ask::Chunks { .. } => Answer::NotHere,
     }
 }

@@ -6,18 +6,21 @@ use std::time::Duration;
 
 use brigade_shard::chunks::Chunks;
 use brigade_shard::model_file::Fingerprint;
+use brigade_shard::units::Bytes as Size;
 use quinn::{Connection, RecvStream};
 use tokio::time::timeout;
 
 use super::Delivered;
 use super::document::{Document, Edition};
-use super::message::{Answer, Ask, Holder, Unreadable, answered, ask};
+use super::message::{Answer, Ask, CachedModel, Checked, Holder, Unreadable, answered, ask};
 use super::serve::{HERE, NOT_HERE, UNREADABLE};
 use crate::ids::Peer;
 use crate::link::LinkError;
 
 /// How long an answer may take: a page of hashes needs as much as a quarter of a GiB to be read, from a slow disk.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long checking a cache may take: a TB at 300 MB/s.
+const VERIFYING: Duration = Duration::from_secs(3600);
 /// How long nothing of a chunk may come: a disk that has to wake, and a lost datagram.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -136,6 +139,30 @@ impl Source {
         }
     }
 
+    /// The models of its cache; the coordinator's to ask, as the next two.
+    pub async fn kept(&self) -> Result<Vec<CachedModel>, DeliveryError> {
+        match self.ask(&Fingerprint::new([0; 32]), Ask::Kept).await? {
+            Answer::Kept(models) => Ok(models),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has a model removed from its cache; what that freed.
+    pub async fn remove(&self, model: &Fingerprint) -> Result<Size, DeliveryError> {
+        match self.ask(model, Ask::Remove).await? {
+            Answer::Removed(bytes) => Ok(bytes),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has a model's chunks in its cache checked.
+    pub async fn verify(&self, model: &Fingerprint) -> Result<Checked, DeliveryError> {
+        match self.ask(model, Ask::Verify).await? {
+            Answer::Verified(checked) => Ok(checked),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// Begins to take the chunks with these numbers, of which there is at least one.
     pub async fn chunks<'s>(
         &'s self,
@@ -160,6 +187,7 @@ impl Source {
         model: &Fingerprint,
         question: Ask,
     ) -> Result<(Answer, RecvStream), DeliveryError> {
+        let patience = if question == Ask::Verify { VERIFYING } else { PATIENCE };
         let asking = async {
             let (mut send, mut receive) =
                 self.connection.open_bi().await.map_err(|error| self.lost(error))?;
@@ -172,8 +200,8 @@ impl Source {
                 answered(&mut receive, &self.delivered).await.map_err(|error| self.unreadable(&error))?;
             Ok((answer, receive))
         };
-        let silent = || DeliveryError::Silent { peer: self.peer.clone(), silence: PATIENCE };
-        match timeout(PATIENCE, asking).await.map_err(|_| silent())?? {
+        let silent = || DeliveryError::Silent { peer: self.peer.clone(), silence: patience };
+        match timeout(patience, asking).await.map_err(|_| silent())?? {
             (Answer::NotHere, _) => Err(DeliveryError::NotHere { peer: self.peer.clone() }),
             (Answer::Failed(reason), _) => Err(DeliveryError::Failed { peer: self.peer.clone(), reason }),
             answered => Ok(answered),

@@ -239,7 +239,7 @@ async fn accept(
                 Some(Ok(Ok((connection, peer)))) if is_delivery(&connection) => {
                     tracing::debug!(%peer, %remote, "asks for weights");
                     if let Some((shelf, delivered)) = shelf {
-                        serve(connection, shelf, delivered, admission.shutdown.clone()).await;
+                        serve((connection, peer), shelf, delivered, admission.shutdown.clone()).await;
                     }
                 }
                 Some(Ok(Ok((connection, peer)))) => {

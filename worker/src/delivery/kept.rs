@@ -203,6 +203,11 @@ impl KeptModel {
         self.outline.fingerprint()
     }
 
+    /// What its header calls it.
+    pub fn name(&self) -> String {
+        self.header().str("general.name").ok().flatten().unwrap_or_default().to_owned()
+    }
+
     /// Of which contents the hashes are.
     pub fn edition(&self) -> Edition {
         self.state().edition

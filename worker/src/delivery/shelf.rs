@@ -5,15 +5,17 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use brigade_proto::delivery::{ChunkReader, Document, Edition, Holder, Shelf};
+use brigade_proto::delivery::{CachedModel, Checked, ChunkReader, Document, Edition, Holder, Shelf};
 use brigade_shard::chunks::Chunks;
 use brigade_shard::model_file::{Fingerprint, Header, Outline};
+use brigade_shard::units::Bytes as Size;
 use bytes::Bytes;
 
 use super::activity::Activity;
-use super::cache::Cache;
-use super::kept::KeptModel;
+use super::cache::{Cache, Listed};
+use super::kept::{KeepError, KeptModel};
 
 /// Most models beside the cache that are given from; a worker serves a handful.
 const MAX_FILES: usize = 16;
@@ -57,7 +59,7 @@ impl WorkerShelf {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 
-    fn kept(&self, model: &Fingerprint) -> Result<Option<Arc<KeptModel>>, String> {
+    fn of_cache(&self, model: &Fingerprint) -> Result<Option<Arc<KeptModel>>, String> {
         self.cache.get(model).map_err(|error| error.to_string())
     }
 }
@@ -69,12 +71,12 @@ impl Shelf for WorkerShelf {
     }
 
     fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String> {
-        let Some(kept) = self.kept(model)? else { return Ok(None) };
+        let Some(kept) = self.of_cache(model)? else { return Ok(None) };
         kept.outline_document().map_err(|error| error.to_string())
     }
 
     fn hashes(&self, model: &Fingerprint, edition: Edition, page: u32) -> Result<Option<Document>, String> {
-        let Some(kept) = self.kept(model)? else { return Ok(None) };
+        let Some(kept) = self.of_cache(model)? else { return Ok(None) };
         let document = kept.hashes_document(page).map_err(|error| error.to_string())?;
         Ok(document.filter(|document| document.edition == edition))
     }
@@ -83,7 +85,7 @@ impl Shelf for WorkerShelf {
         if let Some(whole) = self.whole(model) {
             return Ok(vec![0..whole.chunks.count()]);
         }
-        Ok(self.kept(model)?.map_or_else(Vec::new, |kept| kept.holdings()))
+        Ok(self.of_cache(model)?.map_or_else(Vec::new, |kept| kept.holdings()))
     }
 
     fn holders(&self, _: &Fingerprint) -> Vec<Holder> {
@@ -98,7 +100,42 @@ impl Shelf for WorkerShelf {
             let files = whole.header.parts().iter().map(open).collect::<Result<_, _>>()?;
             return Ok(Some(Box::new(FromFiles { whole, files })));
         }
-        Ok(self.kept(model)?.map(|kept| Box::new(FromCache(kept)) as Box<dyn ChunkReader>))
+        Ok(self.of_cache(model)?.map(|kept| Box::new(FromCache(kept)) as Box<dyn ChunkReader>))
+    }
+
+    fn kept(&self) -> Vec<CachedModel> {
+        let model = |listed: Listed| {
+            let kept = self.cache.get(&listed.model).ok().flatten()?;
+            let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok();
+            Some(CachedModel {
+                model: listed.model,
+                name: kept.name(),
+                bytes: listed.bytes,
+                model_bytes: kept.chunks().bytes(0..kept.chunks().count()),
+                used_at: listed.used.and_then(since).map(|since| since.as_secs()),
+                in_use: listed.in_use,
+            })
+        };
+        self.cache.list().into_iter().filter_map(model).collect()
+    }
+
+    fn remove(&self, model: &Fingerprint) -> Result<Option<Size>, String> {
+        self.cache.remove(model)
+    }
+
+    fn verify(&self, model: &Fingerprint) -> Result<Option<Checked>, String> {
+        let Some(kept) = self.of_cache(model)? else { return Ok(None) };
+        let (mut checked, mut buffer) = (Checked { chunks: 0, damaged: Vec::new() }, Vec::new());
+        for number in kept.holdings().into_iter().flatten() {
+            match kept.read(number, &mut buffer) {
+                Ok(()) => checked.chunks += 1,
+                Err(error @ (KeepError::Damaged(_) | KeepError::Unknown(_))) => {
+                    checked.damaged.push(error.to_string());
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(Some(checked))
     }
 
     fn is_busy(&self) -> bool {
