@@ -120,6 +120,9 @@ struct Fetch<'a> {
     watch: &'a dyn Watch,
     ledger: Ledger,
     files: Vec<Arc<File>>,
+    /// Where each file's last answer came from in the end. Hubs count who asks them where a file is: they are asked again
+    /// only where that place gives it no more.
+    places: Vec<Option<Url>>,
     running: FuturesUnordered<BoxFuture<'a, Event>>,
     saving: Option<JoinHandle<io::Result<()>>>,
     saved: Instant,
@@ -148,6 +151,7 @@ impl<'a> Fetch<'a> {
             watch,
             ledger,
             files,
+            places: vec![None; targets.len()],
             running,
             saving: None,
             saved: Instant::now(),
@@ -161,8 +165,8 @@ impl<'a> Fetch<'a> {
             while self.running.len() < CONNECTIONS
                 && let Some(piece) = self.ledger.next()
             {
-                let url = &self.targets[piece.file].url;
-                self.running.push(ask(self.web, url, piece).boxed());
+                let (url, place) = (&self.targets[piece.file].url, self.places[piece.file].clone());
+                self.running.push(ask(self.web, url, place, piece).boxed());
             }
             if self.running.is_empty() {
                 return if self.ledger.is_complete() { Ok(()) } else { Err(self.unfinished()) };
@@ -192,6 +196,7 @@ impl<'a> Fetch<'a> {
     }
 
     fn handle_answer(&mut self, piece: Piece, response: Response, answer: &Answer) -> Result<(), StoreError> {
+        self.places[piece.file] = Some(response.url().clone());
         let (_, size, _) = self.ledger.state(piece.file);
         let validator = validator(&response);
         let then = self.ledger.answered(&piece, answer, validator.as_deref());
@@ -364,11 +369,20 @@ pub(super) fn open_partial(path: &Path) -> Result<File, StoreError> {
     disk::open(path, &options).map_err(io_error("open", path))
 }
 
-async fn ask(web: &Web, url: &Url, piece: Piece) -> Event {
+/// Asks for a piece: where the file's last answer came from, or else where the file is said to be.
+async fn ask(web: &Web, url: &Url, place: Option<Url>, piece: Piece) -> Event {
     tokio::time::sleep(piece.pause).await;
     let ask =
         Ask { range: Some((piece.start, piece.end)), validator: piece.validator.as_deref(), head: false };
-    let answered = web.ask(url, &ask).await.and_then(|response| {
+    let from_place = match &place {
+        Some(place) if place != url => web.ask(place, &ask).await.ok(),
+        _ => None,
+    };
+    let answered = match from_place {
+        Some(response) => Ok(response),
+        None => web.ask(url, &ask).await,
+    };
+    let answered = answered.and_then(|response| {
         let answer = understood(&response)?;
         Ok((response, answer))
     });

@@ -45,7 +45,7 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) enum Way {
     /// Over HTTP.
-    Web(Web),
+    Web(Box<Web>),
     /// From this machine's disks.
     Disk,
 }
@@ -208,7 +208,7 @@ async fn of_url(url: &Url, options: &PullOptions) -> Result<Plan, StoreError> {
         files.push(Planned { name, bytes, expected, checked, origin: Origin::Url(url) });
     }
     let source = public(url).to_string();
-    Ok(Plan { name, format: Form::Gguf, source, revision: None, files, way: Way::Web(web) })
+    Ok(Plan { name, format: Form::Gguf, source, revision: None, files, way: Way::Web(Box::new(web)) })
 }
 
 /// The URL of a file beside another one, with the same query.
@@ -275,7 +275,7 @@ async fn of_hub(
         }
     };
     let revision = hub.is_commit.then(|| hub.revision.clone());
-    Ok(Plan { name, format, source: source.to_string(), revision, files, way: Way::Web(hub.web) })
+    Ok(Plan { name, format, source: source.to_string(), revision, files, way: Way::Web(Box::new(hub.web)) })
 }
 
 #[cfg(test)]

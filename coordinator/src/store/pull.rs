@@ -231,8 +231,8 @@ impl Pull<'_> {
             let total: Option<u64> = targets.iter().map(|target| target.wanted.bytes).sum();
             if total != Some(there) {
                 self.watch.begin(Phase::Fetching, there, total);
-                *fetched += fetch::fetch(web, (&targets, &[]), partial, self.watch, self.cancel).await?;
             }
+            *fetched += fetch::fetch(web, (&targets, &[]), partial, self.watch, self.cancel).await?;
             let files: Vec<&Planned> =
                 missing.iter().copied().filter(|file| !checked.contains_key(&file.name)).collect();
             let mut damaged = Vec::new();
@@ -308,8 +308,16 @@ impl Pull<'_> {
             if index == config { first.push(target.clone()) } else { others.push(target.clone()) }
         }
         let fetched = fetch::fetch(web, (&first, &others), partial, self.watch, self.cancel).await?;
+        let (path, expected) = (partial.file(&targets[config].name), targets[config].wanted.expected);
+        let found = hash(&path, None, &expected, self.cancel, |_| {}).await?;
+        if found.is_none_or(|found| found.difference(&expected).is_some()) {
+            // It comes once more, with the others.
+            fetch::remove_partial(&path)?;
+            return Ok(fetched);
+        }
         match Header::open(&partial.files()) {
             Err(FileError { path, problem }) if path.file_name().is_some_and(|name| name == CONFIG) => {
+                let _ = fs::remove_dir_all(&partial.folder);
                 let source_of_it = self.plan.source.clone();
                 Err(StoreError::NoModel { source_of_it, problem: FileError { path, problem } })
             }

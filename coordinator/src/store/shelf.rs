@@ -71,7 +71,8 @@ pub fn default_directory() -> Option<PathBuf> {
 impl Store {
     /// The store in this directory, which need not exist yet.
     pub fn new(root: &Path) -> Store {
-        Store { root: root.canonicalize().unwrap_or_else(|_| root.to_owned()) }
+        let absolute = root.canonicalize().or_else(|_| std::path::absolute(root));
+        Store { root: absolute.unwrap_or_else(|_| root.to_owned()) }
     }
 
     /// Its directory.
