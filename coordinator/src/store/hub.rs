@@ -9,7 +9,7 @@ use super::choice::Listed;
 use super::digest::Expected;
 use super::error::StoreError;
 use super::names::{RepoPath, shown};
-use super::source::Repository;
+use super::source::{Repository, public};
 use super::web::{Ask, Patience, Token, Web, WebError};
 
 /// The hub where no other is named.
@@ -187,7 +187,7 @@ impl<'a> Hub<'a> {
         let whole = url.path_segments_mut().map(|mut path| {
             path.pop_if_empty().extend(segments);
         });
-        whole.map_err(|()| StoreError::Setting(format!("{} cannot have paths", self.endpoint)))?;
+        whole.map_err(|()| StoreError::Setting(format!("{} cannot have paths", public(&self.endpoint))))?;
         Ok(url)
     }
 
@@ -217,7 +217,8 @@ impl<'a> Hub<'a> {
         let WebError::Refused { status: status @ (401 | 403 | 404), .. } = error else {
             return StoreError::Web { what: self.repository.id(), source: error, after: "" };
         };
-        let (endpoint, id) = (self.endpoint.as_str().trim_end_matches('/'), self.repository.id());
+        let (endpoint, id) = (public(&self.endpoint), self.repository.id());
+        let endpoint = endpoint.as_str().trim_end_matches('/');
         let remedy = match status {
             404 => format!(
                 "there is no such repository, or it has no revision {}: check the spelling",
@@ -232,7 +233,7 @@ impl<'a> Hub<'a> {
     }
 
     fn malformed(&self, problem: String) -> StoreError {
-        let source = WebError::Malformed { url: self.endpoint.to_string(), problem };
+        let source = WebError::Malformed { url: public(&self.endpoint).to_string(), problem };
         StoreError::Web { what: self.repository.id(), source, after: "; is it a hub of models?" }
     }
 }

@@ -82,9 +82,12 @@ fn copy_now(
     Ok(hasher.finish())
 }
 
+/// Half of a copy is not kept: what it lacks is that there was no room.
 fn full_or_other(source: io::Error, path: &Path, missing: u64) -> StoreError {
-    if is_full(&source) {
-        return StoreError::Full { path: path.to_owned(), source, missing: Bytes(missing) };
+    match disk::free(path.parent().unwrap_or(path)) {
+        Some(free) if is_full(&source) => {
+            StoreError::NoRoom { path: path.to_owned(), free, needed: Bytes(missing) }
+        }
+        _ => io_error("write", path)(source),
     }
-    io_error("write", path)(source)
 }

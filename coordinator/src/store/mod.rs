@@ -3,10 +3,10 @@
 //! A [`Store`] is the directory where workers look for models, too: GGUF files lie in it as they are, a model in
 //! safetensors is a directory in it. Under `.brigade` it keeps a record of each model that it pulled, and what of
 //! unfinished ones has come. Nothing gets its final name before it is whole and checked, and no name that a server or a
-//! record says leads out of the directory: [`names`] checks it, and [`disk`] follows no links.
+//! record says leads out of the directory: `names` checks it, and `disk` follows no links.
 //!
-//! What to fetch is decided purely ([`source`], [`choice`], [`ledger`], [`spans`]); [`web`], [`hub`], [`fetch`] and
-//! [`disk`] are the shells around it.
+//! What to fetch is decided purely (`source`, `choice`, `ledger`, `spans`); `web`, `hub`, `fetch` and `disk` are the shells
+//! around it.
 
 mod addresses;
 mod check;

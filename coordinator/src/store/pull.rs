@@ -169,7 +169,8 @@ impl Pull<'_> {
         let there: Vec<&Planned> =
             self.plan.files.iter().filter(|file| self.place(&file.name).symlink_metadata().is_ok()).collect();
         if there.is_empty() {
-            return Ok(kept);
+            let is_taken = self.plan.format == Form::Safetensors && !was_ours;
+            return if is_taken { Err(StoreError::Foreign { path: self.folder() }) } else { Ok(kept) };
         }
         let total = there.iter().filter_map(|file| file.bytes).sum();
         self.watch.begin(Phase::Checking, 0, Some(total));

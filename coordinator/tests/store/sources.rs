@@ -77,6 +77,11 @@ async fn of_safetensors_what_is_read_is_fetched_into_a_directory() {
         assert!(trial.read(&format!("Llama-1/{name}")) == *bytes, "{name}");
     }
 
+    // A directory of somebody else's is not written to.
+    let other = Trial::new(&server);
+    std::fs::create_dir_all(other.root.join("Llama-1/notes")).unwrap();
+    assert!(other.refused("hf:org/Llama-1").await.contains("was not put there by"));
+
     // What is missing is put back, and nothing else is fetched.
     std::fs::remove_file(trial.root.join("Llama-1/model-00002-of-00002.safetensors")).unwrap();
     server.heal();

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(lines.at(2 * gib, total, at(13)), None);
         assert_eq!(
             lines.at(2 * gib, total, at(14)).unwrap(),
-            "fetching 2.0 GiB of 10.0 GiB (20%), 102.4 MiB/s, 80s left"
+            "fetching 2.0 GiB of 10.0 GiB (20%), 73.1 MiB/s, 112s left"
         );
         assert_eq!(lines.at(10 * gib, total, at(15)), None, "the end is told by what follows");
         assert_eq!(lines.begin("checking", 0, None, at(16)), "checking");
