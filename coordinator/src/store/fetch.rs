@@ -36,6 +36,9 @@ const JOURNAL_PERIOD: Duration = Duration::from_secs(2);
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
 
+/// How often it is told that something fails and is tried again.
+const TROUBLE_PERIOD: Duration = Duration::from_secs(10);
+
 /// Kept free for the journal's last write on a disk that has become full.
 const RESERVE_BYTES: usize = 64 << 10;
 
@@ -126,6 +129,8 @@ struct Fetch<'a> {
     running: FuturesUnordered<BoxFuture<'a, Event>>,
     saving: Option<JoinHandle<io::Result<()>>>,
     saved: Instant,
+    /// When it was told last that something fails.
+    told: Option<Instant>,
 }
 
 impl<'a> Fetch<'a> {
@@ -155,6 +160,7 @@ impl<'a> Fetch<'a> {
             running,
             saving: None,
             saved: Instant::now(),
+            told: None,
         })
     }
 
@@ -230,6 +236,13 @@ impl<'a> Fetch<'a> {
             },
             Err(PieceError::Disk(source)) => return Err(self.disk_error(piece, source)),
         };
+        // A first failure is nothing: connections end.
+        if let Some(error) = error.as_ref().filter(|_| piece.failures > 0)
+            && self.told.is_none_or(|told| told.elapsed() >= TROUBLE_PERIOD)
+        {
+            self.told = Some(Instant::now());
+            self.watch.note(&format!("{}: {error}; it is tried again", self.targets[piece.file].name));
+        }
         self.ledger.ended(piece, went_well, wait).map_err(|stuck| self.stuck(piece, stuck, error))
     }
 

@@ -14,8 +14,9 @@ use super::spans::Spans;
 /// Bytes of one request: large beside what a request costs, small beside what is lost where one fails for good.
 pub(super) const PART_BYTES: u64 = 16 << 20;
 
-/// How often in a row a request may fail without having brought [`MEANINGFUL_BYTES`].
-const MOST_FAILURES: u32 = 5;
+/// How often in a row a request may fail without having brought [`MEANINGFUL_BYTES`]: with pauses that double, a network
+/// may be away for a minute.
+const MOST_FAILURES: u32 = 7;
 
 /// What a request must bring to count as progress: a server that cuts every connection after less gets nowhere.
 const MEANINGFUL_BYTES: u64 = 64 << 10;
@@ -478,7 +479,7 @@ mod tests {
             ledger.ended(&piece, false, Duration::from_secs(9)).unwrap();
         }
         let last = ledger.next().unwrap();
-        assert_eq!(last.pause, Duration::from_secs(16));
+        assert_eq!(last.pause, Duration::from_secs(64));
         assert_eq!(finish(&mut ledger, &last, 0, false), Err(Stuck::Failing));
     }
 

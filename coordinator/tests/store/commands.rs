@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::models::gguf;
 use crate::program::{Outcome, brigade, outcome};
 use crate::pulling::flip;
-use crate::server::Server;
+use crate::server::{PATIENCE, Server};
 
 const HUB: &str = "hf:org/repo";
 const PROXIES: [&str; 8] = [
@@ -170,12 +170,10 @@ async fn wrong_use_is_told_from_failure() {
 
 /// A pull that takes its time, of which `bytes` have come.
 async fn slow_pull(home: &Path, server: &Server, bytes: u64) -> Child {
-    server.fail(|faults| faults.trickles = Some((32 << 10, Duration::from_millis(4))));
+    server.fail(|faults| faults.trickles = Some((16 << 10, Duration::from_millis(4))));
     let mut pull = command(home, server, &["models", "pull", HUB, "--store", "models"]);
     let child = pull.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    while server.served() < bytes {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    server.serving(bytes).await;
     child
 }
 
@@ -218,7 +216,9 @@ async fn a_pull_that_is_killed_leaves_nothing_under_its_name_and_goes_on() {
     let mut child = slow_pull(home.path(), &server, 0).await;
     // Long enough for the journal to be written once.
     let journal = home.path().join("models/.brigade/partial/m/journal.json");
+    let began = std::time::Instant::now();
     while !journal.exists() {
+        assert!(began.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "no journal is written");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     child.kill().unwrap();

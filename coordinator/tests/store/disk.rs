@@ -57,9 +57,7 @@ async fn a_disk_that_becomes_full_ends_the_pull_which_goes_on_later() {
     server.fail(|faults| faults.trickles = Some((256 << 10, Duration::from_millis(5))));
     let filler = trial.root.join("filler");
     let filling = async {
-        while server.served() < 2 << 20 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        server.serving(2 << 20).await;
         std::fs::write(&filler, vec![1; (64 << 20) - model.len() / 2]).unwrap();
     };
     let (pull, ()) = tokio::join!(trial.pull(HUB), filling);

@@ -1,4 +1,4 @@
-//! A store in a directory of its own, and pulls into it that lose patience soon.
+//! A store in a directory of its own, and pulls into it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -46,14 +46,22 @@ impl Trial {
         let root = dir.path().join("models");
         let patience = Patience {
             connect: Duration::from_secs(2),
-            silence: Duration::from_millis(400),
-            trickle: Duration::from_millis(400),
+            silence: Duration::from_secs(10),
+            trickle: Duration::from_secs(10),
             least_bytes: 4096,
             backoff: Duration::from_millis(2),
         };
         let hub = HubSettings::new(Some(&server.url()), None).unwrap();
         let options = PullOptions { name: None, sha256: None, hub, patience };
         Trial { _dir: dir, root, options, notes: Notes::default() }
+    }
+
+    /// The same, which waits for no server.
+    pub fn in_a_hurry(server: &Server) -> Trial {
+        let mut trial = Trial::new(server);
+        trial.options.patience.silence = Duration::from_millis(400);
+        trial.options.patience.trickle = Duration::from_millis(400);
+        trial
     }
 
     pub fn store(&self) -> Store {

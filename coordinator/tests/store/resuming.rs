@@ -99,9 +99,7 @@ async fn a_pull_that_is_ended_keeps_what_has_come() {
     let trial = Trial::new(&server);
     let cancel = CancellationToken::new();
     let ending = async {
-        while server.served() < 4 << 20 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        server.serving(4 << 20).await;
         cancel.cancel();
     };
     let (pull, ()) = tokio::join!(trial.pull_until(HUB, &cancel), ending);
@@ -237,14 +235,14 @@ async fn servers_that_are_busy_are_asked_again() {
 #[tokio::test]
 async fn servers_that_fall_silent_or_trickle_are_left() {
     let (server, model) = hub(LAYERS).await;
-    let trial = Trial::new(&server);
+    let trial = Trial::in_a_hurry(&server);
     server.fail(|faults| faults.stalls_at = Some(4 << 20));
     // Each try brings 4 MiB, so that there is an end.
     trial.pull(HUB).await.unwrap();
     assert!(trial.read("m-Q4_K_M.gguf") == model);
 
     server.heal();
-    let trial = Trial::new(&server);
+    let trial = Trial::in_a_hurry(&server);
     server.fail(|faults| faults.stalls_at = Some(0));
     let error = trial.refused(HUB).await;
     assert!(error.contains("it sent nothing for 400ms"), "{error}");

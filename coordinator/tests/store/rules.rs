@@ -196,9 +196,7 @@ async fn two_pulls_of_one_model_do_not_fight() {
     let trial = Trial::new(&server);
     let cancel = CancellationToken::new();
     let second = async {
-        while server.served() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        server.serving(1).await;
         let error = trial.refused(HUB).await;
         assert!(error.contains("another process is pulling or removing m"), "{error}");
         let error = trial.store().remove("m").unwrap_err().to_string();

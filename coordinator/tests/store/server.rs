@@ -13,6 +13,9 @@ use tokio::net::TcpListener;
 /// The commit that every revision of every repository is.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// Longest time that anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Bytes written at once.
 const PIECE: usize = 16 << 10;
 
@@ -129,6 +132,15 @@ impl Server {
         inner.faults = Faults::default();
         inner.served = 0;
         inner.asked.clear();
+    }
+
+    /// Waits until so many bytes of files went out.
+    pub async fn serving(&self, bytes: u64) {
+        let began = std::time::Instant::now();
+        while self.served() < bytes {
+            assert!(began.elapsed() < PATIENCE, "only {} bytes went out", self.served());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Waits until nothing goes out any more.
