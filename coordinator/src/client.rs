@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use self::events::EventStream;
 use crate::caches::{Deed, WorkerCache};
 use crate::compare::choices::{ChoiceLoads, SideChoices};
+use crate::outgoing;
 use crate::planning::LiveDevices;
 use crate::status::{ClusterStatus, EventRecord, StepTrace};
 
@@ -165,7 +166,7 @@ impl Client {
             return Err(bad());
         }
         // A proxy stands between us and the internet, not between us and our own cluster.
-        let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
+        let http = outgoing::plain().connect_timeout(CONNECT_TIMEOUT).build();
         let http =
             http.map_err(|error| ClientError::Unreachable { url: url.to_owned(), reason: chain(&error) })?;
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();

@@ -253,7 +253,7 @@ fn unknown<'a>(path: &Path, what: &str, key: &str, known: impl Iterator<Item = &
 }
 
 /// The name of `known` that takes the fewest edits to get from `name`, where that is at most half of its letters.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (edits(name, candidate), candidate))
         .min()

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use brigade_coordinator::outgoing;
 use serde_json::{Value, json};
 
 /// A server's address with a connection pool.
@@ -41,11 +42,10 @@ impl Answer {
 impl Client {
     /// A client of the server at `url`.
     pub fn new(url: &str) -> Client {
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = outgoing::plain()
             .timeout(Duration::from_secs(300))
             .build()
-            .expect("a client without TLS can always be made");
+            .expect("a client that trusts nobody can always be made");
         Client { url: url.trim_end_matches('/').to_owned(), http, key: None }
     }
 

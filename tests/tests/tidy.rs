@@ -115,6 +115,11 @@ fn pure_decisions_read_no_clock_and_start_no_task() {
         let files = [
             "coordinator/src/events/between.rs",
             "coordinator/src/membership.rs",
+            "coordinator/src/store/choice.rs",
+            "coordinator/src/store/ledger.rs",
+            "coordinator/src/store/names.rs",
+            "coordinator/src/store/source.rs",
+            "coordinator/src/store/spans.rs",
             "worker/src/lifecycle.rs",
             "worker/src/cache.rs",
         ];

@@ -99,7 +99,7 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Measure one box against the cluster, in turns, and say whether splitting pays
     Compare(compare::CompareArgs),
-    /// Look at model files
+    /// Pull, list, look at, check and remove models
     #[command(subcommand)]
     Models(models::ModelsCommand),
     /// Make, list and revoke the tokens that workers join with

@@ -14,6 +14,8 @@ use super::UsageError;
 use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
 use crate::scheduler::Speculation;
+use crate::store::names::without_ending;
+use crate::store::{self, ModelName, Store, StoreError};
 use crate::template::own_program;
 use crate::traces::TraceSettings;
 
@@ -307,30 +309,48 @@ pub(super) fn state_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Checks that `model` is there, and gives its absolute path.
+/// The store that commands look for models in: the one that `BRIGADE_STORE` names, or the user's.
+pub(super) fn usual_store() -> Option<Store> {
+    let given = std::env::var_os("BRIGADE_STORE").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    given.or_else(store::default_directory).map(|dir| Store::new(&dir))
+}
+
+/// Checks that `model` is there, as a path or else as a name in the store, and gives its absolute path.
 pub(super) fn model_file(model: &Path) -> anyhow::Result<PathBuf> {
-    model.canonicalize().map_err(|error| {
-        anyhow::anyhow!(
-            "failed to open the model {}: {error}; give the path of a GGUF file, or of a directory of safetensors",
-            model.display()
-        )
-    })
+    model_file_in(model, usual_store().as_ref())
+}
+
+/// As [`model_file`], with the store to look in.
+pub(super) fn model_file_in(model: &Path, store: Option<&Store>) -> anyhow::Result<PathBuf> {
+    let error = match model.canonicalize() {
+        Ok(path) => return Ok(path),
+        Err(error) => error,
+    };
+    let not_in_store = match stored_model(model, store) {
+        Some(Ok(path)) => match path.canonicalize() {
+            Ok(path) => return Ok(path),
+            Err(error) => format!(", and {} of the store cannot be opened: {error}", path.display()),
+        },
+        Some(Err(reason)) => format!(", and {reason}"),
+        None => String::new(),
+    };
+    Err(anyhow::anyhow!(
+        "failed to open the model {}: {error}{not_in_store}; give the path of a GGUF file, or of a directory of safetensors",
+        model.display()
+    ))
+}
+
+/// The model that `name` is in the store; `None` where it is not a name but a path, or there is no store.
+pub(super) fn stored_model(name: &Path, store: Option<&Store>) -> Option<Result<PathBuf, StoreError>> {
+    let store = store.filter(|store| store.root().is_dir())?;
+    let text = name.to_str().filter(|text| ModelName::new(text).is_ok())?;
+    Some(store.find(text).map(|found| found.path))
 }
 
 /// The id that requests give for the model in this file or directory: its name without `.gguf` and without the number of
 /// a part.
 pub(super) fn model_id(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
-    without_part(stem).unwrap_or(stem).to_owned()
-}
-
-/// `name` of `name-00001-of-00003`.
-fn without_part(stem: &str) -> Option<&str> {
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (name, number) = rest.rsplit_once('-')?;
-    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    (is_number(count) && is_number(number) && !name.is_empty()).then_some(name)
+    without_ending(&path.file_name().unwrap_or_default().to_string_lossy()).to_owned()
 }
 
 /// The settings of a cluster for `model` (absolute, checked).

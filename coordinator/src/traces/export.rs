@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::outgoing;
+
 /// Most traces of one request to the collector.
 const BATCH: usize = 64;
 /// How long a batch waits for more.
@@ -27,7 +29,7 @@ pub(super) struct Exporter {
 
 impl Exporter {
     pub(super) fn new(endpoint: &str, dropped: Counter) -> Result<Exporter, reqwest::Error> {
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = outgoing::plain().build()?;
         let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
         Ok(Exporter { url, http, dropped, failing: false })
     }

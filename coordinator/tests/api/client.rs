@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use brigade_coordinator::api::{self, ApiSettings, ServeError};
+use brigade_coordinator::outgoing;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -38,7 +39,7 @@ impl Server {
         let addr = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(api::serve(listener, engine, settings, shutdown.clone()));
-        Server { addr, shutdown, task, client: reqwest::Client::new() }
+        Server { addr, shutdown, task, client: outgoing::plain().build().unwrap() }
     }
 
     /// A request that is not sent yet.

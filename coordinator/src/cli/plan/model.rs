@@ -9,7 +9,7 @@ use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
 
-use crate::cli::options::{model_file, model_id};
+use crate::cli::options::{model_file, model_id, stored_model, usual_store};
 
 /// A model to plan for.
 pub(super) struct Model {
@@ -22,13 +22,16 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// The file or directory at `named`, else the catalogue's model of that name.
+    /// The file or directory at `named`, else the store's model of that name, else the catalogue's.
     ///
     /// # Errors
     /// Where it is a path of nothing, no model, or a name that no catalogue has; the nearest names are said then.
     pub(super) fn find(named: &Path) -> anyhow::Result<Model> {
         if named.exists() || is_path_for_sure(named) {
             return Model::of_file(&model_file(named)?);
+        }
+        if let Some(Ok(path)) = stored_model(named, usual_store().as_ref()) {
+            return Model::of_file(&path);
         }
         let name = named.to_string_lossy();
         match catalogue::model(&name) {

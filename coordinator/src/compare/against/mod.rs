@@ -21,6 +21,7 @@ use super::{Figure, Quantity, Side, SideKind};
 use crate::bench::{Figures, Prompts, Stream, Test, TestKind, median};
 use crate::client::chain;
 use crate::client::events::{EventStream, Streamed};
+use crate::outgoing;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -179,7 +180,7 @@ impl Other {
             return Err(bad());
         }
         // A proxy would be measured along with it.
-        let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
+        let http = outgoing::plain().connect_timeout(CONNECT_TIMEOUT).build();
         let http =
             http.map_err(|error| OtherError::Unreachable { url: url.to_owned(), reason: chain(&error) })?;
         let mut other = Other {

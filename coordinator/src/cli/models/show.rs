@@ -1,4 +1,4 @@
-//! `brigade models`: what a model's files hold.
+//! `brigade models show`: what a model's files hold.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -18,10 +18,11 @@ use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::tokenizer::Tokenizer;
 use brigade_shard::units::Bytes;
-use clap::{Args, Subcommand};
+use clap::Args;
 
-use super::FAILED;
-use super::options::{model_file, model_id};
+use super::StoreOptions;
+use crate::cli::FAILED;
+use crate::cli::options::{model_file_in, model_id};
 use crate::render::{
     EndToken, LayerKind, ModelCard, SpecCard, StatedCard, TemplateCard, TokenizerCard, TypeCard, render_model,
 };
@@ -30,37 +31,28 @@ use crate::template::{ChatRenderer, own_program};
 /// Bytes of a cached value where nothing else is asked for.
 const CACHE_VALUE_BYTES: u64 = 2;
 
-/// What can be done with models.
-#[derive(Debug, Subcommand)]
-pub enum ModelsCommand {
-    /// Show what a model's file says of itself, and whether it can be served
-    Show(ShowArgs),
-}
-
 /// Flags of `brigade models show`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit codes: 0 the model can be served, 1 it cannot.\n\nExample: brigade models show SmolLM2.gguf"
 )]
 pub struct ShowArgs {
-    /// The model: a GGUF file, the first part of a split one, or a directory of safetensors; only headers are read
+    /// The model: a GGUF file, the first part of a split one, a directory of safetensors, or a name that `brigade models
+    /// ls` shows; only headers are read
     #[arg(env = "BRIGADE_MODEL", hide_env = true)]
     model: PathBuf,
+
+    #[command(flatten)]
+    store: StoreOptions,
 
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Runs a command on models.
-pub(super) async fn models(command: ModelsCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        ModelsCommand::Show(args) => show(&args).await,
-    }
-}
-
-async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let path = model_file(&args.model)?;
+/// Shows what the model's headers say.
+pub(super) async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let path = model_file_in(&args.model, args.store.find().as_ref())?;
     let header =
         Header::open(&path).with_context(|| format!("failed to read the model {}", args.model.display()))?;
     let card = card(&path, &header).await?;
