@@ -18,7 +18,7 @@ use crate::status::ClusterStatus;
 const REACHED: Duration = Duration::from_secs(5);
 
 /// The caches of all workers that are attached.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Caches {
     transport: Arc<Transport>,
     holders: Holders,

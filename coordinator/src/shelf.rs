@@ -187,7 +187,7 @@ impl Shelf for CoordinatorShelf {
 
     fn holdings(&self, model: &Fingerprint) -> Result<Vec<Range<u32>>, String> {
         let Some(served) = self.served(model)? else { return Ok(Vec::new()) };
-        self.described(&served).map(|(_, chunks)| vec![0..chunks.count()])
+        self.described(&served).map(|(_, chunks)| std::iter::once(0..chunks.count()).collect())
     }
 
     fn holders(&self, _: &Fingerprint) -> Vec<Holder> {

@@ -13,6 +13,7 @@ use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::{Role, TensorTable};
+use brigade_tests::cluster::brigade;
 use brigade_tests::http::Client;
 use brigade_tests::process::peak_resident_bytes;
 use brigade_tests::serve::{Joined, Served};
@@ -115,6 +116,18 @@ fn flip(path: &Path, offset: u64) {
     file.set_modified(written).unwrap();
 }
 
+/// Whether a command on models ends well, and what it says.
+fn models(served: &Served, client: &Client, arguments: &[&str]) -> (bool, String) {
+    let mut command = brigade(&served.home);
+    let output = command.arg("models").args(arguments).args(["--url", client.url()]).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+fn fingerprint(model: &Model) -> String {
+    model.header.fingerprint().to_string()
+}
+
 fn empty() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
@@ -146,6 +159,13 @@ async fn workers_without_the_file_fetch_just_their_shards_once() {
         println!("{}: {:.1} MiB resident at most", worker.name(), peak as f64 / f64::from(1 << 20));
         assert!(peak <= most, "{} had {peak} bytes resident, and may have {most}", worker.name());
     }
+    // What they keep is listed and checked from the coordinator's machine, and is not removed while it is in use.
+    let (_, listed) = models(&served, &client, &["ls", "--workers"]);
+    assert!(names.iter().all(|name| listed.contains(name)), "{listed}");
+    let (sound, checked) = models(&served, &client, &["verify", "--workers"]);
+    assert!(sound && checked.matches("chunks are sound").count() == 3, "{checked}");
+    let (removed, refused) = models(&served, &client, &["rm", "--workers=w2", &fingerprint(&model)]);
+    assert!(!removed && refused.contains("is in use"), "{refused}");
     // The same again, from what each of them has by now.
     workers.iter_mut().for_each(Joined::stop);
     workers.iter_mut().for_each(Joined::restart);

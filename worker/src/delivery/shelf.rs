@@ -83,7 +83,7 @@ impl Shelf for WorkerShelf {
 
     fn holdings(&self, model: &Fingerprint) -> Result<Vec<Range<u32>>, String> {
         if let Some(whole) = self.whole(model) {
-            return Ok(vec![0..whole.chunks.count()]);
+            return Ok(std::iter::once(0..whole.chunks.count()).collect());
         }
         Ok(self.of_cache(model)?.map_or_else(Vec::new, |kept| kept.holdings()))
     }

@@ -113,7 +113,7 @@ impl Shelf for AtDesk {
     }
 
     fn holdings(&self, _: &Fingerprint) -> Result<Vec<Range<u32>>, String> {
-        Ok(vec![0..self.0.chunks.count()])
+        Ok(std::iter::once(0..self.0.chunks.count()).collect())
     }
 
     fn holders(&self, _: &Fingerprint) -> Vec<Holder> {

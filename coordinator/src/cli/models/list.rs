@@ -10,8 +10,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::caches::{self, OnWorkers};
 use super::progress::Shown;
 use super::{StoreOptions, until_signal};
+use crate::caches::Deed;
 use crate::cli::FAILED;
 use crate::render::{Align, Table, age};
 use crate::signals::Signals;
@@ -19,10 +21,13 @@ use crate::store::{Checkup, FileState, Form, Found, Record, Unfinished};
 
 /// Flags of `brigade models ls`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: brigade models ls")]
+#[command(after_help = "Examples:\n  brigade models ls\n  brigade models ls --workers")]
 pub struct ListArgs {
     #[command(flatten)]
     store: StoreOptions,
+
+    #[command(flatten)]
+    on: OnWorkers,
 
     /// Print JSON
     #[arg(long)]
@@ -35,11 +40,14 @@ pub struct ListArgs {
     after_help = "Exit codes: 0 all files are as they were pulled, 1 some are not.\n\nExample: brigade models verify SmolLM2-135M-Instruct-Q4_K_M"
 )]
 pub struct VerifyArgs {
-    /// The model's name, as `brigade models ls` shows it [default: all that were pulled]
+    /// The model's name, as `brigade models ls` shows it [default: all that were pulled]; of a worker's, also its fingerprint
     name: Option<String>,
 
     #[command(flatten)]
     store: StoreOptions,
+
+    #[command(flatten)]
+    on: OnWorkers,
 
     /// Print JSON
     #[arg(long)]
@@ -50,15 +58,21 @@ pub struct VerifyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Nothing is asked.\n\nExample: brigade models rm SmolLM2-135M-Instruct-Q4_K_M")]
 pub struct RemoveArgs {
-    /// The model's name, as `brigade models ls` shows it
+    /// The model's name, as `brigade models ls` shows it; of a worker's, also its fingerprint
     name: String,
 
     #[command(flatten)]
     store: StoreOptions,
+
+    #[command(flatten)]
+    on: OnWorkers,
 }
 
 /// Lists.
-pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+    if args.on.are_meant() {
+        return caches::list(&args.on, args.json).await;
+    }
     let store = args.store.open()?;
     let failed = || format!("failed to list the models in {}", store.root().display());
     let models = store.list().with_context(failed)?;
@@ -137,6 +151,9 @@ fn unfinished_in_json(unfinished: &Unfinished) -> Value {
 
 /// Compares files with their checksums.
 pub(super) async fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    if args.on.are_meant() {
+        return caches::act(&args.on, Deed::Verify, args.name.as_deref(), args.json).await;
+    }
     let store = args.store.open()?;
     let models = match &args.name {
         Some(name) => vec![store.find(name).context("failed to verify")?],
@@ -198,7 +215,10 @@ fn checkup_in_words(checkup: &Checkup) -> String {
 }
 
 /// Removes.
-pub(super) fn remove(args: &RemoveArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn remove(args: &RemoveArgs) -> anyhow::Result<ExitCode> {
+    if args.on.are_meant() {
+        return caches::act(&args.on, Deed::Remove, Some(&args.name), false).await;
+    }
     let store = args.store.open()?;
     let removed = store.remove(&args.name).with_context(|| format!("failed to remove {}", args.name))?;
     let mut text: String = removed.paths.iter().map(|path| format!("removed {}\n", path.display())).collect();

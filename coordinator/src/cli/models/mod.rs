@@ -1,5 +1,6 @@
 //! `brigade models`: the models on this machine, and what their files hold.
 
+mod caches;
 mod list;
 mod progress;
 mod pull;
@@ -56,10 +57,10 @@ impl StoreOptions {
 pub(super) async fn models(command: ModelsCommand) -> anyhow::Result<ExitCode> {
     match command {
         ModelsCommand::Pull(args) => pull::pull(args).await,
-        ModelsCommand::Ls(args) => list::list(&args),
+        ModelsCommand::Ls(args) => list::list(&args).await,
         ModelsCommand::Show(args) => show::show(&args).await,
         ModelsCommand::Verify(args) => list::verify(&args).await,
-        ModelsCommand::Rm(args) => list::remove(&args),
+        ModelsCommand::Rm(args) => list::remove(&args).await,
     }
 }
 
