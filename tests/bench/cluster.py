@@ -133,6 +133,17 @@ class Cluster:
         command = [str(part) for part in command]
         return json.loads(compare.call(self.network.command(self.hosts[0], command) if self.network else command, env=self.environment))
 
+    def asked(self, method, path, body=None):
+        """What the coordinator answers; on loopback alone."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        if answer.status != 200:
+            raise SystemExit(f"error: {method} {path} was answered {answer.status}: {text}")
+        return json.loads(text)
+
     def stream(self, prompt, tokens):
         """A request of random tokens that is still to be run; on loopback alone."""
         draw = random.Random()

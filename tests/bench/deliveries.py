@@ -11,7 +11,6 @@ The model is llama-1b-32k-q4_k_m of the work folder (make_model.py makes it; pip
 work folder. Let nothing else run meanwhile.
 """
 
-import http.client
 import json
 import statistics
 import threading
@@ -28,20 +27,9 @@ TOKENS, CONTEXT = 900, 1024
 BEFORE_TOKENS, START_S, POLL_S = 150, 60, 0.02
 
 
-def asked(cluster, method, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=30)
-    connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    if answer.status != 200:
-        raise SystemExit(f"error: {method} {path} was answered {answer.status}: {text}")
-    return json.loads(text)
-
-
 def fetched(cluster):
     """Bytes that the second worker has got; nothing while it is not there."""
-    workers = asked(cluster, "GET", "/api/status")["workers"]
+    workers = cluster.asked("GET", "/api/status")["workers"]
     return next((worker["fetched_bytes"] for worker in workers if worker["name"] == "w2" and worker["state"] == "attached"), None)
 
 
@@ -70,7 +58,7 @@ def round_of(args, programs):
         thread = threading.Thread(target=stream.run)
         thread.start()
         wait("an answer", lambda: len(stream.at) >= BEFORE_TOKENS)
-        asked(cluster, "PUT", "/api/pin", {"workers": ["w1", "w2"]})
+        cluster.asked("PUT", "/api/pin", {"workers": ["w1", "w2"]})
         wait("weights", lambda: fetched(cluster) > 1 << 20)
         first, seen, seen_at = time.monotonic(), fetched(cluster), time.monotonic()
         while time.monotonic() < seen_at + 1.5 and thread.is_alive():

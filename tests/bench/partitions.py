@@ -13,7 +13,6 @@ the work folder after each round. Let nothing else run meanwhile.
 """
 
 import datetime
-import http.client
 import json
 import os
 import statistics
@@ -43,29 +42,19 @@ class Pair:
         settings = ["--ctx", CONTEXT, "--parallel", args.streams, "--no-speculation"]
         self.cluster = Cluster(programs, args.model, 1, None, [0, 0, 0], settings, args.stretch)
 
-    def asked(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.cluster.http_port, timeout=30)
-        connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        if answer.status != 200:
-            raise SystemExit(f"error: {method} {path} was answered {answer.status}: {text}")
-        return json.loads(text)
-
     def served(self):
         """Workers and layers of what is served; nothing where something else is coming."""
-        status = self.asked("GET", "/api/status")
+        status = self.cluster.asked("GET", "/api/status")
         if status["phase"] != "serving" or status["note"]:
             return []
         return [(stage["name"], stage["layer_end"] - stage["layer_start"]) for stage in status["stages"]]
 
     def pin(self, cut):
-        self.asked("PUT", "/api/pin", {"workers": WORKERS, "split": cut})
+        self.cluster.asked("PUT", "/api/pin", {"workers": WORKERS, "split": cut})
         deadline = time.monotonic() + SWITCH_S
         while layers(self.served()) != cut:
             if time.monotonic() > deadline:
-                raise SystemExit(f"error: {cut} is not served after {SWITCH_S} s: {self.asked('GET', '/api/status')}")
+                raise SystemExit(f"error: {cut} is not served after {SWITCH_S} s: {self.cluster.asked('GET', '/api/status')}")
             time.sleep(POLL_S)
 
     def measure(self, cut):
@@ -73,7 +62,7 @@ class Pair:
         self.pin(cut)
         self.cluster.bench("-p", 0, "-n", SETTLE_TOKENS, "--streams", self.streams)
         # Sequences have half of what is drawn in the cache, on average.
-        forecast = self.asked("GET", f"/api/forecast?streams={self.streams}&prompt={PROMPT}&context={TOKENS // 2}")
+        forecast = self.cluster.asked("GET", f"/api/forecast?streams={self.streams}&prompt={PROMPT}&context={TOKENS // 2}")
         test = self.cluster.bench("-p", 0, "-n", TOKENS, "--streams", self.streams)["tests"][0]
         served = self.served()
         if layers(served) != cut:

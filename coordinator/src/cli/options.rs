@@ -64,8 +64,8 @@ pub(super) struct ServingOptions {
     pub(super) no_speculation: bool,
 
     /// A second, small model with the same tokenizer, whose guesses of what follows are computed ahead: a GGUF file, or a
-    /// directory of safetensors. It is held by the worker with the most memory left, which needs the file; it is not asked
-    /// where answers are no faster with it, and changes no token of them
+    /// directory of safetensors. It is held by the worker with the most memory left; it is not asked where answers are no
+    /// faster with it, and changes no token of them
     #[arg(long, env = "BRIGADE_DRAFT", value_name = "MODEL", hide_env = true)]
     pub(super) draft: Option<PathBuf>,
 

@@ -85,11 +85,6 @@ impl Source {
         self.connection.rtt()
     }
 
-    /// Whether the connection has ended.
-    pub fn is_closed(&self) -> bool {
-        self.connection.close_reason().is_some()
-    }
-
     /// Of which contents the coordinator's file is.
     ///
     /// # Errors

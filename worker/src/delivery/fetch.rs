@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use brigade_proto::delivery::{DeliveryError, Holder, Source, page_of};
 use brigade_proto::ids::Peer;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -155,7 +157,8 @@ pub(super) async fn fetch(shared: &Shared, job: &Job) -> Result<(), String> {
                 self::lane(shared, job, (source, home), holdings, lane).await
             })
         });
-        for ended in join_all(lanes).await {
+        let mut lanes: FuturesUnordered<_> = lanes.collect();
+        while let Some(ended) = lanes.next().await {
             match ended {
                 Ok(()) => {}
                 Err(Ended::Fatal(Fatal(reason))) => return Err(reason),
@@ -199,7 +202,8 @@ async fn sources(shared: &Shared, job: &Job) -> (Option<Source>, Vec<(Source, Ho
     {
         job.queue().holders = holders;
     }
-    let holders = job.queue().holders.clone();
+    let others = |holder: &Holder| holder.peer != shared.own;
+    let holders: Vec<Holder> = job.queue().holders.iter().filter(|holder| others(holder)).cloned().collect();
     let dialled = holders.into_iter().map(|holder| async move {
         let dialling = shared.transport.dial_source(&holder.peer, &holder.addresses);
         // One that cannot be reached is one source less.
@@ -240,16 +244,8 @@ async fn lane(
     loop {
         let gently = job.gently || busy_there || shared.activity.is_busy();
         if gently && number > 0 {
-            // The first lane does it alone, for as long as that lasts.
-            if job.queue().missing.is_empty() {
-                return Ok(());
-            }
-            tokio::time::sleep(REST).await;
-            busy_there = false;
-            if source.is_closed() {
-                return Ok(());
-            }
-            continue;
+            // The first lane goes on alone.
+            return Ok(());
         }
         let turn = if gently { shared.gently.acquire().await.ok() } else { None };
         let most_now = if gently { GENTLE_CHUNKS } else { most };

@@ -47,6 +47,8 @@ pub type Home = Arc<Mutex<Option<SocketAddr>>>;
 
 /// What all that fetches has a hand on.
 pub(super) struct Shared {
+    /// Who this worker is.
+    pub(super) own: Peer,
     pub(super) transport: Transport,
     pub(super) home: Home,
     pub(super) activity: Activity,
@@ -162,6 +164,7 @@ impl Service {
             .max_blocking_threads(DISK_THREADS)
             .build()
             .map_err(ServiceError::Thread)?;
+        let own = identity.peer().clone();
         let transport = {
             let _within = runtime.enter();
             Transport::bind_shelf(addr, identity, shelf)?
@@ -170,7 +173,7 @@ impl Service {
         let (orders, queue) = mpsc::channel(ORDER_QUEUE);
         let ending = CancellationToken::new();
         let gently = Semaphore::new(1);
-        let shared = Arc::new(Shared { transport, home, activity, manners, gently });
+        let shared = Arc::new(Shared { own, transport, home, activity, manners, gently });
         let stop = ending.clone();
         let thread = std::thread::Builder::new().name("delivery".to_owned()).spawn(move || {
             runtime.block_on(run(shared, queue, stop));
