@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -570,6 +571,60 @@ fn chunks_of_another_shard_make_room_for_those_of_this_one() {
     assert!(kept.holdings().is_empty());
     worker.fetch(&kept, second.to_vec()).unwrap();
     world.assert_same(&kept, second);
+    world.stop(worker);
+}
+
+/// A file system of its own, until it is dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None` where none can be made.
+    fn mount(at: std::path::PathBuf, bytes: u64) -> Option<SmallDisk> {
+        fs::create_dir_all(&at).unwrap();
+        let size = format!("size={bytes}");
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(SmallDisk(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_disk_that_becomes_full_in_the_middle_is_told_and_nothing_is_made_up() {
+    let world = World::new();
+    let all = world.desk.all();
+    let Some(disk) = SmallDisk::mount(world.folder.path().join("w1"), 1 << 20) else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let worker = world.worker("w1", None);
+    let kept = worker.obtain(&world);
+    // Somebody else writes so much that half of the model finds no room.
+    let filler = disk.0.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    let mut filled = 0;
+    while let Ok(written) = file.write(&[1; 4096]) {
+        filled += written as u64;
+    }
+    file.set_len(filled - world.desk.file.len() as u64 / 2).unwrap();
+    let refused = worker.fetch(&kept, all.clone()).unwrap_err();
+    for words in ["failed to write", "No space left", "free some space", "--cache"] {
+        assert!(refused.contains(words), "`{words}` is missing in: {refused}");
+    }
+    let here: Vec<u32> = kept.holdings().into_iter().flatten().collect();
+    assert!(here.len() > all.len() / 4 && here.len() < all.len(), "{} chunks", here.len());
+    world.assert_same(&kept, &here);
+    fs::remove_file(&filler).unwrap();
+    let before = world.desk.given();
+    worker.fetch(&kept, all.clone()).unwrap();
+    world.assert_same(&kept, &all);
+    assert!(world.desk.given() - before <= (all.len() - here.len()) as u32 + 2, "some came again");
+    drop(kept);
     world.stop(worker);
 }
 

@@ -21,7 +21,7 @@ use crate::store::{Checkup, FileState, Form, Found, Record, Unfinished};
 
 /// Flags of `brigade models ls`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  brigade models ls\n  brigade models ls --workers")]
+#[command(after_help = "Example: brigade models ls --workers")]
 pub struct ListArgs {
     #[command(flatten)]
     store: StoreOptions,
