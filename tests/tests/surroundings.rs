@@ -67,10 +67,10 @@ fn main() {
         ),
         trial("a_worker_that_gets_no_memory_says_so_and_the_rest_serves", true, || no_memory(false)),
         trial("a_worker_that_gets_no_memory_and_is_needed_is_named", false, || no_memory(true)),
-        trial("a_file_that_is_cut_off_on_one_worker_is_named_and_the_rest_serves", true, || {
+        trial("a_file_that_is_cut_off_on_one_worker_is_named_and_fetched_instead", true, || {
             changed(Change::Cut)
         }),
-        trial("a_file_with_another_header_on_one_worker_is_named_and_the_rest_serves", false, || {
+        trial("a_file_with_another_header_on_one_worker_is_named_and_fetched_instead", false, || {
             changed(Change::Header)
         }),
         trial("a_file_that_is_cut_off_while_it_is_loaded_is_named_and_the_rest_serves", false, || {
@@ -458,6 +458,9 @@ fn changed(change: Change) -> Result<(), Failed> {
                     continue;
                 }
             }
+            if change != Change::CutWhileLoaded {
+                return fetched_instead(&mut served, &mut ben, &path).await;
+            }
             let (reason, _) = reason_of(&mut ben)?;
             let failed = Instant::now();
             if !reason.contains(&*path.to_string_lossy()) {
@@ -467,6 +470,25 @@ fn changed(change: Change) -> Result<(), Failed> {
         }
         Err("the file was never cut in time".into())
     })
+}
+
+/// Checks that a worker whose own file is of no use says so, and serves with the others all the same.
+async fn fetched_instead(served: &mut Served, worker: &mut Joined, path: &Path) -> Result<(), Failed> {
+    let instead = |line: &str| line.contains("are fetched instead").then(|| line.to_owned());
+    let told = worker.process.wait_for("word that it fetches what it lacks", ATTACHED, instead);
+    println!("  {} says: {told}", worker.name());
+    if !told.contains(&*path.to_string_lossy()) {
+        return Err(format!("the file is not named in: {told}").into());
+    }
+    let client = served.client();
+    let status = client.status().await;
+    let stages = status["stages"].as_array().cloned().unwrap_or_default();
+    if !stages.iter().any(|stage| stage["name"] == worker.name()) {
+        return Err(format!("{} holds no stage: {status:#}", worker.name()).into());
+    }
+    let model = client.model().await;
+    let told = Streaming::start(&client, &model, requests(None).remove(0)).await.end(END).await;
+    check(&[told], &undisturbed(None).await[..1])
 }
 
 /// A file system on a loop device of which the second part of the model's file cannot be read.

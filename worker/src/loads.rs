@@ -326,11 +326,18 @@ fn find(
             (header, None)
         }
         (Err(error @ ModelError::NotFound { .. }), Some(Elsewhere { delivery, .. })) => {
+            let unread = match &error {
+                ModelError::NotFound { unread, .. } => unread.clone(),
+                _ => String::new(),
+            };
             let model = order.fingerprint.parse().map_err(|_| error.to_string())?;
             let kept = delivery.obtain(&model, &given_up).map_err(|reason| match reason.as_str() {
                 "" => LoadError::Cancelled.to_string(),
                 _ => format!("{error}; it cannot be fetched either: {reason}"),
             })?;
+            if !unread.is_empty() {
+                tracing::warn!("the model's file here is of no use{unread}: its tensors are fetched instead");
+            }
             (kept.header(), Some(kept))
         }
         (Err(error), _) => return Err(error.to_string()),
