@@ -619,6 +619,7 @@ fn a_disk_that_becomes_full_in_the_middle_is_told_and_nothing_is_made_up() {
     let here: Vec<u32> = kept.holdings().into_iter().flatten().collect();
     assert!(here.len() > all.len() / 4 && here.len() < all.len(), "{} chunks", here.len());
     world.assert_same(&kept, &here);
+    drop(file);
     fs::remove_file(&filler).unwrap();
     let before = world.desk.given();
     worker.fetch(&kept, all.clone()).unwrap();
