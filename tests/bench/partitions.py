@@ -155,7 +155,7 @@ def main():
     try:
         chosen = layers(pair.served())
         if len(chosen) != len(WORKERS):
-            raise SystemExit(f"error: the plan is not one of two stages: {pair.asked('GET', '/api/status')}")
+            raise SystemExit(f"error: the plan is not one of two stages: {pair.cluster.asked('GET', '/api/status')}")
         say(f"chosen: {described(pair.served())}")
         samples = {cut: [] for cut in cuts(chosen, args.every)}
         for number in range(args.rounds):
@@ -169,7 +169,7 @@ def main():
             # Written as it grows, so that nothing is lost where somebody ends it.
             (args.work / "partitions.json").write_text(json.dumps(results, indent=1) + "\n")
             (args.work / "partitions.md").write_text(table(results))
-        pair.asked("DELETE", "/api/pin")
+        pair.cluster.asked("DELETE", "/api/pin")
     finally:
         pair.cluster.stop()
     print(table(results), end="")
