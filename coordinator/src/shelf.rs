@@ -4,16 +4,15 @@
 //! directory, so that a file which changes by itself later is found out. A file that somebody has written to has another
 //! edition, and other pages.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use brigade_proto::delivery::{
-    About, Authority, ChunkHash, ChunkReader, Document, Edition, Holder, PAGE_CHUNKS, Shelf,
+    About, Authority, ChunkHash, ChunkReader, Document, Edition, FileReader, Holder, Shelf, chunks_of_page,
 };
 use brigade_proto::identity::{CoordinatorIdentity, TransportIdentity};
 use brigade_shard::chunks::Chunks;
@@ -106,8 +105,7 @@ impl CoordinatorShelf {
 
     fn page(&self, served: &Arc<Served>, page: u32) -> Result<Option<Document>, String> {
         let (_, chunks) = self.described(served)?;
-        let first = page.saturating_mul(PAGE_CHUNKS);
-        let numbers = first..first.saturating_add(PAGE_CHUNKS).min(chunks.count());
+        let numbers = chunks_of_page(chunks, page);
         if numbers.is_empty() {
             return Ok(None);
         }
@@ -118,7 +116,7 @@ impl CoordinatorShelf {
         if let Some(document) = self.known_page(&path, model, served.edition, page) {
             return Ok(Some(document));
         }
-        let mut reader = ServedReader::open(served.clone(), chunks)?;
+        let mut reader = FileReader::open(served.header.parts(), chunks)?;
         let mut content = Vec::with_capacity(numbers.len() * ChunkHash::BYTES);
         for number in numbers {
             let chunk = reader.read(number)?.ok_or("a chunk of the model is not in its files")?;
@@ -135,22 +133,17 @@ impl CoordinatorShelf {
     }
 
     fn known_page(&self, path: &Path, model: &Fingerprint, edition: Edition, page: u32) -> Option<Document> {
-        let bytes = fs::read(path).ok()?;
-        let (len, rest) = bytes.split_first_chunk()?;
-        let (signature, content) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        let (content, signature) = (content.to_vec().into(), signature.to_vec().into());
-        let document = Document { edition, content, signature };
+        let document = Document::from_bytes(&fs::read(path).ok()?)?;
         document.check(&self.authority, model, About::Hashes { page }).ok()?;
-        Some(document)
+        (document.edition == edition).then_some(document)
     }
 }
 
-/// Writes a page as a whole: the length of the signature, the signature, the hashes.
+/// Writes a page as a whole.
 fn keep(folder: &Path, path: &Path, document: &Document) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let beside = path.with_extension("new");
-    let len = (document.signature.len() as u32).to_le_bytes();
-    fs::write(&beside, [&len[..], &document.signature, &document.content].concat())?;
+    fs::write(&beside, document.to_bytes())?;
     fs::rename(&beside, path)
 }
 
@@ -197,40 +190,10 @@ impl Shelf for CoordinatorShelf {
     fn reader(&self, model: &Fingerprint) -> Result<Option<Box<dyn ChunkReader>>, String> {
         let Some(served) = self.served(model)? else { return Ok(None) };
         let (_, chunks) = self.described(&served)?;
-        Ok(Some(Box::new(ServedReader::open(served.clone(), chunks)?)))
+        Ok(Some(Box::new(FileReader::open(served.header.parts(), chunks)?)))
     }
 
     fn is_busy(&self) -> bool {
         self.status.borrow().requests.running > 0
-    }
-}
-
-/// Reads chunks out of a model's files. Whoever gets them checks them.
-struct ServedReader {
-    chunks: Chunks,
-    files: Vec<File>,
-    served: Arc<Served>,
-}
-
-impl ServedReader {
-    fn open(served: Arc<Served>, chunks: &Chunks) -> Result<ServedReader, String> {
-        let open = |path: &PathBuf| {
-            File::open(path).map_err(|error| format!("failed to open {}: {error}", path.display()))
-        };
-        let files = served.header.parts().iter().map(open).collect::<Result<_, _>>()?;
-        Ok(ServedReader { chunks: chunks.clone(), files, served })
-    }
-}
-
-impl ChunkReader for ServedReader {
-    fn read(&mut self, number: u32) -> Result<Option<Bytes>, String> {
-        let Some(chunk) = self.chunks.get(number) else { return Ok(None) };
-        let Some(file) = self.files.get(chunk.part) else { return Ok(None) };
-        let mut bytes = vec![0; chunk.bytes as usize];
-        file.read_exact_at(&mut bytes, chunk.offset).map_err(|error| {
-            let path = self.served.header.parts().get(chunk.part).map(|path| path.display().to_string());
-            format!("failed to read {} at byte {}: {error}", path.unwrap_or_default(), chunk.offset)
-        })?;
-        Ok(Some(bytes.into()))
     }
 }

@@ -325,11 +325,7 @@ fn find(
             }
             (header, None)
         }
-        (Err(error @ ModelError::NotFound { .. }), Some(Elsewhere { delivery, .. })) => {
-            let unread = match &error {
-                ModelError::NotFound { unread, .. } => unread.clone(),
-                _ => String::new(),
-            };
+        (Err(ref error @ ModelError::NotFound { ref unread, .. }), Some(Elsewhere { delivery, .. })) => {
             let model = order.fingerprint.parse().map_err(|_| error.to_string())?;
             let kept = delivery.obtain(&model, &given_up).map_err(|reason| match reason.as_str() {
                 "" => LoadError::Cancelled.to_string(),

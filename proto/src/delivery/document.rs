@@ -1,8 +1,10 @@
 //! What the coordinator vouches for: a model's outline, and pages of its chunks' hashes.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
+use brigade_shard::chunks::Chunks;
 use brigade_shard::model_file::Fingerprint;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,12 @@ const CONTEXT: &[u8] = b"brigade model document 1\0";
 /// The page that holds a chunk's hash.
 pub const fn page_of(chunk: u32) -> u32 {
     chunk / PAGE_CHUNKS
+}
+
+/// The numbers of the chunks whose hashes are on a page; none past the last one.
+pub fn chunks_of_page(chunks: &Chunks, page: u32) -> Range<u32> {
+    let first = |page: u32| page.saturating_mul(PAGE_CHUNKS).min(chunks.count());
+    first(page)..first(page.saturating_add(1))
 }
 
 /// Tells contents of one fingerprint apart: it changes when a file is written to, which its header need not show.
@@ -102,6 +110,24 @@ impl Document {
         Ok(Document { edition, content, signature: signature.into() })
     }
 
+    /// It as it is kept in a file: edition, length of the signature, signature, content; numbers little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let len = (self.signature.len() as u32).to_le_bytes();
+        [&self.edition.0.to_le_bytes(), &len[..], &self.signature, &self.content].concat()
+    }
+
+    /// The document that a file keeps; `None` where it keeps none. Its signature is for the caller to check.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Document> {
+        let (edition, rest) = bytes.split_first_chunk()?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let (signature, content) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        Some(Document {
+            edition: Edition(u64::from_le_bytes(*edition)),
+            content: Bytes::copy_from_slice(content),
+            signature: Bytes::copy_from_slice(signature),
+        })
+    }
+
     /// Checks that the coordinator has said so of this model.
     ///
     /// # Errors
@@ -161,6 +187,8 @@ mod tests {
             Document::signed(&identity, &model, edition, about, Bytes::from_static(&[9; 64])).unwrap();
         let authority = Authority::of((&identity).into());
         assert_eq!(document.check(&authority, &model, about), Ok(()));
+        assert_eq!(Document::from_bytes(&document.to_bytes()).as_ref(), Some(&document));
+        assert_eq!(Document::from_bytes(&document.to_bytes()[..40]), None);
         assert_eq!(ChunkHash::page(&document.content).unwrap().len(), 2);
         let refused = |document: &Document, authority: &Authority, model: &Fingerprint, about| {
             assert_eq!(document.check(authority, model, about), Err(DocumentError));

@@ -13,11 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use brigade_shard::units::Bytes;
 
 mod document;
+mod files;
 mod message;
 mod serve;
 mod source;
 
-pub use document::{About, Authority, ChunkHash, Document, DocumentError, Edition, PAGE_CHUNKS, page_of};
+pub use document::{
+    About, Authority, ChunkHash, Document, DocumentError, Edition, PAGE_CHUNKS, chunks_of_page, page_of,
+};
+pub use files::FileReader;
 pub use message::{Answer, Ask, CachedModel, Checked, Holder};
 pub use serve::{ChunkReader, Shelf};
 pub use source::{ChunkStream, DeliveryError, Source};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use brigade_proto::delivery::{About, Authority, ChunkHash, Document, Edition, page_of};
+use brigade_proto::delivery::{About, Authority, ChunkHash, Document, Edition, chunks_of_page, page_of};
 use brigade_shard::chunks::Chunks;
 use brigade_shard::model_file::{Fingerprint, Header, Outline};
 use brigade_shard::units::Bytes;
@@ -111,7 +111,7 @@ impl KeptModel {
         let path = folder.join(OUTLINE_FILE);
         own_folder(folder)?;
         let document = match fs::read(&path) {
-            Ok(bytes) => from_bytes(&bytes),
+            Ok(bytes) => Document::from_bytes(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("read", &path)(error)),
         };
@@ -142,7 +142,7 @@ impl KeptModel {
         own_folder(folder)?;
         let journal = folder.join(JOURNAL_FILE);
         File::create(&journal).map_err(failed("make", &journal))?;
-        replace(folder, OUTLINE_FILE, &to_bytes(document))?;
+        replace(folder, OUTLINE_FILE, &document.to_bytes())?;
         KeptModel::with(folder, authority, outline, document.edition)
     }
 
@@ -234,7 +234,7 @@ impl KeptModel {
             let problem = "has other tensors under the same fingerprint".to_owned();
             return Err(KeepError::Document { what: "the outline", problem });
         }
-        replace(&self.folder, OUTLINE_FILE, &to_bytes(document))?;
+        replace(&self.folder, OUTLINE_FILE, &document.to_bytes())?;
         let mut state = self.state();
         (state.edition, state.pages) = (document.edition, HashMap::new());
         Ok(())
@@ -259,7 +259,7 @@ impl KeptModel {
     fn document(&self, name: &str) -> Result<Option<Document>, KeepError> {
         let path = self.folder.join(name);
         match fs::read(&path) {
-            Ok(bytes) => Ok(from_bytes(&bytes)),
+            Ok(bytes) => Ok(Document::from_bytes(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path)(error)),
         }
@@ -279,7 +279,7 @@ impl KeptModel {
         let checked = document.check(&self.authority, self.fingerprint(), About::Hashes { page });
         checked.map_err(|error| wrong(&error.to_string()))?;
         let hashes = self.page_hashes(page, &document.content).ok_or_else(|| wrong("has too few"))?;
-        replace(&self.folder, &page_file(edition, page), &to_bytes(document))?;
+        replace(&self.folder, &page_file(edition, page), &document.to_bytes())?;
         self.state().pages.insert(page, Arc::new(hashes));
         Ok(())
     }
@@ -476,12 +476,6 @@ impl std::fmt::Debug for KeptModel {
     }
 }
 
-/// The numbers of the chunks whose hashes are on a page.
-pub fn chunks_of_page(chunks: &Chunks, page: u32) -> Range<u32> {
-    let of = |page: u32| page.saturating_mul(brigade_proto::delivery::PAGE_CHUNKS).min(chunks.count());
-    of(page)..of(page.saturating_add(1))
-}
-
 /// Refuses a link in the place of a model's folder, which would lead out of the cache.
 fn own_folder(folder: &Path) -> Result<(), KeepError> {
     match fs::symlink_metadata(folder) {
@@ -509,23 +503,6 @@ fn read_outline(
     let wrong = |problem: String| KeepError::Document { what: "the outline", problem };
     document.check(authority, model, About::Outline).map_err(|error| wrong(error.to_string()))?;
     Outline::from_json(&document.content, model).map_err(|error| wrong(error.to_string()))
-}
-
-/// A document as it is kept: edition, length of the signature, signature, content.
-fn to_bytes(document: &Document) -> Vec<u8> {
-    let len = (document.signature.len() as u32).to_le_bytes();
-    [&document.edition.0.to_le_bytes(), &len[..], &document.signature, &document.content].concat()
-}
-
-fn from_bytes(bytes: &[u8]) -> Option<Document> {
-    let (edition, rest) = bytes.split_first_chunk()?;
-    let (len, rest) = rest.split_first_chunk()?;
-    let (signature, content) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-    Some(Document {
-        edition: Edition(u64::from_le_bytes(*edition)),
-        content: content.to_vec().into(),
-        signature: signature.to_vec().into(),
-    })
 }
 
 /// Writes a file as a whole, or not at all.

@@ -1,13 +1,13 @@
 //! What this worker gives to others: chunks of its cache, and of model files that it has found beside.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use brigade_proto::delivery::{CachedModel, Checked, ChunkReader, Document, Edition, Holder, Shelf};
+use brigade_proto::delivery::{
+    CachedModel, Checked, ChunkReader, Document, Edition, FileReader, Holder, Shelf,
+};
 use brigade_shard::chunks::Chunks;
 use brigade_shard::model_file::{Fingerprint, Header, Outline};
 use brigade_shard::units::Bytes as Size;
@@ -94,11 +94,8 @@ impl Shelf for WorkerShelf {
 
     fn reader(&self, model: &Fingerprint) -> Result<Option<Box<dyn ChunkReader>>, String> {
         if let Some(whole) = self.whole(model) {
-            let open = |path| {
-                File::open(path).map_err(|error| format!("failed to open a file of the model: {error}"))
-            };
-            let files = whole.header.parts().iter().map(open).collect::<Result<_, _>>()?;
-            return Ok(Some(Box::new(FromFiles { whole, files })));
+            let reader = FileReader::open(whole.header.parts(), &whole.chunks)?;
+            return Ok(Some(Box::new(reader)));
         }
         Ok(self.of_cache(model)?.map(|kept| Box::new(FromCache(kept)) as Box<dyn ChunkReader>))
     }
@@ -140,23 +137,6 @@ impl Shelf for WorkerShelf {
 
     fn is_busy(&self) -> bool {
         self.activity.is_busy()
-    }
-}
-
-/// Reads chunks out of model files. Whoever gets them checks them.
-struct FromFiles {
-    whole: Arc<Whole>,
-    files: Vec<File>,
-}
-
-impl ChunkReader for FromFiles {
-    fn read(&mut self, number: u32) -> Result<Option<Bytes>, String> {
-        let Some(chunk) = self.whole.chunks.get(number) else { return Ok(None) };
-        let Some(file) = self.files.get(chunk.part) else { return Ok(None) };
-        let mut bytes = vec![0; chunk.bytes as usize];
-        let read = file.read_exact_at(&mut bytes, chunk.offset);
-        read.map_err(|error| format!("failed to read a file of the model: {error}"))?;
-        Ok(Some(bytes.into()))
     }
 }
 
