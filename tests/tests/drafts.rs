@@ -124,8 +124,10 @@ async fn answers_with_a_draft_model_are_those_without() {
             "{arguments:?}: {right} drafts taken, {wrong} not; of the draft model's {accepted} of {drafts}"
         );
         println!("{:#}", status["draft"]);
-        // How many there are follows from times, which vary; that most are right does not.
-        assert!(drafts == 0 || accepted * 10 > drafts * 4, "{accepted} of {drafts} were right");
+        // How many there are follows from times, which vary; that most are right does not, but for what chance does to
+        // a few of them: three standard deviations of their count.
+        let chance = 3.0 * (drafts as f64 * 0.4 * 0.6).sqrt();
+        assert!(accepted as f64 >= 0.4 * drafts as f64 - chance, "{accepted} of {drafts} were right");
         let counted = cluster.client.metric("brigade_draft_model_tokens_accepted_total").await;
         assert_eq!(counted, accepted);
         cluster.stop();
