@@ -489,7 +489,7 @@ impl LatentWidths {
 }
 
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
-    let mut cost = LayerCost { needs: Kernels::of_layer(&spec.layers[layer]), ..LayerCost::default() };
+    let mut cost = LayerCost::default();
     for (role, tensor) in table.layer(layer) {
         // Of the experts' tensors, a row reads the share of those that it takes.
         let (taken, of) = match &spec.layers[layer].feed_forward {

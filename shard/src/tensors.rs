@@ -249,8 +249,8 @@ fn skipped_names(spec: &ModelSpec) -> BTreeSet<String> {
     (first..first + spec.skipped_layers).flat_map(names).collect()
 }
 
-/// Every role of the model with the shape that its tensor must have.
-pub(crate) fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
+/// Every role of the model with the shape that its tensor must have, in ggml's order: `[inputs, outputs]`.
+pub fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     let (hidden, vocab) = (spec.hidden as u64, spec.vocab as u64);
     let mut shapes = vec![(Role::TokenEmbedding, vec![hidden, vocab]), (Role::OutputNorm, vec![hidden])];
     if !spec.head.tied {

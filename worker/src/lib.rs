@@ -37,5 +37,6 @@ pub mod state_dir;
 pub mod stretch;
 pub mod team;
 pub mod telemetry;
+pub mod tiny;
 pub mod weights;
 pub mod worker;
