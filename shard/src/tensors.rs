@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::kernels::Kernels;
 use crate::layers::Shard;
 use crate::model_file::{Format, Header, TensorInfo};
 use crate::spec::{
@@ -197,6 +198,21 @@ impl TensorTable {
     /// The tensor that plays `role`; `None` where the model has none, such as the output of a tied head.
     pub fn get(&self, role: Role) -> Option<&TensorInfo> {
         self.tensors.get(&role)
+    }
+
+    /// The same tensors in the types and sizes that they take on a device with these kernels, where those of other types are
+    /// turned into their [stand-ins](TensorType::stand_in): for counting, since no file has them so.
+    #[must_use]
+    pub fn standing_in(&self, kernels: Kernels) -> TensorTable {
+        let mut table = self.clone();
+        for tensor in table.tensors.values_mut().filter(|tensor| !kernels.has(tensor.kind)) {
+            let width = tensor.dims.first().copied().unwrap_or_default();
+            let sized = |kind: TensorType| Some((kind, kind.bytes_of(tensor.values())?));
+            if let Some((kind, bytes)) = tensor.kind.stand_in(width).and_then(sized) {
+                (tensor.kind, tensor.bytes) = (kind, bytes);
+            }
+        }
+        table
     }
 
     /// The role whose tensor is the matrix from hidden state to logits.

@@ -101,6 +101,12 @@ pub struct JoinArgs {
     #[arg(long, value_name = "RATE", env = "BRIGADE_OFFLOAD_RATE", requires = "offload")]
     pub offload_rate: Option<ByteRate>,
 
+    /// Turn weights of types that the device has no kernels for into others while they are loaded, instead of refusing them:
+    /// IQ4 into Q6_K, IQ3 into Q5_K, IQ2 and IQ1 into Q4_K, MXFP4 and TQ into Q8_0. They take more memory so, which is counted
+    /// before anything is loaded. On --device cpu, which has kernels for all, it changes nothing
+    #[arg(long, env = "BRIGADE_CONVERT")]
+    pub convert: bool,
+
     /// Directory (or file) with models; may be given several times, or as a list separated by colons
     /// [default: ~/.local/share/brigade/models]
     #[arg(long, value_name = "DIR", env = "BRIGADE_MODELS", value_delimiter = ':')]

@@ -13,6 +13,7 @@ use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
+use brigade_worker::model::Converted;
 use brigade_worker::stage::{LoadProgress, Stage, StageOutput, StageRequest};
 pub use brigade_worker::tiny::Random;
 use brigade_worker::tiny::{self, GgufFile, GgufTensor, GgufValue};
@@ -187,6 +188,7 @@ pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) ->
         device: DeviceKind::Cpu,
         threads: 1,
         mapped: false,
+        converted: Converted::No,
         streamed_layers: 0,
         budget: Bytes::mib(64),
     }
