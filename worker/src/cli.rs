@@ -13,6 +13,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use crate::bench::BenchArgs;
 use crate::doctor::DoctorArgs;
+use crate::selftest::SelftestArgs;
 use crate::stretch::Stretch;
 
 /// What the program was asked to do.
@@ -56,6 +57,15 @@ pub enum Command {
                             Example:\n  brigade-worker doctor --to studio.local:7481"
     )]
     Doctor(DoctorArgs),
+    /// Test whether a device computes what the processor does: every kernel, every family of models, and how fast
+    #[command(
+        after_help = "Every kernel runs on weights of every type, and a small model with random weights of every family, on \
+                            the device and on the processor. Speeds are shown, and decide nothing. Exit code 0 when all is \
+                            as near as it must be, 1 otherwise.\n\n\
+                            Examples:\n  brigade-worker selftest --device cuda:0\n  brigade-worker selftest --device metal \
+                            --model model.gguf --json"
+    )]
+    Selftest(SelftestArgs),
     /// Print the version
     Version,
 }

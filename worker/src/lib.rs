@@ -28,6 +28,7 @@ pub mod models;
 pub mod offload;
 pub mod rope;
 pub mod sampler;
+pub mod selftest;
 pub mod session;
 pub mod settings;
 pub mod shutdown;

@@ -345,7 +345,8 @@ fn find(
     };
     let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
-    let memory = plan_check(&header, &order.shard, streamed, &order.room, way.converted).map_err(|error| failed(&error))?;
+    let memory = plan_check(&header, &order.shard, streamed, &order.room, way.converted)
+        .map_err(|error| failed(&error))?;
     let missing = match held {
         Some(held) => {
             let missing = missing_weights(&header, &order.shard, streamed, &order.room, way.converted, held);

@@ -116,8 +116,15 @@ pub async fn run(
     let (delivery, elsewhere) = deliveries(&settings, state.path(), data_address, &identity, &counters)?;
     let delivery_port = delivery.0.local_addr().port();
     let (device, threads) = (settings.device, settings.threads);
-    let (loads, load_events) =
-        Loads::new(settings.models.clone(), device, threads, settings.mmap, offload, settings.convert, Some(elsewhere));
+    let (loads, load_events) = Loads::new(
+        settings.models.clone(),
+        device,
+        threads,
+        settings.mmap,
+        offload,
+        settings.convert,
+        Some(elsewhere),
+    );
     let meters = Meters::start(settings.device).map_err(WorkerError::MeterThread)?;
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;

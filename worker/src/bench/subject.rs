@@ -201,7 +201,8 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
     let table = TensorTable::new(header, &spec).map_err(LoadError::from)?;
     let cost = Cost::new(&spec, &table);
     let shard = cost.whole();
-    let StageNeeds { memory, streamed, .. } = StageNeeds::streaming(header, &shard, streamed_layers, &room, Converted::No)?;
+    let StageNeeds { memory, streamed, .. } =
+        StageNeeds::streaming(header, &shard, streamed_layers, &room, Converted::No)?;
     if device == DeviceKind::Cpu && memory.total() > machine {
         return Err(BenchError::TooLittleMemory { needed: memory.total(), machine });
     }

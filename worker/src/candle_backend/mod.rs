@@ -5,6 +5,7 @@
 //! exist, at a time, the scores of a tile of rows (32 MiB), or the widened matrices of some heads (64 MiB).
 
 mod attention;
+mod bandwidth;
 mod convert;
 mod experts;
 mod heads;
@@ -19,6 +20,7 @@ use brigade_shard::spec::{Activation, Norm, RopePairing};
 use candle_core::{DType, Device, Error, Tensor};
 
 use self::attention::StepTensors;
+pub use self::bandwidth::memory_bytes_per_s;
 pub(crate) use self::convert::round;
 pub use self::experts::ExpertMatrices;
 use self::experts::Routed;

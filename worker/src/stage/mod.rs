@@ -173,8 +173,9 @@ impl PreparedWeights {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<PreparedWeights, LoadError> {
-        let StageRequest { header, delivered, shard, room, device, mapped, converted, streamed_layers, .. } =
-            request;
+        let StageRequest {
+            header, delivered, shard, room, device, mapped, converted, streamed_layers, ..
+        } = request;
         check_streaming(device, streamed_layers)?;
         let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room, converted)?;
         let shard = lasting(&shard, needs.streamed);
@@ -200,11 +201,7 @@ impl PreparedWeights {
 }
 
 /// The backend of a card, opened once for all stages.
-fn on_card(
-    device: DeviceKind,
-    held: &HeldWeights,
-    converted: Converted,
-) -> Result<CandleBackend, LoadError> {
+fn on_card(device: DeviceKind, held: &HeldWeights, converted: Converted) -> Result<CandleBackend, LoadError> {
     let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
     Ok(if converted == Converted::No { backend } else { backend.converting()? })
 }
