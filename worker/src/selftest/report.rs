@@ -75,8 +75,8 @@ impl Report {
             },
             tested,
             reference: format!(
-                "this program's kernels on the processor, {:?}, {threads} threads",
-                Simd::detect()
+                "this program's kernels on the processor, {}, {threads} threads",
+                Simd::detect().name()
             ),
             passed: checks.iter().all(Check::has_passed),
             checks,
@@ -122,7 +122,7 @@ impl Report {
             let said = match (&check.problem, check.difference) {
                 (Some(problem), _) => problem.clone(),
                 (None, difference) => {
-                    format!("off by {}, allowed is {}", share(difference), share(Some(check.tolerance)))
+                    format!("off by {}, allowed is {}", share(difference), allowed(check.tolerance))
                 }
             };
             writeln!(out, "FAILED: {} {}{kind}: {said}", check.what, check.name)?;
@@ -163,7 +163,7 @@ impl Report {
                 stored_as(kind).name(),
                 worst.name,
                 share(worst.difference),
-                share(Some(worst.tolerance)),
+                allowed(worst.tolerance),
                 if failed == 0 { "ok" } else { "FAILED" },
             )?;
         }
@@ -211,7 +211,7 @@ impl Report {
                 "| {:<width$} | {:>9} | {:>7} | {:<6} |",
                 name(check),
                 share(check.difference),
-                share(Some(check.tolerance)),
+                allowed(check.tolerance),
                 if check.has_passed() { "ok" } else { "FAILED" },
             )?;
         }
@@ -226,6 +226,11 @@ fn share(share: Option<f64>) -> String {
         Some(share) if share.is_nan() => "no number".to_owned(),
         Some(share) => format!("{:.4}%", share * 100.0),
     }
+}
+
+/// The same of what is allowed, which is a round number.
+fn allowed(tolerance: f64) -> String {
+    format!("{:.1}%", tolerance * 100.0)
 }
 
 #[cfg(test)]
@@ -250,7 +255,7 @@ mod tests {
         assert!(passed && text.contains("all 2 checks passed"), "{text}");
         assert!(text.contains("| Q4_K    | Q4_K      |       2 | product of 5"), "{text}");
         let broken = [Ok(0.7), Ok(f64::NAN), Err("the device is gone".to_owned())];
-        let words = ["off by 70.0000%, allowed is 3.0000%", "off by no number", "the device is gone"];
+        let words = ["off by 70.0000%, allowed is 3.0%", "off by no number", "the device is gone"];
         for (compared, words) in broken.into_iter().zip(words) {
             let (passed, text) = report(vec![good(), check("heads", compared)]);
             let said = format!("FAILED: kernel heads Q4_K: {words}");
