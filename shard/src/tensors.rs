@@ -215,6 +215,25 @@ impl TensorTable {
         table
     }
 
+    /// How many times as large as in its file a part of the model is where its tensors [stand in](Self::standing_in) for those of
+    /// the file: the most of all layers and ends.
+    pub(crate) fn growth(&self, kernels: Kernels) -> f64 {
+        let standing_in = self.standing_in(kernels);
+        let mut parts: BTreeMap<Role, [u64; 2]> = BTreeMap::new();
+        for ((role, filed), stood_in) in self.iter().zip(standing_in.tensors.values()) {
+            let part = match role {
+                Role::Layer(layer, _) => Role::Layer(layer, LayerRole::AttentionNorm),
+                end => end,
+            };
+            let [before, after] = parts.entry(part).or_default();
+            *before += filed.bytes.0;
+            *after += stood_in.bytes.0;
+        }
+        let growths =
+            parts.values().filter(|part| part[0] > 0).map(|[before, after]| *after as f64 / *before as f64);
+        growths.fold(1.0, f64::max)
+    }
+
     /// The role whose tensor is the matrix from hidden state to logits.
     pub fn head_role(&self) -> Role {
         if self.tied { Role::TokenEmbedding } else { Role::Output }

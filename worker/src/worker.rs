@@ -280,6 +280,7 @@ fn capabilities(
         // A stage that sleeps leaves the machine to others.
         shared_host: calibration.shared_host.filter(|_| settings.stretch == Stretch::NONE),
         offload_bytes_per_s: offload_bytes_per_s.map(|rate| rate / stretch),
+        converts: settings.convert,
     }
 }
 

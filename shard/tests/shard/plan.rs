@@ -200,6 +200,27 @@ fn a_card_without_the_kernels_is_left_out_and_said_to_lack_them() {
 }
 
 #[test]
+fn a_card_that_converts_is_planned_with_as_much_less_as_weights_grow() {
+    let (_, spec, table, cost) = tiny_llama::read(&tiny_llama::in_codebooks(4));
+    let converting =
+        |budget| PlanDevice { kernels: Kernels::CANDLE.converting(), ..card("card", budget, 1e9) };
+    let room = Plan::default_room();
+    let as_filed = cost.memory(&cost.whole(), &room).total().0;
+    // What a worker counts of the whole model before it loads it.
+    let converted = Cost::new(&spec, &table.standing_in(Kernels::CANDLE));
+    let on_card = converted.memory(&converted.whole(), &room).total().0;
+    assert!(on_card > as_filed);
+    let fits = |budget| plan(&cost, &input(vec![converting(budget)])).is_ok();
+    let least = (as_filed..4 * on_card).step_by(64).find(|budget| fits(*budget)).unwrap();
+    assert!(least >= on_card, "{least} bytes are planned with, and {on_card} are needed");
+    assert!(least as f64 <= 1.6 * on_card as f64, "{least} bytes are wanted where {on_card} would do");
+    // A model without such types takes the whole budget.
+    let (_, _, _, usual) = tiny_llama::read(&tiny_llama::file(4));
+    let whole = usual.memory(&usual.whole(), &room).total().0;
+    assert!(plan(&usual, &input(vec![converting(whole)])).is_ok());
+}
+
+#[test]
 fn a_card_holds_the_layers_that_it_has_kernels_for() {
     let file = tiny_llama::with_layer_in(tiny_llama::file(6), 0, TensorType::IQ4_NL);
     let (_, _, _, cost) = tiny_llama::read(&file);
