@@ -110,7 +110,9 @@ impl Report {
         if let Some(speeds) = &self.speeds {
             writeln!(
                 out,
-                "memory gives {:.1} GB/s; a hop over loopback with {} KiB takes {:.0} us",
+                "GB/s: weights that a product of 1 reads with the kernels that a worker on {} has; memory gives {:.1} GB/s.\n\
+                 A hop over loopback with {} KiB takes {:.0} us.",
+                self.device,
                 speeds.memory_bytes_per_s / 1e9,
                 speeds.hop_bytes / 1024,
                 speeds.hop_us

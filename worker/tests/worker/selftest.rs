@@ -70,7 +70,7 @@ fn the_program_prints_tables_with_speeds_and_ends_with_its_verdict() {
         "| IQ4_XS  | Q6_K ",
         "deepseek-v3 F32",
         "memory gives",
-        "a hop over loopback",
+        "A hop over loopback",
         "checks passed",
     ] {
         assert!(out.contains(words), "`{words}` is not in {out}");
