@@ -1,12 +1,13 @@
 //! The backend for CUDA and Metal, run on candle's own processor device, against ours.
 
+use super::blocks::{InMemory, set_scales};
 use super::tiny_model::{Random, TinyModel, room};
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
 use brigade_shard::tensor_type::TensorType;
-use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, MatrixShape, Span};
+use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, HeadRows, MatrixShape, Span};
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
 use brigade_worker::model::{self, Converted, StageModel, StageNeeds};
@@ -230,5 +231,82 @@ fn the_parts_of_other_families_agree_too() {
     assert_eq!(ours.len(), candles.len());
     for (i, (a, b)) in ours.iter().zip(&candles).enumerate() {
         assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "value {i}: {a} and {b}");
+    }
+}
+
+/// What 64 rows at the end of 4,096 positions see with 64 heads: more scores than exist at a time.
+fn attended_in_tiles<B: Backend>(mut backend: B, sinks: Option<&[f32]>) -> Vec<f32> {
+    const POSITIONS: usize = 4096;
+    const HEADS: usize = 64;
+    const WIDTH: usize = 8;
+    let shape = CacheShape {
+        pages: POSITIONS / 32,
+        kv_heads: 1,
+        key_width: WIDTH,
+        value_width: WIDTH,
+        values_in_keys: false,
+        dtype: CacheDtype::F32,
+    };
+    let mut random = Random::new(23);
+    let mut rows = |count: usize, width: usize| {
+        let mut rows = backend.rows(count, width).unwrap();
+        backend.upload(&random.normals(count * width, 1.0), width, &mut rows).unwrap();
+        rows
+    };
+    let (keys, cached) = (rows(POSITIONS, WIDTH), rows(POSITIONS, WIDTH));
+    let queries = rows(64, HEADS * WIDTH);
+    let mut cache = backend.cache(shape).unwrap();
+    let pages: Vec<u32> = (0..POSITIONS as u32 / 32).rev().collect();
+    let all = Batch { spans: vec![Span { rows: 0..POSITIONS, start: 0, pages: pages.clone() }] };
+    backend.store(&mut cache, &all, &keys, &cached).unwrap();
+    let last = Batch { spans: vec![Span { rows: 0..64, start: POSITIONS - 64, pages }] };
+    let shape = AttentionShape { heads: HEADS, scale: 0.35, visibility: Visibility::All };
+    let sinks = sinks.map(|sinks| backend.vector(sinks).unwrap());
+    let mut out = backend.rows(1, 1).unwrap();
+    backend.attend(&cache, &last, shape, sinks.as_ref(), &queries, &mut out).unwrap();
+    values(&backend, &out)
+}
+
+#[test]
+fn attention_in_several_tiles_is_attention() {
+    let sinks = Random::new(2).normals(64, 2.0);
+    for sinks in [None, Some(&sinks[..])] {
+        let ours = attended_in_tiles(CpuBackend::new(2).unwrap(), sinks);
+        let candles = attended_in_tiles(CandleBackend::new(Device::Cpu).unwrap(), sinks);
+        let found = difference(&ours, &candles);
+        assert!(found < 1e-5, "{found} of their size, sinks {}", sinks.is_some());
+    }
+}
+
+/// What three heads of 2,048 rows each give: more weights than are widened at a time.
+fn heads_in_groups<B: Backend>(mut backend: B, transposed: bool) -> Vec<f32> {
+    const WIDTH: usize = 4096;
+    let of = HeadRows { heads: 3, stride: 2048, first: 16, count: 2032 };
+    let shape = MatrixShape { kind: TensorType::Q8_0, rows: of.heads * of.stride, width: WIDTH };
+    let mut random = Random::new(29);
+    let mut bytes: Vec<u8> = (0..shape.rows * WIDTH / 32 * 34).map(|i| (i % 251) as u8).collect();
+    set_scales(TensorType::Q8_0, &mut bytes, half::f16::from_f32(1e-3).to_bits());
+    let matrix = backend.matrix(shape, &mut InMemory(bytes)).unwrap();
+    let width = of.heads * if transposed { of.count } else { WIDTH };
+    let (mut input, mut out) = (backend.rows(2, width).unwrap(), backend.rows(1, 1).unwrap());
+    backend.upload(&random.normals(2 * width, 1.0), width, &mut input).unwrap();
+    match transposed {
+        true => backend.head_linear_transposed(&input, &matrix, of, &mut out).unwrap(),
+        false => backend.head_linear(&input, &matrix, of, &mut out).unwrap(),
+    }
+    let found = values(&backend, &out);
+    // A backend goes before its matrices.
+    drop(backend);
+    found
+}
+
+#[test]
+fn heads_in_several_groups_are_heads() {
+    for transposed in [false, true] {
+        let ours = heads_in_groups(CpuBackend::new(2).unwrap(), transposed);
+        let candles = heads_in_groups(CandleBackend::new(Device::Cpu).unwrap(), transposed);
+        let found = difference(&ours, &candles);
+        // The processor rounds the input to 8 bits.
+        assert!(found < 0.01, "{found} of their size, transposed {transposed}");
     }
 }

@@ -76,10 +76,8 @@ fn the_program_prints_tables_with_speeds_and_ends_with_its_verdict() {
         assert!(out.contains(words), "`{words}` is not in {out}");
     }
     let (code, out, err) = run(&["--device", "cuda:0"]);
-    if !cfg!(feature = "cuda") {
-        assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
-        assert!(err.contains("feature `cuda`"), "{err}");
-    }
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("feature `cuda`"), "{err}");
     let (code, _, err) = run(&["--device", "tpu"]);
     assert_eq!(code, Some(2), "{err}");
 }
