@@ -7,11 +7,12 @@ use brigade_shard::layers::Shard;
 use brigade_shard::plan::{KernelSpeed, SharedHost};
 use brigade_shard::units::Bytes;
 
+use crate::delivery::Edition;
 use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId};
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 11;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,6 +140,8 @@ pub struct LoadStage {
     pub epoch: Epoch,
     /// The model's identity ([`brigade_shard::model_file::Header::fingerprint`]), in hexadecimal.
     pub fingerprint: String,
+    /// Of which contents the coordinator's file is: what a stage holds of another edition is of no use.
+    pub edition: Edition,
     /// The file's base name on the coordinator's machine: where to look first, never a path.
     pub file_hint: String,
     /// Which part of the model.

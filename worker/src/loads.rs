@@ -171,7 +171,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, held, offload) = (self.store.clone(), self.held.clone(), self.way.offload);
+        let (store, offload) = (self.store.clone(), self.way.offload);
+        let held = self.held.of_edition(order.edition);
         let elsewhere = self.elsewhere.clone();
         self.spawn(load, String::new(), move |progress| {
             match find(&store, &elsewhere, order, Some(&held), offload, progress) {
@@ -186,7 +187,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read_missing(&mut self, load: LoadId, found: Found) -> io::Result<()> {
-        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
+        let (way, elsewhere) = (self.way, self.elsewhere.clone());
+        let held = self.held.of_edition(found.order.edition);
         let label = format!("{} of {} for the next plan", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights are missing", found.missing.unwrap_or_default());
         self.spawn(load, label, move |progress| match read_missing(found, way, &held, &elsewhere, progress) {
@@ -200,7 +202,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
+        let (way, elsewhere) = (self.way, self.elsewhere.clone());
+        let held = self.held.of_edition(found.order.edition);
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
@@ -327,9 +330,11 @@ fn find(
         }
         (Err(ref error @ ModelError::NotFound { ref unread, .. }), Some(Elsewhere { delivery, .. })) => {
             let model = order.fingerprint.parse().map_err(|_| error.to_string())?;
-            let kept = delivery.obtain(&model, &given_up).map_err(|reason| match reason.as_str() {
-                "" => LoadError::Cancelled.to_string(),
-                _ => format!("{error}; it cannot be fetched either: {reason}"),
+            let kept = delivery.obtain(&model, order.edition, &given_up).map_err(|reason| {
+                match reason.as_str() {
+                    "" => LoadError::Cancelled.to_string(),
+                    _ => format!("{error}; it cannot be fetched either: {reason}"),
+                }
             })?;
             if !unread.is_empty() {
                 tracing::warn!("the model's file here is of no use{unread}: its tensors are fetched instead");

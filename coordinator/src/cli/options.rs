@@ -377,6 +377,7 @@ pub(super) fn cluster_settings(
         model_id: model_id(model),
         draft,
         program: own_program().context("failed to find this program's own file")?,
+        store: usual_store(),
         state_dir,
         control,
         data: None,

@@ -8,6 +8,7 @@ mod blocks;
 mod candle;
 mod delivery;
 mod delivery_speed;
+mod desk;
 mod engine;
 mod frame_limits;
 mod join;
