@@ -5,7 +5,7 @@
 //! pages first, as loaded weights are.
 //!
 //! Workers of one machine measure one after another, since each would make the others look slow, and those that are alike
-//! and start within a minute share what the first of them found.
+//! and start within some seconds share what the first of them found.
 
 mod between;
 mod measure;
@@ -114,7 +114,7 @@ impl Calibration {
 }
 
 /// Measures the device with matrices of the types that models have most, and with what steps compute beside their products;
-/// takes a second, and no more memory than 32 MiB and `room`, all of it freed. A worker that starts within a minute after others
+/// takes a second, and no more memory than 32 MiB and `room`, all of it freed. A worker that starts within some seconds after others
 /// like it takes what two of them have measured.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Whose turn it is to measure, among the workers of one machine, and what those before have found.
 //!
 //! A file in the temporary folder is locked by the worker that measures. In it stands what the last ones found, for others
-//! like them that start within a minute: two measure, so that a short disturbance of one of them does not count, and
+//! like them that start within some seconds: two measure, so that a short disturbance of one of them does not count, and
 //! the rest take what both come to.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ const TURN_FILE: &str = "brigade-calibration.lock";
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// For how long a measurement counts: those that start together share it. One that starts later may find its machine warmer,
 /// or busy with something else.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_secs(20);
 /// As many measure before others take what they found.
 const ENOUGH: u32 = 2;
 /// Longest file that is read: some kinds of workers with a hundred speeds each.
