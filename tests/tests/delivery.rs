@@ -384,7 +384,7 @@ async fn a_live_worker_does_not_serve_what_the_file_was() {
     worker.stop();
     served.kill();
     let mut fresh = Served::start_model(&path, &["--ctx", "512"]);
-    let _worker = fresh.join("w2", WHOLE);
+    let _worker = fresh.join_from("w2", WHOLE, nothing.path());
     let wanted = text(&fresh.client()).await;
     assert_eq!(after, wanted);
     assert_ne!(after, before, "the change shows");
