@@ -218,9 +218,8 @@ async fn workers_without_the_file_fetch_just_their_shards_once() {
     workers.iter_mut().for_each(Joined::restart);
     served.wait_until_serving(&client).await;
     assert_eq!(text(&client).await, first);
-    let again = fetched(&client, &names, |all| all.iter().all(|bytes| *bytes > 0)).await;
-    println!("fetched after a restart: {again:?} bytes, of what is asked about the model");
-    assert!(again.iter().all(|bytes| *bytes < 1024), "{again:?}");
+    let again = fetched(&client, &names, |all| all.iter().any(|bytes| *bytes > 0)).await;
+    assert_eq!(again, [0; 3], "all of it is here");
     // And what a worker says that has the file.
     workers.iter_mut().for_each(Joined::stop);
     drop(workers);
