@@ -25,6 +25,7 @@ fn attached(session: u64, name: &str) -> Event {
         kernel_speeds: Vec::new(),
         shared_host: None,
         offload_bytes_per_s: None,
+        converts: false,
     });
     Event::Attached {
         session: SessionId(session),

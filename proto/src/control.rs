@@ -47,6 +47,16 @@ pub struct Capabilities {
     pub shared_host: Option<SharedHost>,
     /// Bytes per second at which it reads weights for every step that do not fit its budget; `None` where it may not.
     pub offload_bytes_per_s: Option<f64>,
+    /// Whether it turns weights of types that its device has no kernels for into others.
+    pub converts: bool,
+}
+
+impl Capabilities {
+    /// What it has kernels for, with those types that it turns into others.
+    pub fn kernels(&self) -> Kernels {
+        let own = self.device.kernels();
+        if self.converts { own.converting() } else { own }
+    }
 }
 
 /// The kind of device a worker computes on.

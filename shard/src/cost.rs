@@ -186,6 +186,8 @@ pub struct Cost {
     rope: Bytes,
     widths: Widths,
     context_length: u32,
+    /// How many times as large a part is, at most, on a card that turns types that it lacks into others.
+    growth: f64,
 }
 
 /// Bytes of buffers that a stage computes in, beside weights and cache.
@@ -260,6 +262,17 @@ impl Cost {
             rope: [Role::RopeFrequencies, Role::RopeLong, Role::RopeShort].into_iter().map(size).sum(),
             widths: Widths::of(spec),
             context_length: u32::try_from(spec.context_length).unwrap_or(u32::MAX),
+            growth: table.growth(Kernels::CANDLE),
+        }
+    }
+
+    /// What of a device's `budget` can be planned with. Where it turns weights into larger ones while it reads them, that is so
+    /// much less as the part of the model that grows the most does: a stage that fits it in its file's bytes fits the budget as it
+    /// lies on the device.
+    pub(crate) fn budget_of(&self, kernels: Kernels, budget: Bytes) -> Bytes {
+        match kernels.converts() && self.growth > 1.0 {
+            true => Bytes((budget.0 as f64 / self.growth) as u64),
+            false => budget,
         }
     }
 
@@ -489,7 +502,7 @@ impl LatentWidths {
 }
 
 fn layer_cost(spec: &ModelSpec, table: &TensorTable, layer: usize) -> LayerCost {
-    let mut cost = LayerCost { needs: Kernels::of_layer(&spec.layers[layer]), ..LayerCost::default() };
+    let mut cost = LayerCost::default();
     for (role, tensor) in table.layer(layer) {
         // Of the experts' tensors, a row reads the share of those that it takes.
         let (taken, of) = match &spec.layers[layer].feed_forward {

@@ -4,21 +4,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Attention, FeedForward, LayerSpec};
 use crate::tensor_type::TensorType;
 
-/// A set of things to compute: of those that a device has kernels for, or of those that a part of a model takes.
+/// Types of matrices: those that a device has products for, or those that a part of a model has. All else that layers are
+/// composed from runs on every device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernels {
     /// One bit for each type of matrices.
     types: u64,
-    experts: bool,
-    latent_attention: bool,
+    /// The same for types that a device turns into others while it reads them; of a part of a model, none.
+    #[serde(default)]
+    converted: u64,
 }
 
 impl Kernels {
     /// Nothing: what a part without matrices needs.
-    pub const NONE: Kernels = Kernels { types: 0, experts: false, latent_attention: false };
+    pub const NONE: Kernels = Kernels { types: 0, converted: 0 };
 
     /// What a processor computes: every part, on matrices of every type that models are distributed in.
     pub const CPU: Kernels = {
@@ -36,10 +37,10 @@ impl Kernels {
             | bit(MXFP4)
             | bit(TQ1_0)
             | bit(TQ2_0);
-        Kernels { types, experts: true, latent_attention: true }
+        Kernels { types, converted: 0 }
     };
 
-    /// What candle computes on CUDA and Metal: dense layers, on matrices of the types that it has quantised products for.
+    /// What candle computes on CUDA and Metal: every part, on matrices of the types that it has quantised products for.
     pub const CANDLE: Kernels = {
         use TensorType::*;
         let types = bit(F32)
@@ -55,17 +56,8 @@ impl Kernels {
             | bit(Q4K)
             | bit(Q5K)
             | bit(Q6K);
-        Kernels { types, experts: false, latent_attention: false }
+        Kernels { types, converted: 0 }
     };
-
-    /// What a layer takes besides products with its matrices.
-    pub(crate) fn of_layer(layer: &LayerSpec) -> Kernels {
-        Kernels {
-            types: 0,
-            experts: matches!(layer.feed_forward, FeedForward::Experts(_)),
-            latent_attention: matches!(layer.attention, Attention::Latent(_)),
-        }
-    }
 
     /// This and products with matrices of that type.
     #[must_use]
@@ -76,14 +68,22 @@ impl Kernels {
     /// What is in either.
     #[must_use]
     pub fn and(self, other: Kernels) -> Kernels {
-        Kernels {
-            types: self.types | other.types,
-            experts: self.experts || other.experts,
-            latent_attention: self.latent_attention || other.latent_attention,
-        }
+        Kernels { types: self.types | other.types, converted: self.converted | other.converted }
     }
 
-    /// Whether there are products with matrices of that type among them.
+    /// Those of a device that turns matrices of all other types into such as it has products for. What it holds of these takes
+    /// more memory than in its file.
+    #[must_use]
+    pub fn converting(self) -> Kernels {
+        Kernels { converted: Kernels::CPU.types & !self.types, ..self }
+    }
+
+    /// Whether matrices of some types are turned into others.
+    pub(crate) fn converts(self) -> bool {
+        self.converted != 0
+    }
+
+    /// Whether there are products with matrices of that type among them, as they lie in their file.
     pub fn has(self, kind: TensorType) -> bool {
         self.types & bit(kind) != 0
     }
@@ -91,11 +91,7 @@ impl Kernels {
     /// What a device that has these lacks of those `needed`; [`Kernels::NONE`] where it lacks nothing.
     #[must_use]
     pub fn lacking(self, needed: Kernels) -> Kernels {
-        Kernels {
-            types: needed.types & !self.types,
-            experts: needed.experts && !self.experts,
-            latent_attention: needed.latent_attention && !self.latent_attention,
-        }
+        Kernels { types: needed.types & !self.types & !self.converted, converted: 0 }
     }
 
     /// Whether a device that has these lacks nothing of those `needed`.
@@ -104,10 +100,7 @@ impl Kernels {
     }
 
     fn names(self) -> impl Iterator<Item = &'static str> {
-        let types = TensorType::all().filter(move |kind| self.has(*kind)).map(TensorType::name);
-        let experts = self.experts.then_some("mixtures of experts");
-        let latent = self.latent_attention.then_some("latent attention");
-        experts.into_iter().chain(latent).chain(types)
+        TensorType::all().filter(move |kind| self.has(*kind)).map(TensorType::name)
     }
 }
 
@@ -129,9 +122,14 @@ mod tests {
 
     #[test]
     fn what_is_lacking_is_named() {
-        let needed = Kernels { experts: true, ..Kernels::NONE }.with(TensorType::IQ2_S).with(TensorType::Q4K);
+        let needed = Kernels::NONE.with(TensorType::IQ2_S).with(TensorType::Q4K).with(TensorType::MXFP4);
         assert_eq!(Kernels::CPU.lacking(needed), Kernels::NONE);
-        assert_eq!(Kernels::CANDLE.lacking(needed).to_string(), "mixtures of experts, IQ2_S");
+        assert_eq!(Kernels::CANDLE.lacking(needed).to_string(), "IQ2_S, MXFP4");
+        let converting = Kernels::CANDLE.converting();
+        assert!(
+            converting.can(needed) && !converting.has(TensorType::MXFP4) && converting.has(TensorType::Q4K)
+        );
+        assert_eq!(converting.lacking(needed.with(TensorType::I8)).to_string(), "I8");
         assert_eq!(Kernels::CANDLE.lacking(Kernels::NONE.with(TensorType::Q4K)), Kernels::NONE);
     }
 }

@@ -144,6 +144,25 @@ impl TensorType {
         self.block_values() > 1
     }
 
+    /// The type that rows of `width` values of this one can be turned into for a device that has kernels for ggml's older types,
+    /// and none for the codebooks that came after them; `None` where this is an older one, or rows are no whole blocks.
+    ///
+    /// Weights that were rounded to a codebook of 4, 3 or 2 bits are off by some 7, 13 or 25% of their size. Rounding them
+    /// again to Q6_K, Q5_K or Q4_K is off by 1.6, 3 or 6%, so that both together are off by 3% more than before. MXFP4 and the
+    /// ternary types are what models are trained in: there is no rounding to hide in, and Q8_0 is off by half a percent at most.
+    /// So is it where rows are no whole blocks of 256.
+    pub fn stand_in(self, width: u64) -> Option<TensorType> {
+        use TensorType::*;
+        let wanted = match self {
+            MXFP4 | TQ1_0 | TQ2_0 => Q8_0,
+            IQ4_NL | IQ4_XS => Q6K,
+            IQ3_XXS | IQ3_S => Q5K,
+            IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S => Q4K,
+            _ => return None,
+        };
+        [wanted, Q8_0].into_iter().find(|kind| width > 0 && width.is_multiple_of(kind.block_values()))
+    }
+
     fn row(self) -> &'static (TensorType, u32, &'static str, u64, u64) {
         // The table has a row for every variant: the test below walks both.
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::kernels::Kernels;
 use crate::layers::Shard;
 use crate::model_file::{Format, Header, TensorInfo};
 use crate::spec::{
@@ -199,6 +200,40 @@ impl TensorTable {
         self.tensors.get(&role)
     }
 
+    /// The same tensors in the types and sizes that they take on a device with these kernels, where those of other types are
+    /// turned into their [stand-ins](TensorType::stand_in): for counting, since no file has them so.
+    #[must_use]
+    pub fn standing_in(&self, kernels: Kernels) -> TensorTable {
+        let mut table = self.clone();
+        for tensor in table.tensors.values_mut().filter(|tensor| !kernels.has(tensor.kind)) {
+            let width = tensor.dims.first().copied().unwrap_or_default();
+            let sized = |kind: TensorType| Some((kind, kind.bytes_of(tensor.values())?));
+            if let Some((kind, bytes)) = tensor.kind.stand_in(width).and_then(sized) {
+                (tensor.kind, tensor.bytes) = (kind, bytes);
+            }
+        }
+        table
+    }
+
+    /// How many times as large as in its file a part of the model is where its tensors [stand in](Self::standing_in) for those of
+    /// the file: the most of all layers and ends.
+    pub(crate) fn growth(&self, kernels: Kernels) -> f64 {
+        let standing_in = self.standing_in(kernels);
+        let mut parts: BTreeMap<Role, [u64; 2]> = BTreeMap::new();
+        for ((role, filed), stood_in) in self.iter().zip(standing_in.tensors.values()) {
+            let part = match role {
+                Role::Layer(layer, _) => Role::Layer(layer, LayerRole::AttentionNorm),
+                end => end,
+            };
+            let [before, after] = parts.entry(part).or_default();
+            *before += filed.bytes.0;
+            *after += stood_in.bytes.0;
+        }
+        let growths =
+            parts.values().filter(|part| part[0] > 0).map(|[before, after]| *after as f64 / *before as f64);
+        growths.fold(1.0, f64::max)
+    }
+
     /// The role whose tensor is the matrix from hidden state to logits.
     pub fn head_role(&self) -> Role {
         if self.tied { Role::TokenEmbedding } else { Role::Output }
@@ -249,8 +284,8 @@ fn skipped_names(spec: &ModelSpec) -> BTreeSet<String> {
     (first..first + spec.skipped_layers).flat_map(names).collect()
 }
 
-/// Every role of the model with the shape that its tensor must have.
-pub(crate) fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
+/// Every role of the model with the shape that its tensor must have, in ggml's order: `[inputs, outputs]`.
+pub fn shapes(spec: &ModelSpec) -> Vec<(Role, Vec<u64>)> {
     let (hidden, vocab) = (spec.hidden as u64, spec.vocab as u64);
     let mut shapes = vec![(Role::TokenEmbedding, vec![hidden, vocab]), (Role::OutputNorm, vec![hidden])];
     if !spec.head.tied {

@@ -6,14 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use brigade_proto::control::{CacheDtype, DeviceKind};
+use brigade_proto::control::CacheDtype;
 use brigade_shard::model_file::{Header, Place};
 use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensors::TensorTable;
-use brigade_tests::chain::{self, Chain};
+use brigade_tests::chain::Chain;
 use brigade_tests::cluster::Up;
 use brigade_tests::reference::{self, Distance};
-use brigade_worker::candle_backend::{self, CandleBackend};
 use serde::Deserialize;
 
 /// Largest distance of a model with F32 weights from llama.cpp's log-probabilities.
@@ -261,22 +260,6 @@ fn a_stage_for_every_layer_gives_the_bits_of_one_for_all() {
             let cut = format!("{} in {} stages, {step_rows} tokens a step", variant.name, cut.stages());
             assert_eq!(first, None, "{cut}: the first token that differs");
         }
-    }
-}
-
-#[test]
-fn devices_that_candle_drives_refuse_experts_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    for variant in variants().iter().filter(|variant| ["gpt-oss-f32", "llama4-f32"].contains(&&*variant.name))
-    {
-        let header = Header::open(&variant.file(folder.path())).unwrap();
-        let backend = CandleBackend::new(candle_backend::device(DeviceKind::Cpu).unwrap()).unwrap();
-        let error = chain::load(backend, &header, 0..4, CONTEXT, CacheDtype::F16).err().unwrap().to_string();
-        assert!(
-            error.contains("mixtures of experts run on the processor alone"),
-            "{}: {error}",
-            variant.name
-        );
     }
 }
 

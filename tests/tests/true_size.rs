@@ -54,8 +54,6 @@ struct Giant {
     cache_values: u64,
     /// What is said of its layers.
     words: &'static [&'static str],
-    /// What the error says where it is planned for devices that candle drives; `None` where these can compute it.
-    beyond_cards: Option<&'static str>,
 }
 
 const GIANTS: [Giant; 2] = [
@@ -68,7 +66,6 @@ const GIANTS: [Giant; 2] = [
         published_bytes: 243.1e9,
         cache_values: 2 * 8 * 128,
         words: &["128 query heads on 8 key/value heads of 128", "rope base 500000 with divisors"],
-        beyond_cards: None,
     },
     Giant {
         model: "deepseek-r1",
@@ -84,7 +81,6 @@ const GIANTS: [Giant; 2] = [
             "256 experts of 2048, 8 for each token from 4 of 8 groups and a shared one of 2048",
             "sigmoid gates, chosen with a bias, weights times 2.5",
         ],
-        beyond_cards: Some("studio-1 has no kernels for mixtures of experts, latent attention; studio-2 "),
     },
 ];
 
@@ -177,7 +173,7 @@ fn giants_are_read_planned_and_priced_from_their_headers() {
 }
 
 #[test]
-fn a_giant_is_planned_on_cards_only_where_these_can_compute_it() {
+fn giants_are_planned_on_cards_too() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = folder.path().join("cards.toml");
     std::fs::write(&cluster, CLUSTER.replace("tflops = 27", "tflops = 27\ndevice = \"metal\"")).unwrap();
@@ -186,12 +182,6 @@ fn a_giant_is_planned_on_cards_only_where_these_can_compute_it() {
         let mut plan = Command::new(&setup::programs().brigade);
         let output = plan.arg("plan").arg(&file).arg("--cluster").arg(&cluster).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        match giant.beyond_cards {
-            None => assert!(output.status.success(), "{said}"),
-            Some(words) => {
-                assert_eq!(output.status.code(), Some(1), "{said}");
-                assert!(said.contains(words) && said.contains("--device cpu"), "{said}");
-            }
-        }
+        assert!(output.status.success(), "{}: {said}", giant.model);
     }
 }

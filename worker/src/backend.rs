@@ -149,7 +149,7 @@ pub trait Backend: Send + Sized {
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<Self::Matrix, LoadError>;
 
     /// Reads the matrices of `count` experts, which lie one after another; `shape` is that of one. Fails as
-    /// [`matrix`](Self::matrix) does, and where the device cannot run experts.
+    /// [`matrix`](Self::matrix) does.
     fn experts(
         &self,
         shape: MatrixShape,

@@ -13,6 +13,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 
 use crate::bench::BenchArgs;
 use crate::doctor::DoctorArgs;
+use crate::selftest::SelftestArgs;
 use crate::stretch::Stretch;
 
 /// What the program was asked to do.
@@ -56,6 +57,15 @@ pub enum Command {
                             Example:\n  brigade-worker doctor --to studio.local:7481"
     )]
     Doctor(DoctorArgs),
+    /// Test whether a device computes what the processor does: every kernel, every family of models, and how fast
+    #[command(
+        after_help = "Every kernel runs on weights of every type, and a small model with random weights of every family, on \
+                            the device and on the processor. Speeds are shown, and decide nothing. Exit code 0 when all is \
+                            as near as it must be, 1 otherwise.\n\n\
+                            Examples:\n  brigade-worker selftest --device cuda:0\n  brigade-worker selftest --device metal \
+                            --model model.gguf --json"
+    )]
+    Selftest(SelftestArgs),
     /// Print the version
     Version,
 }
@@ -100,6 +110,12 @@ pub struct JoinArgs {
     /// How fast the disk gives weights, such as 3GB/s [default: measured at the start with the largest model that is there]
     #[arg(long, value_name = "RATE", env = "BRIGADE_OFFLOAD_RATE", requires = "offload")]
     pub offload_rate: Option<ByteRate>,
+
+    /// Turn weights of types that the device has no kernels for into others while they are loaded, instead of refusing them:
+    /// IQ4 into Q6_K, IQ3 into Q5_K, IQ2 and IQ1 into Q4_K, MXFP4 and TQ into Q8_0. They take more memory so, which is counted
+    /// before anything is loaded. On --device cpu, which has kernels for all, it changes nothing
+    #[arg(long, env = "BRIGADE_CONVERT")]
+    pub convert: bool,
 
     /// Directory (or file) with models; may be given several times, or as a list separated by colons
     /// [default: ~/.local/share/brigade/models]

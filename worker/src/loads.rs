@@ -26,6 +26,7 @@ use crate::data::frame_limits;
 use crate::delivery::{Delivered, Delivery, KeptModel, Ticket, WorkerShelf};
 use crate::engine::{Compute, Output, words};
 use crate::lifecycle::{LoadId, MAX_STAGES, Progress};
+use crate::model::Converted;
 use crate::models::{ModelError, ModelStore};
 use crate::stage::{
     HeldWeights, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest, missing_weights, plan_check,
@@ -103,6 +104,7 @@ struct Way {
     threads: usize,
     mapped: bool,
     offload: bool,
+    converted: Converted,
 }
 
 struct Running {
@@ -135,19 +137,22 @@ impl Rate {
 
 impl Loads {
     /// No loads yet, of models in `places`, for `device` with `threads` compute threads; `mapped` where weights are to
-    /// stay in their files, `offload` where a stage's last layers may be read again for every step.
+    /// stay in their files, `offload` where a stage's last layers may be read again for every step, `convert` where matrices of
+    /// types that the device has no kernels for are turned into others.
     pub fn new(
         places: Vec<PathBuf>,
         device: DeviceKind,
         threads: usize,
         mapped: bool,
         offload: bool,
+        convert: bool,
         elsewhere: Option<Elsewhere>,
     ) -> (Loads, mpsc::Receiver<LoadEvent>) {
         // Every load has one event under way at a time.
         let (events, receiver) = mpsc::channel(MAX_STAGES);
         let store = Arc::new(Mutex::new(ModelStore::new(places)));
-        let way = Way { device, threads, mapped, offload };
+        let converted = Converted::on(device, convert);
+        let way = Way { device, threads, mapped, offload, converted };
         let held = HeldWeights::default();
         (Loads { store, way, held, elsewhere, running: BTreeMap::new(), events }, receiver)
     }
@@ -157,9 +162,9 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, offload, elsewhere) = (self.store.clone(), self.way.offload, self.elsewhere.clone());
+        let (store, way, elsewhere) = (self.store.clone(), self.way, self.elsewhere.clone());
         self.spawn(load, String::new(), move |progress| {
-            match find(&store, &elsewhere, order, None, offload, progress) {
+            match find(&store, &elsewhere, order, None, way, progress) {
                 Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
                 Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
             }
@@ -171,11 +176,11 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, offload) = (self.store.clone(), self.way.offload);
+        let (store, way) = (self.store.clone(), self.way);
         let held = self.held.of_edition(order.edition);
         let elsewhere = self.elsewhere.clone();
         self.spawn(load, String::new(), move |progress| {
-            match find(&store, &elsewhere, order, Some(&held), offload, progress) {
+            match find(&store, &elsewhere, order, Some(&held), way, progress) {
                 Ok(found) => LoadEvent::Found { load, found: Box::new(found) },
                 Err(reason) => LoadEvent::Ended { load, result: Err(reason) },
             }
@@ -304,11 +309,11 @@ fn find(
     elsewhere: &Option<Elsewhere>,
     order: LoadStage,
     held: Option<&HeldWeights>,
-    offload: bool,
+    way: Way,
     progress: &LoadProgress,
 ) -> Result<Found, String> {
     let streamed = order.streamed_layers as usize;
-    if streamed > 0 && !offload {
+    if streamed > 0 && !way.offload {
         return Err(format!(
             "the plan has this worker read {streamed} layers of {} for every step, which it was not started for: start it \
              with --offload",
@@ -345,10 +350,11 @@ fn find(
     };
     let failed = |error: &dyn std::fmt::Display| format!("failed to use {}: {error}", order.file_hint);
     let spec = ModelSpec::from_header(&header).map_err(|error| failed(&error))?;
-    let memory = plan_check(&header, &order.shard, streamed, &order.room).map_err(|error| failed(&error))?;
+    let memory = plan_check(&header, &order.shard, streamed, &order.room, way.converted)
+        .map_err(|error| failed(&error))?;
     let missing = match held {
         Some(held) => {
-            let missing = missing_weights(&header, &order.shard, streamed, &order.room, held);
+            let missing = missing_weights(&header, &order.shard, streamed, &order.room, way.converted, held);
             Some(missing.map_err(|error| failed(&error))?)
         }
         None => None,
@@ -396,7 +402,7 @@ fn begin_fetch(
 
 fn read_missing(
     found: Found,
-    Way { device, threads, mapped, .. }: Way,
+    Way { device, threads, mapped, converted, .. }: Way,
     held: &HeldWeights,
     elsewhere: &Option<Elsewhere>,
     progress: &LoadProgress,
@@ -409,8 +415,18 @@ fn read_missing(
     let start = Instant::now();
     let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
     let budget = missing;
-    let request =
-        StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget };
+    let request = StageRequest {
+        header,
+        delivered,
+        shard,
+        room,
+        device,
+        threads,
+        mapped,
+        converted,
+        streamed_layers,
+        budget,
+    };
     let weights = PreparedWeights::read(request, held, progress)
         .map_err(|error| format!("failed to load {shard} of {model} for the next plan: {error}"))?;
     let seconds = start.elapsed().as_secs_f64();
@@ -420,7 +436,7 @@ fn read_missing(
 
 fn read(
     found: Found,
-    Way { device, threads, mapped, .. }: Way,
+    Way { device, threads, mapped, converted, .. }: Way,
     held: &HeldWeights,
     elsewhere: &Option<Elsewhere>,
     budget: Bytes,
@@ -433,8 +449,18 @@ fn read(
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
     let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
-    let request =
-        StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget };
+    let request = StageRequest {
+        header,
+        delivered,
+        shard,
+        room,
+        device,
+        threads,
+        mapped,
+        converted,
+        streamed_layers,
+        budget,
+    };
     let stage = Stage::load_sharing(request, held, progress).map_err(|error| {
         let how_far = match &error {
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.

@@ -7,6 +7,7 @@ use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
 use brigade_worker::doctor;
 use brigade_worker::driver::Driver;
+use brigade_worker::selftest;
 use brigade_worker::settings::{Machine, Settings};
 use brigade_worker::shutdown;
 use brigade_worker::worker::{WorkerError, run};
@@ -39,6 +40,11 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::from(FAILED),
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(error) => fail(FAILED, &format!("failed to write: {error}")),
+        },
+        Command::Selftest(args) => match selftest::run(&args, &Machine::here(), std::io::stdout().lock()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(FAILED),
+            Err(error) => fail(FAILED, &error.to_string()),
         },
         Command::Bench(args) => match bench::run(&args, &Machine::here(), std::io::stdout().lock()) {
             Ok(()) => ExitCode::SUCCESS,

@@ -35,6 +35,8 @@ pub struct Settings {
     pub mmap: bool,
     /// Whether layers may be read again for every step.
     pub offload: Offload,
+    /// Whether matrices of types that the device has no kernels for are turned into others.
+    pub convert: bool,
     /// How much longer than needed steps take.
     pub stretch: Stretch,
     /// Where models are.
@@ -158,6 +160,7 @@ impl Settings {
             threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
             mmap: args.mmap,
             offload,
+            convert: args.convert,
             stretch: args.stretch,
             models,
             cache: args.cache,

@@ -79,6 +79,21 @@ impl Simd {
     pub fn detect() -> Simd {
         Simd::available().pop().unwrap_or(Simd::Portable)
     }
+
+    /// What people call the instructions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Simd::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "aarch64")]
+            Simd::Neon(_) => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Simd::Dotprod(_) => "NEON with dot products",
+        }
+    }
 }
 
 /// Defines a kernel that is compiled from one body for the target, and on x86-64 for AVX2.

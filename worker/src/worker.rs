@@ -116,8 +116,15 @@ pub async fn run(
     let (delivery, elsewhere) = deliveries(&settings, state.path(), data_address, &identity, &counters)?;
     let delivery_port = delivery.0.local_addr().port();
     let (device, threads) = (settings.device, settings.threads);
-    let (loads, load_events) =
-        Loads::new(settings.models.clone(), device, threads, settings.mmap, offload, Some(elsewhere));
+    let (loads, load_events) = Loads::new(
+        settings.models.clone(),
+        device,
+        threads,
+        settings.mmap,
+        offload,
+        settings.convert,
+        Some(elsewhere),
+    );
     let meters = Meters::start(settings.device).map_err(WorkerError::MeterThread)?;
     let health = Health::new().await;
     let serving_health = serve_health(&settings, &identity, &health, &ending).await?;
@@ -273,6 +280,7 @@ fn capabilities(
         // A stage that sleeps leaves the machine to others.
         shared_host: calibration.shared_host.filter(|_| settings.stretch == Stretch::NONE),
         offload_bytes_per_s: offload_bytes_per_s.map(|rate| rate / stretch),
+        converts: settings.convert,
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn devices(
             bandwidth_bytes_per_s: usual(|twin| twin.bandwidth_bytes_per_s),
             flops_per_s: usual(|twin| twin.flops_per_s),
             threads: (own.device == DeviceKind::Cpu).then_some(own.threads),
-            kernels: own.device.kernels(),
+            kernels: own.kernels(),
             held: held(member),
             kernel_speeds: usual_kernels(&twins),
             host: own.shared_host.and_then(|_| names.iter().position(|name| *name == own.host)),

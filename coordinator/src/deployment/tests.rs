@@ -147,6 +147,7 @@ impl Bench {
             kernel_speeds: Vec::new(),
             shared_host: None,
             offload_bytes_per_s: None,
+            converts: false,
         });
         let remote = ([192, 168, 0, 1], 40000).into();
         let session = SessionId(self.sessions);

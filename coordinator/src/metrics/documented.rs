@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use super::{Metrics, Outcome, RecoveryPart, StatusMetrics};
 use crate::status::{
-    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, MachineStatus, ProcessStatus, PullStatus, StageStatus,
-    WorkerStatus,
+    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, MachineStatus, ProcessStatus, PullStatus,
+    StageStatus, WorkerStatus,
 };
 
 /// A status that tells all that there is.

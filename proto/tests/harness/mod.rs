@@ -105,6 +105,7 @@ pub fn capabilities(name: &str) -> Capabilities {
         ],
         shared_host: Some(SharedHost { bandwidth_bytes_per_s: 8e10, processors: 4, speedup: 3.5 }),
         offload_bytes_per_s: Some(2e9),
+        converts: true,
     }
 }
 

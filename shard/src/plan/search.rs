@@ -128,7 +128,8 @@ impl<'a> Search<'a> {
             let lacks = |needed| !device.kernels.can(needed);
             lacks(whole).then(|| Sums::of(layers.iter().map(|layer| u64::from(lacks(layer.needs)))))
         };
-        let budgets: Vec<Bytes> = input.devices.iter().map(|device| device.budget).collect();
+        let budget = |device: &PlanDevice| cost.budget_of(device.kernels, device.budget);
+        let budgets: Vec<Bytes> = input.devices.iter().map(budget).collect();
         Search {
             cost,
             input,

@@ -183,23 +183,41 @@ impl DefaultRoom for Plan {
 
 #[test]
 fn a_card_without_the_kernels_is_left_out_and_said_to_lack_them() {
-    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::mixture(4));
+    let (_, _, _, cost) = tiny_llama::read(&tiny_llama::in_codebooks(4));
     let fast_card = || card("card", 1 << 30, 1e9);
     let found = plan(&cost, &input(vec![fast_card(), device("cpu", 1 << 30, 1e6)])).unwrap();
     assert_eq!(found.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(), [1]);
-    assert_eq!(found.unused[0].reason, "it has no kernels for mixtures of experts");
+    assert_eq!(found.unused[0].reason, "it has no kernels for IQ4_NL");
 
     let alone = plan(&cost, &input(vec![fast_card()])).unwrap_err();
-    assert!(alone.to_string().contains("card has no kernels for mixtures of experts"), "{alone}");
+    assert!(alone.to_string().contains("card has no kernels for IQ4_NL"), "{alone}");
 
     // Memory is what is missing, but not on the card.
     let error = plan(&cost, &input(vec![fast_card(), device("cpu", 1000, 1e6)])).unwrap_err();
     let PlanError::TooLittleMemory(shortage) = &error else { panic!("{error}") };
     assert_eq!(shortage.offered, Bytes(1000));
-    assert!(
-        error.to_string().ends_with("; card cannot help, it has no kernels for mixtures of experts"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("; card cannot help, it has no kernels for IQ4_NL"), "{error}");
+}
+
+#[test]
+fn a_card_that_converts_is_planned_with_as_much_less_as_weights_grow() {
+    let (_, spec, table, cost) = tiny_llama::read(&tiny_llama::in_codebooks(4));
+    let converting =
+        |budget| PlanDevice { kernels: Kernels::CANDLE.converting(), ..card("card", budget, 1e9) };
+    let room = Plan::default_room();
+    let as_filed = cost.memory(&cost.whole(), &room).total().0;
+    // What a worker counts of the whole model before it loads it.
+    let converted = Cost::new(&spec, &table.standing_in(Kernels::CANDLE));
+    let on_card = converted.memory(&converted.whole(), &room).total().0;
+    assert!(on_card > as_filed);
+    let fits = |budget| plan(&cost, &input(vec![converting(budget)])).is_ok();
+    let least = (as_filed..4 * on_card).step_by(64).find(|budget| fits(*budget)).unwrap();
+    assert!(least >= on_card, "{least} bytes are planned with, and {on_card} are needed");
+    assert!(least as f64 <= 1.6 * on_card as f64, "{least} bytes are wanted where {on_card} would do");
+    // A model without such types takes the whole budget.
+    let (_, _, _, usual) = tiny_llama::read(&tiny_llama::file(4));
+    let whole = usual.memory(&usual.whole(), &room).total().0;
+    assert!(plan(&usual, &input(vec![converting(whole)])).is_ok());
 }
 
 #[test]
@@ -217,13 +235,13 @@ fn a_card_holds_the_layers_that_it_has_kernels_for() {
 #[test]
 fn a_draft_model_goes_where_it_can_be_computed() {
     let (_, _, _, cost) = tiny_llama::read(&tiny_llama::file(4));
-    let (_, _, _, draft) = tiny_llama::read(&tiny_llama::mixture(1));
+    let (_, _, _, draft) = tiny_llama::read(&tiny_llama::in_codebooks(1));
     let input = input(vec![card("card", 1 << 30, 1e9), device("cpu", 1 << 24, 1e6)]);
     let found = plan_beside(&cost, &input, &draft).unwrap();
     assert_eq!(place_beside(&draft, &input, &found).unwrap().stages[0].device, 1);
     let cards = PlanInput { devices: vec![card("card", 1 << 30, 1e9)], ..input };
     let error = plan_beside(&cost, &cards, &draft).unwrap_err();
-    assert!(error.to_string().contains("card has no kernels for mixtures of experts"), "{error}");
+    assert!(error.to_string().contains("card has no kernels for IQ4_NL"), "{error}");
 }
 
 #[test]

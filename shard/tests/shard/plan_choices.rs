@@ -117,9 +117,9 @@ fn where_nothing_holds_the_model_the_missing_bytes_are_enough() {
     enough.devices[1].budget += missing;
     assert!(choices(&cost, &enough).unwrap().chosen().is_some());
     // Memory is not what is missing here.
-    let mixture = tiny_llama::read(&tiny_llama::mixture(4)).3;
+    let model = tiny_llama::read(&tiny_llama::in_codebooks(4)).3;
     let cards = input(vec![card("a", 1 << 30, 1e6), card("b", 1 << 30, 1e6)]);
-    assert!(matches!(choices(&mixture, &cards), Err(PlanError::NoKernels { .. })));
+    assert!(matches!(choices(&model, &cards), Err(PlanError::NoKernels { .. })));
     assert_eq!(choices(&cost, &input(Vec::new())), Err(PlanError::NoDevices));
 }
 

@@ -73,21 +73,9 @@ pub fn with_layer_in(file: Gguf, layer: usize, kind: TensorType) -> Gguf {
     file.without_tensor(&name).tensor(&name, &[HIDDEN, FEED_FORWARD], kind)
 }
 
-/// A file of `layers` layers with three experts each, of which a token takes two.
-pub fn mixture(layers: u32) -> Gguf {
-    let mut file = file(layers).key("llama.expert_count", 3).key("llama.expert_used_count", 2);
-    for layer in 0..layers {
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        for part in ["ffn_gate", "ffn_up", "ffn_down"] {
-            file = file.without_tensor(&name(part));
-        }
-        file = file
-            .tensor(&name("ffn_gate_inp"), &[HIDDEN, 3], TensorType::F32)
-            .tensor(&name("ffn_gate_exps"), &[HIDDEN, FEED_FORWARD, 3], TensorType::Q4_0)
-            .tensor(&name("ffn_up_exps"), &[HIDDEN, FEED_FORWARD, 3], TensorType::Q4_0)
-            .tensor(&name("ffn_down_exps"), &[FEED_FORWARD, HIDDEN, 3], TensorType::Q4_0);
-    }
-    file
+/// A file of `layers` layers that no card has all kernels for.
+pub fn in_codebooks(layers: u32) -> Gguf {
+    (0..layers as usize).fold(file(layers), |file, layer| with_layer_in(file, layer, TensorType::IQ4_NL))
 }
 
 /// Header, spec, table and cost of a sound file.

@@ -425,6 +425,7 @@ impl World {
             kernel_speeds: Vec::new(),
             shared_host: None,
             offload_bytes_per_s: None,
+            converts: false,
         };
         let us = self.stream_delay(session, true);
         let welcome = brigade_proto::control::Welcome {

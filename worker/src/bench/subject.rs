@@ -13,7 +13,7 @@ use super::BenchError;
 use crate::backend::{Backend, BackendError, Batch, Span};
 use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
-use crate::model::{self, Input, StageModel, StageNeeds};
+use crate::model::{self, Converted, Input, StageModel, StageNeeds};
 use crate::sampler;
 use crate::stage::check_streaming;
 use crate::weights::{LoadError, LoadProgress, ModelFiles};
@@ -201,7 +201,8 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
     let table = TensorTable::new(header, &spec).map_err(LoadError::from)?;
     let cost = Cost::new(&spec, &table);
     let shard = cost.whole();
-    let StageNeeds { memory, streamed, .. } = StageNeeds::streaming(header, &shard, streamed_layers, &room)?;
+    let StageNeeds { memory, streamed, .. } =
+        StageNeeds::streaming(header, &shard, streamed_layers, &room, Converted::No)?;
     if device == DeviceKind::Cpu && memory.total() > machine {
         return Err(BenchError::TooLittleMemory { needed: memory.total(), machine });
     }

@@ -183,6 +183,26 @@ fn of_kinds<B: Backend>(
     })
 }
 
+/// Weight bytes of a type that a product with one row reads per second on a device, with no more memory than 32 MiB and
+/// `room`.
+///
+/// # Errors
+/// Where the device has no kernel for the type, or fails.
+pub(crate) fn reading_bytes_per_s<B: Backend>(
+    device: DeviceKind,
+    room: Bytes,
+    backend: B,
+    kind: TensorType,
+) -> Result<f64, LoadError> {
+    let bench = match device {
+        DeviceKind::Cpu => Bench::of_processor(room),
+        DeviceKind::Cuda(_) | DeviceKind::Metal => Bench::of_card(),
+    };
+    let found = bench.speeds(backend, kind, &[1])?;
+    let bytes = kind.block_bytes() as f64 / kind.block_values() as f64;
+    Ok(found.first().map_or(0.0, |(_, weights_per_s)| weights_per_s * bytes))
+}
+
 /// What all processors do together: the same products as on the device's threads, with a thread for each, and with one.
 fn host(threads: usize, room: Bytes, own: &Calibration) -> Result<SharedHost, LoadError> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,26 +1,37 @@
 //! CUDA and Metal, through candle's tensors.
 //!
 //! Weights are quantised tensors on the device, in their file's blocks; everything else is composed from candle's
-//! operations. Results depend on the device's own kernels, so nothing is promised about bits. Scores of
-//! a tile of 32 rows at a time exist beside the workspace.
+//! operations. Results depend on the device's own kernels, so nothing is promised about bits. Beside the workspace there
+//! exist, at a time, the scores of a tile of rows (32 MiB), or the widened matrices of some heads (64 MiB).
 
 mod attention;
+mod bandwidth;
+mod convert;
+mod experts;
+mod heads;
+mod matrix;
+mod ops;
+
+use std::ops::Range;
 
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::cost::PAGE_TOKENS;
 use brigade_shard::spec::{Activation, Norm, RopePairing};
-use brigade_shard::tensor_type::TensorType;
-use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{D, DType, Device, Error, Module, Tensor};
-use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::Arc;
+use candle_core::{DType, Device, Error, Tensor};
 
+use self::attention::StepTensors;
+pub use self::bandwidth::memory_bytes_per_s;
+pub(crate) use self::convert::round;
+pub use self::experts::ExpertMatrices;
+use self::experts::Routed;
+use self::heads::RowLists;
+pub use self::matrix::CandleMatrix;
+use self::matrix::Placing;
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
 use crate::team::Team;
-use crate::weights::{LoadError, TensorSource, WeightBuffer};
+use crate::weights::{LoadError, TensorSource};
 
 /// Threads that read files; a disk is not faster with more, and the computing is the device's.
 const READERS: usize = 4;
@@ -29,24 +40,21 @@ const READERS: usize = 4;
 pub struct CandleBackend {
     device: Device,
     readers: Team,
-}
-
-/// A weight matrix `[rows, width]`.
-pub enum CandleMatrix {
-    /// In its file's blocks.
-    Quantised(Arc<QTensor>),
-    /// In its file's floating-point type.
-    Float(Tensor),
+    /// Threads that turn types without kernels into others while they are read, where that is wanted.
+    converters: Option<Team>,
+    step: StepTensors,
+    lists: RowLists,
 }
 
 /// Activations; `None` before they are first written.
 pub struct CandleRows(Option<Tensor>);
 
-/// Keys and values of one layer: `[pages, PAGE_TOKENS, kv_heads * width]`.
+/// Keys and values of one layer: `[pages * PAGE_TOKENS, kv_heads * width]`.
 pub struct CandleCache {
     shape: CacheShape,
     keys: Tensor,
-    values: Tensor,
+    /// `None` where they are the last channels of the keys.
+    values: Option<Tensor>,
 }
 
 /// Opens the device of that kind.
@@ -73,9 +81,21 @@ fn failed(operation: &'static str) -> impl FnOnce(Error) -> BackendError {
 impl CandleBackend {
     /// A backend on `device`.
     pub fn new(device: Device) -> Result<CandleBackend, BackendError> {
-        let readers = Team::new(READERS)
-            .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
-        Ok(CandleBackend { device, readers })
+        let (step, lists) = (StepTensors::default(), RowLists::default());
+        Ok(CandleBackend { device, readers: team(READERS)?, converters: None, step, lists })
+    }
+
+    /// The same, but matrices of types that candle has no kernels for are not refused: while they are read, they are turned
+    /// into their [stand-ins](brigade_shard::tensor_type::TensorType::stand_in).
+    pub fn converting(self) -> Result<CandleBackend, BackendError> {
+        // Rounding computes, and reading does not wait for it.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(CandleBackend { converters: Some(team(threads)?), ..self })
+    }
+
+    fn placing(&self) -> Placing<'_> {
+        let CandleBackend { device, readers, converters, .. } = self;
+        Placing { device, name: self.name(), readers, converters: converters.as_ref() }
     }
 
     /// What errors call the device.
@@ -96,101 +116,17 @@ impl CandleRows {
     }
 }
 
-fn no_experts() -> BackendError {
-    let reason = "mixtures of experts run on the processor alone: use `--device cpu`";
-    BackendError { operation: "run experts", reason: reason.to_owned() }
+fn team(threads: usize) -> Result<Team, BackendError> {
+    Team::new(threads).map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })
 }
 
-fn no_latent_attention() -> BackendError {
-    let reason = "latent attention runs on the processor alone: use `--device cpu`";
-    BackendError { operation: "attend", reason: reason.to_owned() }
-}
-
-fn ggml_type(kind: TensorType) -> Option<GgmlDType> {
-    Some(match kind {
-        TensorType::F32 => GgmlDType::F32,
-        TensorType::F16 => GgmlDType::F16,
-        TensorType::BF16 => GgmlDType::BF16,
-        TensorType::Q4_0 => GgmlDType::Q4_0,
-        TensorType::Q4_1 => GgmlDType::Q4_1,
-        TensorType::Q5_0 => GgmlDType::Q5_0,
-        TensorType::Q5_1 => GgmlDType::Q5_1,
-        TensorType::Q8_0 => GgmlDType::Q8_0,
-        TensorType::Q2K => GgmlDType::Q2K,
-        TensorType::Q3K => GgmlDType::Q3K,
-        TensorType::Q4K => GgmlDType::Q4K,
-        TensorType::Q5K => GgmlDType::Q5K,
-        TensorType::Q6K => GgmlDType::Q6K,
-        _ => return None,
-    })
-}
-
-fn multiply(matrix: &CandleMatrix, input: &Tensor) -> candle_core::Result<Tensor> {
+/// A matrix where one expert's or another's is wanted.
+fn experts_of(matrix: &CandleMatrix) -> Result<&ExpertMatrices, BackendError> {
     match matrix {
-        CandleMatrix::Quantised(tensor) => QMatMul::QTensor(tensor.clone()).forward(input),
-        CandleMatrix::Float(tensor) => {
-            input.to_dtype(tensor.dtype())?.matmul(&tensor.t()?)?.to_dtype(DType::F32)
-        }
-    }
-}
-
-/// Normalises along the last dimension.
-fn norm(norm: Norm, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let (x, epsilon) = match norm {
-        Norm::Rms { epsilon } => (x.clone(), epsilon),
-        Norm::Layer { epsilon } => (x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, epsilon),
-    };
-    let root = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(epsilon))?.sqrt()?;
-    x.broadcast_div(&root)?.broadcast_mul(weight)
-}
-
-fn norm_parts(kind: Norm, x: &Tensor, part: usize, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let weight = weight.reshape((weight.elem_count() / part, part))?;
-    norm(kind, &x.reshape((rows, width / part, part))?, &weight)?.reshape((rows, width))
-}
-
-fn rope(
-    x: &Tensor,
-    head_width: usize,
-    pairing: RopePairing,
-    cos: &Tensor,
-    sin: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let (heads, pairs) = (width / head_width, cos.dim(1)?);
-    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
-    let heads_of = x.reshape((rows, heads, head_width))?;
-    let turned = heads_of.narrow(2, 0, 2 * pairs)?.contiguous()?;
-    let (a, b) = match pairing {
-        RopePairing::Adjacent => {
-            let pairs = turned.reshape((rows, heads, pairs, 2))?;
-            (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?)
-        }
-        RopePairing::Halves => (turned.narrow(2, 0, pairs)?, turned.narrow(2, pairs, pairs)?),
-    };
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (a.broadcast_mul(&sin)? + b.broadcast_mul(&cos)?)?;
-    let turned = match pairing {
-        RopePairing::Adjacent => Tensor::stack(&[first, second], 3)?.reshape((rows, heads, 2 * pairs))?,
-        RopePairing::Halves => Tensor::cat(&[first, second], 2)?,
-    };
-    let all = match head_width - 2 * pairs {
-        0 => turned,
-        rest => Tensor::cat(&[turned, heads_of.narrow(2, 2 * pairs, rest)?], 2)?,
-    };
-    all.reshape((rows, width))
-}
-
-/// The gate with `activation`, times what it gates.
-fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
-    match activation {
-        Activation::Silu => gate.silu()? * up,
-        Activation::Gelu => gate.gelu()? * up,
-        Activation::ClampedSwish => {
-            let gate = gate.minimum(7.0)?;
-            let divisor = ((&gate * -1.702)?.exp()? + 1.0)?;
-            (gate / divisor)? * (up.clamp(-7.0, 7.0)? + 1.0)?
+        CandleMatrix::Experts(experts) => Ok(experts),
+        CandleMatrix::Quantised(_) | CandleMatrix::Float(_) => {
+            let reason = "the matrix was not read as one of experts".to_owned();
+            Err(BackendError { operation: "run experts", reason })
         }
     }
 }
@@ -204,87 +140,83 @@ impl Backend for CandleBackend {
     fn reserve(&mut self, _rows: usize, _width: usize) {}
 
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CandleMatrix, LoadError> {
-        let MatrixShape { kind, rows, width } = shape;
-        let unsupported = || source.unsupported(kind, self.name());
-        let ggml = ggml_type(kind).ok_or_else(unsupported)?;
-        let bytes = kind.bytes_of((rows * width) as u64).ok_or_else(unsupported)?;
-        // One tensor at a time is staged here on its way to the device.
-        let mut staged = WeightBuffer::zeroed(bytes.0 as usize)?;
-        source.read(staged.bytes_mut(), &self.readers)?;
-        let float = match kind {
-            TensorType::F32 => Some(DType::F32),
-            TensorType::F16 => Some(DType::F16),
-            TensorType::BF16 => Some(DType::BF16),
-            _ => None,
-        };
-        let place = || match float {
-            Some(dtype) => {
-                let tensor = Tensor::from_raw_buffer(staged.bytes(), dtype, &[rows, width], &self.device)?;
-                Ok(CandleMatrix::Float(tensor))
-            }
-            None => {
-                let storage = QStorage::from_data(Cow::Borrowed(staged.bytes()), &self.device, ggml)?;
-                Ok(CandleMatrix::Quantised(Arc::new(QTensor::new(storage, (rows, width))?)))
-            }
-        };
-        Ok(place().map_err(failed("place weights"))?)
+        self.placing().matrix(shape, &*source)
     }
 
     fn experts(
         &self,
-        _shape: MatrixShape,
-        _count: usize,
-        _source: &mut dyn TensorSource,
+        shape: MatrixShape,
+        count: usize,
+        source: &mut dyn TensorSource,
     ) -> Result<CandleMatrix, LoadError> {
-        Err(no_experts().into())
+        self.placing().experts(shape, count, &*source)
     }
 
     fn expert_linear(
         &mut self,
-        _input: &CandleRows,
-        _routes: &Routes,
+        input: &CandleRows,
+        routes: &Routes,
         _count: usize,
-        _products: &mut [(&CandleMatrix, &mut CandleRows)],
+        products: &mut [(&CandleMatrix, &mut CandleRows)],
     ) -> Result<(), BackendError> {
-        Err(no_experts())
+        let input = input.tensor()?;
+        let all = products.iter().map(|(matrix, _)| experts_of(matrix)).collect::<Result<Vec<_>, _>>()?;
+        let run = || {
+            let routed = Routed::new(routes, input.dim(0)?, &self.device)?;
+            experts::linear(input, &routed, &all)
+        };
+        let found = run().map_err(failed("multiply with experts"))?;
+        for ((_, out), product) in products.iter_mut().zip(found) {
+            out.0 = Some(product);
+        }
+        Ok(())
     }
 
     fn head_linear(
         &mut self,
-        _input: &CandleRows,
-        _matrix: &CandleMatrix,
-        _of: HeadRows,
-        _out: &mut CandleRows,
+        input: &CandleRows,
+        matrix: &CandleMatrix,
+        of: HeadRows,
+        out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        Err(no_latent_attention())
+        let product = heads::linear(&mut self.lists, input.tensor()?, matrix, of, false);
+        out.0 = Some(product.map_err(failed("multiply head by head"))?);
+        Ok(())
     }
 
     fn head_linear_transposed(
         &mut self,
-        _input: &CandleRows,
-        _matrix: &CandleMatrix,
-        _of: HeadRows,
-        _out: &mut CandleRows,
+        input: &CandleRows,
+        matrix: &CandleMatrix,
+        of: HeadRows,
+        out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        Err(no_latent_attention())
+        let product = heads::linear(&mut self.lists, input.tensor()?, matrix, of, true);
+        out.0 = Some(product.map_err(failed("multiply head by head"))?);
+        Ok(())
     }
 
     fn join_heads(
         &self,
-        _heads: usize,
-        _parts: &[(&CandleRows, Range<usize>)],
-        _out: &mut CandleRows,
+        heads: usize,
+        parts: &[(&CandleRows, Range<usize>)],
+        out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        Err(no_latent_attention())
+        let parts = parts.iter().map(|(rows, channels)| Ok((rows.tensor()?, channels.clone())));
+        let parts = parts.collect::<Result<Vec<_>, BackendError>>()?;
+        out.0 = Some(heads::join(heads, &parts).map_err(failed("join heads"))?);
+        Ok(())
     }
 
     fn combine(
         &self,
-        _routed: &CandleRows,
-        _routes: &Routes,
-        _out: &mut CandleRows,
+        routed: &CandleRows,
+        routes: &Routes,
+        out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        Err(no_experts())
+        let sum = experts::combine(routed.tensor()?, routes);
+        out.0 = Some(sum.map_err(failed("add up experts"))?);
+        Ok(())
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor, BackendError> {
@@ -296,9 +228,6 @@ impl Backend for CandleBackend {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<CandleCache, BackendError> {
-        if shape.values_in_keys {
-            return Err(no_latent_attention());
-        }
         let dtype = match shape.dtype {
             CacheDtype::F16 => DType::F16,
             CacheDtype::F32 => DType::F32,
@@ -308,7 +237,8 @@ impl Backend for CandleBackend {
             Tensor::zeros((slots, shape.kv_heads * width), dtype, &self.device)
                 .map_err(failed("allocate the cache"))
         };
-        Ok(CandleCache { shape, keys: zeros(shape.key_width)?, values: zeros(shape.value_width)? })
+        let values = (!shape.values_in_keys).then(|| zeros(shape.value_width)).transpose()?;
+        Ok(CandleCache { shape, keys: zeros(shape.key_width)?, values })
     }
 
     fn enter<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
@@ -337,14 +267,8 @@ impl Backend for CandleBackend {
     }
 
     fn embed(&self, table: &CandleMatrix, tokens: &[u32], out: &mut CandleRows) -> Result<(), BackendError> {
-        let embed = || {
-            let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
-            match table {
-                CandleMatrix::Quantised(table) => table.embedding(&ids)?.to_dtype(DType::F32),
-                CandleMatrix::Float(table) => table.index_select(&ids, 0)?.to_dtype(DType::F32),
-            }
-        };
-        out.0 = Some(embed().map_err(failed("embed tokens"))?);
+        let rows = Tensor::from_slice(tokens, tokens.len(), &self.device).and_then(|ids| table.rows(&ids));
+        out.0 = Some(rows.map_err(failed("embed tokens"))?);
         Ok(())
     }
 
@@ -355,7 +279,7 @@ impl Backend for CandleBackend {
     ) -> Result<(), BackendError> {
         let input = input.tensor()?;
         for (matrix, out) in products {
-            out.0 = Some(multiply(matrix, input).map_err(failed("multiply"))?);
+            out.0 = Some(matrix.multiply(input).map_err(failed("multiply"))?);
         }
         Ok(())
     }
@@ -367,7 +291,7 @@ impl Backend for CandleBackend {
         weight: &Tensor,
         out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        out.0 = Some(norm(kind, input.tensor()?, weight).map_err(failed("take the norm"))?);
+        out.0 = Some(ops::norm(kind, input.tensor()?, weight).map_err(failed("take the norm"))?);
         Ok(())
     }
 
@@ -378,7 +302,7 @@ impl Backend for CandleBackend {
         width: usize,
         weight: &Tensor,
     ) -> Result<(), BackendError> {
-        let normed = norm_parts(kind, rows.tensor()?, width, weight);
+        let normed = ops::norm_parts(kind, rows.tensor()?, width, weight);
         rows.0 = Some(normed.map_err(failed("take the norm of parts"))?);
         Ok(())
     }
@@ -390,11 +314,13 @@ impl Backend for CandleBackend {
 
     fn add_expert_bias(
         &self,
-        _rows: &mut CandleRows,
-        _routes: &Routes,
-        _biases: &Tensor,
+        rows: &mut CandleRows,
+        routes: &Routes,
+        biases: &Tensor,
     ) -> Result<(), BackendError> {
-        Err(no_experts())
+        let sum = experts::add_bias(rows.tensor()?, routes, biases);
+        rows.0 = Some(sum.map_err(failed("add the experts' biases"))?);
+        Ok(())
     }
 
     fn scale(&self, rows: &mut CandleRows, factor: f32) -> Result<(), BackendError> {
@@ -417,7 +343,7 @@ impl Backend for CandleBackend {
         cos: &CandleRows,
         sin: &CandleRows,
     ) -> Result<(), BackendError> {
-        let turned = rope(rows.tensor()?, head_width, pairing, cos.tensor()?, sin.tensor()?);
+        let turned = ops::rope(rows.tensor()?, head_width, pairing, cos.tensor()?, sin.tensor()?);
         rows.0 = Some(turned.map_err(failed("turn queries and keys"))?);
         Ok(())
     }
@@ -430,7 +356,10 @@ impl Backend for CandleBackend {
         values: &CandleRows,
     ) -> Result<(), BackendError> {
         attention::store(&cache.keys, batch, keys.tensor()?).map_err(failed("store keys"))?;
-        attention::store(&cache.values, batch, values.tensor()?).map_err(failed("store values"))
+        match &cache.values {
+            Some(cached) => attention::store(cached, batch, values.tensor()?).map_err(failed("store values")),
+            None => Ok(()),
+        }
     }
 
     fn attend(
@@ -442,7 +371,7 @@ impl Backend for CandleBackend {
         queries: &CandleRows,
         out: &mut CandleRows,
     ) -> Result<(), BackendError> {
-        let attended = attention::attend(cache, batch, shape, sinks, queries.tensor()?, &self.device);
+        let attended = attention::attend(&mut self.step, cache, batch, shape, sinks, queries.tensor()?);
         out.0 = Some(attended.map_err(failed("attend"))?);
         Ok(())
     }
@@ -453,7 +382,7 @@ impl Backend for CandleBackend {
         up: &CandleRows,
         activation: Activation,
     ) -> Result<(), BackendError> {
-        let gated = gated(gate.tensor()?, up.tensor()?, activation);
+        let gated = ops::gated(gate.tensor()?, up.tensor()?, activation);
         gate.0 = Some(gated.map_err(failed("gate"))?);
         Ok(())
     }

@@ -333,6 +333,30 @@ fn interleave(format: Format, rows: &[u8], row_bytes: usize, count: usize, panel
     );
 }
 
+/// Writes rows of `width` values that lie one after another, as in a file, as f32.
+pub(crate) fn dequantise(format: Format, width: usize, rows: &[u8], out: &mut [f32]) {
+    let Some(row_bytes) = format.row_bytes(width).filter(|bytes| *bytes > 0) else { return };
+    if !format.is_in_panels() {
+        for (row, out) in rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(width)) {
+            with_row_format!(format, |F| F::dequantise(row, out));
+        }
+        return;
+    }
+    PANELS.with_borrow_mut(|panel| {
+        panel.clear();
+        panel.resize(PANEL_ROWS * row_bytes, 0);
+        for (rows, out) in rows.chunks(PANEL_ROWS * row_bytes).zip(out.chunks_mut(PANEL_ROWS * width)) {
+            interleave(format, rows, row_bytes, rows.len() / row_bytes, panel);
+            for (lane, out) in out.chunks_exact_mut(width).enumerate() {
+                with_panel_format!(
+                    format, |F| panels::dequantise_row::<F>(panel, lane, out),
+                    else with_float_format!(format, |F| panels::widen_row::<F>(panel, lane, out), else ())
+                );
+            }
+        }
+    });
+}
+
 impl CpuMatrix {
     /// Reads `count` matrices of `rows` rows that lie one after another, with the threads of `team`.
     ///

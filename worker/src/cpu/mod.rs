@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brigade_shard::spec::{Activation, Norm, RopePairing};
+use brigade_shard::tensor_type::TensorType;
 
 use self::attention::{Attention, Scratch, Tile};
 pub use self::cache::CpuCache;
@@ -46,6 +47,26 @@ const CHUNK_VALUES: usize = 32 * 1024;
 /// Most bytes of weights in a piece of a product with several rows, which pass over it a tile at a time: it should stay
 /// in the second-level cache.
 const CHUNK_BYTES: usize = 128 * 1024;
+
+/// Writes rows of `width` values of a type, which lie one after another as in a file, as f32. Fails where there is no kernel for
+/// the type, or rows are no whole blocks of it.
+pub(crate) fn dequantise(
+    kind: TensorType,
+    width: usize,
+    rows: &[u8],
+    out: &mut [f32],
+) -> Result<(), BackendError> {
+    match Format::of(kind).filter(|format| format.row_bytes(width).is_some()) {
+        Some(format) => {
+            matrix::dequantise(format, width, rows, out);
+            Ok(())
+        }
+        None => {
+            let reason = format!("there is no kernel for rows of {width} values in {kind}");
+            Err(BackendError { operation: "dequantise", reason })
+        }
+    }
+}
 
 /// What a backend has done so far, shared with whoever watches it.
 #[derive(Clone, Debug, Default)]

@@ -16,7 +16,7 @@ use brigade_shard::spec::{ModelSpec, Norm};
 
 use self::block::{Block, Workspace};
 pub use self::load::{load, prepare};
-pub use self::room::{StageNeeds, check_room};
+pub use self::room::{Converted, StageNeeds, check_room};
 use crate::backend::{Backend, BackendError, Batch};
 use crate::rope::RopeFrequencies;
 use crate::weights::LayerStream;

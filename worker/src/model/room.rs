@@ -1,7 +1,10 @@
 //! What a stage takes, known before it is loaded.
 
-use brigade_proto::control::{CacheDtype, StageMemory, StageRoom};
+use std::borrow::Cow;
+
+use brigade_proto::control::{CacheDtype, DeviceKind, StageMemory, StageRoom};
 use brigade_shard::cost::{Cost, PAGE_TOKENS, Room};
+use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::spec::ModelSpec;
@@ -21,19 +24,47 @@ pub struct StageNeeds {
     pub streamed: LayerRange,
 }
 
+/// Whether matrices of types that a device has no kernels for are turned into others while they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Converted {
+    /// They stay as they are, and are refused where there are no kernels.
+    No,
+    /// They become their [stand-ins](brigade_shard::tensor_type::TensorType::stand_in).
+    To(Kernels),
+}
+
+impl Converted {
+    /// What `device` does where a user has asked for it, or has not. A processor has kernels for every type.
+    pub fn on(device: DeviceKind, asked: bool) -> Converted {
+        match device {
+            DeviceKind::Cuda(_) | DeviceKind::Metal if asked => Converted::To(device.kernels()),
+            _ => Converted::No,
+        }
+    }
+
+    /// Tensors in the sizes that they take on the device.
+    pub(crate) fn counted(self, table: &TensorTable) -> Cow<'_, TensorTable> {
+        match self {
+            Converted::No => Cow::Borrowed(table),
+            Converted::To(kernels) => Cow::Owned(table.standing_in(kernels)),
+        }
+    }
+}
+
 impl StageNeeds {
     /// Reads the header, and counts what `shard` takes with `room`.
     pub fn new(header: &Header, shard: &Shard, room: &StageRoom) -> Result<StageNeeds, LoadError> {
-        StageNeeds::streaming(header, shard, 0, room)
+        StageNeeds::streaming(header, shard, 0, room, Converted::No)
     }
 
     /// The same where the last `streamed_layers` of the shard are to be read again for every step: they are where that takes
-    /// less memory.
+    /// less memory. What is converted counts as it lies on the device.
     pub fn streaming(
         header: &Header,
         shard: &Shard,
         streamed_layers: usize,
         room: &StageRoom,
+        converted: Converted,
     ) -> Result<StageNeeds, LoadError> {
         let spec = ModelSpec::from_header(header)?;
         let table = TensorTable::new(header, &spec)?;
@@ -42,7 +73,7 @@ impl StageNeeds {
             return Err(LoadError::NoSuchShard { shard: shard.to_string(), layers });
         }
         check_room(room)?;
-        let cost = Cost::new(&spec, &table);
+        let cost = Cost::new(&spec, &converted.counted(&table));
         let bytes = cost.memory_streaming(
             shard,
             streamed_layers,

@@ -20,7 +20,7 @@ pub use crate::cache::CacheUsage;
 use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
 use crate::delivery::Delivered;
-use crate::model::{self, StageNeeds};
+use crate::model::{self, Converted, StageNeeds};
 pub use crate::weights::{HeldWeights, LoadError, LoadProgress, ReadProblem};
 use crate::weights::{ModelFiles, give_way};
 
@@ -41,6 +41,8 @@ pub struct StageRequest {
     pub threads: usize,
     /// Whether weights stay in their files, which the system reads when they are looked at; on the processor alone.
     pub mapped: bool,
+    /// Whether matrices of types that the device has no kernels for are turned into others while they are read.
+    pub converted: Converted,
     /// How many of its last layers may be read again for every step, so that it takes less memory; on the processor alone.
     pub streamed_layers: usize,
     /// What the stage may take.
@@ -84,10 +86,20 @@ impl Stage {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<Stage, LoadError> {
-        let StageRequest { header, delivered, shard, room, device, threads, mapped, streamed_layers, budget } =
-            request;
+        let StageRequest {
+            header,
+            delivered,
+            shard,
+            room,
+            device,
+            threads,
+            mapped,
+            converted,
+            streamed_layers,
+            budget,
+        } = request;
         check_streaming(device, streamed_layers)?;
-        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
+        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room, converted)?;
         let StageNeeds { spec, table, memory, streamed } = needs;
         if memory.total() > budget {
             let StageMemory { weights, cache, workspace } = memory;
@@ -105,7 +117,7 @@ impl Stage {
                 step::boxed(model, &room)
             }
             DeviceKind::Cuda(_) | DeviceKind::Metal => {
-                let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
+                let backend = on_card(device, held, converted)?;
                 let model = model::load(backend, &files, &spec, &table, &shard, &room, progress)?;
                 step::boxed(model, &room)
             }
@@ -161,9 +173,11 @@ impl PreparedWeights {
         held: &HeldWeights,
         progress: &LoadProgress,
     ) -> Result<PreparedWeights, LoadError> {
-        let StageRequest { header, delivered, shard, room, device, mapped, streamed_layers, .. } = request;
+        let StageRequest {
+            header, delivered, shard, room, device, mapped, converted, streamed_layers, ..
+        } = request;
         check_streaming(device, streamed_layers)?;
-        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room)?;
+        let needs = StageNeeds::streaming(&header, &shard, streamed_layers, &room, converted)?;
         let shard = lasting(&shard, needs.streamed);
         let StageNeeds { spec, table, .. } = needs;
         // What is started from here gives way as well.
@@ -178,12 +192,18 @@ impl PreparedWeights {
                 model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
             }
             DeviceKind::Cuda(_) | DeviceKind::Metal => {
-                let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
+                let backend = on_card(device, held, converted)?;
                 model::prepare(&backend, &files, &spec, &table, &shard, &room, progress)?
             }
         };
         Ok(PreparedWeights { _weights: weights, _delivered: delivered })
     }
+}
+
+/// The backend of a card, opened once for all stages.
+fn on_card(device: DeviceKind, held: &HeldWeights, converted: Converted) -> Result<CandleBackend, LoadError> {
+    let backend = CandleBackend::new(held.device(|| candle_backend::device(device))?)?;
+    Ok(if converted == Converted::No { backend } else { backend.converting()? })
 }
 
 fn open<'a>(
@@ -221,10 +241,12 @@ pub fn missing_weights(
     shard: &Shard,
     streamed_layers: usize,
     room: &StageRoom,
+    converted: Converted,
     held: &HeldWeights,
 ) -> Result<Bytes, LoadError> {
-    let needs = StageNeeds::streaming(header, shard, streamed_layers, room)?;
+    let needs = StageNeeds::streaming(header, shard, streamed_layers, room, converted)?;
     let StageNeeds { table, memory, streamed, .. } = needs;
+    let table = converted.counted(&table);
     let model = *header.fingerprint();
     let missing =
         table.of(&lasting(shard, streamed)).into_iter().filter(|(_, info)| !held.has(model, &info.name));
@@ -240,6 +262,7 @@ pub fn plan_check(
     shard: &Shard,
     streamed_layers: usize,
     room: &StageRoom,
+    converted: Converted,
 ) -> Result<StageMemory, LoadError> {
-    Ok(StageNeeds::streaming(header, shard, streamed_layers, room)?.memory)
+    Ok(StageNeeds::streaming(header, shard, streamed_layers, room, converted)?.memory)
 }

@@ -29,6 +29,9 @@ pub enum LoadError {
         "tensor `{tensor}` is {kind}, which {device} cannot compute with: use a file in another quantisation"
     )]
     Unsupported { tensor: String, kind: TensorType, device: &'static str },
+    /// The device has no kernels for a tensor's type, and for another that it could be turned into.
+    #[error("{0}, or let --convert turn it into another while it is loaded")]
+    Convertible(Box<LoadError>),
     /// The program was built without support for the device.
     #[error(
         "this brigade-worker was built without the feature `{feature}`, which the device {device} needs: use --device cpu, or build with --features {feature}"

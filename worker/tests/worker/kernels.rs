@@ -1,7 +1,7 @@
 //! The processor's products against exact arithmetic, and their independence of everything but the row.
 
 use super::blocks::{
-    CODEBOOK_KINDS, InMemory, KINDS, all_kinds, dequantised, random_blocks, set_scales, values_of,
+    InMemory, all_kinds, codebook_kinds, dequantised, kinds, random_blocks, set_scales, values_of,
 };
 use super::tiny_model::{Random, decode};
 use brigade_shard::spec::Activation;
@@ -262,7 +262,7 @@ fn an_input_that_is_not_finite_shows_in_every_product() {
 
 #[test]
 fn embedding_rows_are_the_dequantised_ones() {
-    for kind in KINDS {
+    for kind in kinds() {
         let product = Product::new(kind, 40, 256, 1);
         let backend = CpuBackend::new(2).unwrap();
         let table = backend.matrix(product.shape, &mut InMemory(product.bytes.clone())).unwrap();
@@ -323,7 +323,7 @@ fn codebook_blocks_stand_for_what_gguf_says() {
     let mut blocks = 0;
     for line in text.lines() {
         let words: Vec<&str> = line.split(' ').collect();
-        let (kind, _) = CODEBOOK_KINDS.into_iter().find(|(kind, _)| kind.name() == words[0]).unwrap();
+        let kind = codebook_kinds().find(|kind| kind.name() == words[0]).unwrap();
         let width = kind.block_values() as usize;
         match words[1] {
             "block" => {
@@ -347,7 +347,7 @@ fn codebook_blocks_stand_for_what_gguf_says() {
         }
         blocks += 1;
     }
-    assert_eq!(blocks, 7 * CODEBOOK_KINDS.len());
+    assert_eq!(blocks, 7 * codebook_kinds().count());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What latent attention asks of the processor: a matrix for every head, parts of heads side by side, values that are parts
-//! of keys. And what other devices say to it.
+//! of keys.
 
 use std::ops::Range;
 
@@ -9,9 +9,7 @@ use brigade_proto::control::CacheDtype;
 use brigade_shard::spec::Visibility;
 use brigade_shard::tensor_type::TensorType;
 use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, HeadRows, MatrixShape, Span};
-use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::{CpuBackend, CpuMatrix, CpuRows, Simd};
-use candle_core::Device;
 
 const HEADS: usize = 3;
 const ROWS: usize = 37;
@@ -140,19 +138,4 @@ fn values_in_keys_are_values_like_others() {
         assert!(expected.iter().any(|value| value.abs() > 0.1));
         assert_eq!(found, expected, "{dtype:?}");
     }
-}
-
-#[test]
-fn a_device_that_cannot_attend_to_latent_vectors_says_so_before_it_reads_them() {
-    let backend = CandleBackend::new(Device::Cpu).unwrap();
-    let shape = CacheShape {
-        pages: 1,
-        kv_heads: 1,
-        key_width: 24,
-        value_width: 16,
-        values_in_keys: true,
-        dtype: CacheDtype::F16,
-    };
-    let message = backend.cache(shape).err().unwrap().to_string();
-    assert!(message.contains("latent attention") && message.contains("--device cpu"), "{message}");
 }

@@ -21,6 +21,7 @@ mod page_tables;
 mod pipeline;
 mod rig;
 mod sampler;
+mod selftest;
 mod settings;
 mod stage;
 mod state_dir;

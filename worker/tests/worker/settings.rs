@@ -13,7 +13,9 @@ fn args(line: &str) -> JoinArgs {
     let words = ["brigade-worker", "join"].into_iter().chain(line.split_whitespace()).map(OsString::from);
     match parse(words).unwrap().command {
         Command::Join(args) => *args,
-        Command::Bench(_) | Command::Doctor(_) | Command::Version => panic!("not `join`"),
+        Command::Bench(_) | Command::Selftest(_) | Command::Doctor(_) | Command::Version => {
+            panic!("not `join`")
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Place;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
+use brigade_worker::model::Converted;
 use brigade_worker::stage::{
     CacheUsage, HeldWeights, LoadError, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest,
     StepError, missing_weights, plan_check,
@@ -57,9 +58,9 @@ fn what_a_stage_holds_or_was_read_ahead_is_not_read_again() {
         let whole = Pipeline::cut(&header, model.layers, &[]).scores(1, &tokens, 64);
         let held = HeldWeights::default();
         let all = request(&header, 0..model.layers, model.layers);
-        let missing = || missing_weights(&header, &all.shard, 0, &all.room, &held).unwrap();
+        let missing = || missing_weights(&header, &all.shard, 0, &all.room, Converted::No, &held).unwrap();
         let everything = missing();
-        assert_eq!(everything, plan_check(&header, &all.shard, 0, &all.room).unwrap().weights);
+        assert_eq!(everything, plan_check(&header, &all.shard, 0, &all.room, Converted::No).unwrap().weights);
         let first = request(&header, 0..model.layers / 2, model.layers);
         let progress = LoadProgress::new();
         let first = Stage::load_sharing(first, &held, &progress).unwrap();
@@ -546,7 +547,7 @@ fn loading_tells_what_is_wrong_before_it_reads() {
         let error = Stage::load(request, &LoadProgress::new()).err().unwrap();
         assert!(error.to_string().contains(says), "{error} does not say {says}");
     };
-    let memory = plan_check(&header, &whole().shard, 0, &room()).unwrap();
+    let memory = plan_check(&header, &whole().shard, 0, &room(), Converted::No).unwrap();
     assert_eq!(load(whole()).memory(), memory);
     let budget = memory.total() - Bytes(1);
     fails(StageRequest { budget, ..whole() }, "raise --memory");

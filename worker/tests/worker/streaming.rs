@@ -17,6 +17,7 @@ use brigade_shard::spec::ModelSpec;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::tensors::TensorTable;
 use brigade_shard::units::Bytes;
+use brigade_worker::model::Converted;
 use brigade_worker::stage::{
     HeldWeights, LoadProgress, PreparedWeights, Stage, StageOutput, StageRequest, missing_weights, plan_check,
 };
@@ -72,7 +73,9 @@ fn streamed_layers_give_the_same_bits() {
         let whole = Pipeline::cut(&header, LAYERS, &[]).scores(1, &tokens, 64);
         for (streamed, threads, chunk) in [(4, 1, 64), (8, 3, 64), (8, 1, 7), (5, 2, 1), (4, 1, 33)] {
             let stage = load(StageRequest { threads, ..streaming(&header, 0..LAYERS, streamed) });
-            let memory = plan_check(&header, &request(&header, 0..LAYERS, LAYERS).shard, 0, &room()).unwrap();
+            let memory =
+                plan_check(&header, &request(&header, 0..LAYERS, LAYERS).shard, 0, &room(), Converted::No)
+                    .unwrap();
             assert!(
                 stage.memory().weights < memory.weights,
                 "{model:?} streams nothing of {streamed} layers"
@@ -129,7 +132,7 @@ fn memory_is_that_of_two_layers_and_known_beforehand() {
         let spec = ModelSpec::from_header(&header).unwrap();
         let cost = Cost::new(&spec, &TensorTable::new(&header, &spec).unwrap());
         let shard = request(&header, 0..LAYERS, LAYERS).shard;
-        let memory = |streamed| plan_check(&header, &shard, streamed, &room()).unwrap();
+        let memory = |streamed| plan_check(&header, &shard, streamed, &room(), Converted::No).unwrap();
         let all = memory(0);
         for few in 1..=STAGED_LAYERS as usize {
             assert_eq!(memory(few), all, "buffers for {few} layers would take no less than they do");
@@ -163,8 +166,9 @@ fn what_is_streamed_is_neither_held_nor_read_ahead() {
     let (held, progress) = (HeldWeights::default(), LoadProgress::new());
     let all = streaming(&header, 0..LAYERS, 0);
     let some = streaming(&header, 0..LAYERS, 5);
-    let missing =
-        |of: &StageRequest| missing_weights(&header, &of.shard, of.streamed_layers, &of.room, &held).unwrap();
+    let missing = |of: &StageRequest| {
+        missing_weights(&header, &of.shard, of.streamed_layers, &of.room, Converted::No, &held).unwrap()
+    };
     let (of_all, of_some) = (missing(&all), missing(&some));
     assert!(of_some.0 * 2 < of_all.0, "{of_some} of {of_all} are to be there beforehand");
     let ahead = PreparedWeights::read(some.clone(), &held, &progress).unwrap();

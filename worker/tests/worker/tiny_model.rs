@@ -13,66 +13,17 @@ use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::model_file::Header;
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
+use brigade_worker::model::Converted;
 use brigade_worker::stage::{LoadProgress, Stage, StageOutput, StageRequest};
+pub use brigade_worker::tiny::Random;
+use brigade_worker::tiny::{self, GgufFile, GgufTensor, GgufValue};
 use candle_core::quantized::k_quants::*;
 use half::{bf16, f16};
 
-/// Random numbers for weights and inputs, the same at every run.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    /// A number in 0..1.
-    pub fn uniform(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1u64 << 24) as f32
-    }
-
-    /// `count` numbers of mean 0 and this standard deviation, about normal.
-    pub fn normals(&mut self, count: usize, deviation: f32) -> Vec<f32> {
-        let mut normal =
-            || (0..6).map(|_| self.uniform() - 0.5).sum::<f32>() * std::f32::consts::SQRT_2 * deviation;
-        (0..count).map(|_| normal()).collect()
-    }
-
-    pub fn tokens(&mut self, count: usize, vocab: usize) -> Vec<u32> {
-        (0..count).map(|_| (self.uniform() * vocab as f32) as u32 % vocab as u32).collect()
-    }
-}
-
-fn bytes_of<T>(blocks: &[T]) -> Vec<u8> {
-    // SAFETY: the block types have no padding.
-    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast::<u8>(), size_of_val(blocks)) }.to_vec()
-}
-
-fn blocks<T: GgmlType>(values: &[f32]) -> Vec<u8> {
-    let mut blocks = vec![T::zeros(); values.len() / T::BLCK_SIZE];
-    T::from_float(values, &mut blocks);
-    bytes_of(&blocks)
-}
-
-/// Values as a file would hold them.
+/// Values as a file would hold them; blocks that stand for zeros, or for nothing, of types that nothing here rounds to.
 pub fn encode(kind: TensorType, values: &[f32]) -> Vec<u8> {
-    match kind {
-        TensorType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        TensorType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        TensorType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        TensorType::Q4_0 => blocks::<BlockQ4_0>(values),
-        TensorType::Q4_1 => blocks::<BlockQ4_1>(values),
-        TensorType::Q5_0 => blocks::<BlockQ5_0>(values),
-        TensorType::Q5_1 => blocks::<BlockQ5_1>(values),
-        TensorType::Q8_0 => blocks::<BlockQ8_0>(values),
-        TensorType::Q2K => blocks::<BlockQ2K>(values),
-        TensorType::Q3K => blocks::<BlockQ3K>(values),
-        TensorType::Q4K => blocks::<BlockQ4K>(values),
-        TensorType::Q5K => blocks::<BlockQ5K>(values),
-        TensorType::Q6K => blocks::<BlockQ6K>(values),
-        // A type that candle does not know: blocks that stand for zeros, or for nothing.
-        other => vec![0; other.bytes_of(values.len() as u64).unwrap().0 as usize],
-    }
+    let none = || vec![0; kind.bytes_of(values.len() as u64).unwrap().0 as usize];
+    tiny::encode(kind, values).unwrap_or_else(|_| none())
 }
 
 fn decoded<T: GgmlType>(bytes: &[u8], values: usize) -> Vec<f32> {
@@ -166,10 +117,11 @@ impl TinyModel {
     /// Writes the model and reads its header.
     pub fn write(&self, path: &Path) -> Header {
         let mut random = Random::new(11);
-        let mut tensors: Vec<(String, Vec<u64>, TensorType, Vec<u8>)> = Vec::new();
+        let mut tensors: Vec<GgufTensor> = Vec::new();
         let mut matrix = |name: &str, width: usize, rows: usize, kind: TensorType, scale: f32| {
             let values = random.normals(width * rows, scale);
-            tensors.push((name.to_owned(), vec![width as u64, rows as u64], kind, encode(kind, &values)));
+            let (name, dims) = (name.to_owned(), vec![width as u64, rows as u64]);
+            tensors.push(GgufTensor { name, dims, kind, bytes: encode(kind, &values) });
         };
         let (hidden, ffn) = (self.hidden, self.feed_forward);
         let kv = hidden / self.heads * self.kv_heads;
@@ -190,7 +142,8 @@ impl TinyModel {
         }
         let mut vector = |name: String, count: usize| {
             let values: Vec<f32> = random.normals(count, 0.2).iter().map(|v| 1.0 + v.abs()).collect();
-            tensors.push((name, vec![count as u64], TensorType::F32, encode(TensorType::F32, &values)));
+            let kind = TensorType::F32;
+            tensors.push(GgufTensor { name, dims: vec![count as u64], kind, bytes: encode(kind, &values) });
         };
         vector("output_norm.weight".to_owned(), hidden);
         for layer in 0..self.layers {
@@ -200,55 +153,23 @@ impl TinyModel {
         if self.rope_divisors {
             vector("rope_freqs.weight".to_owned(), hidden / self.heads / 2);
         }
-        std::fs::write(path, self.file(&tensors)).unwrap();
+        GgufFile { keys: self.keys(), tensors }.write(path).unwrap();
         Header::open(path).unwrap()
     }
 
-    fn file(&self, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> Vec<u8> {
-        let mut keys = Vec::new();
-        let mut count = 0u64;
-        let mut key = |name: &str, kind: u32, value: &[u8]| {
-            string(&mut keys, name);
-            keys.extend(kind.to_le_bytes());
-            keys.extend(value);
-            count += 1;
-        };
-        let mut name = Vec::new();
-        string(&mut name, "llama");
-        key("general.architecture", 8, &name);
-        let number = |n: usize| (n as u32).to_le_bytes();
-        key("llama.block_count", 4, &number(self.layers));
-        key("llama.context_length", 4, &number(4096));
-        key("llama.embedding_length", 4, &number(self.hidden));
-        key("llama.feed_forward_length", 4, &number(self.feed_forward));
-        key("llama.attention.head_count", 4, &number(self.heads));
-        key("llama.attention.head_count_kv", 4, &number(self.kv_heads));
-        key("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
-        let mut file = b"GGUF".to_vec();
-        file.extend(3u32.to_le_bytes());
-        file.extend((tensors.len() as u64).to_le_bytes());
-        file.extend(count.to_le_bytes());
-        file.extend(keys);
-        let mut offset = 0u64;
-        for (name, dims, kind, data) in tensors {
-            string(&mut file, name);
-            file.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
-            file.extend(kind.to_ggml().to_le_bytes());
-            file.extend(offset.to_le_bytes());
-            offset += (data.len() as u64).next_multiple_of(32);
-        }
-        for (_, _, _, data) in tensors {
-            file.resize(file.len().next_multiple_of(32), 0);
-            file.extend(data);
-        }
-        file
+    fn keys(&self) -> Vec<(String, GgufValue)> {
+        let count = |key: &str, n: usize| (format!("llama.{key}"), GgufValue::Count(n as u32));
+        vec![
+            ("general.architecture".to_owned(), GgufValue::Text("llama")),
+            count("block_count", self.layers),
+            count("context_length", 4096),
+            count("embedding_length", self.hidden),
+            count("feed_forward_length", self.feed_forward),
+            count("attention.head_count", self.heads),
+            count("attention.head_count_kv", self.kv_heads),
+            ("llama.attention.layer_norm_rms_epsilon".to_owned(), GgufValue::Number(1e-5)),
+        ]
     }
-}
-
-fn string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
 }
 
 /// Room for a few sequences of 128 tokens.
@@ -267,6 +188,7 @@ pub fn request(header: &Header, layers: std::ops::Range<usize>, count: usize) ->
         device: DeviceKind::Cpu,
         threads: 1,
         mapped: false,
+        converted: Converted::No,
         streamed_layers: 0,
         budget: Bytes::mib(64),
     }

@@ -29,6 +29,7 @@ fn member(name: &str, host: &str, threads: u32, speeds: (f64, f64)) -> Member {
         kernel_speeds: Vec::new(),
         shared_host: None,
         offload_bytes_per_s: None,
+        converts: false,
     };
     let presence = Presence::Attached { session: SessionId(1), heard: Instant::now() };
     let remote = "10.0.0.1:1".parse().unwrap();

@@ -112,6 +112,7 @@ impl From<Capabilities> for pb::Capabilities {
             host_processors: capabilities.shared_host.map_or(0, |host| host.processors),
             host_speedup: capabilities.shared_host.map_or(0.0, |host| host.speedup),
             offload_bytes_per_s: capabilities.offload_bytes_per_s,
+            converts: capabilities.converts,
         }
     }
 }
@@ -153,6 +154,7 @@ impl TryFrom<pb::Capabilities> for Capabilities {
                 .offload_bytes_per_s
                 .map(|value| rate("capabilities.offload_bytes_per_s", value))
                 .transpose()?,
+            converts: capabilities.converts,
         })
     }
 }
