@@ -10,8 +10,9 @@ use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::cost::PAGE_TOKENS;
 use brigade_shard::spec::{Activation, Norm, RopePairing};
 use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{D, DType, Device, Error, Module, Tensor};
+use candle_core::{D, DType, Device, DeviceLocation, Error, Module, Tensor};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
+use crate::device::Room;
 use crate::team::Team;
 use crate::weights::{LoadError, TensorSource, WeightBuffer};
 
@@ -28,6 +30,8 @@ const READERS: usize = 4;
 /// A device that candle drives.
 pub struct CandleBackend {
     device: Device,
+    /// Its memory.
+    room: Room,
     readers: Team,
 }
 
@@ -73,9 +77,31 @@ fn failed(operation: &'static str) -> impl FnOnce(Error) -> BackendError {
 impl CandleBackend {
     /// A backend on `device`.
     pub fn new(device: Device) -> Result<CandleBackend, BackendError> {
+        let kind = match device.location() {
+            DeviceLocation::Cpu => DeviceKind::Cpu,
+            DeviceLocation::Cuda { gpu_id } => DeviceKind::Cuda(gpu_id as u32),
+            DeviceLocation::Metal { .. } => DeviceKind::Metal,
+        };
+        CandleBackend::with_room(device, Room::of(kind))
+    }
+
+    /// The same, with what is to be taken for the device's memory.
+    pub fn with_room(device: Device, room: Room) -> Result<CandleBackend, BackendError> {
         let readers = Team::new(READERS)
             .map_err(|e| BackendError { operation: "start its threads", reason: e.to_string() })?;
-        Ok(CandleBackend { device, readers })
+        Ok(CandleBackend { device, room, readers })
+    }
+
+    /// Takes `wanted` of the device's memory as `take` does; where that fails, the error says how much is free.
+    fn take<T>(
+        &self,
+        operation: &'static str,
+        wanted: Bytes,
+        take: impl FnOnce() -> candle_core::Result<T>,
+    ) -> Result<T, BackendError> {
+        let refused = |reason| BackendError { operation, reason };
+        self.room.check(wanted).map_err(refused)?;
+        take().map_err(|error| refused(self.room.refused(wanted, &error.to_string())))
     }
 
     /// What errors call the device.
@@ -203,6 +229,11 @@ impl Backend for CandleBackend {
 
     fn reserve(&mut self, _rows: usize, _width: usize) {}
 
+    fn loaded(&mut self) {
+        // Copies may be under way behind the thread that loads, and another one computes; what fails here fails there, too.
+        let _ = self.device.synchronize();
+    }
+
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CandleMatrix, LoadError> {
         let MatrixShape { kind, rows, width } = shape;
         let unsupported = || source.unsupported(kind, self.name());
@@ -227,7 +258,7 @@ impl Backend for CandleBackend {
                 Ok(CandleMatrix::Quantised(Arc::new(QTensor::new(storage, (rows, width))?)))
             }
         };
-        Ok(place().map_err(failed("place weights"))?)
+        Ok(self.take("place weights", bytes, place)?)
     }
 
     fn experts(
@@ -288,7 +319,8 @@ impl Backend for CandleBackend {
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor, BackendError> {
-        Tensor::from_slice(values, values.len(), &self.device).map_err(failed("place weights"))
+        let bytes = Bytes(size_of_val(values) as u64);
+        self.take("place weights", bytes, || Tensor::from_slice(values, values.len(), &self.device))
     }
 
     fn rows(&self, _rows: usize, _width: usize) -> Result<CandleRows, BackendError> {
@@ -304,9 +336,9 @@ impl Backend for CandleBackend {
             CacheDtype::F32 => DType::F32,
         };
         let zeros = |width: usize| {
-            let slots = shape.pages * PAGE_TOKENS as usize;
-            Tensor::zeros((slots, shape.kv_heads * width), dtype, &self.device)
-                .map_err(failed("allocate the cache"))
+            let (slots, width) = (shape.pages * PAGE_TOKENS as usize, shape.kv_heads * width);
+            let bytes = Bytes((slots * width * dtype.size_in_bytes()) as u64);
+            self.take("make room for the cache", bytes, || Tensor::zeros((slots, width), dtype, &self.device))
         };
         Ok(CandleCache { shape, keys: zeros(shape.key_width)?, values: zeros(shape.value_width)? })
     }

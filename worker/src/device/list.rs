@@ -56,7 +56,7 @@ pub fn list(devices: &dyn Devices, machine: &Machine) -> Vec<Listed> {
 }
 
 /// What keeps kinds of devices from being used, in words.
-pub fn missing(devices: &dyn Devices) -> Vec<String> {
+fn missing(devices: &dyn Devices) -> Vec<String> {
     let found = devices.found();
     let of = |kind: &str, feature: &str, presence: Presence| match presence {
         Presence::Present(_) => None,

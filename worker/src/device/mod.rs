@@ -6,6 +6,7 @@
 mod choice;
 mod driver;
 mod each;
+mod findings;
 mod list;
 mod memory;
 mod room;
@@ -15,9 +16,11 @@ use brigade_proto::control::DeviceKind;
 pub use choice::{DeviceChoice, Found, Presence};
 pub use driver::Here;
 pub use each::{EachError, run as run_each, worker_processes};
-pub use list::{DevicesArgs, Listed, list, missing, run as list_devices};
+pub use findings::findings;
+pub use list::{DevicesArgs, Listed, list, run as list_devices};
 pub use memory::{BudgetError, DeviceMemory, budget};
 pub use room::Room;
+pub(crate) use room::free_now;
 
 /// What drivers tell of this machine's devices.
 pub trait Devices {

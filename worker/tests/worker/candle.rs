@@ -6,11 +6,15 @@ use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
 use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
 use brigade_worker::backend::{AttentionShape, Backend, BackendError, Batch, CacheShape, MatrixShape, Span};
+use brigade_worker::calibrate::calibrate_with;
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
+use brigade_worker::device::Room;
 use brigade_worker::model::{self, Input, StageModel, StageNeeds};
-use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles, TensorSource};
+use brigade_worker::stage::missing_weights;
+use brigade_worker::weights::{HeldWeights, LoadError, LoadProgress, ModelFiles, TensorSource};
 use candle_core::Device;
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
@@ -207,4 +211,59 @@ fn the_parts_of_other_families_agree_too() {
     for (i, (a, b)) in ours.iter().zip(&candles).enumerate() {
         assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "value {i}: {a} and {b}");
     }
+}
+
+#[test]
+fn a_device_without_memory_is_an_error_with_figures_and_gives_back_what_it_took() {
+    let model = TinyModel::q4_1();
+    let dir = tempfile::tempdir().unwrap();
+    let header = model.write(&dir.path().join("tiny.gguf"));
+    let held = HeldWeights::default();
+    let load = |given: Bytes, layers: usize| {
+        let backend = CandleBackend::with_room(Device::Cpu, Room::stated(given)).unwrap();
+        let shard = Shard::of(LayerRange::new(0, layers).unwrap(), model.layers);
+        let needs = StageNeeds::new(&header, &shard, &room()).unwrap();
+        let progress = LoadProgress::new();
+        let files = ModelFiles::open(&header, &progress).unwrap().sharing(&held);
+        model::load(backend, &files, &needs.spec, &needs.table, &shard, &room(), &progress)
+    };
+    let missing = |layers: usize| {
+        let shard = Shard::of(LayerRange::new(0, layers).unwrap(), model.layers);
+        missing_weights(&header, &shard, 0, &room(), &held).unwrap()
+    };
+    let shard = Shard::of(LayerRange::new(0, model.layers).unwrap(), model.layers);
+    let memory = StageNeeds::new(&header, &shard, &room()).unwrap().memory;
+    let all = missing(model.layers);
+    // Too little for the weights, and enough for these but not for the cache.
+    let cases = [
+        (Bytes(all.0 / 2), "place weights"),
+        (Bytes(memory.weights.0 + memory.cache.0 / 2), "make room for the cache"),
+    ];
+    for (given, operation) in cases {
+        let error = load(given, model.layers).err().expect("it is too little").to_string();
+        println!("{error}");
+        for part in [operation, "were asked for, and", &format!("of {given} are free on this device")] {
+            assert!(error.contains(part), "`{part}` is not in `{error}`");
+        }
+        assert_eq!(missing(model.layers), all, "something of the stage that failed is still held");
+    }
+    // The same worker takes a smaller plan, on the same device.
+    let stage = load(Bytes(memory.weights.0 * 3 / 4), 2).expect("half of the layers fit");
+    assert!(missing(model.layers) < all, "what is loaded is held");
+    drop(stage);
+    assert_eq!(missing(model.layers), all);
+}
+
+/// As a card is asked for its speed: by the same code, through candle.
+#[test]
+fn a_device_is_measured_through_its_own_backend() {
+    let measured = calibrate_with(|| Ok(CandleBackend::new(Device::Cpu)?), Bytes::mib(64)).unwrap();
+    assert!(measured.bandwidth_bytes_per_s > 1e7 && measured.flops_per_s > 1e7, "{measured:?}");
+    assert_eq!(measured.shared_host, None, "a card is not its machine's processors");
+    let refused = calibrate_with(
+        || Ok(CandleBackend::with_room(Device::Cpu, Room::stated(Bytes::mib(8)))?),
+        Bytes::mib(64),
+    );
+    let error = refused.expect_err("there is no room to measure with").to_string();
+    assert!(error.contains("were asked for, and"), "{error}");
 }
