@@ -49,7 +49,8 @@ pub enum Command {
                             logits of its last token, then tokens one by one. As in llama-bench, nothing is sampled, and a \
                             run that does not count comes first.\n\n\
                             GB/s are the weights, keys and values that decoding reads; beside them stands their share of \
-                            what as many threads read from memory in the same run.\n\n\
+                            what as many threads read from memory in the same run, or, on a card, of what it reads and \
+                            writes while it copies.\n\n\
                             Examples:\n  brigade-worker bench model.gguf\n  brigade-worker bench model.gguf -p 0 -n 64 -d \
                             0,4096 -t 4,8 -o csv"
     )]

@@ -5,6 +5,7 @@
 //! a tile of 32 rows at a time exist beside the workspace.
 
 mod attention;
+mod bandwidth;
 
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::cost::PAGE_TOKENS;
@@ -17,6 +18,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use self::bandwidth::copied_bytes_per_s;
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };

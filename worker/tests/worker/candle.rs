@@ -1,7 +1,7 @@
 //! The backend for CUDA and Metal, run on candle's own processor device, against ours.
 
 use super::tiny_model::{Random, TinyModel, room};
-use brigade_proto::control::CacheDtype;
+use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
@@ -16,6 +16,12 @@ use brigade_worker::model::{self, Input, StageModel, StageNeeds};
 use brigade_worker::stage::missing_weights;
 use brigade_worker::weights::{HeldWeights, LoadError, LoadProgress, ModelFiles, TensorSource};
 use candle_core::Device;
+
+/// candle's processor, or the card that `BRIGADE_TEST_DEVICE` names, as deploy/cuda/check.sh does.
+fn device() -> Device {
+    let named = std::env::var("BRIGADE_TEST_DEVICE").map_or(DeviceKind::Cpu, |name| name.parse().unwrap());
+    brigade_worker::candle_backend::device(named).unwrap()
+}
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
     try_load(backend, header, layers).unwrap()
@@ -76,7 +82,7 @@ fn candle_computes_what_our_kernels_compute() {
         let header = model.write(&dir.path().join("tiny.gguf"));
         let tokens = Random::new(3).tokens(64, model.vocab);
         let ours = logits(&mut load(CpuBackend::new(2).unwrap(), &header, model.layers), &tokens);
-        let backend = CandleBackend::new(Device::Cpu).unwrap();
+        let backend = CandleBackend::new(device()).unwrap();
         let candles = logits(&mut load(backend, &header, model.layers), &tokens);
         assert_eq!((ours.len(), candles.len()), (75, 75));
         let power =

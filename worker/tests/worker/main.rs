@@ -8,6 +8,8 @@ mod blocks;
 mod candle;
 mod delivery;
 mod delivery_speed;
+#[cfg(target_os = "linux")]
+mod each;
 mod engine;
 mod frame_limits;
 mod join;
