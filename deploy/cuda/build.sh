@@ -8,7 +8,7 @@
 #                      RTX 30 and RTX 40, 90 for Hopper, 100 and 120 for Blackwell
 #   CARGO_TARGET_DIR   where builds go [default: target]; this one into its folder `cuda`
 #
-# With `test` as its argument it builds the worker's tests, too. The program needs CUDA's libraries of the same first
+# `build.sh test [FILTER]...` runs the worker's tests of these names in the same way, which takes a driver. The program needs CUDA's libraries of the same first
 # version number: it looks in the toolkit that it was built with, and before that in a folder `cuda` beside itself.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -81,16 +81,17 @@ sources=$(cargo metadata --locked --format-version 1 --features brigade-worker/c
   grep -o '"manifest_path":"[^"]*/cudarc-[^/"]*/Cargo.toml"' | cut -d '"' -f 4)
 [ -f "$sources" ] || fail "the crate cudarc, which names the driver's functions, was not found"
 grep -oE 'fn cu[A-Z][A-Za-z0-9_]*' "$(dirname "$sources")/src/driver/sys/mod.rs" | sort -u |
-  sed -E 's/fn (.*)/int \1(void) { return 34; }/' >"$stubs/cuda.c"
+  sed -E 's/fn (.*)/__attribute__((weak)) int \1(void) { return 34; }/' >"$stubs/cuda.c"
 cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$stubs/libcuda.so" "$stubs/cuda.c"
 export LIBRARY_PATH=$libraries:$stubs${LIBRARY_PATH:+:$LIBRARY_PATH}
 
 export RUSTFLAGS="${RUSTFLAGS:-} -Clink-arg=-Wl,-rpath,\$ORIGIN/cuda -Clink-arg=-Wl,-rpath,$libraries"
 export CARGO_TARGET_DIR=$target
-cargo build --release --locked -p brigade-worker --features cuda
 if [ "${1:-}" = test ]; then
-  cargo test --release --locked -p brigade-worker --features cuda --no-run
+  shift
+  exec cargo test --release --locked -p brigade-worker --features cuda -- "$@"
 fi
+cargo build --release --locked -p brigade-worker --features cuda
 
 program=$target/release/brigade-worker
 missing=$(ldd "$program" | grep 'not found' | grep -v 'libcuda\.so\.1' || true)
@@ -99,4 +100,3 @@ $missing"
 echo "built $program in $SECONDS s"
 echo "It runs where a driver is (libcuda.so.1). To take it to another machine, take these along into a folder cuda beside it:"
 ldd "$program" | awk '$3 ~ /lib(cublas|cublasLt|cudart|curand|nvrtc)\.so/ { print "  " $3 }'
-echo "  $(ls "$libraries"/libnvrtc-builtins.so.* 2>/dev/null | grep -v alt | tail -n 1)"

@@ -9,7 +9,7 @@ use brigade_proto::identity::JoinToken;
 use brigade_shard::units::Bytes;
 
 use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
-use crate::device::{BudgetError, DeviceChoice, Devices, budget};
+use crate::device::{BudgetError, DeviceChoice, Devices, Found, Presence, budget};
 use crate::offload::Offload;
 use crate::stretch::Stretch;
 
@@ -120,8 +120,16 @@ pub enum SettingsError {
     /// A device has no memory as was asked for.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// The program was built without the device.
+    #[error("this build cannot use {device}: take --device cpu, or build with --features {feature}")]
+    NotBuilt {
+        /// Which, as `--device` takes it.
+        device: String,
+        /// What it must be built with.
+        feature: &'static str,
+    },
     /// A device cannot be used.
-    #[error("{device} cannot be used: {reason}; leave --device out, or look at brigade-worker devices")]
+    #[error("{device} cannot be used: {reason}; brigade-worker doctor says more")]
     Device {
         /// Which, as `--device` takes it.
         device: String,
@@ -218,9 +226,7 @@ fn room(
     machine: &Machine,
     devices: &dyn Devices,
 ) -> Result<Bytes, SettingsError> {
-    let memory = devices
-        .memory(device)
-        .map_err(|reason| SettingsError::Device { device: device.to_string(), reason })?;
+    let memory = devices.memory(device).map_err(|reason| unusable(device, reason, &devices.found()))?;
     let Some(memory) = memory else {
         return Ok(wanted.unwrap_or_else(|| machine.default_budget()));
     };
@@ -229,6 +235,22 @@ fn room(
         tracing::warn!("{warning}");
     }
     Ok(budget)
+}
+
+/// Why a device cannot be used whose driver says `reason`.
+fn unusable(device: DeviceKind, reason: String, found: &Found) -> SettingsError {
+    let (presence, feature) = match device {
+        DeviceKind::Cpu | DeviceKind::Cuda(_) => (&found.cuda, "cuda"),
+        DeviceKind::Metal => (&found.metal, "metal"),
+    };
+    let is_there = found.cards().contains(&device);
+    let device = device.to_string();
+    match presence {
+        Presence::NotBuilt => SettingsError::NotBuilt { device, feature },
+        Presence::Absent(why) => SettingsError::Device { device, reason: why.clone() },
+        Presence::Present(_) if is_there => SettingsError::Device { device, reason },
+        Presence::Present(_) => SettingsError::Device { device, reason: found.to_string() },
+    }
 }
 
 /// Where a worker of this name keeps its certificate unless told otherwise; `None` without a home directory.

@@ -150,9 +150,11 @@ fn what_a_device_cannot_give_is_refused_before_anything_is_loaded() {
     assert!(error.is_usage() && error.to_string().contains("25.0 GiB is more than cuda:0 has"), "{error}");
     let error = refused("h --device cuda:1");
     assert!(
-        !error.is_usage() && error.to_string().contains("cuda:1 cannot be used: it is not there"),
+        !error.is_usage() && error.to_string().contains("cuda:1 cannot be used: there is cuda:0;"),
         "{error}"
     );
+    let error = refused("h --device metal");
+    assert!(error.is_usage() && error.to_string().contains("build with --features metal"), "{error}");
     assert!(refused("h --device all").to_string().contains("--device auto"));
     // More than is free just now may be free later.
     let settings = Settings::new(args("h --device cuda:0 --memory 22GiB"), &machine(), &OneCard).unwrap();
