@@ -37,7 +37,7 @@ mod cuda {
 
     use brigade_shard::units::Bytes;
     use candle_core::cuda::cudarc::driver::sys::CUresult;
-    use candle_core::cuda::cudarc::driver::{CudaContext, DriverError};
+    use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, result};
 
     use super::{DeviceMemory, Presence};
 
@@ -62,7 +62,10 @@ mod cuda {
     }
 
     pub(super) fn name(number: u32) -> Option<String> {
-        context(number).ok()?.name().ok()
+        // Needs no context, which takes a while to be made.
+        result::init().ok()?;
+        let device = result::device::get(i32::try_from(number).ok()?).ok()?;
+        result::device::get_name(device).ok()
     }
 
     fn context(number: u32) -> Result<Arc<CudaContext>, String> {
