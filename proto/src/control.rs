@@ -1,6 +1,8 @@
 //! What coordinator and worker say to each other on the control plane.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::Shard;
@@ -76,6 +78,37 @@ impl DeviceKind {
         match self {
             DeviceKind::Cpu => Kernels::CPU,
             DeviceKind::Cuda(_) | DeviceKind::Metal => Kernels::CANDLE,
+        }
+    }
+}
+
+/// As `--device` takes it: `cpu`, `cuda:0` or `metal`.
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceKind::Cpu => f.pad("cpu"),
+            DeviceKind::Cuda(number) => f.pad(&format!("cuda:{number}")),
+            DeviceKind::Metal => f.pad("metal"),
+        }
+    }
+}
+
+/// A text that names no device.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0) or metal")]
+pub struct UnknownDevice(pub String);
+
+impl FromStr for DeviceKind {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDevice> {
+        let unknown = || UnknownDevice(text.to_owned());
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(DeviceKind::Cpu),
+            None if text == "metal" => Ok(DeviceKind::Metal),
+            None if text == "cuda" => Ok(DeviceKind::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(DeviceKind::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
         }
     }
 }

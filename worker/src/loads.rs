@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::data::frame_limits;
 use crate::delivery::{Delivered, Delivery, KeptModel, Ticket, WorkerShelf};
+use crate::device::free_now;
 use crate::engine::{Compute, Output, words};
 use crate::lifecycle::{LoadId, MAX_STAGES, Progress};
 use crate::model::Converted;
@@ -466,10 +467,13 @@ fn read(
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.
             LoadError::Device(_) => format!(
                 "; {} of {weights} of weights were read, and the stage needs {:.1} MiB, of {:.1} MiB that its budget \
-                 leaves: lower --memory to what this machine gives, or free some",
+                 leaves{}: lower --memory to what this {} gives, or free some",
                 progress.loaded(),
                 memory.total().as_mib(),
-                budget.as_mib()
+                budget.as_mib(),
+                // What was taken for it is free again by now.
+                free_now(device),
+                if device == DeviceKind::Cpu { "machine" } else { "device" },
             ),
             _ => String::new(),
         };

@@ -34,8 +34,11 @@ pub(super) struct Twins {
 }
 
 impl Twins {
-    pub(super) fn of(device: DeviceKind, threads: usize) -> Twins {
-        Twins { version: env!("CARGO_PKG_VERSION").to_owned(), device: format!("{device:?}"), threads }
+    /// Those on a device of the same name: cards of a kind are alike whatever their numbers, and with `CUDA_VISIBLE_DEVICES`
+    /// several have the same number.
+    pub(super) fn of(device: DeviceKind, name: Option<String>, threads: usize) -> Twins {
+        let device = name.unwrap_or_else(|| format!("{device:?}"));
+        Twins { version: env!("CARGO_PKG_VERSION").to_owned(), device, threads }
     }
 }
 
