@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds `brigade-worker --features cuda` on Linux, also where there is no card, no driver and no CUDA toolkit: then the
-# toolkit comes from PyPI, some 1.2 GB that stay in the build's own folder.
+# toolkit comes from PyPI, some 1.2 GB that stay in the build's own folder. A first build takes some 15 minutes of a
+# processor's time.
 #
 #   CUDA_HOME          a toolkit to build with [default: that of the nvcc in PATH, /usr/local/cuda, or PyPI's]
 #   CUDA_COMPUTE_CAP   what to build for, as 89 for 8.9 [default: the oldest card that is here, else 80]. Some kernels are
