@@ -74,11 +74,18 @@ impl CoordinatorShelf {
         })
     }
 
+    /// Of which contents the file of a model is that is served.
+    pub(crate) fn edition(&self, model: &Fingerprint) -> Option<Edition> {
+        self.opened(model).map(|served| served.edition)
+    }
+
+    fn opened(&self, model: &Fingerprint) -> Option<&Arc<Served>> {
+        self.models.iter().find(|served| served.header.fingerprint() == model)
+    }
+
     /// The model, if its files are still those that were opened.
     fn served(&self, model: &Fingerprint) -> Result<Option<Arc<Served>>, String> {
-        let Some(served) = self.models.iter().find(|served| served.header.fingerprint() == model) else {
-            return Ok(None);
-        };
+        let Some(served) = self.opened(model) else { return Ok(None) };
         let parts = served.header.parts();
         let first = parts.first().map(|path| path.display().to_string()).unwrap_or_default();
         match edition(parts) {
@@ -162,10 +169,6 @@ fn edition(parts: &[PathBuf]) -> io::Result<Edition> {
 }
 
 impl Shelf for CoordinatorShelf {
-    fn edition(&self, model: &Fingerprint) -> Result<Option<Edition>, String> {
-        Ok(self.served(model)?.map(|served| served.edition))
-    }
-
     fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String> {
         let Some(served) = self.served(model)? else { return Ok(None) };
         self.described(&served).map(|(document, _)| Some(document.clone()))

@@ -36,6 +36,9 @@ pub struct ClusterStatus {
     pub stages: Vec<StageStatus>,
     /// Every worker attached or lost lately.
     pub workers: Vec<WorkerStatus>,
+    /// The models that are being pulled into the store of the coordinator's machine.
+    #[serde(default)]
+    pub pulls: Vec<PullStatus>,
     /// The model that drafts answers; `None` where there is none.
     #[serde(default)]
     pub draft: Option<DraftStatus>,
@@ -562,6 +565,13 @@ impl fmt::Display for DeliveryStatus {
         if self.sources.len() > 1 {
             write!(f, " and {} more", self.sources.len() - 1)?;
         }
+        self.write_pace(f)
+    }
+}
+
+impl DeliveryStatus {
+    /// How fast, and for how long yet.
+    fn write_pace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.bytes_per_s > 0.0 {
             write!(f, " at {:.0} MB/s", self.bytes_per_s / 1e6)?;
         }
@@ -570,6 +580,32 @@ impl fmt::Display for DeliveryStatus {
             Some(left) if left >= 1.0 => write!(f, ", {left:.0} s left"),
             _ => Ok(()),
         }
+    }
+}
+
+/// A model that is being pulled into the store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PullStatus {
+    /// What it will be called.
+    pub name: String,
+    /// What is being done: `fetching`, `copying` or `checking`.
+    pub phase: String,
+    /// How far that is; it wants 0 bytes where nobody has said how many there are.
+    pub delivery: DeliveryStatus,
+}
+
+impl fmt::Display for PullStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PullStatus { name, phase, delivery } = self;
+        write!(f, "{name}: {phase} {}", Bytes(delivery.fetched_bytes))?;
+        if delivery.wanted_bytes > 0 {
+            write!(f, " of {}", Bytes(delivery.wanted_bytes))?;
+        }
+        if let Some(source) = delivery.sources.first() {
+            write!(f, " from {source}")?;
+        }
+        delivery.write_pace(f)
     }
 }
 

@@ -1,17 +1,20 @@
 //! What coordinator and worker say to each other on the control plane.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::Shard;
 use brigade_shard::plan::{KernelSpeed, SharedHost};
 use brigade_shard::units::Bytes;
 
+use crate::delivery::Edition;
 use crate::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId};
 use crate::step::WireDtype;
 
 /// Version of both planes; the two ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 11;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// What a worker is and can do: the first message of an `Attach` stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +78,37 @@ impl DeviceKind {
         match self {
             DeviceKind::Cpu => Kernels::CPU,
             DeviceKind::Cuda(_) | DeviceKind::Metal => Kernels::CANDLE,
+        }
+    }
+}
+
+/// As `--device` takes it: `cpu`, `cuda:0` or `metal`.
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceKind::Cpu => f.pad("cpu"),
+            DeviceKind::Cuda(number) => f.pad(&format!("cuda:{number}")),
+            DeviceKind::Metal => f.pad("metal"),
+        }
+    }
+}
+
+/// A text that names no device.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0) or metal")]
+pub struct UnknownDevice(pub String);
+
+impl FromStr for DeviceKind {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDevice> {
+        let unknown = || UnknownDevice(text.to_owned());
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(DeviceKind::Cpu),
+            None if text == "metal" => Ok(DeviceKind::Metal),
+            None if text == "cuda" => Ok(DeviceKind::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(DeviceKind::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
         }
     }
 }
@@ -149,6 +183,8 @@ pub struct LoadStage {
     pub epoch: Epoch,
     /// The model's identity ([`brigade_shard::model_file::Header::fingerprint`]), in hexadecimal.
     pub fingerprint: String,
+    /// Of which contents the coordinator's file is: what a stage holds of another edition is of no use.
+    pub edition: Edition,
     /// The file's base name on the coordinator's machine: where to look first, never a path.
     pub file_hint: String,
     /// Which part of the model.

@@ -3,7 +3,8 @@
 //! The control plane is gRPC ([`control`], served by [`control_server`] and dialled by [`control_client`]), the data
 //! plane is QUIC ([`link`]) carrying [`step`] frames, and weights on connections of their own ([`delivery`]); both are mutual TLS with the same [`identity`]. Protobuf types
 //! stop at the edge of this crate: callers see the domain types of [`ids`], [`control`], [`sampling`] and [`step`].
-//! What to send and when is decided elsewhere. [`doctor`] looks for what may stand in the way.
+//! What to send and when is decided elsewhere. Because both programs need them, [`doctor`], which looks for what may stand
+//! in the way, and [`worker_processes`], which keeps workers running, are here, too.
 
 mod convert;
 mod hidden;
@@ -23,6 +24,7 @@ pub mod link;
 pub mod refusal;
 pub mod sampling;
 pub mod step;
+pub mod worker_processes;
 
 pub use convert::InvalidMessage;
 pub use hidden::HiddenShapeError;

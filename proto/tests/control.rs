@@ -14,6 +14,7 @@ use brigade_proto::control::{
 };
 use brigade_proto::control_client::{Attached, ControlError, attach, enrol};
 use brigade_proto::control_server::{AttachSession, RefusalKind, SessionError};
+use brigade_proto::delivery::Edition;
 use brigade_proto::health::{Health, check_health, serve_health};
 use brigade_proto::identity::{JoinToken, TransportIdentity, WorkerIdentity};
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer, StepId, WorkerId};
@@ -78,6 +79,7 @@ fn commands() -> Vec<ToWorker> {
         deployment,
         epoch: Epoch(3),
         fingerprint: "00ffab".to_owned(),
+        edition: Edition(u64::MAX - 5),
         file_hint: "model-00001-of-00002.gguf".to_owned(),
         shard: Shard { layers: LayerRange { start: 10, end: 20 }, embedding: false, head: false },
         stage: 1,

@@ -16,6 +16,7 @@ pub mod reference;
 pub mod serve;
 pub mod setup;
 pub mod simulation;
+pub mod small_disk;
 pub mod stream;
 pub mod terminal;
 pub mod three;

@@ -207,3 +207,27 @@ fn tokens_that_are_wrong_used_expired_or_revoked_are_refused() {
     token_command(&["revoke", &newest]);
     refused("revoked", &revoked, &["revoked", "unknown", "not known"]);
 }
+
+#[test]
+fn workers_go_to_the_devices_that_are_there() {
+    for choice in ["auto", "all"] {
+        let cluster =
+            Up::new(setup::smollm2()).memory("224MiB").args(["--ctx", "1024", "--device", choice]).start();
+        assert_eq!(cluster.workers().len(), 1, "{choice}: there is no card, so there is one worker");
+        let output = cluster.process.output();
+        assert!(output.contains("1 worker of 224.0 MiB"), "{choice}: {output}");
+        cluster.stop();
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_before_anything_is_started() {
+    for (arguments, code, part) in [
+        (["--device", "cuda:99"], 1, "finds no cuda:99, only cpu"),
+        (["--device", "best"], 2, "auto (the best that is there)"),
+    ] {
+        let (mut process, _home) = Up::new(setup::smollm2()).args(arguments).spawn();
+        let (status, output) = process.wait(STOP);
+        assert!(status.code() == Some(code) && output.contains(part), "{arguments:?}: {status}: {output}");
+    }
+}

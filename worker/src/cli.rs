@@ -6,12 +6,13 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use brigade_proto::control::DeviceKind;
+use brigade_proto::control::{DeviceKind, UnknownDevice};
 use brigade_shard::units::{ByteRate, Bytes};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
+use crate::device::{DeviceChoice, DevicesArgs};
 use crate::doctor::DoctorArgs;
 use crate::selftest::SelftestArgs;
 use crate::stretch::Stretch;
@@ -37,7 +38,10 @@ pub enum Command {
     #[command(
         after_help = "Example:\n  brigade-worker join studio.local:7481 --token bg1-... --memory 24GiB --models ~/models\n\n\
                             The first start needs a token; its certificate is kept in the state directory, and later \
-                            starts need none."
+                            starts need none.\n\nWith --device all a worker process is started for each card, called \
+                            NAME-cuda0 and so on, and started again where it dies; they end together. The token must \
+                            serve all of them. What is said of memory counts for each, --state and --cache get a folder \
+                            for each, and ports are counted up from those given."
     )]
     Join(Box<JoinArgs>),
     /// Measure how fast this machine alone runs a model, against what its memory gives
@@ -46,11 +50,15 @@ pub enum Command {
                             logits of its last token, then tokens one by one. As in llama-bench, nothing is sampled, and a \
                             run that does not count comes first.\n\n\
                             GB/s are the weights, keys and values that decoding reads; beside them stands their share of \
-                            what as many threads read from memory in the same run.\n\n\
+                            what as many threads read from memory in the same run, or, on a card, of what it reads and \
+                            writes while it copies.\n\n\
                             Examples:\n  brigade-worker bench model.gguf\n  brigade-worker bench model.gguf -p 0 -n 64 -d \
                             0,4096 -t 4,8 -o csv"
     )]
     Bench(BenchArgs),
+    /// List what a worker can compute on here, the best first, with its memory
+    #[command(after_help = "Example:\n  brigade-worker devices --json")]
+    Devices(DevicesArgs),
     /// Look for what stands between this machine and its neighbours, with the command that mends it
     #[command(
         after_help = "Nothing is changed, and nothing needs root. Exit code 0 when nothing has failed, 1 otherwise.\n\n\
@@ -85,11 +93,12 @@ pub struct JoinArgs {
     #[arg(long, value_name = "FILE", env = "BRIGADE_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// Where to compute: cpu, cuda:N or metal
+    /// Where to compute: cpu, cuda:N, metal, auto (the best that is there) or all (every card, with a worker process each)
     #[arg(long, default_value = "cpu", env = "BRIGADE_DEVICE")]
-    pub device: Device,
+    pub device: DeviceChoice,
 
-    /// Memory for weights, cache and workspace, such as 24GiB [default: 80% of this machine's]
+    /// Memory for weights, cache and workspace, such as 24GiB [default: 80% of this machine's; on a card what is free there,
+    /// but for 5% of it all and at least 512 MiB]
     #[arg(long, value_name = "SIZE", env = "BRIGADE_MEMORY")]
     pub memory: Option<Bytes>,
 
@@ -237,8 +246,14 @@ pub enum ValueError {
     #[error("`{0}` is not an address: write HOST, HOST:PORT or [IPV6]:PORT")]
     Address(String),
     /// Not a device.
-    #[error("`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0) or metal")]
-    Device(String),
+    #[error(transparent)]
+    Device(UnknownDevice),
+    /// Not a choice of devices.
+    #[error(
+        "`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0), metal, auto (the best that is there) or all \
+         (every card, with a worker process each)"
+    )]
+    DeviceChoice(String),
     /// Not a name.
     #[error(
         "`{0}` is not a worker's name: 1 to 63 letters, digits, dots, dashes and underscores, not starting with a dot"
@@ -283,16 +298,7 @@ impl FromStr for Device {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let kind = match text.split_once(':') {
-            None if text == "cpu" => DeviceKind::Cpu,
-            None if text == "metal" => DeviceKind::Metal,
-            None if text == "cuda" => DeviceKind::Cuda(0),
-            Some(("cuda", number)) => {
-                DeviceKind::Cuda(number.parse().map_err(|_| ValueError::Device(text.to_owned()))?)
-            }
-            _ => return Err(ValueError::Device(text.to_owned())),
-        };
-        Ok(Device(kind))
+        text.parse().map(Device).map_err(ValueError::Device)
     }
 }
 

@@ -9,6 +9,7 @@ use brigade_shard::units::Bytes;
 use clap::Args;
 
 use crate::cli::WorkerName;
+use crate::device;
 use crate::settings::{Machine, default_models, default_state};
 
 /// Arguments of `doctor`.
@@ -67,7 +68,8 @@ pub fn run(args: DoctorArgs, machine: &Machine, mut out: impl Write) -> io::Resu
         to: args.to,
         url: args.url,
     };
-    let report = examine(&subject, &Here);
+    let mut report = examine(&subject, &Here);
+    report.findings.extend(device::findings(&Here, &device::Here));
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
     } else {

@@ -17,6 +17,7 @@ pub mod cli;
 pub mod cpu;
 pub mod data;
 pub mod delivery;
+pub mod device;
 pub mod doctor;
 pub mod driver;
 pub mod engine;

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::data::frame_limits;
 use crate::delivery::{Delivered, Delivery, KeptModel, Ticket, WorkerShelf};
+use crate::device::free_now;
 use crate::engine::{Compute, Output, words};
 use crate::lifecycle::{LoadId, MAX_STAGES, Progress};
 use crate::model::Converted;
@@ -176,7 +177,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn find_missing(&mut self, load: LoadId, order: LoadStage) -> io::Result<()> {
-        let (store, held, way) = (self.store.clone(), self.held.clone(), self.way);
+        let (store, way) = (self.store.clone(), self.way);
+        let held = self.held.of_edition(order.edition);
         let elsewhere = self.elsewhere.clone();
         self.spawn(load, String::new(), move |progress| {
             match find(&store, &elsewhere, order, Some(&held), way, progress) {
@@ -191,7 +193,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read_missing(&mut self, load: LoadId, found: Found) -> io::Result<()> {
-        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
+        let (way, elsewhere) = (self.way, self.elsewhere.clone());
+        let held = self.held.of_edition(found.order.edition);
         let label = format!("{} of {} for the next plan", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights are missing", found.missing.unwrap_or_default());
         self.spawn(load, label, move |progress| match read_missing(found, way, &held, &elsewhere, progress) {
@@ -205,7 +208,8 @@ impl Loads {
     /// # Errors
     /// Where the operating system gives no thread.
     pub fn read(&mut self, load: LoadId, found: Found, budget: Bytes) -> io::Result<()> {
-        let (way, held, elsewhere) = (self.way, self.held.clone(), self.elsewhere.clone());
+        let (way, elsewhere) = (self.way, self.elsewhere.clone());
+        let held = self.held.of_edition(found.order.edition);
         let label = format!("{} of {}", found.order.shard, found.model);
         tracing::info!("loading {label}: {} of weights", found.memory.weights);
         self.spawn(load, label, move |progress| {
@@ -332,9 +336,11 @@ fn find(
         }
         (Err(ref error @ ModelError::NotFound { ref unread, .. }), Some(Elsewhere { delivery, .. })) => {
             let model = order.fingerprint.parse().map_err(|_| error.to_string())?;
-            let kept = delivery.obtain(&model, &given_up).map_err(|reason| match reason.as_str() {
-                "" => LoadError::Cancelled.to_string(),
-                _ => format!("{error}; it cannot be fetched either: {reason}"),
+            let kept = delivery.obtain(&model, order.edition, &given_up).map_err(|reason| {
+                match reason.as_str() {
+                    "" => LoadError::Cancelled.to_string(),
+                    _ => format!("{error}; it cannot be fetched either: {reason}"),
+                }
             })?;
             if !unread.is_empty() {
                 tracing::warn!("the model's file here is of no use{unread}: its tensors are fetched instead");
@@ -461,10 +467,13 @@ fn read(
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.
             LoadError::Device(_) => format!(
                 "; {} of {weights} of weights were read, and the stage needs {:.1} MiB, of {:.1} MiB that its budget \
-                 leaves: lower --memory to what this machine gives, or free some",
+                 leaves{}: lower --memory to what this {} gives, or free some",
                 progress.loaded(),
                 memory.total().as_mib(),
-                budget.as_mib()
+                budget.as_mib(),
+                // What was taken for it is free again by now.
+                free_now(device),
+                if device == DeviceKind::Cpu { "machine" } else { "device" },
             ),
             _ => String::new(),
         };

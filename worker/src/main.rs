@@ -3,8 +3,10 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use brigade_proto::control::DeviceKind;
 use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
+use brigade_worker::device::{self, DeviceChoice, Devices};
 use brigade_worker::doctor;
 use brigade_worker::driver::Driver;
 use brigade_worker::selftest;
@@ -35,6 +37,14 @@ fn main() -> ExitCode {
             if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Command::Join(args) => join(*args),
+        Command::Devices(args) => {
+            match device::list_devices(&args, &device::Here, &Machine::here(), std::io::stdout().lock()) {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    fail(FAILED, &format!("failed to write: {error}"))
+                }
+                Ok(()) | Err(_) => ExitCode::SUCCESS,
+            }
+        }
         Command::Doctor(args) => match doctor::run(args, &Machine::here(), std::io::stdout().lock()) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::from(FAILED),
@@ -58,10 +68,14 @@ fn join(args: JoinArgs) -> ExitCode {
     if let Err(message) = start_logging(&args) {
         return fail(USAGE, &message);
     }
+    let machine = Machine::here();
+    if args.device == DeviceChoice::All {
+        return join_each(&args, &machine);
+    }
     let supervised = args.exit_with_stdin;
-    let settings = match Settings::new(args, &Machine::here()) {
+    let settings = match Settings::new(args, &machine, &device::Here) {
         Ok(settings) => settings,
-        Err(error) => return fail(USAGE, &error.to_string()),
+        Err(error) => return fail(if error.is_usage() { USAGE } else { FAILED }, &error.to_string()),
     };
     let driver = match Driver::new() {
         Ok(driver) => driver,
@@ -89,6 +103,49 @@ fn join(args: JoinArgs) -> ExitCode {
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(WorkerError::Session(error))) if error.is_usage() => fail(USAGE, &error.to_string()),
+        Ok(Err(error)) => fail(FAILED, &error.to_string()),
+        Err(error) => fail(FAILED, &format!("failed to start: {error}")),
+    }
+}
+
+/// A worker process for each card, and none of our own.
+fn join_each(args: &JoinArgs, machine: &Machine) -> ExitCode {
+    let found = device::Here.found();
+    let devices = match found.cards() {
+        cards if cards.is_empty() => vec![DeviceKind::Cpu],
+        cards => cards,
+    };
+    tracing::info!(
+        "starting {} worker(s), on {}: {found}",
+        devices.len(),
+        devices.iter().map(|device| device.to_string()).collect::<Vec<_>>().join(", ")
+    );
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            return fail(FAILED, &format!("failed to find this program, to start it again: {error}"));
+        }
+    };
+    let workers = match device::worker_processes(args, &devices, machine, &program) {
+        Ok(workers) => workers,
+        Err(error) => return fail(USAGE, &error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILED, &format!("failed to start: {error}")),
+    };
+    let ran = runtime.block_on(async {
+        let ending = CancellationToken::new();
+        let signals = shutdown::on_signals(ending.clone())?;
+        if args.exit_with_stdin {
+            shutdown::on_end_of_stdin(ending.clone())?;
+        }
+        let result = device::run_each(workers, args.log_format, ending).await;
+        signals.abort();
+        std::io::Result::Ok(result)
+    });
+    match ran {
+        Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(FAILED, &error.to_string()),
         Err(error) => fail(FAILED, &format!("failed to start: {error}")),
     }

@@ -9,6 +9,7 @@ use brigade_proto::identity::JoinToken;
 use brigade_shard::units::Bytes;
 
 use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
+use crate::device::{BudgetError, DeviceChoice, Devices, Found, Presence, budget};
 use crate::offload::Offload;
 use crate::stretch::Stretch;
 
@@ -91,6 +92,11 @@ impl Machine {
             state_home: directory("XDG_STATE_HOME"),
         }
     }
+
+    /// What a worker on the processor takes where it was not told.
+    pub fn default_budget(&self) -> Bytes {
+        Bytes(self.memory.0 / 100 * DEFAULT_MEMORY_PERCENT)
+    }
 }
 
 /// Arguments that cannot be completed.
@@ -113,18 +119,47 @@ pub enum SettingsError {
     /// No memory to work with.
     #[error("there is no memory for a model: give --memory a size such as 24GiB")]
     NoMemory,
+    /// A device has no memory as was asked for.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// The program was built without the device.
+    #[error("this build cannot use {device}: take --device cpu, or build with --features {feature}")]
+    NotBuilt {
+        /// Which, as `--device` takes it.
+        device: String,
+        /// What it must be built with.
+        feature: &'static str,
+    },
+    /// A device cannot be used.
+    #[error("{device} cannot be used: {reason}; brigade-worker doctor says more")]
+    Device {
+        /// Which, as `--device` takes it.
+        device: String,
+        /// What its driver says.
+        reason: String,
+    },
+    /// Several workers were asked for, and this is one.
+    #[error("--device all starts a worker for each card: a single one needs --device auto, or a card's name")]
+    SeveralDevices,
     /// Only the processor reads layers again for every step.
     #[error("--offload is for --device cpu: no other device can read layers again for every step")]
     OffloadDevice,
 }
 
+impl SettingsError {
+    /// Whether the arguments are to blame, and not what a device is like just now.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, SettingsError::Device { .. } | SettingsError::Budget(BudgetError::Nothing { .. }))
+    }
+}
+
 impl Settings {
-    /// Completes `args` with what `machine` is.
+    /// Completes `args` with what `machine` is and what drivers tell of its `devices`.
     ///
     /// # Errors
     /// Where the token is malformed or its file cannot be read, the budget is nothing, the device cannot do what is asked for,
     /// or a default needs a home directory and there is none.
-    pub fn new(args: JoinArgs, machine: &Machine) -> Result<Settings, SettingsError> {
+    pub fn new(args: JoinArgs, machine: &Machine, devices: &dyn Devices) -> Result<Settings, SettingsError> {
         let name = args.name.unwrap_or_else(|| WorkerName::from_host(&machine.host));
         let token = match (&args.token, &args.token_file) {
             (Some(token), _) => Some(parse_token(token)?),
@@ -141,21 +176,25 @@ impl Settings {
             }
             models => models,
         };
-        let share = Bytes(machine.memory.0 / 100 * DEFAULT_MEMORY_PERCENT);
-        let budget = args.memory.unwrap_or(share);
+        let device = match args.device {
+            DeviceChoice::One(device) => device,
+            DeviceChoice::Auto => choose(devices),
+            DeviceChoice::All => return Err(SettingsError::SeveralDevices),
+        };
+        let budget = room(device, args.memory, machine, devices)?;
         if budget == Bytes::ZERO {
             return Err(SettingsError::NoMemory);
         }
         let offload = match (args.offload, args.offload_rate) {
             (false, _) => Offload::No,
-            (true, _) if args.device.0 != DeviceKind::Cpu => return Err(SettingsError::OffloadDevice),
+            (true, _) if device != DeviceKind::Cpu => return Err(SettingsError::OffloadDevice),
             (true, None) => Offload::Measured,
             (true, Some(rate)) => Offload::Stated(rate),
         };
         Ok(Settings {
             coordinator: args.coordinator,
             token,
-            device: args.device.0,
+            device,
             budget,
             threads: args.threads.map_or(machine.parallelism, |threads| usize::from(threads.get())),
             mmap: args.mmap,
@@ -172,6 +211,48 @@ impl Settings {
             data: args.data,
             health: args.health,
         })
+    }
+}
+
+/// The best device, said in the log with what there is.
+fn choose(devices: &dyn Devices) -> DeviceKind {
+    let found = devices.found();
+    let best = found.best();
+    tracing::info!("computing on {best}: {found}");
+    best
+}
+
+/// What a worker may take: what was said, or else its share of the machine's memory, or what its device can give.
+fn room(
+    device: DeviceKind,
+    wanted: Option<Bytes>,
+    machine: &Machine,
+    devices: &dyn Devices,
+) -> Result<Bytes, SettingsError> {
+    let memory = devices.memory(device).map_err(|reason| unusable(device, reason, &devices.found()))?;
+    let Some(memory) = memory else {
+        return Ok(wanted.unwrap_or_else(|| machine.default_budget()));
+    };
+    let (budget, warning) = budget(device, memory, wanted)?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(budget)
+}
+
+/// Why a device cannot be used whose driver says `reason`.
+fn unusable(device: DeviceKind, reason: String, found: &Found) -> SettingsError {
+    let (presence, feature) = match device {
+        DeviceKind::Cpu | DeviceKind::Cuda(_) => (&found.cuda, "cuda"),
+        DeviceKind::Metal => (&found.metal, "metal"),
+    };
+    let is_there = found.cards().contains(&device);
+    let device = device.to_string();
+    match presence {
+        Presence::NotBuilt => SettingsError::NotBuilt { device, feature },
+        Presence::Absent(why) => SettingsError::Device { device, reason: why.clone() },
+        Presence::Present(_) if is_there => SettingsError::Device { device, reason },
+        Presence::Present(_) => SettingsError::Device { device, reason: found.to_string() },
     }
 }
 

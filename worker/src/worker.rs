@@ -25,6 +25,7 @@ use crate::addresses::local_address_towards;
 use crate::calibrate::{Calibration, calibrate};
 use crate::data::DataPlane;
 use crate::delivery::{Activity, Cache, CacheError, Home, Manners, Service, ServiceError, WorkerShelf};
+use crate::device::{self, Devices};
 use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::loads::{Elsewhere, Loads};
@@ -267,7 +268,10 @@ fn capabilities(
         host: settings.host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         device: settings.device,
-        device_name: device_name(settings.device),
+        device_name: device::Here.name(settings.device).unwrap_or_else(|| match settings.device {
+            DeviceKind::Cpu => processor_name(),
+            card => card.to_string(),
+        }),
         budget: settings.budget,
         threads: u32::try_from(settings.threads).unwrap_or(u32::MAX),
         // Plans count on what it will take.
@@ -284,16 +288,11 @@ fn capabilities(
     }
 }
 
-fn device_name(device: DeviceKind) -> String {
-    match device {
-        DeviceKind::Cpu => {
-            let brand = sysinfo::System::new().ok().and_then(|mut system| {
-                system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
-                system.cpus().first().map(|cpu| cpu.brand().trim().to_owned())
-            });
-            brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
-        }
-        DeviceKind::Cuda(number) => format!("CUDA device {number}"),
-        DeviceKind::Metal => "Apple GPU".to_owned(),
-    }
+/// What the processor is called.
+pub(crate) fn processor_name() -> String {
+    let brand = sysinfo::System::new().ok().and_then(|mut system| {
+        system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+        system.cpus().first().map(|cpu| cpu.brand().trim().to_owned())
+    });
+    brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use brigade_proto::worker_processes::{WorkerEvent, WorkerProcesses};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -14,11 +15,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::INTERRUPTED;
+use super::devices::Local;
 use super::options::{HttpOptions, ServingOptions, WorkerOptions, cluster_settings};
 use crate::api::{self, ApiSettings, KeptAnswers};
 use crate::cluster::{Cluster, ClusterHandle, ClusterSettings};
 use crate::discovery::{self, Announcement, AnnouncementFile};
-use crate::local::{self, LocalEvent, LocalSettings, LocalWorkers};
+use crate::local::{self, LocalSettings};
 use crate::signals::Signals;
 
 /// How long the HTTP server may take to end its streams.
@@ -160,8 +162,9 @@ fn announce_it(announcement: &Announcement) -> Option<AnnouncementFile> {
 /// A coordinator with workers of its own on this machine.
 pub(super) struct Embedded {
     host: Host,
-    workers: LocalWorkers,
-    events: mpsc::Receiver<LocalEvent>,
+    workers: WorkerProcesses,
+    count: usize,
+    events: mpsc::Receiver<WorkerEvent>,
     /// Removed after everything that uses it has ended.
     _scratch: TempDir,
 }
@@ -175,39 +178,40 @@ pub(super) struct EmbeddedPlace<'a> {
 }
 
 impl Embedded {
-    /// Starts the coordinator for `model` (absolute, checked) on a free loopback port, and its workers.
+    /// Starts the coordinator for `model` (absolute, checked) on a free loopback port, and its workers, as `options` say
+    /// what is not `found` out.
     pub(super) async fn start(
         model: &Path,
-        workers: &WorkerOptions,
+        options: &WorkerOptions,
+        found: Local,
         serving: &ServingOptions,
         http: &HttpOptions,
         place: EmbeddedPlace<'_>,
     ) -> anyhow::Result<Embedded> {
-        let program = local::find_program()?;
+        let count = found.workers.len();
         let scratch = tempfile::Builder::new().prefix("brigade-").tempdir();
         let scratch = scratch.context("failed to make a temporary directory (TMPDIR names another place)")?;
         let state = place.state.map_or_else(|| scratch.path().join("coordinator"), Path::to_owned);
         let control = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let settings = cluster_settings(model, state, control, workers.workers, serving)?;
+        let settings = cluster_settings(model, state, control, count, serving)?;
         let folder = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
         let draft = settings.draft.as_ref().map(|(path, _)| folder(path));
         let models = [folder(model)].into_iter().chain(draft).collect();
         let host = Host::start(settings, http, serving.keep_answers, place.announce).await?;
         let token = host.cluster().create_token(LOCAL_TOKEN_TTL, None);
         let local = LocalSettings {
-            program,
+            program: found.program,
             control: host.cluster().control_addr(),
             token: token.context("failed to make a token for the local workers")?.to_string(),
             models,
-            count: workers.workers,
-            memory: workers.memory()?,
-            threads: workers.threads(),
-            mmap: workers.mmap,
-            offload: workers.offload.then_some(workers.offload_rate),
+            workers: found.workers,
+            threads: found.threads,
+            mmap: options.mmap,
+            offload: options.offload.then_some(options.offload_rate),
             state: scratch.path().join("workers"),
         };
-        let (workers, events) = LocalWorkers::start(&local)?;
-        Ok(Embedded { host, workers, events, _scratch: scratch })
+        let (workers, events) = local::start(&local)?;
+        Ok(Embedded { host, workers, count, events, _scratch: scratch })
     }
 
     /// The coordinator.
@@ -215,14 +219,19 @@ impl Embedded {
         &self.host
     }
 
+    /// How many workers it has.
+    pub(super) fn workers(&self) -> usize {
+        self.count
+    }
+
     /// What happens to the workers, and the coordinator.
-    pub(super) fn parts(&mut self) -> (&mut mpsc::Receiver<LocalEvent>, &mut Host) {
+    pub(super) fn parts(&mut self) -> (&mut mpsc::Receiver<WorkerEvent>, &mut Host) {
         (&mut self.events, &mut self.host)
     }
 
     /// Ends everything in order, within about two seconds; a signal meanwhile ends it at once.
     pub(super) async fn stop(self, signals: &mut Signals, code: ExitCode) -> ExitCode {
-        let Embedded { host, workers, events, _scratch } = self;
+        let Embedded { host, workers, events, _scratch, .. } = self;
         // Nobody reads on: a supervisor with something to tell must not wait.
         drop(events);
         workers.expect_end();

@@ -6,6 +6,7 @@
 mod bench;
 mod compare;
 mod connect;
+mod devices;
 mod doctor;
 mod drain;
 mod events;

@@ -11,6 +11,7 @@ use brigade_shard::units::{ByteRate, Bytes};
 use clap::{Args, ValueEnum};
 
 use super::UsageError;
+use super::devices::DeviceChoice;
 use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
 use crate::scheduler::Speculation;
@@ -193,8 +194,12 @@ pub(super) struct WorkerOptions {
     #[arg(long, env = "BRIGADE_WORKERS", value_name = "N", hide_env = true, default_value_t = 1, value_parser = parse_workers)]
     pub(super) workers: usize,
 
+    /// Where workers compute: cpu, cuda:N, metal, auto (the best that is there) or all (a worker for each card)
+    #[arg(long, env = "BRIGADE_DEVICE", value_name = "DEVICE", hide_env = true, default_value = "cpu")]
+    pub(super) device: DeviceChoice,
+
     /// What each worker may use for weights, cache, activations and workspace, such as 64MiB or 24GB [default: their
-    /// share of 80% of this machine's memory]
+    /// share of 80% of this machine's memory; on a card, of what is free there but for 5% of it]
     #[arg(long, env = "BRIGADE_MEMORY", value_name = "SIZE", hide_env = true)]
     pub(super) memory: Option<Bytes>,
 
@@ -217,28 +222,10 @@ pub(super) struct WorkerOptions {
     pub(super) offload_rate: Option<ByteRate>,
 }
 
-impl WorkerOptions {
-    /// What each worker may use.
-    ///
-    /// # Errors
-    /// Where it was not given and this machine's memory cannot be found out.
-    pub(super) fn memory(&self) -> anyhow::Result<Bytes> {
-        memory_of_each(self.memory, self.workers)
-    }
-
-    /// Compute threads of each worker.
-    pub(super) fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            (cores / self.workers.max(1)).max(1)
-        })
-    }
-}
-
 /// What each of so many workers on this machine may use: `given`, else their share of what this machine has.
 ///
 /// # Errors
-/// As [`WorkerOptions::memory`].
+/// Where it was not given and this machine's memory cannot be found out.
 pub(super) fn memory_of_each(given: Option<Bytes>, workers: usize) -> anyhow::Result<Bytes> {
     if let Some(memory) = given {
         return Ok(memory);
@@ -377,6 +364,7 @@ pub(super) fn cluster_settings(
         model_id: model_id(model),
         draft,
         program: own_program().context("failed to find this program's own file")?,
+        store: usual_store(),
         state_dir,
         control,
         data: None,

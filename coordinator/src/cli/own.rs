@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::host::Embedded;
 use super::options::{HttpOptions, ServingOptions, WorkerOptions};
 use super::report::{Reporter, local_event_line, note};
-use super::{INTERRUPTED, up};
+use super::{INTERRUPTED, devices, up};
 use crate::client::Client;
 use crate::signals::Signals;
 
@@ -21,8 +21,9 @@ pub(super) async fn with_cluster(
 ) -> anyhow::Result<ExitCode> {
     // Nobody else uses it: any free loopback port will do.
     let http = HttpOptions { http: ([127, 0, 0, 1], 0).into(), api_key: Vec::new(), log_prompts: false };
-    let mut embedded = up::start(model, workers, serving, &http, None, false).await?;
-    let outcome = once_serving(&mut embedded, workers.workers, signals, what).await;
+    let local = devices::local(workers).await?;
+    let mut embedded = up::start(model, workers, local, serving, &http, None, false).await?;
+    let outcome = once_serving(&mut embedded, signals, what).await;
     let code = embedded.stop(signals, ExitCode::SUCCESS).await;
     outcome.map(|outcome| if code == ExitCode::SUCCESS { outcome } else { code })
 }
@@ -30,12 +31,11 @@ pub(super) async fn with_cluster(
 /// Waits until the cluster serves, and tells what happens to its workers then and meanwhile.
 async fn once_serving(
     embedded: &mut Embedded,
-    workers: usize,
     signals: &mut Signals,
     what: impl AsyncFnOnce(Client, &mut Signals) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     let mut reporter = Reporter::new(None);
-    let mut watcher = up::Watcher::new(embedded, workers);
+    let mut watcher = up::Watcher::new(embedded);
     let serving = tokio::select! {
         serving = watcher.watch(embedded, &mut reporter, true) => serving.map(|()| true),
         () = signals.next() => Ok(false),

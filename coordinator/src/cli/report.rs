@@ -4,7 +4,8 @@ use std::io::{IsTerminal as _, Write as _};
 
 use serde_json::json;
 
-use crate::local::LocalEvent;
+use brigade_proto::worker_processes::WorkerEvent;
+
 use crate::progress::Progress;
 use crate::render::{PlanView, render_plan};
 use crate::status::{ClusterStatus, Phase};
@@ -51,7 +52,7 @@ impl Reporter {
     }
 
     /// Tells what happened to a local worker.
-    pub(super) fn local_event(&mut self, event: &LocalEvent) {
+    pub(super) fn local_event(&mut self, event: &WorkerEvent) {
         self.progress.line(&local_event_line(event));
     }
 
@@ -83,13 +84,14 @@ pub(super) fn note(line: &str) {
 }
 
 /// A local worker's event as a line.
-pub(super) fn local_event_line(event: &LocalEvent) -> String {
+pub(super) fn local_event_line(event: &WorkerEvent) -> String {
     match event {
-        LocalEvent::Line { worker, text } => format!("[{worker}] {text}"),
-        LocalEvent::Restarting { worker, ended, pause } => {
+        WorkerEvent::Line { worker, text } => format!("[{worker}] {text}"),
+        WorkerEvent::Restarting { worker, ended, pause } => {
             format!("worker {worker} died ({ended}); starting it again in {:.1} s", pause.as_secs_f64())
         }
-        LocalEvent::Fatal { worker, reason } => format!("worker {worker} cannot run: {reason}"),
+        WorkerEvent::Ended { worker } => format!("worker {worker} has ended"),
+        WorkerEvent::Fatal { worker, reason } => format!("worker {worker} cannot run: {reason}"),
     }
 }
 
@@ -134,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_death_is_told_with_its_reason_and_the_pause() {
-        let event = LocalEvent::Restarting {
+        let event = WorkerEvent::Restarting {
             worker: "w2".to_owned(),
             ended: "signal: 9 (SIGKILL)".to_owned(),
             pause: Duration::from_millis(300),

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use brigade_proto::worker_processes::WorkerEvent;
 use clap::Args;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::devices::{self, Local};
 use super::host::{Embedded, EmbeddedPlace};
 use super::options::{HttpOptions, ServingOptions, WorkerOptions, model_file};
 use super::plan::check_memory;
 use super::report::{Place, Reporter, local_event_line};
-use crate::local::LocalEvent;
 use crate::signals::Signals;
 use crate::status::{ClusterStatus, Phase};
 
@@ -53,16 +54,14 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
     args.http.check()?;
     let model = model_file(&args.model)?;
     let mut signals = Signals::listen().context("failed to listen for signals")?;
+    let local = devices::local(&args.workers).await?;
+    let started = format!("starting a coordinator and {} for {}", devices::in_words(&local), model.display());
     let mut embedded =
-        start(&model, &args.workers, &args.serving, &args.http, args.state.as_deref(), true).await?;
+        start(&model, &args.workers, local, &args.serving, &args.http, args.state.as_deref(), true).await?;
     let place = Place { url: embedded.host().url().to_owned(), needs_key: !args.http.api_key.is_empty() };
     let mut reporter = Reporter::new(Some(place));
-    reporter.line(&format!(
-        "starting a coordinator and {} for {}",
-        workers_in_words(&args.workers)?,
-        model.display()
-    ));
-    let mut watcher = Watcher::new(&embedded, args.workers.workers);
+    reporter.line(&started);
+    let mut watcher = Watcher::new(&embedded);
     let outcome = tokio::select! {
         error = watcher.watch(&mut embedded, &mut reporter, false) => error.map(|()| ExitCode::SUCCESS),
         () = signals.next() => Ok(ExitCode::SUCCESS),
@@ -79,20 +78,14 @@ pub(super) async fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
 pub(super) async fn start(
     model: &Path,
     workers: &WorkerOptions,
+    local: Local,
     serving: &ServingOptions,
     http: &HttpOptions,
     state: Option<&Path>,
     announce: bool,
 ) -> anyhow::Result<Embedded> {
-    check_memory(model, workers, serving)?;
-    Embedded::start(model, workers, serving, http, EmbeddedPlace { state, announce }).await
-}
-
-fn workers_in_words(workers: &WorkerOptions) -> anyhow::Result<String> {
-    let (count, memory, threads) = (workers.workers, workers.memory()?, workers.threads());
-    let plural = if count == 1 { "" } else { "s" };
-    let threads_plural = if threads == 1 { "" } else { "s" };
-    Ok(format!("{count} worker{plural} of {memory} and {threads} thread{threads_plural}"))
+    check_memory(model, workers, &local, serving)?;
+    Embedded::start(model, workers, local, serving, http, EmbeddedPlace { state, announce }).await
 }
 
 /// Watches an embedded cluster and decides when it cannot go on.
@@ -105,11 +98,11 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Watches `embedded`, which has `workers` workers.
-    pub(super) fn new(embedded: &Embedded, workers: usize) -> Watcher {
+    /// Watches `embedded`.
+    pub(super) fn new(embedded: &Embedded) -> Watcher {
         Watcher {
             status: embedded.host().handle().subscribe(),
-            workers,
+            workers: embedded.workers(),
             stuck: None,
             deaths: Deaths::default(),
         }
@@ -136,7 +129,7 @@ impl Watcher {
                     }
                 }
                 event = next_event(embedded) => match event {
-                    Happening::Local(event @ LocalEvent::Fatal { .. }) => {
+                    Happening::Local(event @ WorkerEvent::Fatal { .. }) => {
                         anyhow::bail!(local_event_line(&event));
                     }
                     Happening::Local(event) => {
@@ -172,8 +165,8 @@ struct Deaths(BTreeMap<String, u32>);
 
 impl Deaths {
     /// Fails where a worker dies again and again.
-    fn count(&mut self, event: &LocalEvent) -> anyhow::Result<()> {
-        let LocalEvent::Restarting { worker, ended, .. } = event else {
+    fn count(&mut self, event: &WorkerEvent) -> anyhow::Result<()> {
+        let WorkerEvent::Restarting { worker, ended, .. } = event else {
             return Ok(());
         };
         let deaths = self.0.entry(worker.clone()).or_default();
@@ -190,7 +183,7 @@ impl Deaths {
 
 /// Something that happened in an embedded cluster, apart from its status.
 enum Happening {
-    Local(LocalEvent),
+    Local(WorkerEvent),
     Failed(anyhow::Error),
 }
 
@@ -209,13 +202,13 @@ mod tests {
 
     #[test]
     fn a_worker_that_dies_again_and_again_is_given_up() {
-        let died = |worker: &str| LocalEvent::Restarting {
+        let died = |worker: &str| WorkerEvent::Restarting {
             worker: worker.to_owned(),
             ended: "signal: 9 (SIGKILL)".to_owned(),
             pause: Duration::from_secs(1),
         };
         let mut deaths = Deaths::default();
-        deaths.count(&LocalEvent::Line { worker: "w1".to_owned(), text: "hello".to_owned() }).unwrap();
+        deaths.count(&WorkerEvent::Line { worker: "w1".to_owned(), text: "hello".to_owned() }).unwrap();
         for _ in 1..MAX_DEATHS {
             deaths.count(&died("w1")).unwrap();
             deaths.count(&died("w2")).unwrap();

@@ -11,6 +11,7 @@ mod handle;
 mod links;
 mod model;
 mod overview;
+mod pulls;
 mod recovery;
 mod settings;
 mod start;

@@ -18,8 +18,8 @@ use crate::membership::{Member, Membership, Presence};
 use crate::scheduler::{Counts, Scheduler};
 use crate::status::{
     CardStatus, ClusterStatus, DeliveryStatus, DraftStatus, FailureStatus, Health, MOST_ACTIVE,
-    MachineStatus, ModelStatus, MoveStatus, PredictionStatus, ProcessStatus, RecoveryStatus, RequestStatus,
-    StageStatus, Throttling, WorkerStatus,
+    MachineStatus, ModelStatus, MoveStatus, PredictionStatus, ProcessStatus, PullStatus, RecoveryStatus,
+    RequestStatus, StageStatus, Throttling, WorkerStatus,
 };
 
 /// What the status is made of.
@@ -37,6 +37,7 @@ pub(super) struct Sources<'a> {
     pub(super) recovery: RecoveryStatus,
     pub(super) moves: MoveStatus,
     pub(super) failure: FailureStatus,
+    pub(super) pulls: Vec<PullStatus>,
 }
 
 impl Sources<'_> {
@@ -67,6 +68,7 @@ impl Sources<'_> {
                 .map(|(place, stage)| self.stage(place, stage, share(place)))
                 .collect(),
             workers: self.membership.members().map(|member| self.worker(member, now)).collect(),
+            pulls: self.pulls.clone(),
             predicted: plan.map_or_else(PredictionStatus::default, |plan| PredictionStatus {
                 decode_tokens_per_s: plan.predicted.decode_tokens_per_s,
                 ttft_ms: plan.predicted.ttft_ms,

@@ -8,6 +8,7 @@ use brigade_proto::control::CacheDtype;
 use brigade_proto::step::WireDtype;
 
 use crate::scheduler::Speculation;
+use crate::store::Store;
 use crate::traces::TraceSettings;
 
 /// Rows of a prompt chunk unless told otherwise: long enough that weights are read once for many rows, short enough
@@ -25,6 +26,8 @@ pub struct ClusterSettings {
     pub draft: Option<(PathBuf, String)>,
     /// This program, which renders chat templates in processes of its own.
     pub program: PathBuf,
+    /// The store whose pulls the status tells of.
+    pub store: Option<Store>,
     /// Where identity, tokens and numbers are kept.
     pub state_dir: PathBuf,
     /// TCP address of the control plane; port 0 takes any free one.

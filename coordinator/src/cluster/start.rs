@@ -13,6 +13,7 @@ use brigade_proto::health::Health;
 use brigade_proto::identity::{CoordinatorIdentity, IdentityError, JoinToken, TransportIdentity};
 use brigade_proto::ids::DeploymentId;
 use brigade_proto::link::{LinkError, Transport};
+use brigade_shard::model_file::Fingerprint;
 use brigade_shard::plan::{PlanError, check_split};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -27,7 +28,7 @@ use super::handle::ClusterHandle;
 use super::model::{DraftError, Model, ModelError};
 use super::settings::ClusterSettings;
 use super::timeline::Timeline;
-use super::{links, overview};
+use super::{links, overview, pulls};
 use crate::caches::Caches;
 use crate::deployment::{Deployment, DeploymentSettings, Moving};
 use crate::events::EventLog;
@@ -160,8 +161,14 @@ impl Cluster {
         let headers = [Some(&model.header), draft.as_ref().map(|draft| &draft.header)];
         let headers = headers.into_iter().flatten().cloned().collect();
         let (dir, told) = (&settings.state_dir, status.clone());
+        let interrupted = |error: &dyn std::fmt::Display| StartError::Interrupted(error.to_string());
         let shelf = CoordinatorShelf::new(identity.clone(), dir, headers, holders.clone(), told)
-            .map_err(|error| StartError::Interrupted(error.to_string()))?;
+            .map_err(|error| interrupted(&error))?;
+        let edition_of = |model: &Fingerprint| {
+            shelf.edition(model).ok_or_else(|| interrupted(&format!("model {model} is not on the shelf")))
+        };
+        let edition = edition_of(&model.info.fingerprint)?;
+        let draft_edition = draft.as_ref().map(|draft| edition_of(&draft.fingerprint)).transpose()?;
         let (listener, transport) = open_ports(&settings, &identity, Arc::new(shelf)).await?;
         let (control_addr, data_addr) = (local_addr(&listener)?, transport.local_addr());
         let incarnation = state_dir.next_incarnation()?;
@@ -172,6 +179,7 @@ impl Cluster {
             last_epoch: state_dir.epoch(),
             min_workers: settings.min_workers,
             fingerprint: model.info.fingerprint.to_string(),
+            edition,
             file_hint: file_hint(&settings.model),
             parallel: settings.parallel,
             prefill_chunk: settings.prefill_chunk,
@@ -184,6 +192,7 @@ impl Cluster {
                 id: DRAFT_DEPLOYMENT,
                 min_workers: 1,
                 fingerprint: draft.fingerprint.to_string(),
+                edition: draft_edition.unwrap_or(edition),
                 file_hint: file_hint(path),
                 moving: Moving::AtOnce,
                 ..served.clone()
@@ -204,6 +213,10 @@ impl Cluster {
         let transport = Arc::new(transport);
 
         tasks.spawn(links::accept(transport.clone(), events.0.clone()));
+        let (pulls_sender, pulls) = watch::channel(Vec::new());
+        if let Some(store) = settings.store.clone() {
+            tasks.spawn(stop_control.clone().run_until_cancelled_owned(pulls::watch(store, pulls_sender)));
+        }
         let handler = Control {
             identity: identity.clone(),
             tokens: tokens.clone(),
@@ -252,6 +265,7 @@ impl Cluster {
             pins,
             status: status_sender,
             holders: holders.clone(),
+            pulls,
         });
         let caches = Caches::new(transport.clone(), holders);
         let core = tokio::spawn(core.run(stop_core.clone()));

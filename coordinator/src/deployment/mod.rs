@@ -21,6 +21,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::{CacheDtype, StageReport, ToWorker};
+use brigade_proto::delivery::Edition;
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, Peer, WorkerId};
 use brigade_proto::step::WireDtype;
 use brigade_shard::layers::LayerRange;
@@ -85,6 +86,8 @@ pub struct DeploymentSettings {
     pub min_workers: usize,
     /// The model's identity, in hexadecimal.
     pub fingerprint: String,
+    /// Of which contents its file is.
+    pub edition: Edition,
     /// The base name of the model's file.
     pub file_hint: String,
     /// Sequences of full length that must fit at a time.

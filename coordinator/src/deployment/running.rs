@@ -189,6 +189,7 @@ impl Running {
             deployment: settings.id,
             epoch: self.fence.epoch,
             fingerprint: settings.fingerprint.clone(),
+            edition: settings.edition,
             file_hint: settings.file_hint.clone(),
             shard: self.stages[stage].planned.shard,
             stage: stage as u32,

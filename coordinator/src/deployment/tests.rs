@@ -104,6 +104,7 @@ impl Bench {
             last_epoch: Epoch(10),
             min_workers,
             fingerprint: "f".into(),
+            edition: Edition(2),
             file_hint: "model.gguf".into(),
             parallel: 1,
             prefill_chunk: 128,

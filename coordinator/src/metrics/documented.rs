@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use super::{Metrics, Outcome, RecoveryPart, StatusMetrics};
 use crate::status::{
-    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, MachineStatus, ProcessStatus, StageStatus,
-    WorkerStatus,
+    CardStatus, ClusterStatus, DeliveryStatus, LinkStatus, MachineStatus, ProcessStatus, PullStatus,
+    StageStatus, WorkerStatus,
 };
 
 /// A status that tells all that there is.
@@ -37,7 +37,10 @@ fn full_status() -> ClusterStatus {
     };
     let delivery = Some(DeliveryStatus::default());
     let stage = StageStatus { worker: "anna-1".into(), delivery, ..StageStatus::default() };
+    let delivery = DeliveryStatus { wanted_bytes: 1, ..DeliveryStatus::default() };
+    let pull = PullStatus { name: "m".into(), phase: "fetching".into(), delivery };
     ClusterStatus {
+        pulls: vec![pull],
         cache_tokens: 100,
         cache_tokens_reserved: 25,
         stages: vec![stage],

@@ -30,7 +30,13 @@ impl StatusMetrics {
 impl Collector for StatusMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let status = self.status.borrow().clone();
-        let gauges = [of_cluster(&status), of_stages(&status), of_workers(&status), of_links(&status)];
+        let gauges = [
+            of_cluster(&status),
+            of_pulls(&status),
+            of_stages(&status),
+            of_workers(&status),
+            of_links(&status),
+        ];
         gauges.iter().flatten().try_for_each(|gauge| gauge.encode(&mut encoder))
     }
 }
@@ -111,6 +117,35 @@ fn of_cluster(status: &ClusterStatus) -> Vec<Gauge> {
         one("epoch", "The plan's number", status.epoch as f64),
         one("workers", "Workers attached", attached as f64),
         one("draft_model", "1 where a draft model is in use", truth(drafting)),
+    ]
+}
+
+fn of_pulls(status: &ClusterStatus) -> Vec<Gauge> {
+    let each = |value: fn(&DeliveryStatus) -> Option<f64>| {
+        let pulls = status.pulls.iter();
+        let told = pulls.filter_map(|pull| {
+            Some((vec![("name", pull.name.clone()), ("phase", pull.phase.clone())], value(&pull.delivery)?))
+        });
+        told.collect::<Vec<_>>()
+    };
+    vec![
+        Gauge::new(
+            "pull_done",
+            "Bytes that a pull into the store has fetched, copied or checked, as its phase says",
+            each(|pull| Some(pull.fetched_bytes as f64)),
+        )
+        .of_unit(Unit::Bytes),
+        Gauge::new(
+            "pull_wanted",
+            "Bytes that it is to be, where that is known",
+            each(|pull| (pull.wanted_bytes > 0).then_some(pull.wanted_bytes as f64)),
+        )
+        .of_unit(Unit::Bytes),
+        Gauge::new(
+            "pull_bytes_per_second",
+            "How fast that goes, lately",
+            each(|pull| Some(pull.bytes_per_s)),
+        ),
     ]
 }
 

@@ -43,6 +43,9 @@ fn render(status: &ClusterStatus, width: Width) -> String {
     if width == Width::Wide && !links.is_empty() {
         let _ = write!(text, "\n{links}");
     }
+    for pull in &status.pulls {
+        let _ = writeln!(text, "\npulling {}", without_controls(&pull.to_string()));
+    }
     let complaints = complaints(status);
     if !complaints.is_empty() {
         let _ = write!(text, "\n{complaints}");

@@ -21,6 +21,7 @@ use super::ledger::Wanted;
 use super::local;
 use super::names::FileName;
 use super::plan::{Origin, Plan, Planned, Way};
+use super::progress::Told;
 use super::record::{Checked, FORM, Form, Record, StoredFile};
 use super::shelf::Store;
 use super::source::Source;
@@ -81,7 +82,8 @@ impl Store {
         self.refuse_own(&plan)?;
         self.prepare()?;
         let _lock = self.lock(&plan.name)?;
-        let pull = Pull { store: self, plan: &plan, watch, cancel };
+        let told = Told::new(watch, self.partial(&plan.name), &plan.name, &plan.source);
+        let pull = Pull { store: self, plan: &plan, watch: &told, cancel };
         pull.run().await
     }
 

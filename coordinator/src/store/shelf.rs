@@ -10,6 +10,7 @@ use brigade_shard::units::Bytes;
 use super::disk::{self, Lock};
 use super::error::{StoreError, io_error};
 use super::names::{FileName, ModelName, Part, shown, within};
+use super::progress::Progress;
 use super::record::{FORM, Form, Journal, Record, StoredFile};
 use crate::config::nearest;
 
@@ -231,6 +232,15 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// The pulls that run now, in whatever process.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn pulls(&self) -> Result<Vec<Progress>, StoreError> {
+        let names = self.names_in(&self.own("partial"), "")?;
+        Ok(names.iter().filter_map(|name| Progress::read(&self.partial(name))).collect())
     }
 
     /// The names of models that files in a directory of our own have before `ending`, in order.

@@ -1,7 +1,10 @@
 //! What the store tells of its work while it lasts.
 
+use serde::{Deserialize, Serialize};
+
 /// A part of the work whose end is foreseen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Bytes come over the network.
     Fetching,
@@ -9,6 +12,17 @@ pub enum Phase {
     Copying,
     /// Files are read again and compared with their checksums.
     Checking,
+}
+
+impl Phase {
+    /// As a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Fetching => "fetching",
+            Phase::Copying => "copying",
+            Phase::Checking => "checking",
+        }
+    }
 }
 
 /// Who is told. Calls come from one thread at a time, and seldom.

@@ -4,8 +4,6 @@
 
 mod commands;
 mod damage;
-#[cfg(unix)]
-mod disk;
 mod models;
 #[expect(
     dead_code,

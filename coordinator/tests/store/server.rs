@@ -154,11 +154,6 @@ impl Server {
         }
     }
 
-    /// Whether a file was asked for.
-    pub fn gave_files(&self) -> bool {
-        self.asked().iter().any(|asked| asked.starts_with("GET /files/"))
-    }
-
     /// Bytes of files that went out.
     pub fn served(&self) -> u64 {
         self.inner().served

@@ -32,8 +32,6 @@ const MAX_HOLDERS: usize = 256;
 /// A question about a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Of which contents is the coordinator's file?
-    Edition,
     /// What is in it?
     Outline,
     /// What must its chunks be?
@@ -104,8 +102,6 @@ pub enum Answer {
     NotHere,
     /// There may be, but it cannot be told.
     Failed(String),
-    /// To [`Ask::Edition`].
-    Edition(Edition),
     /// To [`Ask::Outline`] and [`Ask::Hashes`].
     Document(Document),
     /// To [`Ask::Holdings`].
@@ -133,7 +129,6 @@ pub(super) async fn ask(
 ) -> Result<(), quinn::WriteError> {
     use pb::ask::What;
     let what = match ask {
-        Ask::Edition => What::Edition(pb::AskEdition {}),
         Ask::Outline => What::Outline(pb::AskOutline {}),
         Ask::Hashes { edition, page } => What::Hashes(pb::AskHashes { edition: edition.0, page }),
         Ask::Holdings => What::Holdings(pb::AskHoldings {}),
@@ -154,7 +149,6 @@ pub(super) async fn asked(stream: &mut RecvStream) -> Result<(Fingerprint, Ask),
     let fingerprint = <[u8; 32]>::try_from(&message.fingerprint[..])
         .map_err(|_| InvalidMessage::new("ask.fingerprint", "does not have 32 bytes"))?;
     let ask = match required("ask.what", message.what)? {
-        What::Edition(_) => Ask::Edition,
         What::Outline(_) => Ask::Outline,
         What::Hashes(asked) => Ask::Hashes { edition: Edition(asked.edition), page: asked.page },
         What::Holdings(_) => Ask::Holdings,
@@ -182,7 +176,6 @@ pub(super) async fn answer(
     let what = match answer {
         Answer::NotHere => What::NotHere(pb::NotHere {}),
         Answer::Failed(reason) => What::Failed(pb::DeliveryFailed { reason: shortened(reason) }),
-        Answer::Edition(edition) => What::Edition(edition.0),
         Answer::Document(document) => What::Document(pb::Document {
             edition: document.edition.0,
             content: document.content.to_vec(),
@@ -232,7 +225,6 @@ pub(super) async fn answered(stream: &mut RecvStream, delivered: &Delivered) -> 
     Ok(match required("answer.what", message.what)? {
         What::NotHere(_) => Answer::NotHere,
         What::Failed(failed) => Answer::Failed(reason("answer.failed.reason", failed.reason)?),
-        What::Edition(edition) => Answer::Edition(Edition(edition)),
         What::Document(document) => Answer::Document(Document {
             edition: Edition(document.edition),
             content: Bytes::from(document.content),

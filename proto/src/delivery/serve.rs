@@ -35,13 +35,10 @@ const FAULT_CODE: VarInt = VarInt::from_u32(1);
 
 /// What a machine has of models. All of it may wait for disks: it is called where that is allowed.
 pub trait Shelf: Send + Sync + 'static {
-    /// Of which contents the file of a model is; `None` where there is no such file, but perhaps parts.
+    /// The model's outline, as the coordinator has signed it.
     ///
     /// # Errors
     /// Why that cannot be told, for people; so everywhere.
-    fn edition(&self, model: &Fingerprint) -> Result<Option<Edition>, String>;
-
-    /// The model's outline, as the coordinator has signed it.
     fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String>;
 
     /// A page of hashes, likewise.
@@ -158,7 +155,6 @@ fn look_up(shelf: &dyn Shelf, model: &Fingerprint, ask: Ask) -> Answer {
         Err(reason) => Answer::Failed(reason),
     };
     match ask {
-        Ask::Edition => told(shelf.edition(model).map(|found| found.map(Answer::Edition))),
         Ask::Outline => told(shelf.outline(model).map(|found| found.map(Answer::Document))),
         Ask::Hashes { edition, page } => {
             told(shelf.hashes(model, edition, page).map(|found| found.map(Answer::Document)))

@@ -85,18 +85,10 @@ impl Source {
         self.connection.rtt()
     }
 
-    /// Of which contents the coordinator's file is.
+    /// The model's outline; its signature is for the caller to check.
     ///
     /// # Errors
     /// [`DeliveryError`]; so everywhere.
-    pub async fn edition(&self, model: &Fingerprint) -> Result<Edition, DeliveryError> {
-        match self.ask(model, Ask::Edition).await? {
-            Answer::Edition(edition) => Ok(edition),
-            other => Err(self.unexpected(&other)),
-        }
-    }
-
-    /// The model's outline; its signature is for the caller to check.
     pub async fn outline(&self, model: &Fingerprint) -> Result<Document, DeliveryError> {
         self.document(model, Ask::Outline).await
     }

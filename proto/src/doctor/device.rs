@@ -18,15 +18,24 @@ pub(super) fn check(machine: &dyn Surroundings) -> Vec<Finding> {
     }
 }
 
-fn nvidia(machine: &dyn Surroundings) -> Vec<Finding> {
-    let driver = machine.line("/proc/driver/nvidia/version").and_then(|line| version(&line));
+/// The version of NVIDIA's driver, as in `570.86.15`; `None` where none is loaded.
+pub fn nvidia_driver(machine: &dyn Surroundings) -> Option<String> {
+    machine.line("/proc/driver/nvidia/version").and_then(|line| version(&line))
+}
+
+/// How many of NVIDIA's cards the machine has, with a driver or without.
+pub fn nvidia_cards(machine: &dyn Surroundings) -> usize {
     let is_card = |slot: &String| {
         let field = |name: &str| machine.line(&format!("/sys/bus/pci/devices/{slot}/{name}"));
         // Class 3 is a display controller; other functions of the same card are its sound and its USB.
         field("vendor").as_deref() == Some("0x10de")
             && field("class").is_some_and(|class| class.starts_with("0x03"))
     };
-    let cards = machine.list(Path::new("/sys/bus/pci/devices")).iter().filter(|slot| is_card(slot)).count();
+    machine.list(Path::new("/sys/bus/pci/devices")).iter().filter(|slot| is_card(slot)).count()
+}
+
+fn nvidia(machine: &dyn Surroundings) -> Vec<Finding> {
+    let (driver, cards) = (nvidia_driver(machine), nvidia_cards(machine));
     if driver.is_none() && cards == 0 {
         return vec![Finding::ok(CHECK, "no NVIDIA card: workers compute on the processors")];
     }

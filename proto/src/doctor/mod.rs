@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use brigade_shard::units::Bytes;
+pub use device::{nvidia_cards, nvidia_driver};
 pub use path::{DATA_PORT, Reach, TcpReach, UdpReach};
 pub use report::{Finding, Level, Report};
 pub use surroundings::{Here, Protocol, Ran, Surroundings, System};

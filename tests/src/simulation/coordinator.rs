@@ -10,6 +10,7 @@ use brigade_coordinator::membership::{self, Membership, SessionId};
 use brigade_coordinator::scheduler::{self, Scheduler, Speculation};
 use brigade_coordinator::status::Phase;
 use brigade_proto::control::{CacheDtype, Capabilities, ToCoordinator, ToWorker};
+use brigade_proto::delivery::Edition;
 use brigade_proto::ids::{DeploymentId, Epoch, Incarnation, SequenceId, WorkerId};
 use brigade_proto::link::Probed;
 use brigade_proto::step::{StepFrame, StepResult, WireDtype};
@@ -60,6 +61,7 @@ impl Coordinator {
             last_epoch: Epoch(0),
             min_workers: workers,
             fingerprint: "0f".into(),
+            edition: Edition(1),
             file_hint: "model.gguf".into(),
             parallel: 4,
             prefill_chunk: 16,

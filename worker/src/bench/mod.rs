@@ -25,6 +25,8 @@ pub use self::report::Record;
 use self::report::Report;
 use self::subject::{Facts, Loading, Subject};
 use crate::backend::BackendError;
+use crate::candle_backend::{self, copied_bytes_per_s};
+use crate::device::{Devices, Here};
 use crate::settings::Machine;
 use crate::telemetry::{FIXED_OVERHEAD, MemoryMeter};
 use crate::weights::LoadError;
@@ -43,10 +45,9 @@ pub enum BenchError {
     TooLong,
     /// The model would not fit.
     #[error(
-        "the model takes {needed} with this depth and batch, and this machine has {machine}: use a smaller file, \
-         depth or batch"
+        "the model takes {needed} with this depth and batch, and {device} has {memory} for it: use a smaller file, depth or batch"
     )]
-    TooLittleMemory { needed: Bytes, machine: Bytes },
+    TooLittleMemory { needed: Bytes, memory: Bytes, device: String },
     /// The file is not a model.
     #[error(transparent)]
     File(#[from] FileError),
@@ -135,13 +136,22 @@ pub fn run(args: &BenchArgs, machine: &Machine, out: impl Write) -> Result<(), B
         for &threads in &threads {
             let device = args.device.0;
             let batch = batch.get();
-            let (memory, streamed_layers) = (machine.memory, args.offload);
+            let (memory, streamed_layers) = (memory_of(device, machine), args.offload);
             let loading = Loading { device, threads, batch, context, streams, streamed_layers, memory };
             let records = measure(args, &tests, loading)?;
             report.add(&records).map_err(BenchError::Write)?;
         }
     }
     report.end().map_err(BenchError::Write)
+}
+
+/// What there is for a model: the machine's memory, or what is free on its card. A driver that does not tell is asked for the
+/// memory itself.
+fn memory_of(device: DeviceKind, machine: &Machine) -> Bytes {
+    match device {
+        DeviceKind::Cpu => machine.memory,
+        card => Here.memory(card).ok().flatten().map_or(Bytes(u64::MAX), |memory| memory.free),
+    }
 }
 
 /// One series of repetitions.
@@ -187,7 +197,10 @@ fn measure(args: &BenchArgs, tests: &[Test], loading: Loading) -> Result<Vec<Rec
         read_file_ms,
         peak_resident,
         file_bytes,
-        memory_bytes_per_s: memory_bytes_per_s(threads),
+        memory_bytes_per_s: match loading.device {
+            DeviceKind::Cpu => memory_bytes_per_s(threads),
+            card => copied_bytes_per_s(&candle_backend::device(card)?)?,
+        },
         cpu_info: cpu_name(),
     };
     Ok(all.into_iter().map(|series| machine.record(&facts, series)).collect())

@@ -175,16 +175,16 @@ pub(super) struct Loading {
     pub(super) streams: u32,
     /// How many of its last layers are read again for every step.
     pub(super) streamed_layers: usize,
-    /// Memory of the machine.
+    /// Memory that there is on the device.
     pub(super) memory: Bytes,
 }
 
 /// Loads a model, and says what it is.
 ///
 /// # Errors
-/// Where it does not fit the machine, or cannot be loaded.
+/// Where it does not fit the device, or cannot be loaded.
 pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts), BenchError> {
-    let Loading { device, threads, batch, context, streams, streamed_layers, memory: machine } = loading;
+    let Loading { device, threads, batch, context, streams, streamed_layers, memory: there } = loading;
     check_streaming(device, streamed_layers)?;
     let pages = context.div_ceil(PAGE_TOKENS);
     let room = StageRoom {
@@ -203,8 +203,9 @@ pub(super) fn load(header: &Header, loading: Loading) -> Result<(Subject, Facts)
     let shard = cost.whole();
     let StageNeeds { memory, streamed, .. } =
         StageNeeds::streaming(header, &shard, streamed_layers, &room, Converted::No)?;
-    if device == DeviceKind::Cpu && memory.total() > machine {
-        return Err(BenchError::TooLittleMemory { needed: memory.total(), machine });
+    if memory.total() > there {
+        let (needed, device) = (memory.total(), device.to_string());
+        return Err(BenchError::TooLittleMemory { needed, memory: there, device });
     }
     let facts = Facts {
         name: format!("{} {}", spec.name, most_common_type(&table)),

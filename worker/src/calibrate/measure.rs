@@ -24,6 +24,10 @@ const USUAL_RING: usize = 48 << 20;
 /// one of them than memory is.
 const RING: RangeInclusive<usize> = 32 << 20..=64 << 20;
 
+/// Bytes of matrices on a card: twice what the largest caches of cards hold, some 128 MiB of a datacentre's and 72 MiB of a
+/// desktop's.
+const CARD_RING: usize = 256 << 20;
+
 /// What products are measured with: matrices in turn, as the layers of a model are, so that each is in no cache when its
 /// turn comes again.
 pub(super) struct Bench {
@@ -45,9 +49,11 @@ impl Bench {
         Bench { width: 2048, outputs: 4096, products: 1, ring }
     }
 
-    /// For a card: a matrix that is larger than its caches, and a wait that is short beside the products.
-    pub(super) fn of_card() -> Bench {
-        Bench { width: 4096, outputs: 16384, products: 8, ring: 0 }
+    /// For a card, where waiting is short beside the products: matrices of 68 MiB in Q8_0, and of 128 MiB in F16, as many as
+    /// are more than its caches hold, that take a quarter of `room`.
+    pub(super) fn of_card(room: Bytes) -> Bench {
+        let ring = CARD_RING.min(usize::try_from(room.0 / 4).unwrap_or(usize::MAX));
+        Bench { width: 4096, outputs: 16384, products: 8, ring }
     }
 
     /// Weights per second of a type's products with these numbers of rows, ever more of them; of the first in any case.

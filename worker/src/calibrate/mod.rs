@@ -5,7 +5,7 @@
 //! pages first, as loaded weights are.
 //!
 //! Workers of one machine measure one after another, since each would make the others look slow, and those that are alike
-//! and start within some minutes share what the first of them found.
+//! and start within some seconds share what the first of them found.
 
 mod between;
 mod measure;
@@ -14,6 +14,7 @@ mod turns;
 use std::time::{Duration, Instant};
 
 use brigade_proto::control::DeviceKind;
+use brigade_shard::kernels::Kernels;
 use brigade_shard::plan::{Kernel, KernelSpeed, SharedHost, usual_speed};
 use brigade_shard::tensor_type::TensorType;
 use brigade_shard::units::Bytes;
@@ -24,6 +25,7 @@ use self::turns::{Turn, Twins};
 use crate::backend::Backend;
 use crate::candle_backend::{self, CandleBackend};
 use crate::cpu::CpuBackend;
+use crate::device::{Devices, Here};
 use crate::weights::LoadError;
 
 /// What all types may take together: those that come later are not measured where time is out.
@@ -114,24 +116,21 @@ impl Calibration {
 }
 
 /// Measures the device with matrices of the types that models have most, and with what steps compute beside their products;
-/// takes a second, and no more memory than 32 MiB and `room`, all of it freed. A worker that starts some minutes after others
-/// like it takes what two of them have measured.
+/// takes a second, and no more memory than 32 MiB and `room`, all of it freed; on a card, a quarter of `room` and a matrix. A
+/// worker that starts within some seconds after others like it takes what two of them have measured.
 ///
 /// # Errors
 /// Where the device was not built in, or fails.
 pub fn calibrate(device: DeviceKind, threads: usize, room: Bytes) -> Result<Calibration, LoadError> {
     let turn = Turn::wait();
-    let twins = Twins::of(device, threads);
+    let twins = Twins::of(device, Here.name(device), threads);
     if let Some(known) = turn.as_ref().and_then(|turn| turn.known(&twins)) {
         return Ok(known);
     }
-    let kernels = device.kernels();
-    let kinds: Vec<TensorType> = KINDS
-        .into_iter()
-        .filter(|kind| kernels.can(brigade_shard::kernels::Kernels::NONE.with(*kind)))
-        .collect();
     let calibration = match device {
         DeviceKind::Cpu => {
+            let known = |kind: &TensorType| Kernels::CPU.can(Kernels::NONE.with(*kind));
+            let kinds: Vec<TensorType> = KINDS.into_iter().filter(known).collect();
             let bench = Bench::of_processor(room);
             let mut measured = of_kinds(&kinds, &bench, || Ok(CpuBackend::new(threads)?))?;
             let framing = between::framing(CpuBackend::new(threads)?, KINDS[0], &measured.framed_rows())?;
@@ -139,14 +138,28 @@ pub fn calibrate(device: DeviceKind, threads: usize, room: Bytes) -> Result<Cali
             Calibration { shared_host: Some(host(threads, room, &measured)?), ..measured }
         }
         DeviceKind::Cuda(_) | DeviceKind::Metal => {
-            let bench = Bench::of_card();
-            of_kinds(&kinds, &bench, || Ok(CandleBackend::new(candle_backend::device(device)?)?))?
+            let opened = candle_backend::device(device)?;
+            calibrate_with(|| Ok(CandleBackend::new(opened.clone())?), room)?
         }
     };
     Ok(match turn {
         Some(turn) => turn.tell(&twins, calibration),
         None => calibration,
     })
+}
+
+/// Measures a device that is not the processor, through a backend that computes on it. Each product is waited for, by reading
+/// a row of it back.
+///
+/// # Errors
+/// Where the device fails, or has no memory for what is multiplied.
+pub fn calibrate_with<B: Backend>(
+    backend: impl Fn() -> Result<B, LoadError>,
+    room: Bytes,
+) -> Result<Calibration, LoadError> {
+    let known = |kind: &TensorType| Kernels::CANDLE.can(Kernels::NONE.with(*kind));
+    let kinds: Vec<TensorType> = KINDS.into_iter().filter(known).collect();
+    of_kinds(&kinds, &Bench::of_card(room), backend)
 }
 
 /// The speeds of these types, as many as there is time for.
@@ -184,7 +197,7 @@ fn of_kinds<B: Backend>(
 }
 
 /// Weight bytes of a type that a product with one row reads per second on a device, with no more memory than 32 MiB and
-/// `room`.
+/// `room`; on a card, a quarter of `room` and a matrix.
 ///
 /// # Errors
 /// Where the device has no kernel for the type, or fails.
@@ -196,7 +209,7 @@ pub(crate) fn reading_bytes_per_s<B: Backend>(
 ) -> Result<f64, LoadError> {
     let bench = match device {
         DeviceKind::Cpu => Bench::of_processor(room),
-        DeviceKind::Cuda(_) | DeviceKind::Metal => Bench::of_card(),
+        DeviceKind::Cuda(_) | DeviceKind::Metal => Bench::of_card(room),
     };
     let found = bench.speeds(backend, kind, &[1])?;
     let bytes = kind.block_bytes() as f64 / kind.block_values() as f64;

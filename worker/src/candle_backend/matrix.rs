@@ -4,13 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Error, Module, Result, Tensor};
 
 use super::convert;
 use super::experts::{self, ExpertMatrices};
-use super::failed;
-use crate::backend::MatrixShape;
+use super::take_of;
+use crate::backend::{BackendError, MatrixShape};
+use crate::device::Room;
 use crate::team::Team;
 use crate::weights::{LoadError, READ_BYTES, TensorSource, WeightBuffer};
 
@@ -27,6 +29,8 @@ pub enum CandleMatrix {
 /// What reads matrices to a device.
 pub(super) struct Placing<'a> {
     pub(super) device: &'a Device,
+    /// Its memory.
+    pub(super) room: &'a Room,
     /// What errors call the device.
     pub(super) name: &'static str,
     pub(super) readers: &'a Team,
@@ -72,7 +76,7 @@ impl Placing<'_> {
                 &[rows, width],
             )?))),
         };
-        Ok(place().map_err(failed("place weights"))?)
+        Ok(self.take(form.bytes, place)?)
     }
 
     /// Reads the matrices of `count` experts, of which `shape` is one's.
@@ -91,8 +95,8 @@ impl Placing<'_> {
             let mut all = Vec::with_capacity(count);
             for expert in 0..count {
                 self.stage(&form, expert as u64 * form.file_bytes, source, staged.bytes_mut())?;
-                let tensor = self.quantised(&form, staged.bytes(), &dims[1..]);
-                all.push(Arc::new(tensor.map_err(failed("place weights"))?));
+                let tensor = self.take(form.bytes, || self.quantised(&form, staged.bytes(), &dims[1..]))?;
+                all.push(Arc::new(tensor));
             }
             return Ok(CandleMatrix::Experts(ExpertMatrices::Separate(all)));
         }
@@ -105,7 +109,15 @@ impl Placing<'_> {
             }
             None => Ok(ExpertMatrices::Indexed(self.quantised(&form, staged.bytes(), &dims)?)),
         };
-        Ok(CandleMatrix::Experts(place().map_err(failed("place weights"))?))
+        Ok(CandleMatrix::Experts(self.take(all_of.bytes, place)?))
+    }
+
+    fn take<T>(
+        &self,
+        bytes: usize,
+        place: impl FnOnce() -> Result<T>,
+    ) -> std::result::Result<T, BackendError> {
+        take_of(self.room, "place weights", Bytes(bytes as u64), place)
     }
 
     /// Which type a matrix gets; an error where the device has none for it.

@@ -17,10 +17,11 @@ use std::ops::Range;
 use brigade_proto::control::{CacheDtype, DeviceKind};
 use brigade_shard::cost::PAGE_TOKENS;
 use brigade_shard::spec::{Activation, Norm, RopePairing};
-use candle_core::{DType, Device, Error, Tensor};
+use brigade_shard::units::Bytes;
+use candle_core::{DType, Device, DeviceLocation, Error, Tensor};
 
 use self::attention::StepTensors;
-pub use self::bandwidth::memory_bytes_per_s;
+pub use self::bandwidth::copied_bytes_per_s;
 pub(crate) use self::convert::round;
 pub use self::experts::ExpertMatrices;
 use self::experts::Routed;
@@ -30,6 +31,7 @@ use self::matrix::Placing;
 use crate::backend::{
     AttentionShape, Backend, BackendError, Batch, CacheShape, HeadRows, MatrixShape, Routes,
 };
+use crate::device::Room;
 use crate::team::Team;
 use crate::weights::{LoadError, TensorSource};
 
@@ -39,6 +41,8 @@ const READERS: usize = 4;
 /// A device that candle drives.
 pub struct CandleBackend {
     device: Device,
+    /// Its memory.
+    room: Room,
     readers: Team,
     /// Threads that turn types without kernels into others while they are read, where that is wanted.
     converters: Option<Team>,
@@ -78,11 +82,33 @@ fn failed(operation: &'static str) -> impl FnOnce(Error) -> BackendError {
     move |error| BackendError { operation, reason: error.to_string() }
 }
 
+/// Takes `wanted` of a device's memory as `take` does; where that fails, the error says how much is free.
+fn take_of<T>(
+    room: &Room,
+    operation: &'static str,
+    wanted: Bytes,
+    take: impl FnOnce() -> candle_core::Result<T>,
+) -> Result<T, BackendError> {
+    let refused = |reason| BackendError { operation, reason };
+    room.check(wanted).map_err(refused)?;
+    take().map_err(|error| refused(room.refused(wanted, &error.to_string())))
+}
+
 impl CandleBackend {
     /// A backend on `device`.
     pub fn new(device: Device) -> Result<CandleBackend, BackendError> {
+        let kind = match device.location() {
+            DeviceLocation::Cpu => DeviceKind::Cpu,
+            DeviceLocation::Cuda { gpu_id } => DeviceKind::Cuda(gpu_id as u32),
+            DeviceLocation::Metal { .. } => DeviceKind::Metal,
+        };
+        CandleBackend::with_room(device, Room::of(kind))
+    }
+
+    /// The same, with what is to be taken for the device's memory.
+    pub fn with_room(device: Device, room: Room) -> Result<CandleBackend, BackendError> {
         let (step, lists) = (StepTensors::default(), RowLists::default());
-        Ok(CandleBackend { device, readers: team(READERS)?, converters: None, step, lists })
+        Ok(CandleBackend { device, room, readers: team(READERS)?, converters: None, step, lists })
     }
 
     /// The same, but matrices of types that candle has no kernels for are not refused: while they are read, they are turned
@@ -94,8 +120,17 @@ impl CandleBackend {
     }
 
     fn placing(&self) -> Placing<'_> {
-        let CandleBackend { device, readers, converters, .. } = self;
-        Placing { device, name: self.name(), readers, converters: converters.as_ref() }
+        let CandleBackend { device, room, readers, converters, .. } = self;
+        Placing { device, room, name: self.name(), readers, converters: converters.as_ref() }
+    }
+
+    fn take<T>(
+        &self,
+        operation: &'static str,
+        wanted: Bytes,
+        take: impl FnOnce() -> candle_core::Result<T>,
+    ) -> Result<T, BackendError> {
+        take_of(&self.room, operation, wanted, take)
     }
 
     /// What errors call the device.
@@ -138,6 +173,11 @@ impl Backend for CandleBackend {
     type Cache = CandleCache;
 
     fn reserve(&mut self, _rows: usize, _width: usize) {}
+
+    fn loaded(&mut self) {
+        // Copies may be under way behind the thread that loads, and another one computes; what fails here fails there, too.
+        let _ = self.device.synchronize();
+    }
 
     fn matrix(&self, shape: MatrixShape, source: &mut dyn TensorSource) -> Result<CandleMatrix, LoadError> {
         self.placing().matrix(shape, &*source)
@@ -220,7 +260,8 @@ impl Backend for CandleBackend {
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor, BackendError> {
-        Tensor::from_slice(values, values.len(), &self.device).map_err(failed("place weights"))
+        let bytes = Bytes(size_of_val(values) as u64);
+        self.take("place weights", bytes, || Tensor::from_slice(values, values.len(), &self.device))
     }
 
     fn rows(&self, _rows: usize, _width: usize) -> Result<CandleRows, BackendError> {
@@ -233,9 +274,9 @@ impl Backend for CandleBackend {
             CacheDtype::F32 => DType::F32,
         };
         let zeros = |width: usize| {
-            let slots = shape.pages * PAGE_TOKENS as usize;
-            Tensor::zeros((slots, shape.kv_heads * width), dtype, &self.device)
-                .map_err(failed("allocate the cache"))
+            let (slots, width) = (shape.pages * PAGE_TOKENS as usize, shape.kv_heads * width);
+            let bytes = Bytes((slots * width * dtype.size_in_bytes()) as u64);
+            self.take("make room for the cache", bytes, || Tensor::zeros((slots, width), dtype, &self.device))
         };
         let values = (!shape.values_in_keys).then(|| zeros(shape.value_width)).transpose()?;
         Ok(CandleCache { shape, keys: zeros(shape.key_width)?, values })

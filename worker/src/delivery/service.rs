@@ -59,18 +59,10 @@ pub(super) struct Shared {
 
 /// What is to be done.
 enum Order {
-    /// Ask the coordinator what its file is.
-    Ask { model: Fingerprint, known: Option<Edition>, answer: blocking::Sender<Result<Asked, DeliveryError>> },
+    /// Ask the coordinator what is in its file.
+    Ask { model: Fingerprint, answer: blocking::Sender<Result<Document, DeliveryError>> },
     /// Fetch chunks.
     Fetch(Job),
-}
-
-/// What the coordinator says of its file.
-pub(super) enum Asked {
-    /// It is the known one.
-    Same,
-    /// It is this.
-    Outline(Document),
 }
 
 /// A hand on the thread. Clones share it; once the last is gone, it ends.
@@ -219,41 +211,39 @@ impl Delivery {
         &self.cache
     }
 
-    /// The model with this fingerprint, as the coordinator has it now, with whatever of it is here. Waits for the
-    /// coordinator's answer, until `given_up` says so.
+    /// The model with this fingerprint in this edition, with whatever of it is here. Where nothing is, or of another
+    /// edition, it waits for the coordinator's answer, until `given_up` says so.
     ///
     /// # Errors
     /// Why it cannot be had, for people.
-    pub fn obtain(&self, model: &Fingerprint, given_up: &dyn Fn() -> bool) -> Result<Arc<KeptModel>, String> {
+    pub fn obtain(
+        &self,
+        model: &Fingerprint,
+        edition: Edition,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Arc<KeptModel>, String> {
         let kept = self.cache.get(model).map_err(|error| error.to_string())?;
-        let known = kept.as_ref().map(|kept| kept.edition());
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.edition() == edition) {
+            return Ok(kept.clone());
+        }
         let (answer, answered) = blocking::channel();
-        let order = Order::Ask { model: *model, known, answer };
+        let order = Order::Ask { model: *model, answer };
         self.orders.try_send(order).map_err(|_| "the thread that fetches weights has ended".to_owned())?;
         let asked = Instant::now();
-        let answer = loop {
+        let outline = loop {
             match answered.recv_timeout(LOOK) {
-                Ok(answer) => break answer.map_err(|error| error.to_string()),
+                Ok(answer) => break answer.map_err(|error| error.to_string())?,
                 Err(blocking::RecvTimeoutError::Timeout) if given_up() => return Err(String::new()),
                 Err(blocking::RecvTimeoutError::Timeout) if asked.elapsed() < ASKING => {}
-                Err(_) => break Err("the coordinator does not answer".to_owned()),
+                Err(_) => return Err("the coordinator does not answer".to_owned()),
             }
         };
-        match (kept, answer) {
-            (Some(kept), Ok(Asked::Same)) => Ok(kept),
-            (Some(kept), Ok(Asked::Outline(outline))) => {
-                kept.renew(&outline).map_err(|error| error.to_string())?;
-                Ok(kept)
-            }
-            (None, Ok(Asked::Outline(outline))) => {
-                self.cache.add(model, &outline).map_err(|error| error.to_string())
-            }
-            (None, Ok(Asked::Same)) => Err("the coordinator did not say what the model is".to_owned()),
-            (Some(kept), Err(reason)) => {
-                tracing::warn!("{reason}: the model in the cache is taken to be the coordinator's");
-                Ok(kept)
-            }
-            (None, Err(reason)) => Err(reason),
+        if outline.edition != edition {
+            return Err("the coordinator has it in another edition by now".to_owned());
+        }
+        match kept {
+            Some(kept) => kept.renew(&outline).map(|()| kept).map_err(|error| error.to_string()),
+            None => self.cache.add(model, &outline).map_err(|error| error.to_string()),
         }
     }
 
@@ -291,12 +281,13 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, ending: Can
         let shared = shared.clone();
         match order {
             None => break,
-            Some(Order::Ask { model, known, answer }) => {
+            Some(Order::Ask { model, answer }) => {
                 let ending = ending.clone();
                 tasks.spawn(async move {
-                    if let Some(asked) = ending.run_until_cancelled(ask(&shared, &model, known)).await {
+                    let outline = async { shared.coordinator().await?.outline(&model).await };
+                    if let Some(outline) = ending.run_until_cancelled(outline).await {
                         // Who has given up does not listen.
-                        let _ = answer.send(asked);
+                        let _ = answer.send(outline);
                     }
                 });
             }
@@ -319,16 +310,6 @@ async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, ending: Can
     tasks.close();
     tasks.wait().await;
     shared.transport.close().await;
-}
-
-async fn ask(shared: &Shared, model: &Fingerprint, known: Option<Edition>) -> Result<Asked, DeliveryError> {
-    let home = shared.coordinator().await?;
-    if let Some(known) = known
-        && home.edition(model).await? == known
-    {
-        return Ok(Asked::Same);
-    }
-    home.outline(model).await.map(Asked::Outline)
 }
 
 impl Shared {

@@ -65,11 +65,6 @@ impl WorkerShelf {
 }
 
 impl Shelf for WorkerShelf {
-    fn edition(&self, _: &Fingerprint) -> Result<Option<Edition>, String> {
-        // That is the coordinator's to say.
-        Ok(None)
-    }
-
     fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String> {
         let Some(kept) = self.of_cache(model)? else { return Ok(None) };
         kept.outline_document().map_err(|error| error.to_string())

@@ -561,6 +561,7 @@ impl StageMachine {
 /// Whether a stage that was loaded by one order is what another one wants.
 fn same_weights(one: &LoadStage, other: &LoadStage) -> bool {
     one.fingerprint == other.fingerprint
+        && one.edition == other.edition
         && one.shard == other.shard
         && one.streamed_layers == other.streamed_layers
         && one.room == other.room

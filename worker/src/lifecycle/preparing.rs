@@ -109,6 +109,7 @@ impl StageMachine {
         let is_for = |preparing: &Preparing| {
             let Preparing { order: ahead, phase, .. } = preparing;
             let same = ahead.fingerprint == order.fingerprint
+                && ahead.edition == order.edition
                 && ahead.shard == order.shard
                 && ahead.streamed_layers == order.streamed_layers;
             same && matches!(phase, Phase::Prepared { .. })

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use brigade_proto::delivery::Edition;
 use brigade_shard::model_file::{Fingerprint, TensorInfo};
 
 /// What is known of every matrix that some stage of this device holds. It keeps none of them alive.
@@ -13,13 +14,14 @@ use brigade_shard::model_file::{Fingerprint, TensorInfo};
 pub struct HeldWeights {
     known: Arc<Mutex<HashMap<Tensor, Vec<Part>>>>,
     device: Arc<Mutex<Option<Opened>>>,
+    edition: Option<Edition>,
 }
 
 /// A backend's own handle of the device.
 type Opened = Box<dyn Any + Send>;
 
-/// A tensor of a model.
-type Tensor = (Fingerprint, String);
+/// A tensor of an edition of a model.
+type Tensor = (Option<Edition>, Fingerprint, String);
 
 /// A matrix of some of a tensor's values.
 struct Part {
@@ -29,6 +31,12 @@ struct Part {
 }
 
 impl HeldWeights {
+    /// What is known of that edition of every model.
+    #[must_use]
+    pub fn of_edition(&self, edition: Edition) -> HeldWeights {
+        HeldWeights { edition: Some(edition), ..self.clone() }
+    }
+
     /// The device as it was opened before, or else as `open` opens it.
     pub(crate) fn device<D: Any + Clone + Send, E>(
         &self,
@@ -46,7 +54,7 @@ impl HeldWeights {
     /// The matrix with the values of `info`, if some stage holds it.
     pub(crate) fn get<M: Any + Send + Sync>(&self, model: Fingerprint, info: &TensorInfo) -> Option<Arc<M>> {
         let known = self.known();
-        let parts = known.get(&(model, info.name.clone()))?;
+        let parts = known.get(&(self.edition, model, info.name.clone()))?;
         let part = parts.iter().find(|part| part.info == *info)?;
         part.matrix.upgrade()?.downcast().ok()
     }
@@ -55,7 +63,7 @@ impl HeldWeights {
     pub(crate) fn note<M: Any + Send + Sync>(&self, model: Fingerprint, info: &TensorInfo, matrix: &Arc<M>) {
         let matrix: Arc<dyn Any + Send + Sync> = matrix.clone();
         let mut known = self.known();
-        let parts = known.entry((model, info.name.clone())).or_default();
+        let parts = known.entry((self.edition, model, info.name.clone())).or_default();
         parts.retain(|part| part.info != *info && part.matrix.strong_count() > 0);
         parts.push(Part { info: info.clone(), matrix: Arc::downgrade(&matrix) });
     }
@@ -63,7 +71,7 @@ impl HeldWeights {
     /// Whether some stage holds a part of a tensor; one that does holds all that it has.
     pub(crate) fn has(&self, model: Fingerprint, tensor: &str) -> bool {
         let known = self.known();
-        let parts = known.get(&(model, tensor.to_owned()));
+        let parts = known.get(&(self.edition, model, tensor.to_owned()));
         parts.is_some_and(|parts| parts.iter().any(|part| part.matrix.strong_count() > 0))
     }
 

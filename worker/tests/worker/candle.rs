@@ -7,15 +7,24 @@ use brigade_shard::kernels::Kernels;
 use brigade_shard::layers::{LayerRange, Shard};
 use brigade_shard::spec::{Activation, Norm, Visibility};
 use brigade_shard::tensor_type::TensorType;
+use brigade_shard::units::Bytes;
 use brigade_worker::backend::{AttentionShape, Backend, Batch, CacheShape, HeadRows, MatrixShape, Span};
+use brigade_worker::calibrate::calibrate_with;
 use brigade_worker::candle_backend::CandleBackend;
 use brigade_worker::cpu::CpuBackend;
+use brigade_worker::device::Room;
 use brigade_worker::model::{self, Converted, StageModel, StageNeeds};
 use brigade_worker::selftest::{STEPS_ROWS, difference, tiny_logits, usual_difference};
 use brigade_worker::stage::{HeldWeights, missing_weights, plan_check};
 use brigade_worker::tiny::{FAMILIES, KINDS, TinyFamily, TinyTypes};
 use brigade_worker::weights::{LoadError, LoadProgress, ModelFiles, TensorSource};
 use candle_core::Device;
+
+/// candle's processor, or the card that `BRIGADE_TEST_DEVICE` names, as deploy/cuda/check.sh does.
+fn device() -> Device {
+    let named = std::env::var("BRIGADE_TEST_DEVICE").map_or(DeviceKind::Cpu, |name| name.parse().unwrap());
+    brigade_worker::candle_backend::device(named).unwrap()
+}
 
 fn load<B: Backend>(backend: B, header: &brigade_shard::model_file::Header, layers: usize) -> StageModel<B> {
     try_load(backend, header, layers).unwrap()
@@ -40,7 +49,7 @@ fn both_logits(family: &TinyFamily, kind: TensorType) -> [Vec<Vec<f32>>; 2] {
     let dir = tempfile::tempdir().unwrap();
     let ends = if kind == TensorType::F32 { kind } else { TensorType::Q8_0 };
     let header = family.write(TinyTypes { layers: kind, ends }, &dir.path().join("tiny.gguf")).unwrap();
-    let candle = CandleBackend::new(Device::Cpu).unwrap().converting().unwrap();
+    let candle = CandleBackend::new(device()).unwrap().converting().unwrap();
     [tiny_logits(CpuBackend::new(2).unwrap(), &header).unwrap(), tiny_logits(candle, &header).unwrap()]
 }
 
@@ -144,7 +153,7 @@ impl TensorSource for Zeros {
 
 #[test]
 fn the_planner_knows_what_each_device_computes() {
-    let (ours, candle) = (CpuBackend::new(1).unwrap(), CandleBackend::new(Device::Cpu).unwrap());
+    let (ours, candle) = (CpuBackend::new(1).unwrap(), CandleBackend::new(device()).unwrap());
     for kind in TensorType::all() {
         let shape = MatrixShape { kind, rows: 16, width: 256 };
         assert_eq!(ours.matrix(shape, &mut Zeros).is_ok(), Kernels::CPU.has(kind), "{kind} on the processor");
@@ -227,7 +236,7 @@ fn parts<B: Backend>(mut backend: B) -> Vec<f32> {
 #[test]
 fn the_parts_of_other_families_agree_too() {
     let ours = parts(CpuBackend::new(2).unwrap());
-    let candles = parts(CandleBackend::new(Device::Cpu).unwrap());
+    let candles = parts(CandleBackend::new(device()).unwrap());
     assert_eq!(ours.len(), candles.len());
     for (i, (a, b)) in ours.iter().zip(&candles).enumerate() {
         assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "value {i}: {a} and {b}");
@@ -272,7 +281,7 @@ fn attention_in_several_tiles_is_attention() {
     let sinks = Random::new(2).normals(64, 2.0);
     for sinks in [None, Some(&sinks[..])] {
         let ours = attended_in_tiles(CpuBackend::new(2).unwrap(), sinks);
-        let candles = attended_in_tiles(CandleBackend::new(Device::Cpu).unwrap(), sinks);
+        let candles = attended_in_tiles(CandleBackend::new(device()).unwrap(), sinks);
         let found = difference(&ours, &candles);
         assert!(found < 1e-5, "{found} of their size, sinks {}", sinks.is_some());
     }
@@ -304,9 +313,65 @@ fn heads_in_groups<B: Backend>(mut backend: B, transposed: bool) -> Vec<f32> {
 fn heads_in_several_groups_are_heads() {
     for transposed in [false, true] {
         let ours = heads_in_groups(CpuBackend::new(2).unwrap(), transposed);
-        let candles = heads_in_groups(CandleBackend::new(Device::Cpu).unwrap(), transposed);
+        let candles = heads_in_groups(CandleBackend::new(device()).unwrap(), transposed);
         let found = difference(&ours, &candles);
         // The processor rounds the input to 8 bits.
         assert!(found < 0.01, "{found} of their size, transposed {transposed}");
     }
+}
+
+#[test]
+fn a_device_without_memory_is_an_error_with_figures_and_gives_back_what_it_took() {
+    let model = TinyModel::q4_1();
+    let dir = tempfile::tempdir().unwrap();
+    let header = model.write(&dir.path().join("tiny.gguf"));
+    let held = HeldWeights::default();
+    let load = |given: Bytes, layers: usize| {
+        let backend = CandleBackend::with_room(Device::Cpu, Room::stated(given)).unwrap();
+        let shard = Shard::of(LayerRange::new(0, layers).unwrap(), model.layers);
+        let needs = StageNeeds::new(&header, &shard, &room()).unwrap();
+        let progress = LoadProgress::new();
+        let files = ModelFiles::open(&header, &progress).unwrap().sharing(&held);
+        model::load(backend, &files, &needs.spec, &needs.table, &shard, &room(), &progress)
+    };
+    let needs = |layers: usize| {
+        let shard = Shard::of(LayerRange::new(0, layers).unwrap(), model.layers);
+        let missing = missing_weights(&header, &shard, 0, &room(), Converted::No, &held).unwrap();
+        (missing, StageNeeds::new(&header, &shard, &room()).unwrap().memory)
+    };
+    let ((all, _), (_, half)) = (needs(model.layers), needs(2));
+    // Too little for the first weights, for the first layer's cache behind them, and for more than half of the layers.
+    let enough_for_half = half.weights + half.cache;
+    let cases = [
+        (Bytes(all.0 / 20), "place weights"),
+        (Bytes(all.0 / 2), "make room for the cache"),
+        (enough_for_half, "device failed to"),
+    ];
+    for (given, operation) in cases {
+        let error = load(given, model.layers).err().unwrap().to_string();
+        println!("{error}");
+        for part in [operation, "were asked for, and", &format!("of {given} are free on this device")] {
+            assert!(error.contains(part), "`{part}` is not in `{error}`");
+        }
+        assert_eq!(needs(model.layers).0, all, "something of the stage that failed is still held");
+    }
+    // The same worker takes a smaller plan, with as much.
+    let stage = load(enough_for_half, 2).expect("half of the layers fit");
+    assert!(needs(model.layers).0 < all, "what is loaded is held");
+    drop(stage);
+    assert_eq!(needs(model.layers).0, all);
+}
+
+/// As a card is asked for its speed: by the same code, through candle.
+#[test]
+fn a_device_is_measured_through_its_own_backend() {
+    let measured = calibrate_with(|| Ok(CandleBackend::new(Device::Cpu)?), Bytes::mib(64)).unwrap();
+    assert!(measured.bandwidth_bytes_per_s > 1e7 && measured.flops_per_s > 1e7, "{measured:?}");
+    assert_eq!(measured.shared_host, None, "a card is not its machine's processors");
+    let refused = calibrate_with(
+        || Ok(CandleBackend::with_room(Device::Cpu, Room::stated(Bytes::mib(8)))?),
+        Bytes::mib(64),
+    );
+    let error = refused.expect_err("there is no room to measure with").to_string();
+    assert!(error.contains("were asked for, and"), "{error}");
 }

@@ -3,250 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::Enrolment;
-use brigade_proto::delivery::{
-    About, Authority, ChunkHash, ChunkReader, Document, Edition, Holder, PAGE_CHUNKS, Shelf,
-};
-use brigade_proto::identity::{CoordinatorIdentity, TransportIdentity, WorkerIdentity, WorkerKey};
+use brigade_proto::delivery::{ChunkHash, ChunkReader, Document, Edition, Holder, PAGE_CHUNKS, Shelf};
+use brigade_proto::identity::TransportIdentity;
 use brigade_proto::ids::{Peer, WorkerId};
 use brigade_proto::link::Transport;
-use brigade_shard::chunks::Chunks;
-use brigade_shard::model_file::{Fingerprint, Header, Outline};
-use brigade_worker::delivery::{
-    Activity, Cache, Delivered, Delivery, Home, KeptModel, Manners, Service, Ticket, WorkerShelf,
-};
+use brigade_shard::model_file::Fingerprint;
+use brigade_worker::delivery::Delivered;
 use brigade_worker::stage::{LoadProgress, Stage, StageOutput};
-use brigade_worker::telemetry::EngineCounters;
 use bytes::Bytes;
-use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
+use super::desk::{ANY, AtDesk, Desk, EDITION, PATIENCE, World};
 use super::tiny_model::{TinyModel, load, request, scored, step};
-
-const ANY: &str = "127.0.0.1:0";
-/// Longest time that a fetch on loopback may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What goes wrong at a source.
-#[derive(Default)]
-struct Faults {
-    /// Chunks that are sent otherwise, so many times.
-    flipped: BTreeMap<u32, u32>,
-    /// After so many chunks nothing is given any more.
-    ends_after: Option<u32>,
-    /// What each chunk takes.
-    delay: Duration,
-}
-
-/// A shelf with a model, as the coordinator has one.
-pub struct Desk {
-    outline: Document,
-    pub chunks: Chunks,
-    file: Vec<u8>,
-    model: Fingerprint,
-    identity: CoordinatorIdentity,
-    faults: Mutex<Faults>,
-    given: Arc<AtomicU32>,
-    holders: Mutex<Vec<Holder>>,
-}
-
-const EDITION: Edition = Edition(9);
-
-impl Desk {
-    fn new(identity: &CoordinatorIdentity, header: &Header, path: &Path) -> Arc<Desk> {
-        let outline = Outline::of(header).unwrap();
-        let model = *header.fingerprint();
-        let json = outline.to_json().into();
-        let document = Document::signed(identity, &model, EDITION, About::Outline, json).unwrap();
-        Arc::new(Desk {
-            outline: document,
-            chunks: Chunks::of(&outline).unwrap(),
-            file: fs::read(path).unwrap(),
-            model,
-            identity: identity.clone(),
-            faults: Mutex::default(),
-            given: Arc::default(),
-            holders: Mutex::default(),
-        })
-    }
-
-    fn chunk(&self, number: u32) -> &[u8] {
-        let chunk = self.chunks.get(number).unwrap();
-        &self.file[chunk.offset as usize..][..chunk.bytes as usize]
-    }
-
-    fn given(&self) -> u32 {
-        self.given.load(Ordering::Relaxed)
-    }
-
-    pub fn all(&self) -> Vec<u32> {
-        (0..self.chunks.count()).collect()
-    }
-}
-
-/// The desk, in many hands.
-struct AtDesk(Arc<Desk>);
-
-impl Shelf for AtDesk {
-    fn edition(&self, model: &Fingerprint) -> Result<Option<Edition>, String> {
-        Ok((*model == self.0.model).then_some(EDITION))
-    }
-
-    fn outline(&self, _: &Fingerprint) -> Result<Option<Document>, String> {
-        Ok(Some(self.0.outline.clone()))
-    }
-
-    fn hashes(&self, model: &Fingerprint, edition: Edition, page: u32) -> Result<Option<Document>, String> {
-        let desk = &self.0;
-        let numbers = page * PAGE_CHUNKS..((page + 1) * PAGE_CHUNKS).min(desk.chunks.count());
-        let content: Vec<u8> =
-            numbers.flat_map(|number| *ChunkHash::of(desk.chunk(number)).as_bytes()).collect();
-        let about = About::Hashes { page };
-        Ok(Some(Document::signed(&desk.identity, model, edition, about, content.into()).unwrap()))
-    }
-
-    fn holdings(&self, _: &Fingerprint) -> Result<Vec<Range<u32>>, String> {
-        Ok(std::iter::once(0..self.0.chunks.count()).collect())
-    }
-
-    fn holders(&self, _: &Fingerprint) -> Vec<Holder> {
-        self.0.holders.lock().unwrap().clone()
-    }
-
-    fn reader(&self, _: &Fingerprint) -> Result<Option<Box<dyn ChunkReader>>, String> {
-        Ok(Some(Box::new(AtDesk(self.0.clone()))))
-    }
-
-    fn is_busy(&self) -> bool {
-        false
-    }
-}
-
-impl ChunkReader for AtDesk {
-    fn read(&mut self, number: u32) -> Result<Option<Bytes>, String> {
-        let mut faults = self.0.faults.lock().unwrap();
-        std::thread::sleep(faults.delay);
-        if faults.ends_after.is_some_and(|most| self.0.given() >= most) {
-            return Err("the test has cut it off".to_owned());
-        }
-        let mut bytes = self.0.chunk(number).to_vec();
-        if let Some(times) = faults.flipped.get_mut(&number).filter(|times| **times > 0) {
-            *times -= 1;
-            bytes[0] ^= 0x40;
-        }
-        self.0.given.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(bytes.into()))
-    }
-}
-
-/// A coordinator's machine with a model, and the means to make workers.
-pub struct World {
-    runtime: Runtime,
-    identity: CoordinatorIdentity,
-    header: Header,
-    pub desk: Arc<Desk>,
-    home: Transport,
-    folder: TempDir,
-}
-
-impl World {
-    fn new() -> World {
-        World::with(TinyModel { layers: 12, ..TinyModel::q4_1() })
-    }
-
-    pub fn with(model: TinyModel) -> World {
-        let folder = tempfile::tempdir().unwrap();
-        let identity = CoordinatorIdentity::load_or_create(&folder.path().join("state")).unwrap();
-        let path = folder.path().join("model.gguf");
-        let header = model.write(&path);
-        let desk = Desk::new(&identity, &header, &path);
-        let runtime = Runtime::new().unwrap();
-        let home = {
-            let _within = runtime.enter();
-            let shelf = Arc::new(AtDesk(desk.clone()));
-            Transport::bind_shelf(ANY.parse().unwrap(), (&identity).into(), shelf).unwrap()
-        };
-        World { runtime, identity, header, desk, home, folder }
-    }
-
-    fn enrolled(&self, name: &str) -> WorkerIdentity {
-        let key = WorkerKey::generate().unwrap();
-        let worker = WorkerId::try_from(name.to_owned()).unwrap();
-        let certificate_der = self.identity.sign_worker(&key.request().unwrap(), &worker).unwrap();
-        let ca_der = self.identity.ca_der().to_vec();
-        let enrolment = Enrolment { worker, certificate_der, ca_der };
-        key.enrolled(enrolment, &self.identity.ca_spki_sha256()).unwrap()
-    }
-
-    /// A worker whose cache, in a folder of this name, may hold so much.
-    pub fn worker(&self, name: &str, limit: Option<u64>) -> Worker {
-        let place = self.folder.path().join(name);
-        let identity = TransportIdentity::from(&self.enrolled(name));
-        let limit = limit.map(brigade_shard::units::Bytes);
-        let cache = Cache::open(place, limit, Authority::of(identity.clone())).unwrap();
-        let activity = Activity::of(Arc::new(EngineCounters::default()));
-        let cache = Arc::new(cache);
-        let shelf = Arc::new(WorkerShelf::new(cache.clone(), activity.clone()));
-        let home: Home = Arc::new(Mutex::new(Some(self.home.local_addr())));
-        let at = ANY.parse().unwrap();
-        let manners = Manners { share: 0.5 };
-        let started = Service::start(at, identity, cache, home, shelf.clone(), activity, manners);
-        let (service, delivery) = started.unwrap();
-        Worker { name: name.to_owned(), service, delivery, shelf }
-    }
-
-    pub fn stop(&self, worker: Worker) {
-        let Worker { service, delivery, shelf, .. } = worker;
-        drop((delivery, shelf));
-        assert!(self.runtime.block_on(service.stop(PATIENCE)), "it ends");
-    }
-
-    /// What a worker has by now equals the file.
-    fn assert_same(&self, kept: &KeptModel, numbers: &[u32]) {
-        let mut bytes = Vec::new();
-        for number in numbers {
-            kept.read(*number, &mut bytes).unwrap();
-            assert!(bytes == self.desk.chunk(*number), "chunk {number} differs");
-        }
-    }
-}
-
-pub struct Worker {
-    name: String,
-    service: Service,
-    delivery: Delivery,
-    shelf: Arc<WorkerShelf>,
-}
-
-impl Worker {
-    fn holder(&self) -> Holder {
-        let peer = Peer::Worker(WorkerId::try_from(self.name.clone()).unwrap());
-        Holder { peer, addresses: vec![self.service.local_addr()] }
-    }
-
-    pub fn obtain(&self, world: &World) -> Arc<KeptModel> {
-        self.delivery.obtain(world.header.fingerprint(), &|| false).unwrap()
-    }
-
-    fn begin(&self, kept: &Arc<KeptModel>, numbers: Vec<u32>) -> Ticket {
-        self.delivery.fetch(kept, numbers, false).unwrap()
-    }
-
-    /// Fetches chunks; why it could not.
-    pub fn fetch(&self, kept: &Arc<KeptModel>, numbers: Vec<u32>) -> Result<(), String> {
-        let _ticket = self.begin(kept, numbers.clone());
-        let deadline = Instant::now() + PATIENCE;
-        numbers.into_iter().try_for_each(|number| kept.wait(number, &|| Instant::now() > deadline))
-    }
-}
 
 #[test]
 fn all_of_a_model_comes_once_and_is_here_after_a_restart() {
@@ -413,10 +186,6 @@ fn a_worker_gives_nothing_on_that_has_rotted_in_its_cache() {
 struct Liar(AtDesk);
 
 impl Shelf for Liar {
-    fn edition(&self, model: &Fingerprint) -> Result<Option<Edition>, String> {
-        self.0.edition(model)
-    }
-
     fn outline(&self, model: &Fingerprint) -> Result<Option<Document>, String> {
         self.0.outline(model)
     }
@@ -574,61 +343,6 @@ fn chunks_of_another_shard_make_room_for_those_of_this_one() {
     world.stop(worker);
 }
 
-/// A file system of its own, until it is dropped.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    /// `None` where none can be made.
-    fn mount(at: std::path::PathBuf, bytes: u64) -> Option<SmallDisk> {
-        fs::create_dir_all(&at).unwrap();
-        let size = format!("size={bytes}");
-        let mounted =
-            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).output();
-        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(SmallDisk(at))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
-#[test]
-fn a_disk_that_becomes_full_in_the_middle_is_told_and_nothing_is_made_up() {
-    let world = World::new();
-    let all = world.desk.all();
-    let Some(disk) = SmallDisk::mount(world.folder.path().join("w1"), 1 << 20) else {
-        println!("skipped: no file system can be mounted here");
-        return;
-    };
-    let worker = world.worker("w1", None);
-    let kept = worker.obtain(&world);
-    // Somebody else writes so much that half of the model finds no room.
-    let filler = disk.0.join("filler");
-    let mut file = fs::File::create(&filler).unwrap();
-    let mut filled = 0;
-    while let Ok(written) = file.write(&[1; 4096]) {
-        filled += written as u64;
-    }
-    file.set_len(filled - world.desk.file.len() as u64 / 2).unwrap();
-    let refused = worker.fetch(&kept, all.clone()).unwrap_err();
-    for words in ["failed to write", "No space left", "free some space", "--cache"] {
-        assert!(refused.contains(words), "`{words}` is missing in: {refused}");
-    }
-    let here: Vec<u32> = kept.holdings().into_iter().flatten().collect();
-    assert!(here.len() > all.len() / 4 && here.len() < all.len(), "{} chunks", here.len());
-    world.assert_same(&kept, &here);
-    drop(file);
-    fs::remove_file(&filler).unwrap();
-    let before = world.desk.given();
-    worker.fetch(&kept, all.clone()).unwrap();
-    world.assert_same(&kept, &all);
-    assert!(world.desk.given() - before <= (all.len() - here.len()) as u32 + 2, "some came again");
-    drop(kept);
-    world.stop(worker);
-}
-
 #[test]
 fn nothing_leads_out_of_the_cache() {
     let world = World::new();
@@ -642,7 +356,7 @@ fn nothing_leads_out_of_the_cache() {
     fs::create_dir_all(&place).unwrap();
     std::os::unix::fs::symlink(&outside, place.join(&model)).unwrap();
     let worker = world.worker("w1", None);
-    let refused = worker.delivery.obtain(world.header.fingerprint(), &|| false).unwrap_err();
+    let refused = worker.delivery.obtain(world.header.fingerprint(), EDITION, &|| false).unwrap_err();
     assert!(refused.contains("not a directory of the cache"), "{refused}");
     assert_eq!(worker.delivery.cache().remove(world.header.fingerprint()), Ok(None));
     world.stop(worker);
@@ -651,7 +365,7 @@ fn nothing_leads_out_of_the_cache() {
     fs::create_dir_all(&place).unwrap();
     std::os::unix::fs::symlink(&precious, place.join("part-0")).unwrap();
     let worker = world.worker("w2", None);
-    let refused = worker.delivery.obtain(world.header.fingerprint(), &|| false).unwrap_err();
+    let refused = worker.delivery.obtain(world.header.fingerprint(), EDITION, &|| false).unwrap_err();
     assert!(refused.contains("part-0"), "{refused}");
     world.stop(worker);
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
@@ -672,10 +386,10 @@ fn who_does_not_have_a_model_says_so() {
     let world = World::new();
     let worker = world.worker("w1", None);
     let other = Fingerprint::new([1; 32]);
-    let refused = worker.delivery.obtain(&other, &|| false).unwrap_err();
+    let refused = worker.delivery.obtain(&other, EDITION, &|| false).unwrap_err();
     assert!(refused.contains("coordinator"), "{refused}");
     world.runtime.block_on(world.home.close());
-    let refused = worker.delivery.obtain(world.header.fingerprint(), &|| false).unwrap_err();
+    let refused = worker.delivery.obtain(world.header.fingerprint(), EDITION, &|| false).unwrap_err();
     assert!(refused.contains("cannot reach"), "{refused}");
     world.stop(worker);
 }

@@ -11,7 +11,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use super::delivery::{Worker, World};
+use super::desk::{Worker, World};
 use super::tiny_model::TinyModel;
 
 const ROUNDS: usize = 5;

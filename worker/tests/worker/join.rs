@@ -34,6 +34,7 @@ fn wrong_use_exits_with_2_and_says_what_to_do() {
         (&["join", "localhost"], &[("BRIGADE_MEMORY", "lots")], "`lots` is not a memory size"),
         (&["join", "localhost", "--memory", "0"], &[], "--memory"),
         (&["join", "localhost", "--device", "gpu"], &[], "cuda:N"),
+        (&["join", "localhost", "--device", "best"], &[], "auto"),
         (&["join", "localhost", "--threads", "0"], &[], "--threads"),
         (&["join", "localhost", "--log", "brigade=loud"], &[], "--log"),
         (&["join", "localhost", "--name", "a/b"], &[], "not a worker's name"),

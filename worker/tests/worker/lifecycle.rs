@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use brigade_proto::control::{
     CacheDtype, ConnectStage, LoadStage, StageMemory, StageReport, StageRoom, StageState,
 };
+use brigade_proto::delivery::Edition;
 use brigade_proto::ids::{DeploymentId, Epoch, Fence, Incarnation, Peer};
 use brigade_proto::step::WireDtype;
 use brigade_shard::layers::{LayerRange, Shard};
@@ -22,6 +23,7 @@ fn order(epoch: u64, start: usize) -> LoadStage {
         deployment: DEPLOYMENT,
         epoch: Epoch(epoch),
         fingerprint: "ab".repeat(32),
+        edition: Edition(1),
         file_hint: "tiny.gguf".to_owned(),
         shard: Shard::of(LayerRange::new(start, 4).unwrap(), 4),
         stage: 1,
@@ -184,15 +186,28 @@ fn a_new_plan_over_the_same_shard_keeps_the_weights() {
 }
 
 #[test]
-fn a_new_plan_with_another_shard_loads_only_when_the_old_one_is_gone() {
+fn a_new_plan_with_another_shard_or_edition_loads_only_when_the_old_one_is_gone() {
+    for other in [order(2, 1), LoadStage { edition: Edition(2), ..order(2, 2) }] {
+        let mut driven = Driven::new(100);
+        driven.active(1, 60);
+        let commands = driven.tell(StageEvent::Load(other));
+        assert!(!commands.iter().any(|command| matches!(command, StageCommand::Find { .. })), "{commands:?}");
+        let commands = driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT });
+        let load = find_of(&commands);
+        let commands = driven.tell(StageEvent::Found { load, memory: memory(90) });
+        assert_eq!(commands[0], StageCommand::Read { load, budget: Bytes::mib(100) });
+    }
+}
+
+#[test]
+fn a_new_start_of_the_coordinator_with_another_edition_loads_it() {
     let mut driven = Driven::new(100);
     driven.active(1, 60);
-    let commands = driven.tell(StageEvent::Load(order(2, 1)));
-    assert!(!commands.iter().any(|command| matches!(command, StageCommand::Find { .. })), "{commands:?}");
-    let commands = driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT });
-    let load = find_of(&commands);
-    let commands = driven.tell(StageEvent::Found { load, memory: memory(90) });
-    assert_eq!(commands[0], StageCommand::Read { load, budget: Bytes::mib(100) });
+    driven.tell(StageEvent::Welcomed(Incarnation(4)));
+    let other = LoadStage { edition: Edition(2), ..order(2, 2) };
+    let commands = driven.tell(StageEvent::Load(other));
+    assert!(commands.contains(&StageCommand::Drop { deployment: DEPLOYMENT }), "{commands:?}");
+    find_of(&driven.tell(StageEvent::Dropped { deployment: DEPLOYMENT }));
 }
 
 #[test]

@@ -8,6 +8,9 @@ mod blocks;
 mod candle;
 mod delivery;
 mod delivery_speed;
+mod desk;
+#[cfg(target_os = "linux")]
+mod each;
 mod engine;
 mod frame_limits;
 mod join;

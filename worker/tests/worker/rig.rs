@@ -13,6 +13,7 @@ use brigade_proto::control::{
     StageState, Telemetry, ToCoordinator, ToWorker, Welcome,
 };
 use brigade_proto::control_server::{AttachSession, ControlHandler, Refusal, RefusalKind, serve_control};
+use brigade_proto::delivery::Edition;
 use brigade_proto::frame::FrameLimits;
 use brigade_proto::health::Health;
 use brigade_proto::identity::{CoordinatorIdentity, JoinToken, TransportIdentity};
@@ -158,6 +159,7 @@ impl Coordinator {
             deployment: DEPLOYMENT,
             epoch: Epoch(epoch),
             fingerprint: self.header().fingerprint().to_string(),
+            edition: Edition(1),
             file_hint: "tiny.gguf".to_owned(),
             shard: Shard::of(LayerRange::new(start, end).unwrap(), 4),
             stage: u32::from(start > 0),
@@ -309,6 +311,10 @@ impl Process {
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         Process { child, stdin }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {

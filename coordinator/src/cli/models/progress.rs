@@ -53,7 +53,7 @@ impl Shown {
 
 impl Watch for Shown {
     fn begin(&self, phase: Phase, done: u64, total: Option<u64>) {
-        let word = word(phase);
+        let word = phase.as_str();
         let Some(bar) = &self.bar else {
             let line = self.lines().begin(word, done, total, Instant::now());
             return self.line(&line);
@@ -94,14 +94,6 @@ impl Watch for Shown {
 
     fn note(&self, text: &str) {
         self.line(text);
-    }
-}
-
-fn word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Fetching => "fetching",
-        Phase::Copying => "copying",
-        Phase::Checking => "checking",
     }
 }
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::UsageError;
 use super::connect::ConnectOptions;
+use super::devices::Local;
 use super::options::{ServingOptions, WorkerOptions};
 use crate::planning::claims::claims;
 use crate::planning::cluster_file::parse_rate;
@@ -248,14 +249,15 @@ fn show<T: Serialize>(json: bool, shown: &T, render: impl Fn(&T) -> String) -> a
 pub(super) fn check_memory(
     model: &Path,
     workers: &WorkerOptions,
+    local: &Local,
     serving: &ServingOptions,
 ) -> anyhow::Result<()> {
     let model = Model::of_file(model)?;
-    let mut cluster = local_cluster(workers.workers, workers.memory()?);
+    let mut cluster = local_cluster(&local.workers);
     if workers.offload {
         cluster.offload(workers.offload_rate.map_or(ASSUMED_OFFLOAD, |rate| rate.0 as f64));
     }
-    let input = plan_input(&cluster, workers.workers, Objective::default(), serving);
+    let input = plan_input(&cluster, local.workers.len(), Objective::default(), serving);
     let draft = serving.draft.as_deref().map(Model::of_draft).transpose()?;
     let planned = match &draft {
         None => brigade_shard::plan::plan(&model.cost, &input),

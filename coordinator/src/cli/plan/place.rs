@@ -13,7 +13,7 @@ use crate::cli::UsageError;
 use crate::cli::connect::running;
 use crate::cli::options::{memory_of_each, parse_threads, parse_workers};
 use crate::client::Client;
-use crate::local::worker_name;
+use crate::local::{LocalWorker, worker_name};
 use crate::planning::cluster_file::parse_cluster;
 use crate::planning::{Cluster, LOOPBACK, plan_device};
 
@@ -112,7 +112,9 @@ async fn live(client: &Client) -> anyhow::Result<Place> {
 
 fn local(args: &PlanArgs) -> anyhow::Result<Place> {
     let workers = args.local.workers.unwrap_or(1);
-    let mut cluster = local_cluster(workers, memory_of_each(args.local.memory, workers)?);
+    let memory = memory_of_each(args.local.memory, workers)?;
+    let worker = |index| LocalWorker { name: worker_name(index), device: DeviceKind::Cpu, memory };
+    let mut cluster = local_cluster(&(0..workers).map(worker).collect::<Vec<_>>());
     cluster.notes.push(format!(
         "speeds are assumed, not measured: {:.0} GB/s and {:.1} TFLOP/s for each worker",
         ASSUMED_BANDWIDTH / 1e9,
@@ -133,11 +135,12 @@ fn local(args: &PlanArgs) -> anyhow::Result<Place> {
 }
 
 /// Workers on this machine, with speeds that are assumed.
-pub(super) fn local_cluster(workers: usize, budget: Bytes) -> Cluster {
-    let device = |index| {
-        plan_device(worker_name(index), budget, ASSUMED_BANDWIDTH, ASSUMED_FLOPS, DeviceKind::Cpu.kernels())
+pub(super) fn local_cluster(workers: &[LocalWorker]) -> Cluster {
+    let device = |worker: &LocalWorker| {
+        let LocalWorker { name, device, memory } = worker;
+        plan_device(name.clone(), *memory, ASSUMED_BANDWIDTH, ASSUMED_FLOPS, device.kernels())
     };
-    let devices = (0..workers).map(device).collect();
+    let devices = workers.iter().map(device).collect();
     Cluster::of_devices(devices, Vec::new(), Links::all(LOOPBACK), "assumed")
 }
 

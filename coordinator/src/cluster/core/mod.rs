@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::scheduler::{Scheduler, Speculation};
 use crate::shelf::Holders;
 use crate::state_dir::{StateDir, StateDirError};
-use crate::status::{ClusterStatus, ModelStatus};
+use crate::status::{ClusterStatus, ModelStatus, PullStatus};
 use crate::traces::Tracer;
 
 pub(super) use self::draft::Draft;
@@ -107,6 +107,7 @@ pub(super) struct CoreParts {
     pub(super) pins: mpsc::Receiver<PinWish>,
     pub(super) status: watch::Sender<Arc<ClusterStatus>>,
     pub(super) holders: Holders,
+    pub(super) pulls: watch::Receiver<Vec<PullStatus>>,
 }
 
 type Cancelled = Pin<Box<dyn Future<Output = SequenceId> + Send>>;
@@ -149,6 +150,7 @@ pub(super) struct Core {
     status: watch::Sender<Arc<ClusterStatus>>,
     /// Workers that others may get weights from.
     holders: Holders,
+    pulls: watch::Receiver<Vec<PullStatus>>,
     published: Instant,
     changed: bool,
     /// Whether no request runs or waits, as the deployment knows it.
@@ -193,6 +195,7 @@ impl Core {
             pins: parts.pins,
             status: parts.status,
             holders: parts.holders,
+            pulls: parts.pulls,
             published: now,
             changed: true,
             idle: false,

@@ -69,6 +69,7 @@ impl Core {
             recovery: self.recoveries.status(),
             moves: self.recoveries.moves(),
             failure: self.recoveries.failure(),
+            pulls: self.pulls.borrow().clone(),
         };
         sources.status(now)
     }

@@ -6,6 +6,7 @@ use crate::control::{CacheDtype, ConnectStage, LoadStage, ShortWayEnd, StageRoom
 use crate::convert::InvalidMessage;
 use crate::convert::fields::{MAX_NAME_BYTES, addresses, peer, positive, reason, required, shortened, text};
 use crate::convert::step::wire_dtype;
+use crate::delivery::Edition;
 use crate::ids::{DeploymentId, Epoch, Incarnation};
 use crate::pb;
 
@@ -94,6 +95,7 @@ impl From<LoadStage> for pb::LoadStage {
             deployment: load.deployment.0,
             epoch: load.epoch.0,
             fingerprint: load.fingerprint,
+            edition: load.edition.0,
             file_hint: load.file_hint,
             shard: Some(pb::Shard {
                 start: layer(load.shard.layers.start),
@@ -134,6 +136,7 @@ impl TryFrom<pb::LoadStage> for LoadStage {
             deployment: DeploymentId(load.deployment),
             epoch: Epoch(load.epoch),
             fingerprint: fingerprint(load.fingerprint)?,
+            edition: Edition(load.edition),
             file_hint: base_name(load.file_hint)?,
             shard,
             stage: load.stage,
