@@ -5,7 +5,7 @@
 //! pages first, as loaded weights are.
 //!
 //! Workers of one machine measure one after another, since each would make the others look slow, and those that are alike
-//! and start within some seconds share what the first of them found.
+//! and start within some minutes share what the first of them found.
 
 mod between;
 mod measure;
@@ -117,7 +117,7 @@ impl Calibration {
 
 /// Measures the device with matrices of the types that models have most, and with what steps compute beside their products;
 /// takes a second, and no more memory than 32 MiB and `room`, all of it freed; on a card, a quarter of `room` and a matrix. A
-/// worker that starts within some seconds after others like it takes what two of them have measured.
+/// worker that starts some minutes after others like it takes what two of them have measured.
 ///
 /// # Errors
 /// Where the device was not built in, or fails.
