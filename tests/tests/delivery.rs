@@ -213,8 +213,12 @@ async fn workers_without_the_file_fetch_just_their_shards_once() {
     assert!(sound && checked.matches("chunks are sound").count() == 3, "{checked}");
     let (removed, refused) = models(&served, &client, &["rm", "--workers=w2", &fingerprint(&model)]);
     assert!(!removed && refused.contains("is in use"), "{refused}");
-    // The same again, from what each of them has by now.
+    // All of it is started again, from what each of them has by now. A coordinator that went on would soon make a plan
+    // over those that are back.
     workers.iter_mut().for_each(Joined::stop);
+    served.kill();
+    let mut served = served.restart(&client);
+    let client = served.early_client();
     workers.iter_mut().for_each(Joined::restart);
     served.wait_until_serving(&client).await;
     assert_eq!(text(&client).await, first);
