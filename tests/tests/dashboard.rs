@@ -121,7 +121,11 @@ async fn living() -> Result<(), Failed> {
     );
     browser.wait_for("the worker as unreachable", SHOWN, &gone).await;
     println!("  a killed worker is shown as unreachable after {:.2?}", killed.elapsed());
-    browser.wait_for("the answer's next words", THERE, &format!("{answer} > {}", length + 40)).await;
+    // A short story ends; that it was not broken off is seen by what the chat shows.
+    let goes_on = format!("{answer} > {} || document.getElementById('chat-stop').hidden", length + 40);
+    browser.wait_for("the answer's next words", THERE, &goes_on).await;
+    let alert = browser.text("#chat-log .error").await;
+    check(alert.is_none(), format!("the chat shows an error: {alert:?}"))?;
     // They compute what three did, and may be called slow.
     let whole = "return document.querySelectorAll('#shards .card:is([data-state=ok], [data-state=slow])').length === 2 \
                  && document.querySelectorAll('.link.broken').length === 0";
