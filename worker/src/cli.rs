@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use brigade_proto::control::{DeviceKind, UnknownDevice};
+use brigade_proto::device_choice::DeviceChoice;
 use brigade_shard::units::{ByteRate, Bytes};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
-use crate::device::{DeviceChoice, DevicesArgs};
+use crate::device::DevicesArgs;
 use crate::doctor::DoctorArgs;
 use crate::selftest::SelftestArgs;
 use crate::stretch::Stretch;
@@ -248,12 +249,6 @@ pub enum ValueError {
     /// Not a device.
     #[error(transparent)]
     Device(UnknownDevice),
-    /// Not a choice of devices.
-    #[error(
-        "`{0}` is not a device: write cpu, cuda:N (N is the card's number, from 0), metal, auto (the best that is there) or all \
-         (every card, with a worker process each)"
-    )]
-    DeviceChoice(String),
     /// Not a name.
     #[error(
         "`{0}` is not a worker's name: 1 to 63 letters, digits, dots, dashes and underscores, not starting with a dot"

@@ -401,22 +401,16 @@ fn begin_fetch(
     Ok(Some((Arc::new(Delivered::new(kept, delivery.clone(), progress.cancelled())), ticket)))
 }
 
-fn read_missing(
-    found: Found,
+/// What is asked of a stage.
+fn request(
+    order: &LoadStage,
     Way { device, threads, mapped, converted, .. }: Way,
-    held: &HeldWeights,
-    elsewhere: &Option<Elsewhere>,
-    progress: &LoadProgress,
-) -> Result<PreparedWeights, String> {
-    let Found { order, header, kept, model, missing, .. } = found;
-    let fetching = begin_fetch(kept, &order, &header, held, elsewhere, true, progress)
-        .map_err(|reason| format!("failed to load {} of {model} for the next plan: {reason}", order.shard))?;
-    let delivered = fetching.as_ref().map(|(delivered, _)| delivered.clone());
-    let (shard, missing) = (order.shard, missing.unwrap_or_default());
-    let start = Instant::now();
-    let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
-    let budget = missing;
-    let request = StageRequest {
+    header: Header,
+    delivered: Option<Arc<Delivered>>,
+    budget: Bytes,
+) -> StageRequest {
+    let (shard, room, streamed_layers) = (order.shard, order.room, order.streamed_layers as usize);
+    StageRequest {
         header,
         delivered,
         shard,
@@ -427,7 +421,23 @@ fn read_missing(
         converted,
         streamed_layers,
         budget,
-    };
+    }
+}
+
+fn read_missing(
+    found: Found,
+    way: Way,
+    held: &HeldWeights,
+    elsewhere: &Option<Elsewhere>,
+    progress: &LoadProgress,
+) -> Result<PreparedWeights, String> {
+    let Found { order, header, kept, model, missing, .. } = found;
+    let fetching = begin_fetch(kept, &order, &header, held, elsewhere, true, progress)
+        .map_err(|reason| format!("failed to load {} of {model} for the next plan: {reason}", order.shard))?;
+    let delivered = fetching.as_ref().map(|(delivered, _)| delivered.clone());
+    let (shard, missing) = (order.shard, missing.unwrap_or_default());
+    let start = Instant::now();
+    let request = request(&order, way, header, delivered, missing);
     let weights = PreparedWeights::read(request, held, progress)
         .map_err(|error| format!("failed to load {shard} of {model} for the next plan: {error}"))?;
     let seconds = start.elapsed().as_secs_f64();
@@ -437,7 +447,7 @@ fn read_missing(
 
 fn read(
     found: Found,
-    Way { device, threads, mapped, converted, .. }: Way,
+    way: Way,
     held: &HeldWeights,
     elsewhere: &Option<Elsewhere>,
     budget: Bytes,
@@ -449,19 +459,7 @@ fn read(
     let delivered = fetching.as_ref().map(|(delivered, _)| delivered.clone());
     let (shard, weights) = (order.shard, memory.weights);
     let start = Instant::now();
-    let (room, streamed_layers) = (order.room, order.streamed_layers as usize);
-    let request = StageRequest {
-        header,
-        delivered,
-        shard,
-        room,
-        device,
-        threads,
-        mapped,
-        converted,
-        streamed_layers,
-        budget,
-    };
+    let request = request(&order, way, header, delivered, budget);
     let stage = Stage::load_sharing(request, held, progress).map_err(|error| {
         let how_far = match &error {
             // A device fails for lack of memory, if at all: what was wanted and what there is tell why.
@@ -472,8 +470,8 @@ fn read(
                 memory.total().as_mib(),
                 budget.as_mib(),
                 // What was taken for it is free again by now.
-                free_now(device),
-                if device == DeviceKind::Cpu { "machine" } else { "device" },
+                free_now(way.device),
+                if way.device == DeviceKind::Cpu { "machine" } else { "device" },
             ),
             _ => String::new(),
         };

@@ -4,9 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use brigade_proto::control::DeviceKind;
+use brigade_proto::device_choice::DeviceChoice;
 use brigade_worker::bench;
 use brigade_worker::cli::{self, Command, JoinArgs, LogFormat};
-use brigade_worker::device::{self, DeviceChoice, Devices};
+use brigade_worker::device::{self, Devices};
 use brigade_worker::doctor;
 use brigade_worker::driver::Driver;
 use brigade_worker::selftest;

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use brigade_proto::control::DeviceKind;
+use brigade_proto::device_choice::DeviceChoice;
 use brigade_proto::identity::JoinToken;
 use brigade_shard::units::Bytes;
 
 use crate::cli::{CoordinatorAddress, JoinArgs, WorkerName};
-use crate::device::{BudgetError, DeviceChoice, Devices, Found, Presence, budget};
+use crate::device::{BudgetError, Devices, Found, Presence, budget};
 use crate::offload::Offload;
 use crate::stretch::Stretch;
 

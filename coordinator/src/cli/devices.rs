@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use brigade_proto::control::DeviceKind;
+use brigade_proto::device_choice::DeviceChoice;
 use brigade_shard::units::Bytes;
 use serde::Deserialize;
 use tokio::process::Command;
@@ -19,32 +19,6 @@ use crate::local::{LocalWorker, find_program, worker_name};
 
 /// How long the worker's program may take to ask its drivers, which takes seconds where cards must be woken first.
 const ASKING: Duration = Duration::from_secs(60);
-
-/// What `--device` asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DeviceChoice {
-    /// All workers on this one.
-    One(DeviceKind),
-    /// All workers on the best that the worker's program finds.
-    Auto,
-    /// A worker for each card; on the processor where there is none.
-    All,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(DeviceChoice::Auto),
-            "all" => Ok(DeviceChoice::All),
-            _ => text.parse().map(DeviceChoice::One).map_err(|_| {
-                "write cpu, cuda:N, metal, auto (the best that is there) or all (a worker for each card)"
-                    .to_owned()
-            }),
-        }
-    }
-}
 
 /// The workers that are to be started, and their program.
 #[derive(Clone, Debug)]
@@ -207,7 +181,6 @@ mod tests {
         assert!(error.contains("no cuda:1, only cuda:0, cpu"), "{error}");
         let error = choose(DeviceChoice::All, 2, &listed(&["cpu"])).expect_err("two contradict all");
         assert!(error.downcast_ref::<UsageError>().is_some(), "{error}");
-        assert!("gpu".parse::<DeviceChoice>().expect_err("no device").contains("auto"));
     }
 
     #[test]

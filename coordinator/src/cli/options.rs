@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use brigade_proto::control::CacheDtype;
+use brigade_proto::device_choice::DeviceChoice;
 use brigade_proto::step::WireDtype;
 use brigade_shard::units::{ByteRate, Bytes};
 use clap::{Args, ValueEnum};
 
 use super::UsageError;
-use super::devices::DeviceChoice;
 use crate::cluster::{ClusterSettings, DEFAULT_PREFILL_CHUNK};
 use crate::discovery;
 use crate::scheduler::Speculation;

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use brigade_proto::control::{
-    CardTelemetry, DeliveryProgress, DeviceKind, MachineTelemetry, StageMemory, Throttle,
-};
+use brigade_proto::control::{CardTelemetry, DeliveryProgress, MachineTelemetry, StageMemory, Throttle};
 use brigade_proto::ids::Incarnation;
 
 use super::clients::Clients;
@@ -201,7 +199,7 @@ fn worker(member: &Member, now: Instant) -> WorkerStatus {
         host: capabilities.host.clone(),
         state: state.into(),
         address: member.remote.to_string(),
-        device: device(capabilities.device),
+        device: capabilities.device.to_string(),
         device_name: capabilities.device_name.clone(),
         budget_bytes: capabilities.budget.0,
         resident_bytes: telemetry.resident.0,
@@ -258,14 +256,6 @@ fn throttling(throttle: Throttle) -> Option<Throttling> {
         Throttle::None => Some(Throttling::None),
         Throttle::Heat => Some(Throttling::Heat),
         Throttle::Power => Some(Throttling::Power),
-    }
-}
-
-fn device(kind: DeviceKind) -> String {
-    match kind {
-        DeviceKind::Cpu => "cpu".into(),
-        DeviceKind::Cuda(index) => format!("cuda:{index}"),
-        DeviceKind::Metal => "metal".into(),
     }
 }
 

@@ -187,12 +187,13 @@ impl Cluster {
             wire: settings.wire,
             moving: if settings.split.is_empty() { Moving::Freely } else { Moving::ToDrain },
         };
-        let beside = settings.draft.iter().zip(&draft).next().map(|((path, id), draft)| {
+        let mut drafts = settings.draft.iter().zip(&draft).zip(draft_edition);
+        let beside = drafts.next().map(|(((path, id), draft), edition)| {
             let drafting = DeploymentSettings {
                 id: DRAFT_DEPLOYMENT,
                 min_workers: 1,
                 fingerprint: draft.fingerprint.to_string(),
-                edition: draft_edition.unwrap_or(edition),
+                edition,
                 file_hint: file_hint(path),
                 moving: Moving::AtOnce,
                 ..served.clone()

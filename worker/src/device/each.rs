@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{self, Command};
-    use crate::device::DeviceChoice;
+    use brigade_proto::device_choice::DeviceChoice;
 
     fn parsed(words: &[OsString]) -> JoinArgs {
         let words = [OsString::from("brigade-worker")].into_iter().chain(words.iter().cloned());

@@ -3,20 +3,20 @@
 //! What depends on the features `cuda` and `metal`, apart from candle's backend, is in the one private part that asks
 //! drivers. Everything else sees [`Devices`], so that each decision can be tried on machines that are only written down.
 
-mod choice;
 mod driver;
 mod each;
 mod findings;
+mod found;
 mod list;
 mod memory;
 mod room;
 
 use brigade_proto::control::DeviceKind;
 
-pub use choice::{DeviceChoice, Found, Presence};
 pub use driver::Here;
 pub use each::{EachError, run as run_each, worker_processes};
 pub use findings::findings;
+pub use found::{Found, Presence};
 pub use list::{DevicesArgs, Listed, list, run as list_devices};
 pub use memory::{BudgetError, DeviceMemory, budget};
 pub use room::Room;

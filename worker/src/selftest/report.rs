@@ -68,11 +68,7 @@ impl Report {
         Report {
             version: env!("CARGO_PKG_VERSION"),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            device: match kind {
-                DeviceKind::Cpu => "cpu".to_owned(),
-                DeviceKind::Cuda(index) => format!("cuda:{index}"),
-                DeviceKind::Metal => "metal".to_owned(),
-            },
+            device: kind.to_string(),
             tested,
             reference: format!(
                 "this program's kernels on the processor, {}, {threads} threads",

@@ -222,8 +222,7 @@ pub(crate) fn check_streaming(device: DeviceKind, layers: usize) -> Result<(), L
     match device {
         _ if layers == 0 => Ok(()),
         DeviceKind::Cpu => Ok(()),
-        DeviceKind::Cuda(number) => Err(LoadError::StreamedOn { device: format!("cuda:{number}"), layers }),
-        DeviceKind::Metal => Err(LoadError::StreamedOn { device: "metal".to_owned(), layers }),
+        card => Err(LoadError::StreamedOn { device: card.to_string(), layers }),
     }
 }
 

@@ -1,37 +1,8 @@
-//! Which device a worker computes on: the one that was named, the best, or each with a worker of its own.
+//! Which devices there are, and which of them is the best.
 
 use std::fmt;
-use std::str::FromStr;
 
 use brigade_proto::control::DeviceKind;
-
-use crate::cli::{Device, ValueError};
-
-/// What `--device` asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// This one.
-    One(DeviceKind),
-    /// The best that this build and machine have.
-    Auto,
-    /// Every card, with a worker process each; the processor where there is none.
-    All,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        match text {
-            "auto" => Ok(DeviceChoice::Auto),
-            "all" => Ok(DeviceChoice::All),
-            _ => match text.parse::<Device>() {
-                Ok(Device(kind)) => Ok(DeviceChoice::One(kind)),
-                Err(_) => Err(ValueError::DeviceChoice(text.to_owned())),
-            },
-        }
-    }
-}
 
 /// Whether there are devices of a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,18 +74,6 @@ mod tests {
 
     fn found(cuda: Presence, metal: Presence) -> Found {
         Found { cuda, metal }
-    }
-
-    #[test]
-    fn choices_are_read_as_people_write_them() {
-        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
-        assert_eq!("all".parse(), Ok(DeviceChoice::All));
-        assert_eq!("cuda:2".parse(), Ok(DeviceChoice::One(DeviceKind::Cuda(2))));
-        assert_eq!("cpu".parse(), Ok(DeviceChoice::One(DeviceKind::Cpu)));
-        for text in ["", "best", "AUTO", "all:1", "cuda:-1"] {
-            let error = text.parse::<DeviceChoice>().expect_err(text).to_string();
-            assert!(error.contains("auto") && error.contains("all") && error.contains("cuda:N"), "{error}");
-        }
     }
 
     #[test]
