@@ -9,8 +9,9 @@
 #                      RTX 30 and RTX 40, 90 for Hopper, 100 and 120 for Blackwell
 #   CARGO_TARGET_DIR   where builds go [default: target]; this one into its folder `cuda`
 #
-# `build.sh test [FILTER]...` runs the worker's tests of these names in the same way, which takes a driver. The program needs CUDA's libraries of the same first
-# version number: it looks in the toolkit that it was built with, and before that in a folder `cuda` beside itself.
+# `build.sh test [FILTER]...` runs the worker's tests of these names in the same way, which takes a driver. The program needs
+# CUDA's libraries of the same first version number: it looks in the toolkit that it was built with, and before that in a
+# folder `cuda` beside itself.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
